@@ -1,0 +1,1 @@
+"""Agents claim reverse-tunnel proxies through the trackd daemon of their host."""

@@ -1,0 +1,1 @@
+"""trackd: the daemon that shares reverse-tunnel leases among the agents of one host."""
