@@ -1,1 +1,50 @@
-"""Agents claim reverse-tunnel proxies through the trackd daemon of their host."""
+"""Agents share the reverse-tunnel proxies of a cluster through the trackd daemon of their host.
+
+A *proxy* is a reverse-tunnel server behind a load balancer, and nobody can choose which one
+a dial reaches. Each agent process asks the daemon for a *lease*, permission to dial once;
+dials; and *claims* the proxy that it reached, unless another lease holds it already. What
+connected proxies say of each other (*gossip*) goes to the daemon, which so knows how many
+tunnels are wanted::
+
+    from trackd_client import Proxy, Tracker
+
+    with Tracker(cluster="example.com") as tracker:
+        tracker.track_expected(Proxy("p1", generation=2))
+        with tracker.acquire() as lease:
+            tunnel = dial()
+            if lease.claim(*tunnel.principals):
+                tunnel.serve()
+
+Leases belong to the *session* of their process; when it ends, however it ends, they are free.
+"""
+
+from trackd_client import errors
+from trackd_client._version import __version__
+from trackd_client.discovery import parse_discovery
+from trackd_client.errors import (
+    AcquireTimeout,
+    BadPayload,
+    DaemonAbsent,
+    NoAnswer,
+    Refused,
+    SessionLost,
+    TrackdError,
+)
+from trackd_client.proxy import Proxy
+from trackd_client.sync import Lease, Tracker
+
+__all__ = [
+    "AcquireTimeout",
+    "BadPayload",
+    "DaemonAbsent",
+    "Lease",
+    "NoAnswer",
+    "Proxy",
+    "Refused",
+    "SessionLost",
+    "TrackdError",
+    "Tracker",
+    "__version__",
+    "errors",
+    "parse_discovery",
+]

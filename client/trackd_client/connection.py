@@ -1,0 +1,162 @@
+"""One DEALER socket of the synchronous client: send, wait, notice reconnects. I/O only.
+
+A connection means nothing to the daemon, since every request carries its session's token.
+So a tracker keeps a handful of them, and each call uses one alone: a slow call never holds
+up another thread's. libzmq reconnects by itself; what it lost meanwhile is sent again after
+the new handshake, which the socket's monitor tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from trackd_client.errors import DaemonAbsent, NoAnswer
+from trackd_client.places import check_ipc_path
+
+_RECONNECT_MS: Final = 20
+_RECONNECT_MAX_MS: Final = 500
+_MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+
+
+class Happened(Enum):
+    """What ended a wait."""
+
+    REPLY = "reply"
+    RECONNECTED = "reconnected"
+    WOKEN = "woken"
+    TIMEOUT = "timeout"
+
+
+class Wake:
+    """A descriptor that many waits listen to; once set, it stays set until it is cleared."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set(self) -> None:
+        """End every wait that listens, now and until `clear`. Any thread."""
+        os.eventfd_write(self.fd, 1)
+
+    def clear(self) -> None:
+        """Let waits wait again."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        """Close the descriptor; nobody may listen any more."""
+        os.close(self.fd)
+
+
+class Connection:
+    """A socket that one thread uses at a time."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, wake: Wake) -> None:
+        """Begin to connect; that the daemon is there shows later.
+
+        Args:
+            context: of this process.
+            endpoint: `ipc://PATH`.
+            wake: ends waits from outside.
+        """
+        self.endpoint = endpoint
+        self.connected = False
+        self._was_connected = False
+        self._wake_fd = wake.fd
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.reconnect_ivl = _RECONNECT_MS
+        self._socket.reconnect_ivl_max = _RECONNECT_MAX_MS
+        self._monitor = self._socket.get_monitor_socket(_MONITORED)
+        self._socket.connect(endpoint)
+        self._poller = zmq.Poller()
+        for waited in (self._socket, self._monitor, self._wake_fd):
+            self._poller.register(waited, zmq.POLLIN)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame, now or once the daemon is there."""
+        with contextlib.suppress(zmq.Again):  # no room: it is sent again soon enough
+            self._socket.send(frame, zmq.DONTWAIT)
+
+    def wait(self, seconds: float | None) -> tuple[Happened, bytes]:
+        """Wait for the next thing to happen; the frame is empty but for a reply.
+
+        Args:
+            seconds: how long at most, or None for ever.
+        """
+        timeout = None if seconds is None else max(0, int(seconds * 1000) + 1)
+        for ready, _ in self._poller.poll(timeout):
+            if ready is self._socket:
+                return Happened.REPLY, self._receive()
+            if ready is self._monitor:
+                return self._read_monitor()
+            return Happened.WOKEN, b""
+        return Happened.TIMEOUT, b""
+
+    def close(self) -> None:
+        """Close the sockets. Only while no other thread uses this connection."""
+        self._socket.disable_monitor()
+        self._socket.close()
+
+    def _receive(self) -> bytes:
+        frame = self._socket.recv(zmq.DONTWAIT)
+        while self._socket.get(zmq.RCVMORE):
+            frame = self._socket.recv(zmq.DONTWAIT)
+        return frame
+
+    def _read_monitor(self) -> tuple[Happened, bytes]:
+        event, _address = self._monitor.recv_multipart(zmq.DONTWAIT)[:2]
+        (kind,) = struct.unpack("=H", event[:2])
+        if kind == zmq.Event.DISCONNECTED:
+            self.connected = False
+            return Happened.TIMEOUT, b""
+        again = self._was_connected
+        self.connected = self._was_connected = True
+        # libzmq itself delivers what was sent before the first handshake.
+        return (Happened.RECONNECTED if again else Happened.TIMEOUT), b""
+
+    def unanswered(self, op: str, seconds: float) -> DaemonAbsent | NoAnswer:
+        """Return the error for a request that was not answered in time."""
+        if self.connected:
+            return NoAnswer(
+                f"the daemon on {self.endpoint} is connected but did not answer {op} within"
+                f" {seconds:g} s; it may be overloaded or stuck: look at its log"
+            )
+        return absent(self.endpoint)
+
+
+def absent(endpoint: str) -> DaemonAbsent:
+    """Return the error for a daemon that cannot be reached, after a look at why."""
+    path = check_ipc_path(endpoint)
+    why = diagnose(path)
+    return DaemonAbsent(f"no trackd daemon on {endpoint}: {why}")
+
+
+def diagnose(path: Path) -> str:
+    """Return why nobody can be reached on a socket, and what to do about it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            match error.errno:
+                case errno.ENOENT:
+                    return (
+                        "there is no such socket; is the daemon running (`trackd run`,"
+                        " `systemctl status 'trackd@*'`), and is this its endpoint?"
+                    )
+                case errno.ECONNREFUSED:
+                    return "the socket is there, but nobody listens; start the daemon"
+                case errno.EACCES | errno.EPERM:
+                    return "this user may not open the socket; join the group that owns it"
+                case _:
+                    return f"{error.strerror}"
+    return "the socket accepts connections, but no trackd daemon greets; try again"

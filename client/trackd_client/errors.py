@@ -1,0 +1,172 @@
+"""Every error that the client raises, and the code under which the daemon sends it.
+
+::
+
+    TrackdError
+    ├── DaemonAbsent        (ConnectionError)  nobody listens on the socket
+    ├── NoAnswer            (TimeoutError)     connected, but no reply before the deadline
+    ├── AcquireTimeout      (TimeoutError)     no lease became free in time
+    ├── SessionLost                            the session and its leases are gone
+    ├── TrackerClosed                          used after close()
+    ├── UsedAfterFork                          used in a child of the process that made it
+    ├── BadPayload          (ValueError)       a gossip payload that cannot be read
+    └── Refused                                the daemon answered, and said no: `code`
+        ├── InvalidRequest  (ValueError)       malformed, invalid_argument, unknown_operation
+        ├── LimitExceeded                      limit_exceeded
+        ├── WrongCluster                       wrong_cluster
+        ├── VersionMismatch                    unsupported_version
+        ├── PermissionRefused (PermissionError) permission_denied
+        ├── NotOwner                           not_owner
+        ├── LeaseExpired                       lease_expired
+        ├── StoreUnavailable                   unavailable
+        └── DaemonFailed                       internal
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Code:
+    """The stable error codes of the wire (docs/protocol.md, "Errors")."""
+
+    MALFORMED = "malformed"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    UNKNOWN_OPERATION = "unknown_operation"
+    INVALID_ARGUMENT = "invalid_argument"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    WRONG_CLUSTER = "wrong_cluster"
+    PERMISSION_DENIED = "permission_denied"
+    SESSION_UNKNOWN = "session_unknown"
+    SESSION_ENDED = "session_ended"
+    NOT_OWNER = "not_owner"
+    LEASE_EXPIRED = "lease_expired"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+class TrackdError(Exception):
+    """The root of all errors of this package."""
+
+
+class DaemonAbsent(TrackdError, ConnectionError):
+    """Nobody listens on the socket, or it may not be opened by this user."""
+
+
+class NoAnswer(TrackdError, TimeoutError):
+    """The daemon accepted the connection, but no reply came before the deadline."""
+
+
+class AcquireTimeout(TrackdError, TimeoutError):
+    """No lease was granted within the time that `acquire` was given."""
+
+
+class SessionLost(TrackdError):
+    """The daemon no longer knows this session, so its leases are gone.
+
+    The next call opens a fresh session. Tunnels that are still open can be taken
+    up again with `Tracker.adopt`.
+    """
+
+
+class TrackerClosed(TrackdError):
+    """The tracker was closed, and is used all the same."""
+
+
+class UsedAfterFork(TrackdError):
+    """A tracker belongs to the process that made it; a child makes its own."""
+
+
+class BadPayload(TrackdError, ValueError):
+    """A gossip payload is not Teleport's JSON, or holds what no proxy can be."""
+
+
+class Refused(TrackdError):
+    """The daemon answered, and said no.
+
+    Attributes:
+        code: one of `Code`, stable over versions.
+        retry_after: seconds after which another try makes sense, or None.
+    """
+
+    codes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, message: str, code: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class InvalidRequest(Refused, ValueError):
+    """A field of the request is missing, of the wrong type, or out of range."""
+
+    codes = (Code.INVALID_ARGUMENT, Code.MALFORMED, Code.UNKNOWN_OPERATION)
+
+
+class LimitExceeded(Refused):
+    """The request, or what the session holds, is over a limit of the daemon."""
+
+    codes = (Code.LIMIT_EXCEEDED,)
+
+
+class WrongCluster(Refused):
+    """The daemon serves another cluster than the one that was asked for."""
+
+    codes = (Code.WRONG_CLUSTER,)
+
+
+class VersionMismatch(Refused):
+    """The daemon does not speak this version of the protocol."""
+
+    codes = (Code.UNSUPPORTED_VERSION,)
+
+
+class PermissionRefused(Refused, PermissionError):
+    """The daemon does not allow this to this user."""
+
+    codes = (Code.PERMISSION_DENIED,)
+
+
+class NotOwner(Refused):
+    """The lease belongs to another session."""
+
+    codes = (Code.NOT_OWNER,)
+
+
+class LeaseExpired(Refused):
+    """The lease was in flight for longer than the daemon's `claim_timeout`."""
+
+    codes = (Code.LEASE_EXPIRED,)
+
+
+class StoreUnavailable(Refused):
+    """The daemon cannot store changes just now; it goes on trying by itself."""
+
+    codes = (Code.UNAVAILABLE,)
+
+
+class DaemonFailed(Refused):
+    """The daemon met an error of its own; its log tells more."""
+
+    codes = (Code.INTERNAL,)
+
+
+_BY_CODE: dict[str, type[Refused]] = {
+    code: error for error in Refused.__subclasses__() for code in error.codes
+}
+
+#: Codes which say that the session is gone.
+LOST = frozenset({Code.SESSION_UNKNOWN, Code.SESSION_ENDED})
+
+
+def refusal(code: str, message: str, retry_after: float | None = None) -> TrackdError:
+    """Return the exception for an error reply.
+
+    Args:
+        code: the reply's error code; one that this version does not know gives `Refused`.
+        message: the daemon's sentence.
+        retry_after: seconds, or None.
+    """
+    if code in LOST:
+        return SessionLost(message)
+    return _BY_CODE.get(code, Refused)(message, code, retry_after)

@@ -1,0 +1,269 @@
+"""The client's side of a session, without any I/O: numbers, deadlines, replies, matching.
+
+The synchronous and the asyncio client differ in how they send and wait; everything else is
+here. A `Conversation` belongs to one tracker and may be used by many threads.
+
+Each request has a number within its session, and says which numbers are *done*: their
+replies are here, or nobody wants them any more. A request is sent again, with the same
+number, until it is answered or its deadline passes; the daemon runs it once. A grant whose
+request was given up is taken back by `cancel`, and only then is its number done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from trackd_client._version import __version__
+from trackd_client.errors import (
+    LOST,
+    Code,
+    NoAnswer,
+    SessionLost,
+    TrackerClosed,
+    UsedAfterFork,
+    WrongCluster,
+    refusal,
+)
+from trackd_client.protocol import (
+    REQUEST,
+    TOKEN_BYTES,
+    Limits,
+    ProtocolError,
+    Reply,
+    decode_reply,
+    encode,
+)
+
+#: Seconds after which a request without an answer is sent again over the same connection.
+RESEND_SECONDS: Final = 1.0
+#: Operations that may grant a lease, which must not be lost with their reply.
+GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
+
+
+@dataclass(slots=True, eq=False)
+class Stay:
+    """One session, from its opening to its end.
+
+    Attributes:
+        token: its secret.
+        id: its number at the daemon, for people; 0 until it is open.
+        heartbeat_ttl: seconds that it lives without a request, or None when the daemon
+            sees the process.
+        lost: whether the daemon has forgotten it.
+        outstanding: numbers of requests that are not done.
+    """
+
+    token: bytes
+    id: int = 0
+    heartbeat_ttl: float | None = None
+    lost: bool = False
+    outstanding: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A request as it is sent, as often as need be."""
+
+    op: str
+    seq: int
+    frame: bytes
+    stay: Stay | None
+
+
+class Conversation:
+    """What a tracker knows of its daemon and its session."""
+
+    def __init__(
+        self,
+        *,
+        cluster: str | None,
+        name: str | None,
+        labels: Mapping[str, str] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """Begin without a session; the first call that needs one opens it.
+
+        Args:
+            cluster: the cluster that the daemon must serve, or None for any.
+            name: what this client calls itself, for operators.
+            labels: more of that.
+            clock: seconds of CLOCK_BOOTTIME.
+        """
+        self.cluster = cluster
+        self.name = name or ""
+        self.labels = dict(labels or {})
+        self.limits = Limits()
+        self.greeted = False
+        self.closed = False
+        self.stay: Stay | None = None
+        self._clock = clock
+        self._clock_offset = 0.0
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    def check_usable(self) -> None:
+        """Refuse use after `close`, and in a child process.
+
+        Raises:
+            TrackerClosed, UsedAfterFork: as they say.
+        """
+        if os.getpid() != self._pid:
+            raise UsedAfterFork(
+                f"this tracker belongs to the process {self._pid}; make another in this one,"
+                " after the fork"
+            )
+        if self.closed:
+            raise TrackerClosed("the tracker is closed; make another")
+
+    def request(
+        self, op: str, fields: Mapping[str, Any], deadline: float | None, stay: Stay | None
+    ) -> Request:
+        """Return a new request.
+
+        Args:
+            op: the operation.
+            fields: its own fields.
+            deadline: seconds of this process's CLOCK_BOOTTIME after which it is stale, or
+                None for never.
+            stay: the session that makes it, or None.
+
+        Raises:
+            LimitExceeded: it is larger than the daemon accepts.
+            InvalidRequest: a value cannot be sent at all.
+        """
+        body: dict[str, Any] = {"op": op, **fields}
+        with self._lock:
+            seq = next(self._numbers)
+            if stay is not None:
+                stay.outstanding.add(seq)
+                body["token"] = stay.token
+                body["done"] = _complement(stay.outstanding, seq)
+        body["seq"] = seq
+        if deadline is not None:
+            body["deadline"] = deadline + self._clock_offset
+        try:
+            frame = encode(REQUEST, body)
+            if len(frame) > self.limits.max_frame:
+                raise ProtocolError(
+                    Code.LIMIT_EXCEEDED,
+                    f"the request has {len(frame)} bytes; the daemon takes"
+                    f" {self.limits.max_frame}: send fewer proxies at a time",
+                )
+        except ProtocolError as error:
+            request = Request(op, seq, b"", stay)
+            self.settle(request)
+            raise refusal(error.code, str(error)) from None
+        return Request(op, seq, frame, stay)
+
+    def settle(self, request: Request) -> None:
+        """Count a request as done: its reply is here, or nobody will ever want it."""
+        if request.stay is not None:
+            with self._lock:
+                request.stay.outstanding.discard(request.seq)
+
+    def result(self, request: Request, reply: Reply) -> dict[str, Any]:
+        """Return the fields of a reply to a request, which is then done.
+
+        Raises:
+            SessionLost: the daemon does not know the session any more.
+            Refused: the daemon said no.
+        """
+        self.settle(request)
+        code = reply.error
+        if code is None:
+            return reply.body
+        message = str(reply.body.get("message", code))
+        if code in LOST and request.stay is not None:
+            raise SessionLost(f"{message}; the next call opens a fresh session")
+        raise refusal(code, message, reply.retry_after)
+
+    def hello(self) -> Request:
+        """Return the request that begins every conversation."""
+        return self.request("hello", {}, None, None)
+
+    def take_hello(self, fields: Mapping[str, Any]) -> None:
+        """Learn the daemon's clock and limits.
+
+        Raises:
+            WrongCluster: it serves another cluster than the one that was asked for.
+        """
+        cluster = fields.get("cluster")
+        if self.cluster is not None and cluster != self.cluster:
+            raise WrongCluster(
+                f"the daemon serves the cluster {cluster!r}, not {self.cluster!r};"
+                " check the endpoint",
+                Code.WRONG_CLUSTER,
+            )
+        clock = fields.get("clock")
+        if isinstance(clock, int | float):
+            self._clock_offset = clock - self._clock()
+        told = fields.get("limits")
+        if isinstance(told, dict):
+            known = {name: told[name] for name in Limits._fields if type(told.get(name)) is int}
+            self.limits = Limits(**known)
+        self.greeted = True
+
+    def begin_stay(self) -> Stay:
+        """Return a session to open, with a fresh token."""
+        return Stay(secrets.token_bytes(TOKEN_BYTES))
+
+    def open(self, stay: Stay) -> Request:
+        """Return the request that opens a session."""
+        fields: dict[str, Any] = {
+            "name": self.name,
+            "version": __version__,
+            "labels": self.labels,
+        }
+        if self.cluster is not None:
+            fields["cluster"] = self.cluster
+        return self.request("open", fields, None, stay)
+
+    def take_open(self, stay: Stay, fields: Mapping[str, Any]) -> None:
+        """Learn that a session is open."""
+        stay.id = int(fields.get("session", 0))
+        ttl = fields.get("heartbeat_ttl")
+        stay.heartbeat_ttl = float(ttl) if isinstance(ttl, int | float) else None
+        self.stay = stay
+
+    def lose(self, stay: Stay) -> bool:
+        """Note that a session is gone; tell whether that is news."""
+        with self._lock:
+            news = not stay.lost
+            stay.lost = True
+            if self.stay is stay:
+                self.stay = None
+        return news
+
+
+def read_reply(frame: bytes) -> Reply | None:
+    """Return the reply in a frame, or None for what is to be skipped.
+
+    Raises:
+        NoAnswer: what listens on the socket does not speak this protocol.
+    """
+    try:
+        return decode_reply(frame)
+    except ProtocolError as error:
+        raise NoAnswer(f"what listens on the socket is no trackd daemon: {error}") from None
+
+
+def _complement(outstanding: set[int], last: int) -> list[int]:
+    """Return the numbers from 1 to `last` that are not outstanding, as flat ranges."""
+    if len(outstanding) == 1 and last in outstanding:  # nearly always
+        return [1, last - 1] if last > 1 else []
+    ranges: list[int] = []
+    first = 1
+    for number in sorted(outstanding):
+        if number > first:
+            ranges += (first, number - 1)
+        first = number + 1
+    if first <= last:
+        ranges += (first, last)
+    return ranges

@@ -1,0 +1,481 @@
+"""`Tracker` and `Lease`: the synchronous client. Threads may share a tracker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from trackd_client.clock import boottime
+from trackd_client.connection import Connection, Happened, Wake
+from trackd_client.discovery import parse_discovery
+from trackd_client.errors import (
+    AcquireTimeout,
+    DaemonAbsent,
+    NoAnswer,
+    Refused,
+    SessionLost,
+    TrackdError,
+    TrackerClosed,
+)
+from trackd_client.keeper import Keeper
+from trackd_client.places import client_endpoint
+from trackd_client.proxy import Proxy
+from trackd_client.session import (
+    GRANTING,
+    RESEND_SECONDS,
+    Conversation,
+    Request,
+    Stay,
+    read_reply,
+)
+
+log = logging.getLogger("trackd_client")
+
+
+class Lease:
+    """Permission to dial once; with a claim, the exclusive hold of one proxy.
+
+    A context manager: leaving the block releases it.
+
+    Attributes:
+        id: its number, unique among all leases of the cluster's daemon.
+        claimed_name: the name of the proxy that it claimed, or None. It keeps its value
+            when the lease is released or lost.
+    """
+
+    def __init__(self, tracker: Tracker, stay: Stay, number: int, name: str | None = None) -> None:
+        self.id = number
+        self.claimed_name = name
+        self._tracker = tracker
+        self._stay = stay
+        self._released = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session that owned it is gone, and the lease with it."""
+        return self._stay.lost
+
+    @property
+    def released(self) -> bool:
+        """Whether it holds nothing any more: released here, or lost."""
+        return self._released or self._stay.lost
+
+    def claim(self, *principals: str) -> bool:
+        """Claim the proxy that was reached.
+
+        Args:
+            principals: the names that the proxy presents; any may be the gossip name.
+
+        Returns:
+            True when this lease now holds the proxy. False when another lease does, when
+            this one has claimed or was released, or when the principals name nothing; the
+            lease then stays as it was, and may try again.
+
+        Raises:
+            SessionLost: the lease is gone with its session.
+            LeaseExpired: it was in flight for longer than the daemon allows.
+            TrackdError: see `trackd_client.errors`.
+        """
+        if self.lost:
+            raise SessionLost(f"lease {self.id} is gone with the session that owned it")
+        if self._released:
+            return False
+        fields = {"lease": self.id, "principals": list(principals)}
+        answer = self._tracker._call("claim", fields, stay=self._stay)  # noqa: SLF001 - one module
+        if not answer["claimed"]:
+            return False
+        self.claimed_name = answer["name"]
+        return True
+
+    def release(self) -> None:
+        """Give the lease back: the proxy is free, or the permission to dial is.
+
+        A second time does nothing. It never fails for want of a daemon: what cannot be told
+        now is told as soon as one is there.
+        """
+        if self.released:
+            return
+        self._released = True
+        self._tracker._release(self)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else "released" if self.released else self.claimed_name
+        return f"<Lease {self.id} {state or 'in flight'}>"
+
+
+class Tracker:
+    """The local daemon's tracker, as this process sees it.
+
+    Nothing is connected until the first call. The session is opened by the first call that
+    needs one, and ended by `close`; leases live as long as it does. Threads may share a
+    tracker; a child process makes its own.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        cluster: str | None = None,
+        timeout: float = 5.0,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        on_session_lost: Callable[[SessionLost], None] | None = None,
+    ) -> None:
+        """Say where the daemon is, and who is asking.
+
+        Args:
+            endpoint: `ipc://PATH` or a path. Without it: `$TRACKD_ENDPOINT`, else
+                `trackd.sock` in the directory of the cluster, else in `/run/trackd/default`,
+                else in `$XDG_RUNTIME_DIR/trackd/default`.
+            cluster: the cluster that the daemon must serve, or None for any.
+            timeout: seconds that a call may take, a restart of the daemon included.
+            name: what this agent calls itself, for operators.
+            labels: more of that, at most 16.
+            on_session_lost: called once for each session that the daemon no longer knows,
+                in the thread that found out.
+
+        Raises:
+            ValueError: an argument is wrong.
+        """
+        if not timeout > 0:
+            raise ValueError("timeout must be a positive number of seconds")
+        self.endpoint = client_endpoint(endpoint, cluster)
+        self.timeout = timeout
+        self._on_session_lost = on_session_lost
+        self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closing = Wake()
+        self._idle: deque[Connection] = deque()
+        self._busy = 0
+        self._state_lock = threading.Lock()  # guards _busy and the closing of what is idle
+        self._opening = threading.Lock()
+        self._leases: dict[int, Lease] = {}
+        self._keeper = Keeper(self._context, self.endpoint, self._conversation, self._lose)
+
+    # -- what agents do -------------------------------------------------------------------
+
+    def track_expected(self, *proxies: Proxy) -> None:
+        """Tell the daemon what gossip said of proxies; the newest message wins.
+
+        Args:
+            proxies: at most as many as the daemon takes in one message (10,000).
+        """
+        rows = [[p.name, p.group, p.generation, p.ttl] for p in proxies]
+        self._call("track_expected", {"proxies": rows})
+
+    def track_discovery(self, payload: bytes | str) -> None:
+        """Tell the daemon what a proxy sent down a tunnel: Teleport's JSON discovery payload.
+
+        Raises:
+            BadPayload: it is not that.
+        """
+        self.track_expected(*parse_discovery(payload))
+
+    def set_connection_count(self, count: int) -> None:
+        """Set how many connections all agents of this host want together.
+
+        Args:
+            count: 0 or less for one to every desired proxy; n > 0 for at most n.
+        """
+        self._call("set_connection_count", {"count": count})
+
+    def is_claimed(self, *principals: str) -> bool:
+        """Tell whether a lease, of whichever agent, holds the proxy with these principals."""
+        return bool(self._call("is_claimed", {"principals": list(principals)})["claimed"])
+
+    def try_acquire(self) -> Lease | None:
+        """Return a lease to dial with, or None when no dial is wanted now."""
+        lease: Lease | None = self._call("try_acquire", {}, take=self._take_lease)
+        return lease
+
+    def acquire(self, timeout: float | None = None) -> Lease:
+        """Wait for a lease to dial with; whoever waits longest is served first.
+
+        Args:
+            timeout: seconds to wait at most, or None for ever.
+
+        Raises:
+            AcquireTimeout: none was granted in time.
+        """
+        lease: Lease | None = self._call(
+            "acquire", {}, take=self._take_lease, deadline=_deadline(timeout), parks=True
+        )
+        if lease is None:
+            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
+        return lease
+
+    def adopt(self, *principals: str) -> Lease | None:
+        """Take up a tunnel that is open already, after its session was lost.
+
+        Returns:
+            A lease that has claimed the proxy, or None when another lease holds it.
+        """
+        fields = {"principals": list(principals)}
+        lease: Lease | None = self._call("adopt", fields, take=self._take_lease)
+        return lease
+
+    # -- what operators ask -----------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's counts; docs/protocol.md, "status", tells each field."""
+        return _own_fields(self._call("status", {}, session=False))
+
+    def explain(self) -> dict[str, Any]:
+        """Return why a lease would be granted or refused now; see docs/protocol.md."""
+        return _own_fields(self._call("explain", {}, session=False))
+
+    def ping(self) -> None:
+        """Return when the daemon has answered."""
+        self._call("ping", {}, session=False)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the session, which releases all of its leases. A second time does nothing.
+
+        Calls under way in other threads raise `TrackerClosed`. Without a daemon this gives
+        up after a second at the most; the session ends with this process in any case.
+        """
+        conversation = self._conversation
+        if conversation.closed:
+            return
+        conversation.check_usable()
+        stay = conversation.stay
+        if stay is not None:
+            with suppress(TrackdError):
+                deadline = boottime() + min(self.timeout, 1.0)
+                self._call("close", {}, stay=stay, deadline=deadline, never_stale=True)
+        conversation.closed = True
+        if stay is not None:
+            conversation.lose(stay)
+        self._keeper.stop()
+        self._closing.set()
+        with self._state_lock:
+            self._close_idle()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        *,
+        session: bool = True,
+        stay: Stay | None = None,
+        deadline: float | None = -1.0,
+        take: Callable[[Stay, dict[str, Any]], Any] | None = None,
+        parks: bool = False,
+        never_stale: bool = False,
+    ) -> Any:
+        """Make one request and return what came of it.
+
+        Args:
+            op: the operation.
+            fields: its own fields.
+            session: whether it is made within the session.
+            stay: the session that it must be made in; None for the present one.
+            deadline: seconds of CLOCK_BOOTTIME, None for never, negative for `timeout` from now.
+            take: makes the result of the reply, before the connection is free for others.
+            parks: whether the daemon may leave it waiting, so that it is not sent again
+                without a reason.
+            never_stale: whether it is to be done however late it arrives.
+        """
+        if deadline is not None and deadline < 0:
+            deadline = boottime() + self.timeout
+        with self._connection() as connection:
+            if not self._conversation.greeted:
+                self._greet(connection, deadline)
+            if session and stay is None:
+                stay = self._open_stay(connection, deadline)
+            stale = None if never_stale else deadline
+            request = self._conversation.request(op, fields, stale, stay)
+            answer = self._exchange(connection, request, deadline, parks=parks)
+            return answer if take is None or stay is None else take(stay, answer)
+
+    def _exchange(
+        self,
+        connection: Connection,
+        request: Request,
+        deadline: float | None,
+        *,
+        parks: bool = False,
+    ) -> dict[str, Any]:
+        """Send a request, again if need be, and wait for its reply."""
+        started = boottime()
+        try:
+            connection.send(request.frame)
+            resend = None if parks else started + RESEND_SECONDS
+            while True:
+                now = boottime()
+                if deadline is not None and now >= deadline:
+                    raise connection.unanswered(request.op, deadline - started)
+                ends = [moment for moment in (deadline, resend) if moment is not None]
+                happened, frame = connection.wait(min(ends) - now if ends else None)
+                if happened is Happened.REPLY:
+                    reply = read_reply(frame)
+                    if reply is not None and reply.seq == request.seq:
+                        return self._conversation.result(request, reply)
+                    if reply is not None:
+                        self._stray(request.stay, reply.body)
+                elif happened is Happened.WOKEN:
+                    raise TrackerClosed("the tracker was closed while the call was under way")
+                elif happened is Happened.RECONNECTED or (
+                    resend is not None and boottime() >= resend
+                ):
+                    connection.send(request.frame)
+                    if resend is not None:
+                        resend = boottime() + RESEND_SECONDS
+        except SessionLost as error:
+            if request.stay is not None:
+                self._lose(request.stay, error)
+            raise
+        except Refused:
+            raise
+        except BaseException as error:
+            # No answer, interrupted, closed: the request may be served all the same.
+            self._give_up(request)
+            if parks and isinstance(error, NoAnswer):
+                return {"lease": None}
+            raise
+
+    def _give_up(self, request: Request) -> None:
+        """Want a request's reply no more; what it may have been granted is taken back."""
+        stay = request.stay
+        if stay is None or stay.lost or request.op not in GRANTING:
+            self._conversation.settle(request)
+            return
+        self._keeper.cancel(request, stay)
+
+    def _greet(self, connection: Connection, deadline: float | None) -> None:
+        hello = self._conversation.hello()
+        self._conversation.take_hello(self._exchange(connection, hello, deadline))
+
+    def _open_stay(self, connection: Connection, deadline: float | None) -> Stay:
+        """Return the session, opened if there is none; one thread opens, the others wait."""
+        stay = self._conversation.stay
+        if stay is not None:
+            return stay
+        wait = -1 if deadline is None else max(0.0, deadline - boottime())
+        if not self._opening.acquire(timeout=wait):
+            raise connection.unanswered("open", self.timeout)
+        try:
+            stay = self._conversation.stay
+            if stay is None:
+                stay = self._conversation.begin_stay()
+                request = self._conversation.open(stay)
+                fields = self._exchange(connection, request, deadline)
+                self._conversation.take_open(stay, fields)
+                self._keeper.keep(stay)
+            return stay
+        finally:
+            self._opening.release()
+
+    def _take_lease(self, stay: Stay, fields: dict[str, Any]) -> Lease | None:
+        number = fields["lease"]
+        if number is None:
+            return None
+        lease = self._leases[number] = Lease(self, stay, number, fields.get("name"))
+        return lease
+
+    def _release(self, lease: Lease) -> None:
+        self._leases.pop(lease.id, None)
+        stay = lease._stay  # noqa: SLF001 - one module
+        fields = {"lease": lease.id}
+        try:
+            self._call("release", fields, stay=stay, never_stale=True)
+        except (NoAnswer, DaemonAbsent) as error:
+            log.warning("lease %d will be released when the daemon answers: %s", lease.id, error)
+            self._keeper.release(lease.id, stay)
+        except SessionLost:
+            pass
+        except TrackerClosed:
+            if not self._conversation.closed:
+                raise
+
+    def _stray(self, stay: Stay | None, fields: dict[str, Any]) -> None:
+        """Look at a reply that nobody waits for: a grant in it is given back."""
+        number = fields.get("lease")
+        if stay is not None and type(number) is int and number not in self._leases:
+            self._keeper.release(number, stay)
+
+    def _lose(self, stay: Stay, error: SessionLost) -> None:
+        """Mark a session and all of its leases lost, and tell it once."""
+        if not self._conversation.lose(stay):
+            return
+        for number, lease in list(self._leases.items()):
+            if lease._stay is stay:  # noqa: SLF001
+                del self._leases[number]
+        log.warning("session lost: %s", error)
+        if self._on_session_lost is not None:
+            self._on_session_lost(error)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection to one call."""
+        self._conversation.check_usable()
+        with self._state_lock:
+            self._conversation.check_usable()
+            self._busy += 1
+        connection = None
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = Connection(self._context, self.endpoint, self._closing)
+            yield connection
+        finally:
+            with self._state_lock:
+                self._busy -= 1
+                if connection is not None:
+                    self._idle.append(connection)
+                if self._conversation.closed:
+                    self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Close what no call uses, and everything else after the last call. Holds the lock."""
+        while self._idle:
+            self._idle.pop().close()
+        if self._busy == 0 and not self._context.closed:
+            self._closing.close()
+            self._context.term()
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError("timeout must be a number of seconds, or None")
+    return boottime() + timeout
+
+
+def _own_fields(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != "seq"}

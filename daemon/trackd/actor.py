@@ -1,0 +1,314 @@
+"""TrackerActor: the only code that changes state. Everything that can is a message to it.
+
+Requests of agents, `Sweep` from the ticker, `ProcessExited` from the watcher and what the
+server asks come in one order through one inbox (`trackd.mailbox`) and are handled in one
+thread. A batch of messages is stored by one commit before anything that it did is visible.
+
+Failures: when a commit fails, the batch never happened. The state is built again from what
+is committed, and the batch's requests are answered from that: changes with `unavailable`,
+reads as ever. Then the store is probed every second until it works again. An exception that
+nobody foresaw discards the batch, answers `internal`, and ends the actor, and with it the
+process: half-changed memory never lives on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pykka
+import zmq
+
+from trackd.config import Config
+from trackd.image import Image
+from trackd.logs import fields
+from trackd.mailbox import Call, MailboxFailed, RouterMailbox
+from trackd.peers import Roles, start_time
+from trackd.requests import Facts, Requests
+from trackd.sessions import Process
+from trackd.state import State
+from trackd.store import Connect, DamagedError, Store, StoreError, connect
+from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+from trackd.ticker import Sweep, WakeAt
+from trackd.watcher import ProcessExited, Unwatch, Watch
+from trackd_client.clock import boot_id
+from trackd_client.errors import Code
+from trackd_client.protocol import REPLY, encode, error_body
+
+log = logging.getLogger("trackd.actor")
+
+#: Seconds between two probes of a store that fails.
+PROBE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """To the tracker: open the store and take over what it holds. Ask; errors are raised there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """To the tracker: end the sessions of processes that are gone, then serve the endpoint. Ask."""
+
+    endpoint: str
+    ticker: pykka.ActorRef[Any]
+    watcher: pykka.ActorRef[Any]
+
+
+class TrackerActor(SupervisedActor):
+    """The one writer."""
+
+    def __init__(
+        self,
+        on_end: OnEnd,
+        context: zmq.Context[zmq.Socket[bytes]],
+        config: Config,
+        clock: Callable[[], float],
+        store_connect: Connect = connect,
+    ) -> None:
+        self._mailbox = RouterMailbox(context, config.max_frame)
+        self._mailbox.end_batch = self._end_batch
+        super().__init__(on_end)
+        self._config = config
+        self._roles = Roles(config.admin_users, config.admin_groups)
+        self._clock = clock
+        self._store_connect = store_connect
+        self._store: Store | None = None
+        self._facts = Facts(boot_id(), clock())
+        self._state = State(config, self)
+        self._requests = Requests(self._state, self._roles, clock, self._facts)
+        self._batch: list[Call] = []
+        self._ticker: pykka.ActorRef[Any] | None = None
+        self._watcher: pykka.ActorRef[Any] | None = None
+        self._announced: float | None = None
+        self._failed = False
+
+    def _create_actor_inbox(self) -> RouterMailbox:  # type: ignore[override] # a method, where pykka has a static one: the mailbox needs the context
+        return self._mailbox
+
+    @property
+    def mailbox(self) -> RouterMailbox:
+        """The inbox; the server closes it after the actor's thread has ended."""
+        return self._mailbox
+
+    # -- messages: all of this runs in the actor's thread -----------------------------
+
+    def on_receive(self, message: Any) -> Any:
+        """Handle one message; what it answers is seen once its batch is stored."""
+        if self._failed:
+            return None
+        if isinstance(message, Recover):
+            return self._recover()
+        if isinstance(message, Serve):
+            return self._serve(message)
+        try:
+            return self._handle(message)
+        except Exception:  # noqa: BLE001 - the boundary: it is logged, and ends the process
+            self._fail(message)
+            return None
+
+    def on_stop(self) -> None:
+        """Store and send what the last batch did."""
+        if not self._failed:
+            self._end_batch()
+        if self._store is not None:
+            self._store.close()
+        super().on_stop()
+
+    def _handle(self, message: Any) -> Any:
+        if isinstance(message, Call):
+            self._facts.requests += 1
+            self._batch.append(message)
+            answer = self._requests.answer(message)
+            if self._state.queue:
+                self._serve_waiters()
+            return answer
+        if isinstance(message, MailboxFailed):
+            raise message.error
+        if isinstance(message, Sweep):
+            self._sweep()
+        elif isinstance(message, ProcessExited):
+            self._end_sessions(message.process)
+        elif not isinstance(message, Ping):
+            unexpected(self, message)
+        self._serve_waiters()
+        return None
+
+    def _sweep(self) -> None:
+        self._announced = None
+        if self._facts.store_problem is not None:
+            self._probe()
+        if self._facts.store_problem is None:
+            for session in self._state.sweep():
+                log.info("session ended", extra=fields(session=session.id, reason="no heartbeat"))
+
+    def _end_sessions(self, process: Process) -> None:
+        """End the sessions of a process that is gone; while nothing can be stored, later."""
+        if self._facts.store_problem is not None:
+            return
+        for session in self._state.sessions.of_process(process):
+            freed = self._state.end_session(session, "process exited")
+            log.info(
+                "session ended",
+                extra=fields(
+                    session=session.id, pid=process.pid, reason="process exited", freed=len(freed)
+                ),
+            )
+
+    def _serve_waiters(self) -> None:
+        if self._facts.store_problem is None:
+            self._state.serve_waiters()
+
+    # -- what the state asks of its surroundings --------------------------------------
+
+    def now(self) -> float:
+        """Return seconds of CLOCK_BOOTTIME."""
+        return self._clock()
+
+    def wall(self) -> float:
+        """Return Unix time."""
+        return time.time()
+
+    def deliver(self, route: bytes, frame: bytes) -> None:
+        """Answer a request that was parked, together with the batch."""
+        self._mailbox.send(route, frame)
+
+    def watch(self, process: Process) -> None:
+        """Have the kernel tell when a process exits."""
+        if self._watcher is not None:
+            self._watcher.tell(Watch(process))
+
+    def unwatch(self, process: Process) -> None:
+        """No longer."""
+        if self._watcher is not None:
+            self._watcher.tell(Unwatch(process))
+
+    # -- batches ----------------------------------------------------------------------
+
+    def _end_batch(self) -> None:
+        """Store what the batch changed, send what it answered, set the timer."""
+        store = self._store
+        if store is None or self._failed:
+            return
+        records, touched = self._state.take_records()
+        if records:
+            try:
+                store.append(records, time.time())
+            except StoreError as error:
+                self._lose_batch(error)
+            else:
+                store.touch(touched)
+        elif touched:
+            store.touch(touched)
+        self._batch.clear()
+        self._mailbox.flush()
+        if store.checkpoint_due and self._facts.store_problem is None:
+            try:
+                store.checkpoint_step(self._state.value_of)
+            except StoreError as error:
+                log.warning("checkpoint failed", extra=fields(reason=str(error)))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._ticker is None:
+            return
+        due = self._state.next_timer()
+        if self._facts.store_problem is not None:
+            due = self._clock() + PROBE_SECONDS
+            if self._announced is not None:
+                return
+        if due is not None and (self._announced is None or due < self._announced):
+            self._announced = due
+            self._ticker.tell(WakeAt(due))
+
+    def _lose_batch(self, error: StoreError) -> None:
+        """Answer a batch that could not be stored as if it had never been handled."""
+        log.error("changes cannot be stored", extra=fields(reason=str(error)))
+        self._facts.store_problem = str(error)
+        self._mailbox.discard()
+        routes = {(w.session.token, w.seq): w.route for w in self._state.queue}
+        self._load()
+        for waiter in self._state.queue:
+            waiter.route = routes.get((waiter.session.token, waiter.seq))
+        for call in self._batch:
+            call.set(self._requests.answer(call))
+        self._state.take_records()  # answering found nothing to change; see Requests
+
+    def _probe(self) -> None:
+        """See whether the store works again; then catch up on what was put off."""
+        assert self._store is not None
+        try:
+            self._store.append([["meta", "probed", time.time()]], time.time())
+        except StoreError:
+            return
+        log.warning("changes can be stored again")
+        self._facts.store_problem = None
+        self._end_gone_sessions()
+
+    def _fail(self, message: Any) -> None:
+        """End the process after an exception that nobody foresaw."""
+        log.exception(  # noqa: LOG004 - called from the handler of that exception
+            "unexpected failure; the daemon ends", extra=fields(message=type(message).__name__)
+        )
+        self._failed = True
+        self._mailbox.discard()
+        for call in self._batch:
+            body = error_body(
+                call.seq,
+                self._state.revision,
+                Code.INTERNAL,
+                "the daemon met an error of its own and restarts; its log tells more",
+            )
+            call.set(encode(REPLY, body))
+        self._mailbox.flush()
+        self.stop()
+
+    # -- start ------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        state_dir = self._config.state_dir
+        directory = Path(state_dir) if state_dir else None
+        self._store = Store(directory, self._facts.boot_id, self._store_connect)
+        self._load()
+        if self._state.cluster not in ("", self._config.cluster_name):
+            self._store.set_aside(f"it belongs to the cluster {self._state.cluster!r}")
+            self._load()
+        self._state.begin_epoch(os.urandom(8))
+        self._end_batch()
+
+    def _load(self) -> None:
+        """Build the state from what is committed."""
+        assert self._store is not None
+        try:
+            rows, batches = self._store.load()
+            image = Image()
+            image.take(rows)
+            touched = [key for batch in batches for record in batch for key in image.replay(record)]
+        except (DamagedError, ValueError, TypeError, IndexError, KeyError) as error:
+            self._store.set_aside(f"cannot be read: {error}")
+            rows, batches, image, touched = [], [], Image(), []
+        self._state = State(self._config, self)
+        self._state.load(image)
+        self._requests = Requests(self._state, self._roles, self._clock, self._facts)
+        self._store.touch(touched)
+
+    def _serve(self, message: Serve) -> None:
+        self._ticker = message.ticker
+        self._watcher = message.watcher
+        self._end_gone_sessions()
+        self._state.sweep()
+        self._end_batch()
+        self._mailbox.bind(message.endpoint)
+
+    def _end_gone_sessions(self) -> None:
+        """End the sessions of processes that exited while nobody watched; watch the others."""
+        for process in self._state.sessions.processes():
+            if start_time(process.pid) == process.start:
+                self.watch(process)
+            else:
+                self._end_sessions(process)

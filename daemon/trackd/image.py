@@ -1,0 +1,166 @@
+"""The state as the store keeps it: plain values by kind, and what each journal record does to them.
+
+`Image` is what a restart reads: rows of the checkpoint, then the journal's records in
+order. `trackd.state` writes the records and turns an image into living objects. Pure.
+
+Every record says what a thing became (never "add one"), so that replaying it over a newer
+checkpoint value does no harm: later records bring the value back to where it was.
+
+=========== ==================================================== =======================
+record      fields                                               changes the key
+=========== ==================================================== =======================
+``meta``    name, value                                          (meta, name)
+``open``    token, session row                                   (session, token)
+``end``     token, reason, when, uid                             (session, token), (ended, token)
+``reply``   token, number, frame, lease or None, done            (session, token)
+``done``    token, done                                          (session, token)
+``wait``    token, number, order, deadline                       (session, token)
+``unwait``  token, number                                        (session, token)
+``expire``  token, lease                                         (session, token), (lease, id)
+``lease``   id, [token, name or None, granted, wall]             (lease, id)
+``free``    id                                                   (lease, id)
+``gossip``  when, default TTL, proxies as on the wire            (proxy, name) for each
+=========== ==================================================== =======================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trackd.store import Key, Record, Row
+from trackd_client.protocol import Done
+
+
+@dataclass(slots=True)
+class SessionRow:
+    """A session as it is stored; the fields are those of `trackd.sessions.Session`."""
+
+    id: int
+    uid: int
+    gid: int
+    pid: int
+    start: int | None
+    name: str
+    version: str
+    labels: dict[str, str]
+    opened: float
+    wall: float
+    done: list[int] = field(default_factory=list)
+    replies: dict[int, list[Any]] = field(default_factory=dict)  # number: [frame, lease]
+    waits: dict[int, list[Any]] = field(default_factory=dict)  # number: [order, deadline]
+    expired: list[int] = field(default_factory=list)
+
+    def values(self) -> list[Any]:
+        """Return the fields in order, as they are stored."""
+        return [getattr(self, name) for name in self.__slots__]
+
+
+@dataclass(slots=True)
+class LeaseRow:
+    """A lease as it is stored."""
+
+    token: bytes
+    name: str | None
+    granted: float
+    wall: float
+
+    def values(self) -> list[Any]:
+        """Return the fields in order, as they are stored."""
+        return [self.token, self.name, self.granted, self.wall]
+
+
+@dataclass(slots=True)
+class Image:
+    """Everything that the store holds."""
+
+    meta: dict[str, Any] = field(default_factory=dict)
+    sessions: dict[bytes, SessionRow] = field(default_factory=dict)
+    ended: dict[bytes, list[Any]] = field(default_factory=dict)  # token: [reason, when, uid]
+    leases: dict[int, LeaseRow] = field(default_factory=dict)
+    proxies: dict[str, list[Any]] = field(default_factory=dict)  # name: [group, generation, expiry]
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Read the checkpoint."""
+        for kind, key, value in rows:
+            match kind:
+                case "meta":
+                    self.meta[key] = value
+                case "session":
+                    self.sessions[key] = SessionRow(*value)
+                case "ended":
+                    self.ended[key] = value
+                case "lease":
+                    self.leases[key] = LeaseRow(*value)
+                case "proxy":
+                    self.proxies[key] = value
+                case _:
+                    pass  # the store's own, or of a newer version
+
+    def replay(self, record: Record) -> list[Key]:
+        """Apply one journal record; return the keys that it changed."""
+        kind, *values = record
+        match kind:
+            case "meta":
+                name, value = values
+                self.meta[name] = value
+                return [("meta", name)]
+            case "lease":
+                lease, row = values
+                self.leases[lease] = LeaseRow(*row)
+                self.meta["last_lease"] = max(lease, self.meta.get("last_lease", 0))
+                return [("lease", lease), ("meta", "last_lease")]
+            case "free":
+                self.leases.pop(values[0], None)
+                return [("lease", values[0])]
+            case "gossip":
+                now, default_ttl, proxies = values
+                for name, group, generation, ttl in proxies:
+                    self.proxies[name] = [group, generation, now + (ttl or default_ttl)]
+                return [("proxy", proxy[0]) for proxy in proxies]
+            case _:
+                return self._replay_of_session(kind, values)
+
+    def _replay_of_session(self, kind: str, values: list[Any]) -> list[Key]:
+        token, *rest = values
+        keys: list[Key] = [("session", token)]
+        if kind == "open":
+            self.sessions[token] = SessionRow(*rest[0])
+            return keys
+        if kind == "end":
+            self.sessions.pop(token, None)
+            self.ended[token] = rest
+            return [*keys, ("ended", token)]
+        session = self.sessions.get(token)
+        if session is None:
+            # The checkpoint already knows of its end, which a later record tells again.
+            return keys
+        match kind:
+            case "reply":
+                seq, frame, lease, done = rest
+                session.replies[seq] = [frame, lease]
+                session.waits.pop(seq, None)
+                self._acknowledge(session, done)
+            case "done":
+                self._acknowledge(session, rest[0])
+            case "wait":
+                seq, order, deadline = rest
+                session.waits[seq] = [order, deadline]
+            case "unwait":
+                session.waits.pop(rest[0], None)
+            case "expire":
+                session.expired.append(rest[0])
+                self.leases.pop(rest[0], None)
+                keys.append(("lease", rest[0]))
+            case _:
+                pass
+        return keys
+
+    @staticmethod
+    def _acknowledge(session: SessionRow, ranges: list[int]) -> None:
+        done = Done(session.done)
+        done.update(ranges)
+        session.done = done.ranges
+        for seq in [seq for seq in session.replies if seq in done]:
+            del session.replies[seq]

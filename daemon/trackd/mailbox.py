@@ -1,0 +1,252 @@
+"""RouterMailbox: a ZeroMQ ROUTER as the inbox of the TrackerActor.
+
+pykka asks an actor class for its inbox (`_create_actor_inbox`, the hook for new actor
+types). This one receives from a ROUTER, so that a request of a remote agent is an ordinary
+pykka *ask*: the envelope's message is a `Call`, and its reply handle is that same `Call`,
+which answers the peer. Actors of this process put into a local queue and wake the one
+blocking receive through an inproc DEALER. So all messages have one order, and one thread
+handles them.
+
+Messages come in *batches*: what has arrived, up to a bound. Before the mailbox receives
+again it calls `end_batch`, which commits, and then `flush` sends what the batch answered.
+Nothing that a batch did can be seen from outside before that.
+
+The mailbox never looks into a request beyond its frame: what is wrong with one is handed
+over in `Call.problem`. `get` never raises, since pykka would leave the actor half dead: a
+failure becomes a `MailboxFailed` message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from pykka._envelope import Envelope
+
+from trackd.peers import Peer, PeerCache
+from trackd_client.errors import Code
+from trackd_client.protocol import FRAME_SLACK, REQUEST, ProtocolError, check_count, decode
+
+if TYPE_CHECKING:
+    from pykka._types import OptExcInfo
+
+#: Requests received before their batch is committed and answered.
+BATCH = 128
+#: Messages queued inside libzmq for each peer: low, since each may be as large as a frame.
+_RECEIVE_HWM = 64
+_SEND_HWM = 1000
+#: Replies to parked requests that found no room, tried again with the next batch.
+_MAX_UNSENT = 10_000
+#: Milliseconds that a connection may take for its handshake.
+_HANDSHAKE_MS = 5000
+_BACKLOG = 4096
+#: Milliseconds that the last replies have to leave the process when it stops.
+_LINGER_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxFailed:
+    """Receiving failed for good; handling this ends the actor."""
+
+    error: Exception
+
+
+class Call:
+    """One request of a peer: the message, and pykka's reply handle for it.
+
+    Attributes:
+        route: the ROUTER's id of the connection; never logged.
+        peer: who sent it, or None when the kernel did not say.
+        seq: its number within the session, or 0 when that could not be read.
+        body: the fields of the request.
+        problem: what is wrong with the message itself, or None.
+    """
+
+    __slots__ = ("_outbox", "body", "peer", "problem", "route", "seq")
+
+    def __init__(
+        self,
+        outbox: list[tuple[bytes, bytes]],
+        route: bytes,
+        peer: Peer | None,
+        seq: int,
+        body: dict[str, Any],
+        problem: ProtocolError | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self.route = route
+        self.peer = peer
+        self.seq = seq
+        self.body = body
+        self.problem = problem
+
+    def set(self, frame: bytes | None) -> None:
+        """Queue the reply; None leaves the peer without one. Runs in the actor's thread."""
+        if frame is not None:
+            self._outbox.append((self.route, frame))
+
+    def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
+        """Say nothing: at teardown a remote peer resends to whoever comes next."""
+
+
+class RouterMailbox:
+    """The inbox: `put` from any thread; all else in the actor's thread."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], max_frame: int) -> None:
+        """Create the sockets; nothing outside this process can reach them until `bind`.
+
+        Args:
+            context: the process's ZeroMQ context.
+            max_frame: bytes of the largest frame that is served.
+        """
+        self.end_batch: Callable[[], None] = lambda: None
+        self.received = 0
+        self._max_frame = max_frame
+        self._peers = PeerCache()
+        self._outbox: list[tuple[bytes, bytes]] = []
+        self._unsent: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_UNSENT)
+        self._ready: deque[Envelope[Any]] = deque()
+        self._local: deque[Envelope[Any]] = deque()
+        self._wake_lock = threading.Lock()
+        self._wake_sent = False
+        self._router = context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self._router.rcvhwm = _RECEIVE_HWM
+        self._router.sndhwm = _SEND_HWM
+        self._router.maxmsgsize = max_frame + FRAME_SLACK
+        self._router.router_mandatory = True
+        self._router.handshake_ivl = _HANDSHAKE_MS
+        self._router.backlog = _BACKLOG
+        self._wake = context.socket(zmq.DEALER)
+        self._wake.linger = 0
+        wake_endpoint = f"inproc://mailbox-{id(self)}"
+        self._router.bind(wake_endpoint)
+        self._wake.connect(wake_endpoint)
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        """Add a message of this process. Never blocks; wake-ups are coalesced."""
+        self._local.append(envelope)
+        if not self._wake_sent:
+            with self._wake_lock, contextlib.suppress(zmq.ZMQError):
+                # A closed socket: the actor is gone, and pykka's teardown empties the queue.
+                self._wake_sent = True
+                self._wake.send(b"", zmq.DONTWAIT)
+
+    def empty(self) -> bool:
+        """Tell whether the local queue is empty; remote requests are not left to a teardown."""
+        return not self._local
+
+    def get(self) -> Envelope[Any]:
+        """Return the next message; between batches commit, flush, and wait for more."""
+        while True:
+            if self._ready:
+                return self._ready.popleft()
+            if self._local:
+                return self._local.popleft()
+            try:
+                self.end_batch()
+                self._receive_batch()
+            except Exception as error:  # noqa: BLE001 - raising here would leave a dead actor alive
+                return Envelope(MailboxFailed(error))
+
+    def bind(self, endpoint: str) -> None:
+        """Serve an endpoint. Runs in the actor's thread, once its state is recovered."""
+        self._router.bind(endpoint)
+
+    def send(self, route: bytes, frame: bytes) -> None:
+        """Queue a reply to a request that was parked earlier."""
+        self._outbox.append((route, frame))
+
+    def discard(self) -> None:
+        """Forget what the batch answered so far."""
+        self._outbox.clear()
+
+    def flush(self) -> None:
+        """Send what was answered.
+
+        A reply for a peer that has gone is dropped: the client fetches it again over its
+        next connection. One that finds no room is tried once more after the next batch.
+        """
+        again = list(self._unsent)
+        self._unsent.clear()
+        for message in again:
+            self._send(*message)
+        for message in self._outbox:
+            if not self._send(*message):
+                self._unsent.append(message)
+        self._outbox.clear()
+
+    def close(self) -> None:
+        """Close the sockets. For the server, after the actor's thread has ended."""
+        with self._wake_lock:
+            self._wake.close()
+        self._router.close(linger=_LINGER_MS)
+
+    def _send(self, route: bytes, frame: bytes) -> bool:
+        try:
+            self._router.send(route, zmq.SNDMORE | zmq.DONTWAIT)
+            self._router.send(frame, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+        return True
+
+    def _receive_batch(self) -> None:
+        """Wait for one message, then take what else has arrived."""
+        router = self._router
+        self._receive(0)
+        for _ in range(BATCH - 1):
+            if not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
+                break
+            self._receive(zmq.DONTWAIT)
+
+    def _receive(self, flags: int) -> None:
+        router = self._router
+        try:
+            route = router.recv(flags)
+            frame = router.recv(copy=False)
+        except zmq.Again:
+            return
+        problem = None
+        if frame.more:
+            router.recv_multipart(copy=False)
+            problem = ProtocolError(Code.MALFORMED, "a message is one frame")
+        try:
+            peer = self._peers.parse(str(frame.get("Peer-Address")))
+        except zmq.ZMQError:
+            peer = None  # inproc, or a transport that does not say who is there
+        if peer is None and not len(frame):
+            self._wake_sent = False  # before the queue is read, so that no wake-up gets lost
+            return
+        self._hand_over(route, peer, frame, problem)
+
+    def _hand_over(
+        self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
+    ) -> None:
+        self.received += 1
+        body: dict[str, Any] = {}
+        seq = 0
+        if problem is None:
+            try:
+                if len(frame) > self._max_frame:
+                    raise ProtocolError(
+                        Code.LIMIT_EXCEEDED,
+                        f"the message has {len(frame)} bytes; {self._max_frame} are allowed",
+                    )
+                decoded = decode(frame.bytes)
+                if decoded is None or decoded[0] != REQUEST:
+                    return
+                body = decoded[1]
+                seq = check_count(body.get("seq"), "seq", least=1)
+            except ProtocolError as error:
+                problem = error
+                seq = error.seq
+        call = Call(self._outbox, route, peer, seq, body, problem)
+        self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # set and set_exception are all that pykka's loop asks of a reply handle

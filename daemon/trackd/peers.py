@@ -1,0 +1,133 @@
+"""Who is at the other end of a connection, as the kernel tells it. Never believes a peer.
+
+libzmq gives every frame that came over ipc a `Peer-Address` property which ends in
+`uid:gid:pid`, read from SO_PEERCRED when the connection was made. (`User-Id` beside it is
+chosen by the peer and never used.)
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+#: Distinct addresses remembered; one per process that ever connected.
+_CACHE_SIZE = 4096
+
+
+class Peer(NamedTuple):
+    """The process that made a connection.
+
+    Attributes:
+        uid: its effective user id at that moment.
+        gid: its effective group id.
+        pid: its process id as this daemon sees it; 0 when it lives in a pid namespace
+            that this one cannot see.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+
+
+class PeerCache:
+    """Turns `Peer-Address` properties into `Peer` objects."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, Peer] = {}
+
+    def parse(self, address: str) -> Peer | None:
+        """Return the peer, or None when the address does not end in `uid:gid:pid`."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = parse_address(address)
+            if peer is not None:
+                if len(self._peers) >= _CACHE_SIZE:
+                    self._peers.clear()
+                self._peers[address] = peer
+        return peer
+
+
+def parse_address(address: str) -> Peer | None:
+    """Return the peer named at the end of a `Peer-Address`, or None when there is none."""
+    parts = address.rsplit(":", 3)
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts[1:]):
+        return None
+    uid, gid, pid = map(int, parts[1:])
+    return Peer(uid, gid, pid)
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None when that is not to be had.
+
+    With the pid it names a process for good, since pids are reused. None means that the
+    process is gone, is a zombie that waits to be reaped, or that /proc hides it.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command, in parentheses, may hold anything; the fields after the last one are numbers.
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
+
+
+def command_of(pid: int) -> str:
+    """Return the command name of a process for people to read, or "" when it is hidden."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+class Roles:
+    """Who may do what an administrator may: root, the daemon's own user, and who is named."""
+
+    def __init__(self, users: Iterable[str | int], groups: Iterable[str | int]) -> None:
+        """Look up the names.
+
+        Args:
+            users: names or uids.
+            groups: names or gids; their members count, whatever their primary group is.
+
+        Raises:
+            ValueError: there is no such user or group.
+        """
+        self._uids = {0, os.geteuid(), *(_uid(user) for user in users)}
+        self._groups = [_group(group) for group in groups]
+
+    def is_admin(self, peer: Peer) -> bool:
+        """Tell whether a peer has the role admin."""
+        if peer.uid in self._uids or peer.gid in self._groups:
+            return True
+        if not self._groups:
+            return False
+        try:
+            user = pwd.getpwuid(peer.uid)
+        except KeyError:
+            return False
+        memberships = os.getgrouplist(user.pw_name, user.pw_gid)
+        return any(gid in memberships for gid in self._groups)
+
+
+def _uid(user: str | int) -> int:
+    if isinstance(user, int):
+        return user
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {user!r} on this host") from None
+
+
+def _group(group: str | int) -> int:
+    if isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r} on this host") from None

@@ -1,0 +1,202 @@
+"""Sessions: who is at the daemon, which leases are theirs, which requests they have made.
+
+Pure: no I/O, no clock of its own, no threads. A session is known by the token that its
+client drew; people know it by its number. What a session remembers of its requests makes
+each of them happen once, however often it is sent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trackd.peers import Peer
+from trackd_client.protocol import Done
+
+#: How long, in seconds, and how many ended tokens are remembered.
+ENDED_SECONDS = 600.0
+ENDED_TOKENS = 10_000
+#: Leases taken back for want of a claim that a session is still told of.
+EXPIRED_LEASES = 1024
+
+
+class Process(NamedTuple):
+    """A process for good: its pid, and its start in clock ticks since boot."""
+
+    pid: int
+    start: int
+
+
+class Remembered(NamedTuple):
+    """The reply that a request got.
+
+    Attributes:
+        frame: as it was sent.
+        stored: whether the store holds it too: the reply of a mutation.
+        lease: the lease that it granted, or None.
+    """
+
+    frame: bytes
+    stored: bool
+    lease: int | None
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A parked `acquire`.
+
+    Attributes:
+        session: whose it is.
+        seq: the number of the request.
+        order: its place in the queue, lower first; kept over restarts.
+        deadline: when it has waited long enough, or None for never.
+        route: the connection to answer, or None until the client has sent it again.
+    """
+
+    session: Session
+    seq: int
+    order: int
+    deadline: float | None
+    route: bytes | None
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's stay.
+
+    Attributes:
+        id: its number, for people.
+        token: 16 bytes, the secret of its client; never logged.
+        peer: who opened it.
+        process: that process for good; None when it cannot be seen, and heartbeats count.
+        name: what the client calls itself.
+        version: of the client library.
+        labels: the client's own, for operators.
+        opened: seconds of CLOCK_BOOTTIME.
+        wall: the same moment in Unix time.
+        deadline: when it ends for want of a heartbeat, or None.
+        leases: ids of the leases that it owns.
+        expired: leases that were taken back from it because they never claimed.
+        done: numbers of requests that it needs no more.
+        replies: what its other requests were answered.
+        parked: its requests that wait, by number.
+        ended: whether it is over.
+    """
+
+    id: int
+    token: bytes
+    peer: Peer
+    process: Process | None
+    name: str
+    version: str
+    labels: dict[str, str]
+    opened: float
+    wall: float
+    deadline: float | None = None
+    leases: set[int] = field(default_factory=set)
+    expired: set[int] = field(default_factory=set)
+    done: Done = field(default_factory=Done)
+    replies: dict[int, Remembered] = field(default_factory=dict)
+    parked: dict[int, Waiter] = field(default_factory=dict)
+    ended: bool = False
+
+    def acknowledge(self, ranges: list[int]) -> list[int]:
+        """Take in `done` of a request; drop the replies that it covers.
+
+        Returns:
+            Numbers of parked requests that it covers: the client has given them up.
+        """
+        before = self.done.ranges
+        known = before[1] if len(before) == 2 and before[0] == 1 else 0
+        if not self.done.update(ranges):
+            return []
+        replies = self.replies
+        if replies:
+            now = self.done.ranges
+            if len(now) == 2 and now[0] == 1 and now[1] - known <= len(replies):
+                for seq in range(known + 1, now[1] + 1):
+                    replies.pop(seq, None)
+            else:
+                for seq in [seq for seq in replies if seq in self.done]:
+                    del replies[seq]
+        return [seq for seq in self.parked if seq in self.done] if self.parked else []
+
+
+class Ended(NamedTuple):
+    """What is remembered of a session that has ended."""
+
+    reason: str
+    at: float
+    uid: int
+
+
+class Sessions:
+    """All sessions, and the tokens of those that ended a short while ago."""
+
+    def __init__(self) -> None:
+        self.by_token: dict[bytes, Session] = {}
+        self.ended: OrderedDict[bytes, Ended] = OrderedDict()
+        self.last_id = 0
+        self._by_process: dict[Process, set[Session]] = {}
+        self._by_heartbeat: set[Session] = set()
+
+    def __len__(self) -> int:
+        return len(self.by_token)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self.by_token.values())
+
+    def add(self, session: Session) -> bool:
+        """Take in a session; tell whether it is the first one of its process."""
+        self.by_token[session.token] = session
+        self.last_id = max(self.last_id, session.id)
+        if session.process is None:
+            self._by_heartbeat.add(session)
+            return False
+        known = self._by_process.setdefault(session.process, set())
+        known.add(session)
+        return len(known) == 1
+
+    def remove(self, session: Session, reason: str, now: float) -> bool:
+        """Drop a session and remember its end; tell whether it was the last of its process."""
+        session.ended = True
+        del self.by_token[session.token]
+        self.ended[session.token] = Ended(reason, now, session.peer.uid)
+        if session.process is None:
+            self._by_heartbeat.discard(session)
+            return False
+        known = self._by_process[session.process]
+        known.discard(session)
+        if not known:
+            del self._by_process[session.process]
+        return not known
+
+    def forget_ended(self, now: float) -> list[bytes]:
+        """Drop the memory of ended sessions that is too old or too much; return their tokens."""
+        gone = []
+        while self.ended:
+            token, ended = next(iter(self.ended.items()))
+            if len(self.ended) <= ENDED_TOKENS and ended.at + ENDED_SECONDS >= now:
+                break
+            del self.ended[token]
+            gone.append(token)
+        return gone
+
+    def of_process(self, process: Process) -> list[Session]:
+        """Return the sessions that a process opened, oldest first."""
+        return sorted(self._by_process.get(process, ()), key=lambda session: session.id)
+
+    def processes(self) -> list[Process]:
+        """Return every process that has a session."""
+        return list(self._by_process)
+
+    def silent(self, now: float) -> list[Session]:
+        """Return the sessions whose heartbeats have stopped for too long, oldest first."""
+        late = [s for s in self._by_heartbeat if s.deadline is not None and s.deadline < now]
+        return sorted(late, key=lambda session: session.id)
+
+    def next_heartbeat(self) -> float | None:
+        """Return when the first session falls silent, or None."""
+        return min((s.deadline for s in self._by_heartbeat if s.deadline is not None), default=None)

@@ -1,0 +1,470 @@
+"""Everything that the daemon knows, and each way in which it changes.
+
+`State` joins the pure rules (`trackd.tracker`) with who owns what (`trackd.sessions`) and
+who waits (`trackd.waiting`). Each change leaves a record for the store (`trackd.image` says
+what the records mean). It runs in the actor's thread alone, and does no I/O: the clock, the
+reply channel and the watch over processes are given to it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trackd.config import Config
+from trackd.image import Image, LeaseRow, SessionRow
+from trackd.peers import Peer
+from trackd.sessions import EXPIRED_LEASES, Ended, Process, Remembered, Session, Sessions, Waiter
+from trackd.store import Key, Record
+from trackd.tracker import Row, Tracker
+from trackd.waiting import Queue
+from trackd_client.protocol import REPLY, Done, encode
+
+#: Seconds between two sweeps while nobody waits for what they might free.
+SWEEP_INTERVAL = 1.0
+
+
+class Surroundings(Protocol):
+    """What the state needs of the actor that holds it."""
+
+    def now(self) -> float:
+        """Return seconds of CLOCK_BOOTTIME."""
+
+    def wall(self) -> float:
+        """Return Unix time, for people."""
+
+    def deliver(self, route: bytes, frame: bytes) -> None:
+        """Answer a request that was parked."""
+
+    def watch(self, process: Process) -> None:
+        """Ask to be told when a process exits."""
+
+    def unwatch(self, process: Process) -> None:
+        """No longer ask for that."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A lease that somebody holds. Whether it has claimed, the tracker knows.
+
+    Attributes:
+        session: its owner.
+        granted: seconds of CLOCK_BOOTTIME.
+        wall: the same moment in Unix time.
+    """
+
+    session: Session
+    granted: float
+    wall: float
+
+
+class State:
+    """The daemon's whole state."""
+
+    def __init__(self, config: Config, surroundings: Surroundings) -> None:
+        self.config = config
+        self.tracker = Tracker(config.cluster_name, config.proxy_expiry, surroundings.now)
+        self.tracker.set_connection_count(config.connection_count)
+        self.sessions = Sessions()
+        self.queue = Queue()
+        self.leases: dict[int, Lease] = {}
+        self.revision = 0
+        self.epoch = 0
+        self.tracker_id = b""
+        self.cluster = ""  # whose state it is, as the store says
+        self.records: list[Record] = []
+        self.touched: list[Key] = []
+        self._around = surroundings
+        self._in_flight: OrderedDict[int, None] = OrderedDict()
+        self._swept = 0.0
+        self._stored_revision = 0
+
+    # -- sessions ---------------------------------------------------------------------
+
+    def open_session(
+        self,
+        token: bytes,
+        peer: Peer,
+        process: Process | None,
+        name: str,
+        version: str,
+        labels: dict[str, str],
+    ) -> Session:
+        """Begin a session; the token must be new."""
+        session = Session(
+            id=self.sessions.last_id + 1,
+            token=token,
+            peer=peer,
+            process=process,
+            name=name,
+            version=version,
+            labels=labels,
+            opened=self._around.now(),
+            wall=self._around.wall(),
+        )
+        self.heard_of(session)
+        if self.sessions.add(session) and process is not None:
+            self._around.watch(process)
+        self._record(["open", token, _session_row(session).values()], ("session", token))
+        self._record(["meta", "last_session", session.id], ("meta", "last_session"))
+        self._changed()
+        return session
+
+    def end_session(self, session: Session, reason: str) -> list[int]:
+        """End a session and release its leases, in one mutation; return their ids."""
+        for waiter in session.parked.values():
+            self.queue.remove(waiter)
+        session.parked.clear()
+        freed = sorted(session.leases)
+        for lease in freed:
+            self._free(session, lease)
+        now = self._around.now()
+        if self.sessions.remove(session, reason, now) and session.process is not None:
+            self._around.unwatch(session.process)
+        key: Key = ("session", session.token)
+        self._record(["end", session.token, reason, now, session.peer.uid], key)
+        self.touched.append(("ended", session.token))
+        self._changed()
+        return freed
+
+    def heard_of(self, session: Session) -> None:
+        """Note a sign of life, where that is what keeps a session."""
+        if session.process is None:
+            session.deadline = self._around.now() + self.config.heartbeat_ttl
+
+    def remember(
+        self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
+    ) -> None:
+        """Keep the reply of a request until its session is done with it."""
+        session.replies[seq] = Remembered(frame, stored, lease)
+        if stored:
+            self._record(
+                ["reply", session.token, seq, frame, lease, list(session.done.ranges)],
+                ("session", session.token),
+            )
+
+    def acknowledge(self, session: Session, ranges: list[int]) -> None:
+        """Take in the numbers that a session is done with, given-up acquires included."""
+        for seq in session.acknowledge(ranges):
+            self._unpark(session.parked[seq])
+
+    # -- the rules --------------------------------------------------------------------
+
+    def track(self, rows: list[Row]) -> list[str]:
+        """Take in gossip, whose fields the caller has checked; return the names that changed."""
+        changed = self.tracker.track_rows(rows)
+        if rows:
+            self.records.append(["gossip", self._around.now(), self.tracker.proxy_expiry, rows])
+            self.touched.extend([("proxy", row[0]) for row in rows])
+        if changed:
+            self._changed()
+        return changed
+
+    def set_count(self, count: int) -> None:
+        """Set the connection count; it holds over restarts until the configured one changes."""
+        if count != self.tracker.connection_count:
+            self.tracker.set_connection_count(count)
+            self._record(["meta", "connection_count", count], ("meta", "connection_count"))
+            self._changed()
+
+    def try_acquire(self, session: Session) -> int | None:
+        """Grant a lease now, or refuse; nobody jumps the queue."""
+        self.serve_waiters()
+        if self.queue:
+            return None
+        lease = self._try_grant()
+        if lease is not None:
+            self._own(session, lease)
+        return lease
+
+    def park(self, session: Session, seq: int, deadline: float | None, route: bytes) -> None:
+        """Put an acquire at the end of the queue."""
+        waiter = Waiter(session, seq, self.queue.last_order + 1, deadline, route)
+        session.parked[seq] = waiter
+        self.queue.add(waiter)
+        self._record(
+            ["wait", session.token, seq, waiter.order, deadline], ("session", session.token)
+        )
+
+    def serve_waiters(self) -> None:
+        """Grant to the longest waiter for as long as the rules allow."""
+        while (waiter := self.queue.first()) is not None:
+            lease = self._try_grant()
+            if lease is None:
+                return
+            self._own(waiter.session, lease)
+            self._answer(waiter, lease)
+
+    def claim(self, session: Session, lease: int, principals: list[str]) -> tuple[bool, str | None]:
+        """Claim by rule 8; return whether it succeeded, and the name that was meant."""
+        name = self.tracker.claim(lease, principals) if lease in session.leases else None
+        if name is None:
+            return False, self.tracker.resolve(principals)
+        self._in_flight.pop(lease, None)
+        self._record(self._lease_record(lease), ("lease", lease))
+        self._changed()
+        return True, name
+
+    def release(self, session: Session, lease: int) -> bool:
+        """Release a lease of this session; tell whether it held anything."""
+        if lease not in session.leases:
+            return False
+        self._free(session, lease)
+        self._changed()
+        return True
+
+    def adopt(self, session: Session, principals: list[str]) -> tuple[int, str] | None:
+        """Take up an open tunnel by rule 14; return lease and name, or None."""
+        adopted = self.tracker.adopt(principals)
+        if adopted is not None:
+            self._own(session, adopted[0])
+            self._in_flight.pop(adopted[0])
+        return adopted
+
+    def give_up(self, session: Session, seq: int) -> bool:
+        """Take back whatever an earlier request was granted; it will never run again."""
+        if seq in session.done:
+            return False
+        waiter = session.parked.get(seq)
+        if waiter is not None:
+            self._unpark(waiter)
+        remembered = session.replies.get(seq)
+        if remembered is not None and remembered.lease is not None:
+            self.release(session, remembered.lease)
+        session.acknowledge([seq, seq])
+        self._record(["done", session.token, [seq, seq]], ("session", session.token))
+        return True
+
+    def sweep(self) -> list[Session]:
+        """Do all that time brings about; return the sessions that fell silent and were ended."""
+        now = self._around.now()
+        self._swept = now
+        if self.tracker.sweep():
+            self._changed()
+        for waiter in self.queue.late(now):
+            self._answer(waiter, None)
+        silent = self.sessions.silent(now)
+        for session in silent:
+            self.end_session(session, "no heartbeat")
+        if self.config.claim_timeout > 0:
+            self._expire_leases(now - self.config.claim_timeout)
+        for token in self.sessions.forget_ended(now):
+            self.touched.append(("ended", token))
+        return silent
+
+    def next_timer(self) -> float | None:
+        """Return when the next sweep has something to do, or None."""
+        expiry = self.tracker.next_expiry
+        if expiry is not None and not self.queue:
+            expiry = max(expiry, self._swept + SWEEP_INTERVAL)
+        times = [expiry, self.queue.next_deadline(), self.sessions.next_heartbeat()]
+        if self.config.claim_timeout > 0 and self._in_flight:
+            oldest = self.leases[next(iter(self._in_flight))].granted
+            times.append(oldest + self.config.claim_timeout)
+        return min((time for time in times if time is not None), default=None)
+
+    # -- the store --------------------------------------------------------------------
+
+    def load(self, image: Image) -> None:
+        """Take over what an earlier process left; all of its sessions are checked by the caller."""
+        around = self._around
+        meta = image.meta
+        self.revision = self._stored_revision = meta.get("revision", 0)
+        self.epoch = meta.get("epoch", 0)
+        self.tracker_id = meta.get("tracker_id", b"")
+        self.cluster = meta.get("cluster", "")
+        self.sessions.last_id = meta.get("last_session", 0)
+        count = self.config.connection_count
+        if meta.get("configured_count") == count:
+            count = meta.get("connection_count", count)
+        self.tracker.restore(
+            proxies=[(name, *row) for name, row in image.proxies.items()],
+            leases={lease: row.name for lease, row in image.leases.items()},
+            last_lease=meta.get("last_lease", 0),
+            connection_count=count,
+        )
+        for token, ended in image.ended.items():
+            self.sessions.ended[token] = Ended(*ended)
+        waiters: list[Waiter] = []
+        for token, row in image.sessions.items():
+            session = _session(token, row)
+            self.heard_of(session)
+            if self.sessions.add(session) and session.process is not None:
+                around.watch(session.process)
+            for seq, (order, deadline) in row.waits.items():
+                waiter = Waiter(session, seq, order, deadline, None)
+                session.parked[seq] = waiter
+                waiters.append(waiter)
+        for waiter in sorted(waiters, key=lambda waiter: waiter.order):
+            self.queue.add(waiter)
+        for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
+            session = self.sessions.by_token[held.token]
+            session.leases.add(lease)
+            self.leases[lease] = Lease(session, held.granted, held.wall)
+            if held.name is None:
+                self._in_flight[lease] = None
+
+    def begin_epoch(self, tracker_id: bytes) -> None:
+        """Count a start; `tracker_id` names the state when it is new."""
+        self.epoch += 1
+        self._record(["meta", "epoch", self.epoch], ("meta", "epoch"))
+        if not self.tracker_id:
+            self.tracker_id = tracker_id
+            self._record(["meta", "tracker_id", tracker_id], ("meta", "tracker_id"))
+        self.cluster = self.config.cluster_name
+        for name, value in (
+            ("cluster", self.cluster),
+            ("configured_count", self.config.connection_count),
+            ("connection_count", self.tracker.connection_count),
+        ):
+            self._record(["meta", name, value], ("meta", name))
+
+    def take_records(self) -> tuple[list[Record], list[Key]]:
+        """Return what the batch has changed, for the store, and begin a new batch."""
+        if self.revision != self._stored_revision:
+            self._record(["meta", "revision", self.revision], ("meta", "revision"))
+            self._stored_revision = self.revision
+        records, touched = self.records, self.touched
+        self.records, self.touched = [], []
+        return records, touched
+
+    def value_of(self, key: Key) -> Any:
+        """Return what the checkpoint holds of a thing, or None when it is no more."""
+        kind, name = key
+        match kind:
+            case "session":
+                session = self.sessions.by_token.get(name)
+                return None if session is None else _session_row(session).values()
+            case "lease":
+                lease = self.leases.get(name)
+                return None if lease is None else self._lease_row(name, lease).values()
+            case "proxy":
+                proxy = self.tracker.get(name)
+                return None if proxy is None else [proxy.group, proxy.generation, proxy.expiry]
+            case "ended":
+                ended = self.sessions.ended.get(name)
+                return None if ended is None else list(ended)
+            case "meta":
+                return {
+                    "revision": self.revision,
+                    "epoch": self.epoch,
+                    "tracker_id": self.tracker_id,
+                    "cluster": self.cluster,
+                    "last_lease": self.tracker.last_lease,
+                    "last_session": self.sessions.last_id,
+                    "connection_count": self.tracker.connection_count,
+                    "configured_count": self.config.connection_count,
+                }.get(name)
+            case _:
+                return None
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _record(self, record: Record, key: Key) -> None:
+        self.records.append(record)
+        self.touched.append(key)
+
+    def _changed(self) -> None:
+        self.revision += 1
+
+    def _try_grant(self) -> int | None:
+        # The purge that opens try_acquire is made here, where what it changed can be told.
+        if self.tracker.sweep():
+            self._changed()
+        return self.tracker.try_acquire()
+
+    def _own(self, session: Session, lease: int) -> None:
+        session.leases.add(lease)
+        self.leases[lease] = Lease(session, self._around.now(), self._around.wall())
+        self._in_flight[lease] = None
+        self._record(self._lease_record(lease), ("lease", lease))
+        self.touched.append(("meta", "last_lease"))
+        self._changed()
+
+    def _free(self, session: Session, lease: int) -> None:
+        self.tracker.release(lease)
+        self._in_flight.pop(lease, None)
+        session.leases.discard(lease)
+        del self.leases[lease]
+        self._record(["free", lease], ("lease", lease))
+
+    def _lease_row(self, lease: int, held: Lease) -> LeaseRow:
+        return LeaseRow(held.session.token, self.tracker.lease_name(lease), held.granted, held.wall)
+
+    def _lease_record(self, lease: int) -> Record:
+        return ["lease", lease, self._lease_row(lease, self.leases[lease]).values()]
+
+    def _answer(self, waiter: Waiter, lease: int | None) -> None:
+        """Answer a parked acquire: with a lease, or with None because its time is up."""
+        session, seq = waiter.session, waiter.seq
+        self.queue.remove(waiter)
+        del session.parked[seq]
+        if lease is None:
+            self._record(["unwait", session.token, seq], ("session", session.token))
+        frame = encode(REPLY, {"seq": seq, "revision": self.revision, "lease": lease})
+        self.remember(session, seq, frame, stored=True, lease=lease)
+        if waiter.route is not None:
+            self._around.deliver(waiter.route, frame)
+
+    def _unpark(self, waiter: Waiter) -> None:
+        self.queue.remove(waiter)
+        del waiter.session.parked[waiter.seq]
+        token = waiter.session.token
+        self._record(["unwait", token, waiter.seq], ("session", token))
+
+    def _expire_leases(self, before: float) -> None:
+        while self._in_flight:
+            lease = next(iter(self._in_flight))
+            held = self.leases[lease]
+            if held.granted >= before:
+                return
+            session = held.session
+            if len(session.expired) < EXPIRED_LEASES:
+                session.expired.add(lease)
+                self._record(["expire", session.token, lease], ("session", session.token))
+            self._free(session, lease)
+            self._changed()
+
+
+def _session_row(session: Session) -> SessionRow:
+    process = session.process
+    return SessionRow(
+        id=session.id,
+        uid=session.peer.uid,
+        gid=session.peer.gid,
+        pid=session.peer.pid,
+        start=None if process is None else process.start,
+        name=session.name,
+        version=session.version,
+        labels=session.labels,
+        opened=session.opened,
+        wall=session.wall,
+        done=list(session.done.ranges),
+        replies={
+            seq: [reply.frame, reply.lease]
+            for seq, reply in session.replies.items()
+            if reply.stored
+        },
+        waits={seq: [waiter.order, waiter.deadline] for seq, waiter in session.parked.items()},
+        expired=sorted(session.expired),
+    )
+
+
+def _session(token: bytes, row: SessionRow) -> Session:
+    return Session(
+        id=row.id,
+        token=token,
+        peer=Peer(row.uid, row.gid, row.pid),
+        process=None if row.start is None else Process(row.pid, row.start),
+        name=row.name,
+        version=row.version,
+        labels=row.labels,
+        opened=row.opened,
+        wall=row.wall,
+        expired=set(row.expired),
+        done=Done(row.done),
+        replies={
+            seq: Remembered(frame, True, lease) for seq, (frame, lease) in row.replies.items()
+        },
+    )

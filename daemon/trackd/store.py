@@ -1,0 +1,309 @@
+"""The store: an SQLite file in the runtime directory. It must outlive the process, not the boot.
+
+One batch of messages becomes one row of the *journal*, by one statement: what changed, in
+order. Beside it stands the *checkpoint*: a table of keys and values, each the state of one
+thing (a session, a lease, a proxy) at some moment since the last row that was taken out of
+the journal. Replaying the journal over the checkpoint gives the state: its records say what
+a thing became, so that replaying one over a newer value comes out right in the end.
+
+The checkpoint moves forward in small steps between batches (`checkpoint_step`), and rows
+that it has overtaken are deleted. WAL, and no fsync: the kernel keeps what was written when
+the process dies. A file of another boot is emptied. The store knows nothing of what its
+records mean (`trackd.image` does), and runs in the actor's thread alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from trackd.logs import fields
+
+log = logging.getLogger("trackd.store")
+
+FILE_NAME = "trackd.db"
+#: Marks the file as ours ("trkd"); another one is moved aside.
+_APPLICATION_ID = 0x74726B64
+#: Seconds that one checkpoint step may take, and the rows between two looks at the clock.
+_STEP_SECONDS = 0.001
+_STEP_ROWS = 50
+#: The journal is taken into the checkpoint when it has grown by this much.
+_DUE_ROWS = 4096
+_DUE_BYTES = 8 * 1024 * 1024
+#: Pages of the WAL that SQLite copies back at once: less than a millisecond's work.
+_WAL_PAGES = 200
+
+#: Schema changes, oldest first; `user_version` counts those that a file has.
+MIGRATIONS = (
+    """
+    CREATE TABLE journal (id INTEGER PRIMARY KEY AUTOINCREMENT, wall REAL NOT NULL,
+                          records BLOB NOT NULL);
+    CREATE TABLE state (kind TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,
+                        PRIMARY KEY (kind, key)) WITHOUT ROWID;
+    """,
+)
+
+#: What a thing is: its kind and its key. Keys are msgpack values: text, bytes, integers.
+Key = tuple[str, Any]
+Record = list[Any]
+Connect = Callable[[str], sqlite3.Connection]
+
+
+class StoreError(Exception):
+    """The store cannot be written or read just now."""
+
+
+class DamagedError(Exception):
+    """The file is no database, not ours, or holds what cannot be read."""
+
+
+class Row(NamedTuple):
+    """One value of the checkpoint."""
+
+    kind: str
+    key: Any
+    value: Any
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Open an SQLite file in autocommit mode; transactions are begun by hand."""
+    return sqlite3.connect(path, isolation_level=None, timeout=0.0)
+
+
+class Store:
+    """The open file."""
+
+    def __init__(self, directory: Path | None, boot_id: str, connect: Connect = connect) -> None:
+        """Open or create the file; move a damaged or foreign one aside.
+
+        Args:
+            directory: the state directory, which exists; None keeps all in memory.
+            boot_id: of the running kernel; a file of another boot is emptied.
+            connect: opens an SQLite connection in autocommit mode.
+
+        Raises:
+            StoreError: the file can be neither opened nor created.
+        """
+        self._connect = connect
+        self._boot_id = boot_id
+        self._path = directory / FILE_NAME if directory is not None else None
+        self._dirty: dict[Key, None] = {}
+        self._touched: dict[Key, None] = {}
+        self._checkpoint_to: int | None = None
+        self._last_row = 0
+        self._rows_since = self._bytes_since = 0
+        try:
+            self._db = self._open()
+        except DamagedError as error:
+            self.set_aside(str(error))
+
+    def set_aside(self, why: str) -> None:
+        """Move the file out of the way, and start with an empty one.
+
+        Raises:
+            StoreError: that cannot be done either.
+        """
+        if self._path is None:
+            raise StoreError(why)
+        aside = self._path.with_name(f"{FILE_NAME}.damaged-{time.time_ns()}")
+        log.error(
+            "state file unusable, moved aside; starting empty",
+            extra=fields(path=str(self._path), moved_to=str(aside), reason=why),
+        )
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                source = self._path.with_name(self._path.name + suffix)
+                if source.exists():
+                    source.rename(aside.with_name(aside.name + suffix))
+            self._db = self._open()
+        except (OSError, DamagedError) as error:
+            raise StoreError(f"cannot replace {self._path}: {error}") from None
+        self._dirty.clear()
+        self._touched.clear()
+
+    def load(self) -> tuple[list[Row], list[list[Record]]]:
+        """Return the checkpoint, and the journal's batches of records, oldest first.
+
+        Raises:
+            StoreError: reading failed for now.
+            DamagedError: what is there cannot be read.
+        """
+        try:
+            rows = [
+                Row(kind, _unpack(key), _unpack(value))
+                for kind, key, value in self._db.execute("SELECT kind, key, value FROM state")
+            ]
+            batches = []
+            self._last_row = self._rows_since = self._bytes_since = 0
+            for number, blob in self._db.execute("SELECT id, records FROM journal ORDER BY id"):
+                batches.append(_unpack(blob))
+                self._last_row = number
+                self._rows_since += 1
+                self._bytes_since += len(blob)
+        except sqlite3.OperationalError as error:
+            raise StoreError(str(error)) from None
+        except (sqlite3.DatabaseError, ValueError, TypeError, msgpack.UnpackException) as error:
+            raise DamagedError(f"unreadable: {error}") from None
+        self._checkpoint_to = None
+        return rows, batches
+
+    def append(self, records: list[Record], wall: float) -> None:
+        """Store what one batch changed, all of it or nothing.
+
+        Raises:
+            StoreError: it could not be stored; nothing of it is.
+        """
+        blob = msgpack.packb(records)
+        try:
+            cursor = self._db.execute(
+                "INSERT INTO journal (wall, records) VALUES (?, ?)", (wall, blob)
+            )
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from None
+        self._last_row = cursor.lastrowid or 0
+        self._rows_since += 1
+        self._bytes_since += len(blob)
+
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note what records of the journal changed, so that the next checkpoint takes it in."""
+        self._touched.update(dict.fromkeys(keys))
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint is under way, or the journal long enough to begin one."""
+        return (
+            self._checkpoint_to is not None
+            or self._rows_since >= _DUE_ROWS
+            or self._bytes_since >= _DUE_BYTES
+        )
+
+    def checkpoint_step(self, value_of: Callable[[Key], Any]) -> None:
+        """Take the checkpoint a small step forward, for about a millisecond.
+
+        Args:
+            value_of: gives the present value of a key, or None when that thing is no more.
+
+        Raises:
+            StoreError: nothing of this step is stored; it will be tried again.
+        """
+        if self._checkpoint_to is None:
+            self._checkpoint_to = self._last_row
+            self._rows_since = self._bytes_since = 0
+            self._dirty.update(self._touched)
+            self._touched = {}
+        stop = time.perf_counter() + _STEP_SECONDS
+        written: list[Key] = []
+        finished = False
+        try:
+            self._db.execute("BEGIN")
+            try:
+                for key in self._dirty:
+                    self._write(key, value_of(key))
+                    written.append(key)
+                    if len(written) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
+                        break
+                else:
+                    finished = self._delete_overtaken(stop)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from None
+        for key in written:
+            del self._dirty[key]
+        if finished:
+            self._checkpoint_to = None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _write(self, key: Key, value: Any) -> None:
+        kind, name = key
+        if value is None:
+            self._db.execute("DELETE FROM state WHERE kind = ? AND key = ?", (kind, _pack(name)))
+        else:
+            self._db.execute(
+                "INSERT OR REPLACE INTO state (kind, key, value) VALUES (?, ?, ?)",
+                (kind, _pack(name), _pack(value)),
+            )
+
+    def _delete_overtaken(self, stop: float) -> bool:
+        """Delete journal rows that the checkpoint covers; tell whether none is left."""
+        while time.perf_counter() < stop:
+            cursor = self._db.execute(
+                "DELETE FROM journal WHERE id IN"
+                " (SELECT id FROM journal WHERE id <= ? ORDER BY id LIMIT 10)",
+                (self._checkpoint_to,),
+            )
+            if cursor.rowcount < 10:
+                return True
+        return False
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            db = self._connect(str(self._path) if self._path is not None else ":memory:")
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot open {self._path}: {error}") from None
+        try:
+            self._prepare(db)
+        except sqlite3.OperationalError as error:
+            db.close()
+            raise StoreError(f"cannot use {self._path}: {error}") from None
+        except sqlite3.DatabaseError as error:
+            db.close()
+            raise DamagedError(str(error)) from None
+        except DamagedError:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Check whose file it is, bring its schema up to date, empty it after a reboot."""
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA synchronous = OFF")
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        if tables and application != _APPLICATION_ID:
+            raise DamagedError("the file is an SQLite database of another program")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise DamagedError(f"written by a newer trackd (schema {version})")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+            db.executescript(f"BEGIN; {migration}; PRAGMA user_version = {number}; COMMIT")
+        boot = _pack("boot_id")
+        found = db.execute(
+            "SELECT value FROM state WHERE kind = 'boot' AND key = ?", (boot,)
+        ).fetchone()
+        if found is None or found[0] != _pack(self._boot_id):
+            db.execute("BEGIN")
+            db.execute("DELETE FROM journal")
+            db.execute("DELETE FROM state")
+            db.execute("INSERT INTO state VALUES ('boot', ?, ?)", (boot, _pack(self._boot_id)))
+            db.execute("COMMIT")
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def _unpack(blob: bytes) -> Any:
+    return msgpack.unpackb(blob, strict_map_key=False)
+
+
+def journal_records(batches: Iterable[list[Record]]) -> Iterator[Record]:
+    """Yield the records of all batches in order."""
+    for batch in batches:
+        yield from batch

@@ -1,0 +1,152 @@
+"""ProcessWatcher: tells the TrackerActor when a process that has a session exits.
+
+It holds one pidfd for each process, which the kernel makes readable at the exit, and waits
+for all of them and for its own messages in one epoll: no polling, no heartbeat that could
+fail falsely. The start time guards against pids that were reused before the pidfd was open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import pykka
+from pykka._envelope import Envelope
+
+from trackd.logs import fields
+from trackd.peers import start_time
+from trackd.sessions import Process
+from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+
+log = logging.getLogger("trackd.watcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """To the watcher: tell when this process exits; at once when it has."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    """To the watcher: its exit no longer matters."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """To the tracker, from the watcher's inbox through the watcher."""
+
+    process: Process
+
+
+class PidfdInbox:
+    """A queue whose `get` also returns, with `ProcessExited`, when a watched process exits."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Envelope[Any]] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._process_of: dict[int, Process] = {}
+        self._pidfd_of: dict[Process, int] = {}
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        """Add a message and wake the wait. Any thread."""
+        self._messages.append(envelope)
+        os.eventfd_write(self._wake, 1)
+
+    def empty(self) -> bool:
+        """Tell whether no message waits."""
+        return not self._messages
+
+    def get(self) -> Envelope[Any]:
+        """Wait for the next message, or for an exit. The actor's thread."""
+        while True:
+            if self._messages:
+                return self._messages.popleft()
+            for descriptor, _ in self._epoll.poll():
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                elif (process := self._process_of.get(descriptor)) is not None:
+                    self.unwatch(process)
+                    self._messages.append(Envelope(ProcessExited(process)))
+
+    def watch(self, process: Process) -> bool:
+        """Begin to watch; tell whether the process still lives."""
+        if process in self._pidfd_of:
+            return True
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            return False
+        if start_time(process.pid) != process.start:
+            os.close(pidfd)
+            return False
+        self._pidfd_of[process] = pidfd
+        self._process_of[pidfd] = process
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return True
+
+    def unwatch(self, process: Process) -> None:
+        """Stop watching, if it is watched."""
+        pidfd = self._pidfd_of.pop(process, None)
+        if pidfd is not None:
+            del self._process_of[pidfd]
+            self._epoll.unregister(pidfd)
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Close every descriptor but the one that `put` may still write to."""
+        for process in list(self._pidfd_of):
+            self.unwatch(process)
+        self._epoll.close()
+
+
+class ProcessWatcher(SupervisedActor):
+    """The actor."""
+
+    def __init__(self, on_end: OnEnd, tracker: pykka.ActorRef[Any]) -> None:
+        self._inbox = PidfdInbox()
+        self._tracker = tracker
+        super().__init__(on_end)
+
+    def _create_actor_inbox(self) -> PidfdInbox:  # type: ignore[override] # a method, where pykka has a static one
+        return self._inbox
+
+    def on_stop(self) -> None:
+        """Close the descriptors. Runs in the actor's thread."""
+        self._inbox.close()
+        super().on_stop()
+
+    def on_receive(self, message: Any) -> Any:
+        """Handle one message. Runs in the actor's thread."""
+        if isinstance(message, Watch):
+            self._watch(message.process)
+        elif isinstance(message, Unwatch):
+            self._inbox.unwatch(message.process)
+        elif isinstance(message, ProcessExited):
+            with contextlib.suppress(pykka.ActorDeadError):
+                self._tracker.tell(message)
+        elif not isinstance(message, Ping):
+            unexpected(self, message)
+
+    def _watch(self, process: Process) -> None:
+        try:
+            alive = self._inbox.watch(process)
+        except OSError as error:
+            # Out of descriptors, say. Ending the daemon would lose nothing, but help nobody.
+            log.error("cannot watch a process", extra=fields(pid=process.pid, reason=str(error)))  # noqa: TRY400 - the reason says it all
+            return
+        if not alive:
+            self._tracker.tell(ProcessExited(process))
