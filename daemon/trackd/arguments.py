@@ -1,0 +1,86 @@
+"""What the tracker refuses in an argument: always a ValueError that names it.
+
+Strict on purpose: True and 1.0 equal 1, and would pass for a lease or a generation. It judges
+types and ranges alone, never whether a lease exists or a name is tracked.
+"""
+
+# ruff: noqa: TRY004 - outside checks rely on ValueError for wrong types too
+
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from typing import Any
+
+from trackd.expiry import Row
+from trackd_client.proxy import Proxy
+
+MAX_GENERATION = 2**64 - 1
+
+
+def check_str(value: Any, what: str) -> None:
+    """Refuse what is not a str."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a str, not {value!r}")
+
+
+def check_int(value: Any, what: str) -> None:
+    """Refuse what is not an int; a bool is none."""
+    if type(value) is not int:
+        raise ValueError(f"{what} must be an int, not {value!r}")
+
+
+def check_seconds(value: Any, what: str) -> None:
+    """Refuse what is not a finite int or float."""
+    if not _is_seconds(value):
+        raise ValueError(f"{what} must be a finite number of seconds, not {value!r}")
+
+
+def check_principals(principals: Any) -> None:
+    """Refuse what is not a sequence of str; a single str is none."""
+    if not isinstance(principals, (list, tuple)) and (
+        not isinstance(principals, Sequence) or isinstance(principals, (str, bytes, bytearray))
+    ):
+        raise ValueError(f"principals must be a sequence of str, not {principals!r}")
+    for principal in principals:
+        if not isinstance(principal, str):
+            raise ValueError(f"principals must hold str, not {principal!r}")
+
+
+def check_proxy(name: Any, group: Any, generation: Any, ttl: Any) -> None:
+    """Refuse a proxy when any of its fields is wrong."""
+    if (
+        isinstance(name, str)
+        and isinstance(group, str)
+        and type(generation) is int
+        and 0 <= generation <= MAX_GENERATION
+        and (ttl is None or _is_seconds(ttl))
+    ):
+        return
+    check_str(name, "a proxy's name")
+    check_str(group, f"the group of proxy {name!r}")
+    check_int(generation, f"the generation of proxy {name!r}")
+    if ttl is not None:
+        check_seconds(ttl, f"the ttl of proxy {name!r}")
+    raise ValueError(f"the generation of proxy {name!r} must be 0 to 2**64-1, not {generation}")
+
+
+def check_proxies(proxies: Any) -> list[Row]:
+    """Refuse what is not an iterable of right proxies; return the rows that it holds."""
+    if not isinstance(proxies, Iterable):
+        raise ValueError(f"proxies must be an iterable of Proxy, not {proxies!r}")
+    rows = []
+    for proxy in proxies:
+        if not isinstance(proxy, Proxy):
+            raise ValueError(f"proxies must hold Proxy, not {proxy!r}")
+        row = proxy.name, proxy.group, proxy.generation, proxy.ttl
+        check_proxy(*row)
+        rows.append(row)
+    return rows
+
+
+def _is_seconds(value: Any) -> bool:
+    if type(value) is float:
+        return isfinite(value)
+    try:
+        return type(value) is int and isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

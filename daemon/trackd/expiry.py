@@ -1,0 +1,130 @@
+"""Which tracked names expire when.
+
+The clock never goes back, so names with the same TTL expire in the order of their mentions: one
+first-in-first-out queue for each TTL in use, nearly always one or two, and a heap over the queues
+by the expiry of their heads. Mentioning a name again moves it to the end of its queue and leaves
+the heap alone, however often it happens.
+
+The index never reads a clock, and forgets a name in `pop_expired` and nowhere else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush, heapreplace
+
+Row = tuple[str, str, int, float | None]
+"""A proxy as gossip mentions it: name, group, generation, TTL in seconds."""
+
+_RESTORED = 0.0  # the key of the queue of restored names; a TTL in use is never 0
+
+
+class Expiries:
+    """Names and when they expire. Times are seconds of the caller's clock, TTLs seconds.
+
+    With q queues, a mention costs O(1), or O(log q) amortised when its queue is new; `pop_expired`
+    pays O(1) for each name that it returns and O(log q) for each queue whose head has moved.
+    """
+
+    __slots__ = ("_compact_at", "_heap", "_queue_of", "_queues")
+
+    def __init__(self) -> None:
+        self._queues: dict[float, OrderedDict[str, float]] = {}
+        self._queue_of: dict[str, OrderedDict[str, float]] = {}
+        # (expiry, TTL), one for each queue. The expiry may be earlier than that of the queue's
+        # head, never later; it is put right when it reaches the root. A queue that has become
+        # empty stays until then, or until there are too many of them.
+        self._heap: list[tuple[float, float]] = []
+        self._compact_at = 16
+
+    def mention(self, rows: Iterable[Row], now: float, default_ttl: float) -> None:
+        """Let every name in the rows expire its TTL from now, whenever it did before.
+
+        Args:
+            rows: The proxies; a TTL that is missing or not positive means `default_ttl`.
+            now: The time of the mention; never earlier than that of the one before.
+            default_ttl: Positive.
+        """
+        queue: OrderedDict[str, float] | None = None
+        row_ttl: float | None = None
+        expiry = now
+        for name, _, _, ttl in rows:
+            if queue is None or ttl != row_ttl:
+                row_ttl = ttl
+                used = default_ttl if ttl is None or ttl <= 0 else ttl
+                expiry = now + used
+                queue = self._queue(used, expiry)
+            if name in queue:
+                queue.move_to_end(name)
+            else:
+                old = self._queue_of.get(name)
+                if old is not None:
+                    del old[name]
+                self._queue_of[name] = queue
+            queue[name] = expiry
+
+    def restore(self, expiries: Iterable[tuple[float, str]]) -> None:
+        """Take over names with their expiry, in any order, into an empty index."""
+        queue = OrderedDict((name, expiry) for expiry, name in sorted(expiries))
+        if queue:
+            self._queues[_RESTORED] = queue
+            self._queue_of = dict.fromkeys(queue, queue)
+            self._heap.append((_first(queue)[1], _RESTORED))
+
+    def pop_expired(self, now: float) -> list[str]:
+        """Forget the names whose expiry is strictly before now, and return them."""
+        expired: list[str] = []
+        heap = self._heap
+        while heap and heap[0][0] < now:
+            ttl = heap[0][1]
+            queue = self._queues[ttl]
+            while queue:
+                name, expiry = _first(queue)
+                if expiry >= now:
+                    heapreplace(heap, (expiry, ttl))
+                    break
+                del queue[name], self._queue_of[name]
+                expired.append(name)
+            else:
+                heappop(heap)
+                del self._queues[ttl]
+        return expired
+
+    def next_expiry(self) -> float | None:
+        """Return the earliest expiry, or None without names. O(1) amortised."""
+        heap = self._heap
+        while heap:
+            known, ttl = heap[0]
+            queue = self._queues[ttl]
+            if not queue:
+                heappop(heap)
+                del self._queues[ttl]
+                continue
+            expiry = _first(queue)[1]
+            if expiry == known:
+                return expiry
+            heapreplace(heap, (expiry, ttl))
+        return None
+
+    def expiry_of(self, name: str) -> float:
+        """Return when a name expires; KeyError when it is not here."""
+        return self._queue_of[name][name]
+
+    def _queue(self, ttl: float, expiry: float) -> OrderedDict[str, float]:
+        queue = self._queues.get(ttl)
+        if queue is None:
+            if len(self._queues) >= self._compact_at:
+                self._compact()
+            queue = self._queues[ttl] = OrderedDict()
+            heappush(self._heap, (expiry, ttl))
+        return queue
+
+    def _compact(self) -> None:
+        # At most once in as many new queues as are left, so O(1) for each of them.
+        self._queues = {ttl: queue for ttl, queue in self._queues.items() if queue}
+        self._heap = [(_first(queue)[1], ttl) for ttl, queue in self._queues.items()]
+        heapify(self._heap)
+        self._compact_at = 2 * len(self._queues) + 16
+
+
+def _first(queue: OrderedDict[str, float]) -> tuple[str, float]:
+    return next(iter(queue.items()))

@@ -1,0 +1,449 @@
+"""The rules: which leases are granted, and who holds which proxy.
+
+Agents on a host keep one connection to every desired proxy, but nobody can choose which proxy a
+dial reaches. So an agent takes a lease before it dials, and claims the proxy that it finds at the
+other end, by any of the names that the proxy presents. The tracker grants no more leases than
+there are proxies without a connection, and lets no two leases claim the same proxy. What proxies
+exist it learns from gossip; a proxy that gossip stops mentioning expires.
+
+Everything here is pure: no I/O, no threads, no logging, the clock is an argument. It knows nothing
+of sessions, waiters or the store. Rule numbers in comments are those of part 1 of the design.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
+from typing import NamedTuple
+
+from trackd.arguments import (
+    check_int,
+    check_principals,
+    check_proxies,
+    check_proxy,
+    check_seconds,
+    check_str,
+)
+from trackd.desired import Cohort, DesiredSet
+from trackd.expiry import Expiries, Row
+from trackd_client.proxy import Proxy
+
+__all__ = ["DEFAULT_PROXY_EXPIRY", "GroupSummary", "Row", "TrackedProxy", "Tracker"]
+
+DEFAULT_PROXY_EXPIRY = 180.0
+"""Seconds after which a proxy expires when neither gossip nor the configuration says."""
+
+_UNKNOWN = object()
+
+
+class TrackedProxy(NamedTuple):
+    """A tracked proxy; its expiry is absolute, in seconds of the tracker's clock."""
+
+    name: str
+    group: str
+    generation: int
+    expiry: float
+
+
+class GroupSummary(NamedTuple):
+    """The proxies of one group, counted.
+
+    Attributes:
+        name: The group's name.
+        generation: Its largest generation, whose proxies are desired.
+        tracked: Number of tracked proxies of all generations.
+        desired: Number of tracked proxies of the largest generation.
+        claimed: Number of desired proxies that a lease holds.
+        generations: Number of tracked proxies by generation.
+    """
+
+    name: str
+    generation: int
+    tracked: int
+    desired: int
+    claimed: int
+    generations: dict[int, int]
+
+
+class Tracker:
+    """Proxies, leases and claims of one cluster, and the rules that join them.
+
+    Whatever is wrong in an argument is a ValueError that names it, and changes nothing. Not safe
+    for threads: one writer owns it.
+
+    Args:
+        cluster_name: Names that end in `.<cluster_name>` are resolved without it; not empty.
+        proxy_expiry: Seconds until a mention without TTL expires; 0 or less means 180.
+        clock: Returns seconds and never goes back. Nothing else tells the tracker the time.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_cluster_name",
+        "_connection_count",
+        "_desired",
+        "_expiries",
+        "_holders",
+        "_last_lease",
+        "_leases",
+        "_proxy_expiry",
+        "_suffix",
+        "_tracked",
+    )
+
+    def __init__(
+        self,
+        cluster_name: str,
+        proxy_expiry: float = DEFAULT_PROXY_EXPIRY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_str(cluster_name, "cluster_name")
+        if not cluster_name:
+            raise ValueError("cluster_name must not be empty")
+        if not callable(clock):
+            raise ValueError(f"clock must be callable, not {clock!r}")  # noqa: TRY004
+        self._cluster_name = cluster_name
+        self._suffix = "." + cluster_name
+        self._clock = clock
+        self.proxy_expiry = proxy_expiry
+        self._connection_count = 0
+        self._last_lease = 0
+        self._leases: dict[int, str | None] = {}  # what each claims; None while in flight
+        self._holders: dict[str, int] = {}  # the lease that claims a name, tracked or not
+        self._tracked: dict[str, Cohort] = {}
+        self._desired = DesiredSet()
+        self._expiries = Expiries()
+
+    # -- settings ---------------------------------------------------------------------
+
+    @property
+    def cluster_name(self) -> str:
+        """The cluster whose proxies are tracked."""
+        return self._cluster_name
+
+    @property
+    def proxy_expiry(self) -> float:
+        """Seconds until a mention without TTL expires. May be set; holds for later mentions."""
+        return self._proxy_expiry
+
+    @proxy_expiry.setter
+    def proxy_expiry(self, seconds: float) -> None:
+        check_seconds(seconds, "proxy_expiry")
+        self._proxy_expiry = seconds if seconds > 0 else DEFAULT_PROXY_EXPIRY
+
+    @property
+    def connection_count(self) -> int:
+        """Most connections wanted; 0 or less: one to every desired proxy."""
+        return self._connection_count
+
+    def set_connection_count(self, count: int) -> None:
+        """Limit the target to `count` connections when it is positive, to none otherwise."""
+        check_int(count, "connection_count")
+        self._connection_count = count
+
+    # -- gossip -----------------------------------------------------------------------
+
+    def track_expected(self, proxies: Iterable[Proxy]) -> list[str]:
+        """Take in what gossip says: insert or overwrite each proxy by name (rule 2).
+
+        Absence from a message never removes a proxy.
+
+        Args:
+            proxies: What one message mentions; the last mention of a name wins.
+
+        Returns:
+            The names that are new, or whose group or generation is another now; empty when only
+            expiries have moved.
+        """
+        return self.track_rows(check_proxies(proxies))
+
+    def track_rows(self, rows: Sequence[Row]) -> list[str]:
+        """Do what `track_expected` does, for a caller that has checked every field itself."""
+        if not rows:
+            return []
+        now = self._clock()
+        tracked = self._tracked
+        before: dict[str, tuple[str, int] | None] = {}
+        for name, group, generation, _ in rows:
+            cohort = tracked.get(name)
+            if cohort is not None and cohort.generation == generation and cohort.group == group:
+                continue
+            claimed = name in self._holders
+            tracked[name] = self._desired.add(group, generation, claimed=claimed)
+            if cohort is None:
+                before.setdefault(name, None)
+            else:
+                before.setdefault(name, (cohort.group, cohort.generation))
+                self._desired.remove(cohort, claimed=claimed)
+        self._expiries.mention(rows, now, self._proxy_expiry)
+        # A message may mention a name twice, and end where it began.
+        return [
+            name
+            for name, place in before.items()
+            if place != (tracked[name].group, tracked[name].generation)
+        ]
+
+    def sweep(self) -> list[str]:
+        """Drop the proxies whose expiry has passed, and return their names (rules 3, 4).
+
+        A claim on one of them lives on (rule 5).
+        """
+        expired = self._expiries.pop_expired(self._clock())
+        for name in expired:
+            self._desired.remove(self._tracked.pop(name), claimed=name in self._holders)
+        return expired
+
+    # -- leases -----------------------------------------------------------------------
+
+    def try_acquire(self) -> int | None:
+        """Drop what has expired, then grant a lease by rule 6.
+
+        Returns:
+            The id of the lease, in flight; None when no further connection is wanted now.
+        """
+        self.sweep()
+        inflight = self.inflight
+        bootstrap = not inflight and not (self._holders and self._tracked)
+        need = self.target > self._desired.claimed + inflight
+        return self._grant() if bootstrap or need else None
+
+    def claim(self, lease: int, principals: Sequence[str]) -> str | None:
+        """Let a lease that is in flight hold the proxy that presents these names (rule 8).
+
+        Args:
+            lease: The id that `try_acquire` returned.
+            principals: The names that the dialled proxy presents, in its order.
+
+        Returns:
+            The name that the lease holds now. None when the lease is not in flight, no name is
+            meant, or another lease holds it; then nothing has changed.
+        """
+        check_int(lease, "lease")
+        name = self.resolve(principals)
+        if self._leases.get(lease, _UNKNOWN) is not None or name is None or name in self._holders:
+            return None
+        self._hold(lease, name)
+        return name
+
+    def adopt(self, principals: Sequence[str]) -> tuple[int, str] | None:
+        """Grant a lease and claim in one step, for a tunnel that is open already (rule 14).
+
+        The connection count does not apply.
+
+        Returns:
+            The lease and the name that it holds; None when no name is meant or a lease holds it.
+        """
+        name = self.resolve(principals)
+        if name is None or name in self._holders:
+            return None
+        lease = self._grant()
+        self._hold(lease, name)
+        return lease, name
+
+    def release(self, lease: int) -> bool:
+        """Free what a lease claims, or take it out of flight (rule 9).
+
+        Returns:
+            Whether the lease was held until now.
+        """
+        check_int(lease, "lease")
+        if lease not in self._leases:
+            return False
+        name = self._leases.pop(lease)
+        if name is not None:
+            del self._holders[name]
+            cohort = self._tracked.get(name)
+            if cohort is not None:
+                self._desired.unclaim(cohort)
+        return True
+
+    def is_claimed(self, principals: Sequence[str]) -> bool:
+        """Tell whether a lease holds the proxy that presents these names (rule 10)."""
+        return self.resolve(principals) in self._holders
+
+    def resolve(self, principals: Sequence[str]) -> str | None:
+        """Return the one name that these principals mean, or None (rule 7)."""
+        check_principals(principals)
+        for principal in principals:
+            if principal in self._tracked or principal in self._holders:
+                return principal or None
+        return principals[0].removesuffix(self._suffix) or None if principals else None
+
+    # -- counts -----------------------------------------------------------------------
+
+    @property
+    def target(self) -> int:
+        """Number of connections wanted: the desired proxies, or the connection count if less."""
+        desired = self._desired.count
+        return min(desired, self._connection_count) if self._connection_count > 0 else desired
+
+    @property
+    def inflight(self) -> int:
+        """Number of leases that have not claimed."""
+        return len(self._leases) - len(self._holders)
+
+    @property
+    def claimed_count(self) -> int:
+        """Number of proxies that a lease holds, tracked or not."""
+        return len(self._holders)
+
+    @property
+    def tracked_count(self) -> int:
+        """Number of tracked proxies."""
+        return len(self._tracked)
+
+    @property
+    def desired_count(self) -> int:
+        """Number of tracked proxies of the largest generation of their group."""
+        return self._desired.count
+
+    @property
+    def claimed_desired_count(self) -> int:
+        """Number of desired proxies that a lease holds."""
+        return self._desired.claimed
+
+    @property
+    def last_lease(self) -> int:
+        """The id granted last; 0 before the first."""
+        return self._last_lease
+
+    @property
+    def next_expiry(self) -> float | None:
+        """The earliest expiry of a tracked proxy, in seconds of the clock; None without any."""
+        return self._expiries.next_expiry()
+
+    # -- who and what -----------------------------------------------------------------
+
+    @property
+    def leases(self) -> Mapping[int, str | None]:
+        """A live view of the leases: id, and the name it holds or None while in flight."""
+        return MappingProxyType(self._leases)
+
+    def holds(self, lease: int) -> bool:
+        """Tell whether a lease was granted and not yet released."""
+        check_int(lease, "lease")
+        return lease in self._leases
+
+    def lease_name(self, lease: int) -> str | None:
+        """Return the name that a lease holds; None when it holds none or is not held itself."""
+        check_int(lease, "lease")
+        return self._leases.get(lease)
+
+    def holder(self, name: str) -> int | None:
+        """Return the lease that holds a name, exactly as written, or None."""
+        check_str(name, "name")
+        return self._holders.get(name)
+
+    def is_desired(self, name: str) -> bool:
+        """Tell whether a name, exactly as written, is a desired proxy."""
+        check_str(name, "name")
+        cohort = self._tracked.get(name)
+        return cohort is not None and cohort.desired
+
+    def get(self, name: str) -> TrackedProxy | None:
+        """Return the tracked proxy of a name, exactly as written, or None."""
+        check_str(name, "name")
+        cohort = self._tracked.get(name)
+        if cohort is None:
+            return None
+        return TrackedProxy(name, cohort.group, cohort.generation, self._expiries.expiry_of(name))
+
+    def __iter__(self) -> Iterator[TrackedProxy]:
+        """Walk the tracked proxies, in no order that means anything: for snapshots."""
+        for name, cohort in self._tracked.items():
+            yield TrackedProxy(
+                name, cohort.group, cohort.generation, self._expiries.expiry_of(name)
+            )
+
+    def groups(self) -> list[GroupSummary]:
+        """Return a summary of every group, sorted by name: for operators."""
+        return sorted(
+            GroupSummary(
+                name=name,
+                generation=largest.generation,
+                tracked=sum(cohort.tracked for cohort in cohorts),
+                desired=largest.tracked,
+                claimed=largest.claimed,
+                generations={cohort.generation: cohort.tracked for cohort in cohorts},
+            )
+            for name, largest, cohorts in self._desired.groups()
+        )
+
+    def missing(self, limit: int) -> list[str]:
+        """Return up to `limit` desired proxies that no lease holds. Walks: for operators."""
+        check_int(limit, "limit")
+        unclaimed = (
+            name
+            for name, cohort in self._tracked.items()
+            if cohort.desired and name not in self._holders
+        )
+        wanted = min(max(limit, 0), self._desired.count - self._desired.claimed)
+        return list(islice(unclaimed, wanted))
+
+    # -- restart ----------------------------------------------------------------------
+
+    def restore(
+        self,
+        *,
+        proxies: Iterable[tuple[str, str, int, float]],
+        leases: Mapping[int, str | None],
+        last_lease: int,
+        connection_count: int,
+    ) -> None:
+        """Take over what an earlier process left, into a tracker that has seen nothing.
+
+        Args:
+            proxies: Name, group, generation and absolute expiry of each tracked proxy, as
+                iterating over a tracker yields them.
+            leases: What each lease holds, None while in flight.
+            last_lease: The id granted last.
+            connection_count: See `set_connection_count`.
+
+        Raises:
+            ValueError: This tracker has tracked or granted already, or the state makes no sense.
+        """
+        if self._tracked or self._last_lease:
+            raise ValueError("restore needs a tracker that has neither tracked nor granted")
+        check_int(last_lease, "last_lease")
+        check_int(connection_count, "connection_count")
+        if last_lease < 0:
+            raise ValueError(f"last_lease must not be negative, not {last_lease}")
+        holders: dict[str, int] = {}
+        for lease, held in leases.items():
+            check_int(lease, "lease")
+            if not 0 < lease <= last_lease:
+                raise ValueError(f"lease {lease} is not between 1 and last_lease {last_lease}")
+            if held is None:
+                continue
+            check_str(held, f"the name that lease {lease} holds")
+            if not held or held in holders:
+                raise ValueError(f"lease {lease} cannot hold {held!r}")
+            holders[held] = lease
+        rows = {}
+        for name, group, generation, expiry in proxies:
+            check_proxy(name, group, generation, None)
+            check_seconds(expiry, f"the expiry of {name!r}")
+            if name in rows:
+                raise ValueError(f"proxy {name!r} is there twice")
+            rows[name] = group, generation, expiry
+        self._leases = dict(leases)
+        self._holders = holders
+        self._last_lease = last_lease
+        self._connection_count = connection_count
+        for name, (group, generation, _) in rows.items():
+            self._tracked[name] = self._desired.add(group, generation, claimed=name in holders)
+        self._expiries.restore((expiry, name) for name, (_, _, expiry) in rows.items())
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _grant(self) -> int:
+        self._last_lease += 1
+        self._leases[self._last_lease] = None
+        return self._last_lease
+
+    def _hold(self, lease: int, name: str) -> None:
+        self._leases[lease] = name
+        self._holders[name] = lease
+        cohort = self._tracked.get(name)
+        if cohort is not None:
+            self._desired.claim(cohort)
