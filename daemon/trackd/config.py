@@ -1,0 +1,390 @@
+"""How the daemon is configured: one frozen `Config` from flags, the environment and a TOML file.
+
+A setting is one field of `Config` and nothing else: type, default, bounds, help and whether it
+changes live stand there. Its flag (`--proxy-expiry`), environment variable
+(`TRACKD_PROXY_EXPIRY`) and TOML key (`proxy_expiry`) follow from its name. Flags win over the
+environment, and that over the file. Everything that is wrong is named at once, each with its
+place and with what would be right.
+
+It reads the file that it is given and nothing else; it never creates anything, and never asks
+whether a socket or a directory can be used: `trackd.locks` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from trackd import exits, kinds
+from trackd_client import places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from trackd_client.protocol import Limits
+
+PREFIX: Final = "TRACKD_"
+#: Names the file, as `--config` does; it is no setting, for it cannot stand in the file.
+CONFIG_VARIABLE: Final = "TRACKD_CONFIG"
+DEFAULT_PROXY_EXPIRY: Final = 180.0
+
+_YEAR: Final = 365 * 86_400.0
+_MAX_SHOWN: Final = 80
+
+
+class ConfigError(exits.StartError, ValueError):
+    """The configuration is wrong.
+
+    Attributes:
+        problems: one sentence each: the place, what stands there, and what would be right.
+        code: the exit code: UNUSABLE when nothing but the endpoint is wrong, otherwise USAGE.
+    """
+
+    def __init__(self, problems: Sequence[str], code: int = exits.USAGE) -> None:
+        self.code = code
+        self.problems = tuple(problems)
+        head = (f"the configuration has {len(problems)} problems:",) if len(problems) > 1 else ()
+        super().__init__("\n  ".join(head + self.problems))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting, under all its names.
+
+    Attributes:
+        name: the field of `Config`, which is the TOML key too.
+        kind: what its value may be.
+        help: a phrase for people, with the unit and the meaning of 0.
+        default: the default as people read it.
+        live: whether a reload changes it in a running daemon.
+        table: the TOML table that it stands in; "" is the top of the file.
+    """
+
+    name: str
+    kind: kinds.Kind
+    help: str
+    default: str
+    live: bool
+    table: str
+
+    @property
+    def flag(self) -> str:
+        """Such as `--proxy-expiry`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """Such as `TRACKD_PROXY_EXPIRY`."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def key(self) -> str:
+        """Such as `proxy_expiry` or `[limits] max_frame`."""
+        return f"[{self.table}] {self.name}" if self.table else self.name
+
+
+def _setting(
+    default: object, kind: kinds.Kind, text: str, *, live: bool, shown: str = "", table: str = ""
+) -> Any:
+    """Declare a field of `Config` that is a setting; `shown` is its default when that varies."""
+    about = {"kind": kind, "help": text, "live": live, "table": table, "default": shown}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def _limit(default: int, unit: str, low: int, high: int, text: str) -> Any:
+    return _setting(default, kinds.whole(unit, low, high), text, live=True, table="limits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the daemon was told; durations are seconds. `load` makes it, and alone checks it.
+
+    Attributes:
+        own_place: the endpoint is the default one, whose directory the daemon makes.
+    """
+
+    cluster_name: str = _setting(
+        "",
+        kinds.cluster_name(),
+        "the name of the cluster, such as example.com",
+        live=False,
+        shown="none; required",
+    )
+    endpoint: str = _setting(
+        "",
+        kinds.endpoint(),
+        "the unix socket to serve: ipc:///PATH or a bare path, in a directory that exists",
+        live=False,
+        shown="trackd.sock in $RUNTIME_DIRECTORY, as root in /run/trackd/default, "
+        "else in $XDG_RUNTIME_DIR/trackd/default",
+    )
+    state_dir: str = _setting(
+        "",
+        kinds.directory(),
+        'where the state is kept that outlives the daemon; "" keeps none',
+        live=False,
+        shown="beside the socket",
+    )
+    proxy_expiry: float = _setting(
+        DEFAULT_PROXY_EXPIRY,
+        kinds.number("seconds", -_YEAR, _YEAR),
+        "how long gossip without a TTL keeps a proxy; 0 or less: the default",
+        live=True,
+    )
+    connection_count: int = _setting(
+        0,
+        kinds.whole("connections", -(2**31), 2**31 - 1),
+        "at most so many connections; 0 or less: one to every desired proxy",
+        live=True,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info",
+        kinds.choice("debug", "info", "warning", "error"),
+        "the least level that is logged",
+        live=True,
+    )
+    socket_mode: int = _setting(
+        0o600,
+        kinds.mode(),
+        "who may connect, in octal digits; 0660 lets the socket's group in",
+        live=False,
+        shown="0600",
+    )
+    heartbeat_ttl: float = _setting(
+        30.0,
+        kinds.number("seconds", 1, 86_400),
+        "silence that ends a session whose process the daemon cannot see",
+        live=False,
+    )
+    claim_timeout: float = _setting(
+        0.0,
+        kinds.number("seconds", 0, _YEAR),
+        "a lease that has claimed nothing for so long is taken back; 0: never",
+        live=False,
+    )
+    admin_users: tuple[str | int, ...] = _setting(
+        (),
+        kinds.accounts("user", pwd.getpwnam),
+        "names or uids of admins, besides root and the daemon's own user",
+        live=True,
+    )
+    admin_groups: tuple[str | int, ...] = _setting(
+        (),
+        kinds.accounts("group", grp.getgrnam),
+        "names or gids of groups whose members are admins",
+        live=True,
+    )
+    count_role: Literal["client", "admin"] = _setting(
+        "client",
+        kinds.choice("client", "admin"),
+        "who may change the connection count: every client, or admins alone",
+        live=True,
+    )
+    dial_rate: float = _setting(
+        0.0,
+        kinds.number("dials per second", 0, 1_000_000),
+        "dials per second of all agents of this host together; 0: as many as they like",
+        live=True,
+    )
+    dial_burst: int = _setting(
+        10,
+        kinds.whole("dials", 1, 1_000_000),
+        "dials that may begin at once before dial_rate slows them",
+        live=True,
+    )
+    disconnect_threshold: float = _setting(
+        0.0,
+        kinds.number("seconds", 0, _YEAR),
+        "once nothing has changed for so long, connections beyond the target are advised to "
+        "close; 0: never",
+        live=False,
+    )
+    max_frame: int = _limit(1 << 20, "bytes", 1 << 10, 64 << 20, "size of one message")
+    max_proxies: int = _limit(10_000, "proxies", 1, 1_000_000, "proxies in one gossip message")
+    max_principals: int = _limit(64, "principals", 1, 4_096, "principals in one request")
+    max_name: int = _limit(255, "bytes", 16, 4_096, "length of one name")
+    max_sessions: int = _limit(10_000, "sessions", 1, 1_000_000, "sessions at the same time")
+    max_outstanding: int = _limit(
+        1_024, "requests", 1, 65_536, "requests of one session that are remembered"
+    )
+    max_waiters: int = _limit(
+        10_000, "requests", 1, 1_000_000, "requests that wait for a lease at the same time"
+    )
+    own_place: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the limits that the wire knows, as `hello` tells them."""
+        from trackd_client.protocol import Limits  # not needed by those who only ask for help
+
+        return Limits(**{name: getattr(self, name) for name in Limits._fields})
+
+
+def _settings() -> Iterator[Setting]:
+    for field in dataclasses.fields(Config):
+        if field.metadata:  # own_place has none: it is no setting
+            default = "none" if field.default == () else f"{field.default}".removesuffix(".0")
+            about = {**field.metadata, "default": field.metadata["default"] or default}
+            yield Setting(name=field.name, **about)
+
+
+#: Every setting by its name, in the order in which people read them.
+SETTINGS: Final = {setting.name: setting for setting in _settings()}
+
+
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Path | None,
+    *,
+    uid: int | None = None,
+) -> Config:
+    """Return the configuration of a daemon that is to run.
+
+    Args:
+        flags: values by the name of their setting: text as typed, or what TOML would give; None
+            for a flag that was not given.
+        environ: the process's environment.
+        file: the TOML file, if there is one.
+        uid: whose default endpoint to take; None: that of the effective uid of this process.
+
+    Raises:
+        ConfigError: something is wrong or missing; all of it is named.
+    """
+    reader = _Reader()
+    if file is not None:
+        reader.read_file(file)
+    reader.read_environment(environ)
+    reader.read_flags(flags)
+    if "cluster_name" not in reader.seen:
+        reader.problems.append(
+            "the cluster's name is missing; pass --cluster-name NAME, set TRACKD_CLUSTER_NAME, or "
+            "write cluster_name in the file"
+        )
+    if "endpoint" not in reader.seen:
+        try:
+            reader.values["endpoint"] = places.daemon_endpoint(environ, uid)
+            reader.values["own_place"] = True
+        except places.PlaceError as error:
+            reader.problems.append(str(error))
+            reader.places += 1
+    config = reader.config()
+    if "state_dir" not in reader.seen:
+        config = dataclasses.replace(
+            config, state_dir=str(places.daemon_state_dir(config.endpoint))
+        )
+    return config
+
+
+def check_file(file: Path) -> Config:
+    """Return what `file` says by itself; the cluster's name and the places may be missing.
+
+    Raises:
+        ConfigError: something in the file is wrong; all of it is named.
+    """
+    reader = _Reader()
+    reader.read_file(file)
+    return reader.config()
+
+
+class _Reader:
+    """Collects values, where later ones win, and everything that is wrong with them.
+
+    Attributes:
+        values: fields of `Config`.
+        seen: settings that were given, rightly or wrongly.
+        problems: sentences for a ConfigError.
+        places: how many of them are about where the socket is.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.seen: set[str] = set()
+        self.problems: list[str] = []
+        self.places = 0
+
+    def config(self) -> Config:
+        if self.problems:
+            about_places = self.places == len(self.problems)
+            raise ConfigError(self.problems, exits.UNUSABLE if about_places else exits.USAGE)
+        if self.values.get("proxy_expiry", 0) <= 0:
+            self.values["proxy_expiry"] = DEFAULT_PROXY_EXPIRY
+        return Config(**self.values)
+
+    def read_file(self, file: Path) -> None:
+        import tomllib  # only those who have a file pay for it
+
+        try:
+            document = tomllib.loads(file.read_bytes().decode())
+        except OSError as error:
+            self.problems.append(f"{file} cannot be read: {error.strerror}")
+        except UnicodeDecodeError as error:
+            self.problems.append(f"{file} is not UTF-8, as TOML is: see byte {error.start}")
+        except tomllib.TOMLDecodeError as error:
+            self.problems.append(f"{file} is not TOML: {error}")
+        else:
+            self._read_table(f"{file}:", "", document)
+
+    def _read_table(self, where: str, table: str, content: dict[str, Any]) -> None:
+        tables = {setting.table for setting in SETTINGS.values()}
+        for key, value in content.items():
+            setting = SETTINGS.get(key)
+            if not table and key in tables:
+                if isinstance(value, dict):
+                    self._read_table(f"{where} [{key}]", key, value)
+                else:
+                    self.problems.append(f"{where} {key} is a table; write [{key}] above its keys")
+            elif setting is not None and setting.table == table:
+                self._take(f"{where} {key}", setting, setting.kind.check, value)
+            elif setting is not None:
+                right = (
+                    f"belongs under [{setting.table}]" if setting.table else "belongs at the top"
+                )
+                self.seen.add(key)
+                self.problems.append(f"{where} {key} {right}")
+            else:
+                here = [each.name for each in SETTINGS.values() if each.table == table]
+                guess = kinds.near(key, here) or kinds.near(key, SETTINGS)
+                hint = f"did you mean {SETTINGS[guess].key}?" if guess else f"use {', '.join(here)}"
+                self.problems.append(f"{where} {key} is no setting; {hint}")
+
+    def read_environment(self, environ: Mapping[str, str]) -> None:
+        known = {setting.variable: setting for setting in SETTINGS.values()}
+        for variable, text in sorted(environ.items()):
+            where = f"environment: {variable}"
+            if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+                continue
+            if setting := known.get(variable):
+                if text or setting.kind.takes_empty:
+                    self._take(where, setting, setting.kind.parse, text)
+            else:
+                guess = kinds.near(variable, known)
+                hint = f"did you mean {guess}?" if guess else "unset it, or see trackd run --help"
+                self.problems.append(f"{where} is no setting; {hint}")
+
+    def read_flags(self, flags: Mapping[str, object]) -> None:
+        for name, value in flags.items():
+            if value is None:
+                continue
+            setting = SETTINGS[name]
+            convert: Callable[[Any], object] = setting.kind.check
+            if isinstance(value, str):
+                convert = setting.kind.parse
+            self._take(f"flag: {setting.flag}", setting, convert, value)
+
+    def _take(
+        self, where: str, setting: Setting, convert: Callable[[Any], object], value: object
+    ) -> None:
+        self.seen.add(setting.name)
+        try:
+            self.values[setting.name] = convert(value)
+        except kinds.WrongValue as wrong:
+            self.places += isinstance(wrong, kinds.WrongPlace)
+            shown = str(value).lower() if isinstance(value, bool) else repr(value)
+            if len(shown) > _MAX_SHOWN:
+                shown = f"{shown[:_MAX_SHOWN]}..."
+            self.problems.append(f"{where}: {shown} {wrong}")

@@ -1,0 +1,48 @@
+"""The exit codes of `trackd` and `trackctl`, and the error that carries one to the command line.
+
+Documented to users by `trackd --help`, which prints MEANINGS. It exits nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NO_DAEMON: Final = 3
+HELD: Final = 4
+UNUSABLE: Final = 5
+INTERRUPTED: Final = 130
+
+MEANINGS: Final = {
+    OK: "stopped as asked; or done",
+    FAILED: "an internal failure: a part of the daemon died",
+    USAGE: "wrong usage or configuration",
+    NO_DAEMON: "no daemon answers (trackctl alone)",
+    HELD: "the endpoint or state directory is held by another daemon",
+    UNUSABLE: "the endpoint or state directory cannot be used: not a socket, too long, forbidden",
+    INTERRUPTED: "interrupted before there was anything to stop",
+}
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message says why and what to do.
+
+    Attributes:
+        code: the exit code, one of this module's.
+    """
+
+    code = FAILED
+
+
+class LockHeldError(StartError):
+    """Another daemon holds the endpoint or the state directory."""
+
+    code = HELD
+
+
+class UnusableError(StartError, ValueError):
+    """The endpoint or the state directory cannot be used."""
+
+    code = UNUSABLE

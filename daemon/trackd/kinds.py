@@ -1,0 +1,201 @@
+"""The kinds of values that a setting may have, and the sentences for values that are wrong.
+
+In goes a value as TOML gives it, or the text of a flag or variable; out comes the value as
+`Config` holds it, or a WrongValue whose message goes on from the value: "is not ...". Nothing
+here asks whether a directory or a socket exists; of users and groups it does, for a misspelt
+admin is nobody.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trackd_client import places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class WrongValue(ValueError):
+    """A value is not what its setting takes; the message goes on from the value."""
+
+
+class WrongPlace(WrongValue):
+    """No daemon can serve this endpoint, on any host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What a setting's value may be.
+
+    Attributes:
+        metavar: what stands for the value in `--help`.
+        parse: reads the text of a flag or variable; raises WrongValue.
+        check: takes a value as TOML gives it; raises WrongValue.
+        takes_empty: an empty variable is a value; otherwise it counts as not set.
+    """
+
+    metavar: str
+    parse: Callable[[str], object]
+    check: Callable[[object], object]
+    takes_empty: bool = False
+
+
+def near(word: str, words: Iterable[str]) -> str | None:
+    """Return the one of `words` that `word` was probably meant to be, if any."""
+    import difflib  # only mistakes need it
+
+    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)), None)
+
+
+def number(unit: str, low: float, high: float) -> Kind:
+    """A number of `unit`; finite, because its bounds are."""
+    wrong = f"is not a number of {unit} from {low:,.15g} to {high:,.15g}"
+
+    def check(value: object) -> float:
+        # To Python a bool is an int. NaN fails the comparison, as does an integer beyond floats.
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise WrongValue(wrong)
+        if not low <= value <= high:
+            raise WrongValue(wrong)
+        return float(value)
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise WrongValue(wrong) from None
+        return check(value)
+
+    return Kind(metavar="SECONDS" if unit == "seconds" else "NUMBER", parse=parse, check=check)
+
+
+def whole(unit: str, low: int, high: int) -> Kind:
+    """A whole number of `unit`."""
+    wrong = f"is not a whole number of {unit} from {low:,} to {high:,}"
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise WrongValue(wrong)
+        return value
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise WrongValue(wrong) from None
+        return check(value)
+
+    return Kind(metavar="BYTES" if unit == "bytes" else "NUMBER", parse=parse, check=check)
+
+
+def choice(*choices: str) -> Kind:
+    """One of a few words."""
+
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        guess = near(text.lower(), choices)
+        hint = f"; did you mean {guess}?" if guess else ""
+        raise WrongValue(f"is not one of {', '.join(choices)}{hint}")
+
+    return _text("|".join(choices), parse)
+
+
+def accounts(word: str, look_up: Callable[[str], object]) -> Kind:
+    """Users or groups, each by name or number; as text with commas between them.
+
+    Args:
+        word: "user" or "group".
+        look_up: raises KeyError for a name that this host does not know.
+    """
+    wrong = f'is not a list of {word} names and numbers, such as ["NAME", 1000]'
+
+    def one(value: object) -> str | int:
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 - 1:
+            return value
+        if not isinstance(value, str) or not value.isprintable():
+            raise WrongValue(wrong)
+        try:
+            look_up(value)
+        except KeyError:
+            raise WrongValue(f"names the {word} {value!r}, which this host does not know") from None
+        return value
+
+    def check(value: object) -> tuple[str | int, ...]:
+        if isinstance(value, list):
+            return tuple(one(item) for item in value)
+        raise WrongValue(wrong)
+
+    def parse(text: str) -> tuple[str | int, ...]:
+        return tuple(one(item.strip()) for item in text.split(",")) if text else ()
+
+    return Kind(metavar=f"{word.upper()},...", parse=parse, check=check, takes_empty=True)
+
+
+def cluster_name() -> Kind:
+    """A name as the wire allows it."""
+
+    def parse(text: str) -> str:
+        try:
+            length = len(text.encode())
+        except UnicodeEncodeError:
+            raise WrongValue("is not UTF-8") from None
+        if not 1 <= length <= 255 or any(unicodedata.category(char) == "Cc" for char in text):
+            raise WrongValue("is not 1 to 255 bytes of UTF-8 without control characters")
+        return text
+
+    return _text("NAME", parse)
+
+
+def endpoint() -> Kind:
+    """An ipc endpoint or the bare path of one; held with its `ipc://`."""
+
+    def parse(text: str) -> str:
+        try:
+            places.check_ipc_path(text)
+        except places.PlaceError as error:
+            raise WrongPlace(f"cannot be served: {error}") from None
+        return places.SCHEME + text.removeprefix(places.SCHEME)
+
+    return _text("ENDPOINT", parse)
+
+
+def directory() -> Kind:
+    """A directory; empty for none."""
+
+    def parse(text: str) -> str:
+        if "\0" in text:
+            raise WrongValue("is not a directory: it holds a NUL byte")
+        return text
+
+    return _text("DIR", parse, takes_empty=True)
+
+
+def mode() -> Kind:
+    """The permissions of a file, written in octal digits."""
+    wrong = 'is not an octal mode from "0600" to "0777" that lets the owner read and write'
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text, 8)
+        except ValueError:
+            raise WrongValue(wrong) from None
+        if not 0 <= value <= 0o777 or value & 0o600 != 0o600:
+            raise WrongValue(wrong)
+        return value
+
+    return _text("MODE", parse)
+
+
+def _text(metavar: str, parse: Callable[[str], object], *, takes_empty: bool = False) -> Kind:
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            raise WrongValue('is not a string; write it in quotes, "..."')
+        return parse(value)
+
+    return Kind(metavar=metavar, parse=parse, check=check, takes_empty=takes_empty)
