@@ -14,7 +14,6 @@ import os
 import socket
 import struct
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 import zmq
@@ -104,6 +103,7 @@ class Connection:
     def close(self) -> None:
         """Close the sockets. Only while no other thread uses this connection."""
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close()
 
     def _receive(self) -> bytes:
@@ -135,13 +135,19 @@ class Connection:
 
 def absent(endpoint: str) -> DaemonAbsent:
     """Return the error for a daemon that cannot be reached, after a look at why."""
-    path = check_ipc_path(endpoint)
-    why = diagnose(path)
+    why = diagnose(endpoint) or (
+        "the socket accepts connections, but no trackd daemon greets; try again"
+    )
     return DaemonAbsent(f"no trackd daemon on {endpoint}: {why}")
 
 
-def diagnose(path: Path) -> str:
-    """Return why nobody can be reached on a socket, and what to do about it."""
+def diagnose(endpoint: str) -> str | None:
+    """Return why nobody can be reached on a socket and what to do, or None when somebody listens.
+
+    Raises:
+        ValueError: the endpoint names no path that a socket can have.
+    """
+    path = check_ipc_path(endpoint)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -157,6 +163,8 @@ def diagnose(path: Path) -> str:
                     return "the socket is there, but nobody listens; start the daemon"
                 case errno.EACCES | errno.EPERM:
                     return "this user may not open the socket; join the group that owns it"
+                case errno.EAGAIN:  # its backlog is full, so somebody listens
+                    return None
                 case _:
                     return f"{error.strerror}"
-    return "the socket accepts connections, but no trackd daemon greets; try again"
+    return None

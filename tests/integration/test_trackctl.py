@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trackd_client import Proxy, Tracker
+from trackd_client.cli.status import duration, verdict
+from trackd_client.testing import Daemon
+
+
+def trackctl(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TRACKD_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from trackd_client.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=plain | environ,
+    )
+
+
+def test_status_tells_the_counts_to_people_and_to_scripts(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1", generation=3), Proxy("p2", group="g"))
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        people = trackctl("--endpoint", trackd_daemon.endpoint, "status")
+        script = trackctl("--endpoint", trackd_daemon.endpoint, "status", "--json")
+    assert people.returncode == script.returncode == 0, people.stderr + script.stderr
+    assert "example.com  1 wanted, and nobody dials" in people.stdout
+    assert "2 tracked, 2 desired" in people.stdout
+    assert "\x1b" not in people.stdout, "colours belong on a terminal"
+    told = json.loads(script.stdout)
+    assert (told["claimed"], told["tracked"], told["inflight"]) == (1, 2, 0)
+    assert told["groups"][1] == {
+        "group": "g",
+        "generation": 0,
+        "tracked": 1,
+        "desired": 1,
+        "claimed": 0,
+    }
+
+
+def test_status_finds_the_daemon_as_the_client_does(trackd_daemon: Daemon) -> None:
+    found = trackctl("status", "--json", TRACKD_ENDPOINT=trackd_daemon.endpoint)
+    assert found.returncode == 0, found.stderr
+    wrong = trackctl("--cluster", "other", "status", TRACKD_ENDPOINT=trackd_daemon.endpoint)
+    assert wrong.returncode == 1
+    assert "serves the cluster 'example.com', not 'other'" in wrong.stderr
+
+
+def test_status_exits_with_3_when_no_daemon_answers(trackd_daemon: Daemon) -> None:
+    trackd_daemon.kill()
+    left = trackctl("--endpoint", trackd_daemon.endpoint, "status")
+    assert left.returncode == 3
+    assert "nobody listens; start the daemon" in left.stderr
+    assert "Traceback" not in left.stderr
+
+
+def test_an_endpoint_that_no_socket_can_have_is_wrong_usage() -> None:
+    wrong = trackctl("--endpoint", "tcp://127.0.0.1:1", "status")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "every wanted proxy is claimed"),
+        ({"tracked": 0}, "no proxy is known"),
+        ({"target": 3, "inflight": 2}, "2 wanted, 2 being dialled"),
+        ({"target": 3}, "2 wanted, and nobody dials"),
+        ({"store": "failing: disk full"}, "changes cannot be stored"),
+    ],
+)
+def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
+    calm = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0}
+    assert words in verdict(calm | told)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0s"), (59, "59s"), (200, "3m 20s"), (18_120, "5h 2m"), (273_600, "3d 4h")],
+)
+def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
