@@ -1,0 +1,218 @@
+"""The command line: `trackd run`, `trackd check-config`, `trackd demo`.
+
+It reads what was typed, says what is wrong with it, and hands over; the daemon itself is in
+`trackd.server`, imported only when it is wanted, so that `--help` and mistakes answer at once.
+An error is one message on standard error, never a traceback. Exit codes are in `trackd.exits`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from trackd import config, exits
+from trackd.kinds import near
+from trackd_client._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXIT_CODES: Final = "exit codes:\n" + "\n".join(
+    f"  {code:<4} {meaning}" for code, meaning in exits.MEANINGS.items()
+)
+
+_EPILOG: Final = f"""\
+examples:
+  trackd run --cluster-name example.com     serve, as any user, with nothing else set up
+  trackd check-config /etc/trackd.toml      is this file right?
+  trackd demo                               see it work
+
+{_EXIT_CODES}
+"""
+
+_RUN_EPILOG: Final = f"""\
+In brackets stand the defaults; * marks what a reload changes in a running daemon.
+
+Every setting is a flag, an environment variable and a key of the TOML file, for example
+--proxy-expiry, TRACKD_PROXY_EXPIRY and proxy_expiry; the limits stand under [limits] there.
+A flag wins over its variable, and that over the file. TRACKD_CONFIG stands for --config.
+
+SIGTERM and SIGINT stop the daemon.
+
+examples:
+  trackd run --cluster-name example.com
+  trackd run --cluster-name example.com --endpoint ipc:///tmp/mine/trackd.sock --state-dir ""
+  trackd run --config /etc/trackd.toml --log-level debug
+  TRACKD_CONNECTION_COUNT=3 trackd run --cluster-name example.com
+
+{_EXIT_CODES}
+"""
+
+_CHECK_EPILOG: Final = """\
+Reads the file and nothing else: no flags, no environment, no daemon. Names everything that is
+wrong at once. Exit codes: 0, the file is right; 2, it is not.
+
+example:
+  trackd check-config /etc/trackd.toml
+"""
+
+_DEMO_EPILOG: Final = """\
+Everything runs on loopback and in a temporary directory, and is gone afterwards, also after
+Ctrl-C. Exit code 0: every invariant was kept.
+
+examples:
+  trackd demo
+  trackd demo --plain --agents 8 --proxies 10 --seed 7
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the paragraphs of the texts as they are, and most flags beside what they mean."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors here, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see {self.prog} --help)", exits.USAGE)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """End the process because of `words`, which mean nothing here."""
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if not flags:
+            self.error(f"unexpected argument: {' '.join(words)}")
+        guesses = ((flag, near(flag, self._option_string_actions)) for flag in flags)
+        hints = (f"{flag}; did you mean {guess}?" if guess else flag for flag, guess in guesses)
+        self.error(f"no such flag: {' '.join(hints)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `trackd` with `argv`, or the arguments of the process, and return its exit code.
+
+    Raises:
+        SystemExit: for --help, --version and errors, with one of the codes of `trackd.exits`.
+    """
+    try:
+        return _run_command(argv)
+    except exits.StartError as error:
+        _fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    parser, commands = _parsers()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands[args.command].refuse(unknown)
+    if args.command == "run":
+        return _run(args)
+    if args.command == "check-config":
+        return _check_config(args.file)
+    from trackd import demo
+
+    return demo.main(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    flags = {name: getattr(args, name) for name in config.SETTINGS}
+    named = args.config or os.environ.get(config.CONFIG_VARIABLE)
+    settings = config.load(flags, os.environ, Path(named) if named else None)
+    from trackd import logs
+
+    logs.setup(settings.log_level)
+    try:
+        from trackd import server
+    except ModuleNotFoundError as error:
+        if error.name != "pykka":
+            raise
+        _fail("the daemon needs pykka; pip install 'trackd[daemon]'", exits.USAGE)
+    return server.run(settings)
+
+
+def _check_config(file: Path) -> int:
+    found = config.check_file(file)
+    print(f"{file} is right")  # noqa: T201 -- what the command is for
+    if not found.cluster_name:
+        print("note: it names no cluster; give --cluster-name or TRACKD_CLUSTER_NAME")  # noqa: T201
+    return exits.OK
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """Return the parser of `trackd`, and that of each command by its name."""
+    parser = _Parser(
+        prog="trackd",
+        description="Shares reverse-tunnel leases among the agent processes of this host, so that\n"
+        "they dial each proxy behind a load balancer once.",
+        epilog=_EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"trackd {__version__}", help="show the version"
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+
+    def command(name: str, description: str, epilog: str, usage: str) -> _Parser:
+        made = commands.add_parser(
+            name,
+            help=description,
+            description=f"{description[0].upper()}{description[1:]}.",
+            epilog=epilog,
+            usage=f"trackd {name} {usage}",
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+        assert isinstance(made, _Parser)  # argparse makes them of the class of their parent
+        return made
+
+    run = command(
+        "run",
+        "serve one cluster in the foreground until a signal",
+        _RUN_EPILOG,
+        "--cluster-name NAME [--SETTING VALUE ...] [--config FILE]",
+    )
+    run.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
+    settings = run.add_argument_group("settings")
+    limits = run.add_argument_group("limits", "what goes beyond them is answered with an error")
+    for setting in config.SETTINGS.values():
+        # The text goes on as it was typed: `config` checks it along with variables and the file.
+        (limits if setting.table else settings).add_argument(
+            setting.flag,
+            metavar=setting.kind.metavar,
+            help=f"{setting.help} [{setting.default}{' *' if setting.live else ''}]",
+        )
+
+    check = command("check-config", "check a configuration file", _CHECK_EPILOG, "FILE")
+    check.add_argument("file", metavar="FILE", type=Path, help="TOML file to check")
+
+    demo = command(
+        "demo",
+        "show real agents and a daemon at work with simulated proxies",
+        _DEMO_EPILOG,
+        "[--agents N] [--proxies N] [--seed N] [--plain]",
+    )
+    demo.add_argument("--agents", metavar="N", type=_count, default=6, help="agent processes [6]")
+    demo.add_argument("--proxies", metavar="N", type=_count, default=6, help="proxies [6]")
+    demo.add_argument("--seed", metavar="N", type=int, help="makes the same choices again [random]")
+    demo.add_argument("--plain", action="store_true", help="lines instead of a live display")
+    return parser, {"run": run, "check-config": check, "demo": demo}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"trackd: error: {message}", file=sys.stderr)  # noqa: T201 -- where errors belong
+    raise SystemExit(code)
