@@ -231,7 +231,13 @@ class TrackerActor(SupervisedActor):
         log.error("changes cannot be stored", extra=fields(reason=str(error)))
         self._facts.store_problem = str(error)
         self._mailbox.discard()
-        routes = {(w.session.token, w.seq): w.route for w in self._state.queue}
+        lost = self._state
+        routes = {(w.session.token, w.seq): w.route for w in lost.queue}
+        # Notices of this batch are gone; those who wait for some ask again.
+        watches = [*lost.watches_answered, *(s.watch for s in lost.sessions if s.watch)]
+        for watch in watches:
+            body = {"seq": watch.seq, "revision": lost.revision, "notices": []}
+            self._mailbox.send(watch.route, encode(REPLY, body))
         self._load()
         for waiter in self._state.queue:
             waiter.route = routes.get((waiter.session.token, waiter.seq))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from trackd.mailbox import Call
 from trackd.peers import Peer, Roles, start_time
-from trackd.sessions import Process, Session
+from trackd.sessions import Process, Session, Watch
 from trackd.state import State
 from trackd.tracker import Row
 from trackd_client import __version__
@@ -44,7 +44,7 @@ Fields = dict[str, Any]
 #: A request that waits: its reply comes later.
 PARKED = object()
 #: What this daemon can do beyond the operations of minor version 0; told by `hello`.
-FEATURES: tuple[str, ...] = ("adopt", "waiting")
+FEATURES: tuple[str, ...] = ("adopt", "waiting", "notices")
 #: Seconds after which a mutation that could not be stored is worth another try.
 STORE_RETRY = 1.0
 _INT64 = 2**63
@@ -126,6 +126,9 @@ class Requests:
         remembered = session.replies.get(seq)
         if remembered is not None:
             return remembered.frame
+        if session.watch is not None and session.watch.seq == seq:
+            session.watch = Watch(seq, call.route)
+            return None
         waiter = session.parked.get(seq)
         if waiter is not None:
             waiter.route = call.route
@@ -258,14 +261,13 @@ class Requests:
     def explain(self, _call: Call) -> Fields:
         """Tell each number of rule 6, what it decides now, and which proxies are missing."""
         state, tracker = self._state, self._state.tracker
-        bootstrap = tracker.inflight == 0 and (
-            tracker.claimed_count == 0 or tracker.tracked_count == 0
-        )
-        need = tracker.target > tracker.claimed_desired_count + tracker.inflight
+        bootstrap, need = tracker.bootstrap, tracker.need
         if self._facts.store_problem is not None:
             reason = "store"
         elif state.queue:
             reason = "waiters"
+        elif (bootstrap or need) and state.retry_after() is not None:
+            reason = "budget"
         else:
             reason = "bootstrap" if bootstrap else "need" if need else "satisfied"
         return {
@@ -379,13 +381,18 @@ class Requests:
 
     def try_acquire(self, _call: Call, session: Session) -> Fields:
         """Grant a lease now, or refuse."""
-        return {"lease": self._state.try_acquire(session)}
+        return self._granted(self._state.try_acquire(session))
 
     def acquire(self, call: Call, session: Session) -> Any:
         """Grant a lease now, or park the request until one can be granted or its deadline."""
         lease = self._state.try_acquire(session)
         if lease is not None:
-            return {"lease": lease}
+            return self._granted(lease)
+        if len(self._state.queue) >= self._config.max_waiters:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"{self._config.max_waiters} requests wait for a lease; no more are allowed",
+            )
         deadline = call.body.get("deadline")
         self._state.park(session, call.seq, deadline, call.route)
         return PARKED
@@ -418,6 +425,17 @@ class Requests:
         """Give up an earlier request: what it was granted is taken back, and it never runs."""
         target = check_count(call.body.get("target"), "target", least=1)
         return {"cancelled": self._state.give_up(session, target)}
+
+    def watch_session(self, call: Call, session: Session) -> Any:
+        """Park until there is something to tell this session."""
+        self._state.watch(session, Watch(call.seq, call.route))
+        return PARKED
+
+    def _granted(self, lease: int | None) -> Fields:
+        fields = self._state.grant_fields(lease)
+        if lease is None and (wait := self._state.retry_after()) is not None:
+            fields["retry_after"] = wait
+        return fields
 
     # -- fields that several operations have --------------------------------------------
 
@@ -482,6 +500,7 @@ OPERATIONS: dict[str, Operation] = {
     "explain": Operation(Requests.explain),
     "open": Operation(Requests.open_again),
     "heartbeat": Operation(Requests.heartbeat),
+    "watch_session": Operation(Requests.watch_session),
     "is_claimed": Operation(Requests.is_claimed),
     "track_expected": Operation(Requests.track_expected, changes=True),
     "set_connection_count": Operation(Requests.set_connection_count, changes=True),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trackd.peers import Peer
 from trackd_client.protocol import Done
@@ -62,6 +62,13 @@ class Waiter:
     route: bytes | None
 
 
+class Watch(NamedTuple):
+    """A parked `watch_session`: the number of the request, and the connection to answer."""
+
+    seq: int
+    route: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One client's stay.
@@ -81,7 +88,9 @@ class Session:
         expired: leases that were taken back from it because they never claimed.
         done: numbers of requests that it needs no more.
         replies: what its other requests were answered.
-        parked: its requests that wait, by number.
+        parked: its acquires that wait, by number.
+        watch: its parked `watch_session`, or None.
+        notices: what it is to be told when it parks the next one.
         ended: whether it is over.
     """
 
@@ -100,6 +109,8 @@ class Session:
     done: Done = field(default_factory=Done)
     replies: dict[int, Remembered] = field(default_factory=dict)
     parked: dict[int, Waiter] = field(default_factory=dict)
+    watch: Watch | None = None
+    notices: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
 
     def acknowledge(self, ranges: list[int]) -> list[int]:

@@ -12,17 +12,30 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trackd.budget import Budget
 from trackd.config import Config
 from trackd.image import Image, LeaseRow, SessionRow
 from trackd.peers import Peer
-from trackd.sessions import EXPIRED_LEASES, Ended, Process, Remembered, Session, Sessions, Waiter
+from trackd.sessions import (
+    EXPIRED_LEASES,
+    Ended,
+    Process,
+    Remembered,
+    Session,
+    Sessions,
+    Waiter,
+    Watch,
+)
 from trackd.store import Key, Record
 from trackd.tracker import Row, Tracker
 from trackd.waiting import Queue
+from trackd_client.errors import Code
 from trackd_client.protocol import REPLY, Done, encode
 
 #: Seconds between two sweeps while nobody waits for what they might free.
 SWEEP_INTERVAL = 1.0
+#: Notices kept for a session that does not ask for them.
+MOST_NOTICES = 1024
 
 
 class Surroundings(Protocol):
@@ -75,10 +88,14 @@ class State:
         self.cluster = ""  # whose state it is, as the store says
         self.records: list[Record] = []
         self.touched: list[Key] = []
+        self.budget = Budget(config.dial_rate, config.dial_burst)
+        self.watches_answered: list[Watch] = []  # in this batch
         self._around = surroundings
         self._in_flight: OrderedDict[int, None] = OrderedDict()
         self._swept = 0.0
         self._stored_revision = 0
+        self._advised: int | None = None  # the lease that was last told to close
+        self._advise_at = 0.0
 
     # -- sessions ---------------------------------------------------------------------
 
@@ -116,6 +133,7 @@ class State:
         for waiter in session.parked.values():
             self.queue.remove(waiter)
         session.parked.clear()
+        self._answer_watch(session, {"error": Code.SESSION_ENDED, "message": reason})
         freed = sorted(session.leases)
         for lease in freed:
             self._free(session, lease)
@@ -158,7 +176,7 @@ class State:
             self.records.append(["gossip", self._around.now(), self.tracker.proxy_expiry, rows])
             self.touched.extend([("proxy", row[0]) for row in rows])
         if changed:
-            self._changed()
+            self._topology_changed()
         return changed
 
     def set_count(self, count: int) -> None:
@@ -166,7 +184,7 @@ class State:
         if count != self.tracker.connection_count:
             self.tracker.set_connection_count(count)
             self._record(["meta", "connection_count", count], ("meta", "connection_count"))
-            self._changed()
+            self._topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
         """Grant a lease now, or refuse; nobody jumps the queue."""
@@ -177,6 +195,18 @@ class State:
         if lease is not None:
             self._own(session, lease)
         return lease
+
+    def retry_after(self) -> float | None:
+        """Return the seconds after which the dial budget has a token for one more, or None."""
+        wait = self._budget_wait()
+        return None if wait is None else wait + len(self.queue) / self.budget.rate
+
+    def grant_fields(self, lease: int | None) -> dict[str, Any]:
+        """Return what a reply says of a grant, or of a refusal (None)."""
+        if lease is None or self.config.claim_timeout <= 0:
+            return {"lease": lease}
+        claim_by = self.leases[lease].granted + self.config.claim_timeout
+        return {"lease": lease, "claim_by": claim_by}
 
     def park(self, session: Session, seq: int, deadline: float | None, route: bytes) -> None:
         """Put an acquire at the end of the queue."""
@@ -241,7 +271,7 @@ class State:
         now = self._around.now()
         self._swept = now
         if self.tracker.sweep():
-            self._changed()
+            self._topology_changed()
         for waiter in self.queue.late(now):
             self._answer(waiter, None)
         silent = self.sessions.silent(now)
@@ -251,6 +281,8 @@ class State:
             self._expire_leases(now - self.config.claim_timeout)
         for token in self.sessions.forget_ended(now):
             self.touched.append(("ended", token))
+        if self._surplus() and now >= self._advise_at:
+            self._advise(now)
         return silent
 
     def next_timer(self) -> float | None:
@@ -259,10 +291,45 @@ class State:
         if expiry is not None and not self.queue:
             expiry = max(expiry, self._swept + SWEEP_INTERVAL)
         times = [expiry, self.queue.next_deadline(), self.sessions.next_heartbeat()]
+        if self.queue and (wait := self._budget_wait()) is not None:
+            times.append(self._around.now() + wait)
+        if self._surplus():
+            times.append(self._advise_at)
         if self.config.claim_timeout > 0 and self._in_flight:
             oldest = self.leases[next(iter(self._in_flight))].granted
             times.append(oldest + self.config.claim_timeout)
         return min((time for time in times if time is not None), default=None)
+
+    # -- notices ----------------------------------------------------------------------
+
+    def watch(self, session: Session, watch: Watch) -> None:
+        """Park a `watch_session`; one that was parked before is answered with nothing."""
+        if session.watch is not None and session.watch.seq != watch.seq:
+            self._answer_watch(session, {"notices": []})
+        session.watch = watch
+        if session.notices:
+            self._tell(session)
+
+    def notify(self, session: Session, notice: dict[str, Any]) -> None:
+        """Tell a session something, now or when it next asks."""
+        if len(session.notices) < MOST_NOTICES:
+            session.notices.append(notice)
+        if session.watch is not None:
+            self._tell(session)
+
+    def _tell(self, session: Session) -> None:
+        notices, session.notices = session.notices, []
+        self._answer_watch(session, {"notices": notices})
+
+    def _answer_watch(self, session: Session, fields: dict[str, Any]) -> None:
+        watch = session.watch
+        if watch is None:
+            return
+        session.watch = None
+        self.watches_answered.append(watch)
+        frame = encode(REPLY, {"seq": watch.seq, "revision": self.revision, **fields})
+        self.remember(session, watch.seq, frame, stored=False, lease=None)
+        self._around.deliver(watch.route, frame)
 
     # -- the store --------------------------------------------------------------------
 
@@ -275,6 +342,9 @@ class State:
         self.tracker_id = meta.get("tracker_id", b"")
         self.cluster = meta.get("cluster", "")
         self.sessions.last_id = meta.get("last_session", 0)
+        if "budget" in meta:
+            self.budget.restore(*meta["budget"])
+        self._advise_at = around.now() + self.config.disconnect_threshold
         count = self.config.connection_count
         if meta.get("configured_count") == count:
             count = meta.get("connection_count", count)
@@ -325,6 +395,7 @@ class State:
         if self.revision != self._stored_revision:
             self._record(["meta", "revision", self.revision], ("meta", "revision"))
             self._stored_revision = self.revision
+        self.watches_answered = []
         records, touched = self.records, self.touched
         self.records, self.touched = [], []
         return records, touched
@@ -355,6 +426,7 @@ class State:
                     "last_session": self.sessions.last_id,
                     "connection_count": self.tracker.connection_count,
                     "configured_count": self.config.connection_count,
+                    "budget": list(self.budget.level()),
                 }.get(name)
             case _:
                 return None
@@ -368,11 +440,27 @@ class State:
     def _changed(self) -> None:
         self.revision += 1
 
+    def _topology_changed(self) -> None:
+        self._changed()
+        self._advise_at = self._around.now() + self.config.disconnect_threshold
+
     def _try_grant(self) -> int | None:
         # The purge that opens try_acquire is made here, where what it changed can be told.
         if self.tracker.sweep():
-            self._changed()
-        return self.tracker.try_acquire()
+            self._topology_changed()
+        if self._budget_wait() is not None:
+            return None
+        lease = self.tracker.try_acquire()
+        if lease is not None and self.budget.limited:
+            self.budget.take(self._around.now())
+            self._record(["meta", "budget", self.budget.level()], ("meta", "budget"))
+        return lease
+
+    def _budget_wait(self) -> float | None:
+        """Return the seconds until the next token, when nothing but that refuses; else None."""
+        if not self.budget.limited or not (self.tracker.bootstrap or self.tracker.need):
+            return None
+        return self.budget.wait(self._around.now()) or None
 
     def _own(self, session: Session, lease: int) -> None:
         session.leases.add(lease)
@@ -402,7 +490,8 @@ class State:
         del session.parked[seq]
         if lease is None:
             self._record(["unwait", session.token, seq], ("session", session.token))
-        frame = encode(REPLY, {"seq": seq, "revision": self.revision, "lease": lease})
+        fields = {"seq": seq, "revision": self.revision, **self.grant_fields(lease)}
+        frame = encode(REPLY, fields)
         self.remember(session, seq, frame, stored=True, lease=lease)
         if waiter.route is not None:
             self._around.deliver(waiter.route, frame)
@@ -425,6 +514,36 @@ class State:
                 self._record(["expire", session.token, lease], ("session", session.token))
             self._free(session, lease)
             self._changed()
+            self.notify(session, {"notice": "lease_expired", "lease": lease})
+
+    def _surplus(self) -> bool:
+        """Tell whether a connection beyond the target is to be advised to close."""
+        tracker = self.tracker
+        return (
+            self.config.disconnect_threshold > 0
+            and tracker.tracked_count > 0
+            and tracker.claimed_count > tracker.target
+            and tracker.claimed_desired_count >= tracker.target
+            and (self._advised is None or self._advised not in self.leases)
+        )
+
+    def _advise(self, now: float) -> None:
+        """Advise one connection to close: one that is not desired, or one of too many that are."""
+        tracker = self.tracker
+        chosen: int | None = None
+        for lease, name in tracker.leases.items():
+            if name is None or self.leases[lease].session.watch is None:
+                continue
+            if not tracker.is_desired(name):
+                chosen = lease
+                break
+            if chosen is None and tracker.claimed_desired_count > tracker.target:
+                chosen = lease
+        if chosen is None:
+            self._advise_at = now + SWEEP_INTERVAL
+            return
+        self._advised = chosen
+        self.notify(self.leases[chosen].session, {"notice": "should_close", "lease": chosen})
 
 
 def _session_row(session: Session) -> SessionRow:
@@ -463,6 +582,8 @@ def _session(token: bytes, row: SessionRow) -> Session:
         opened=row.opened,
         wall=row.wall,
         expired=set(row.expired),
+        # Whether it was told before the restart is not known; twice does no harm.
+        notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
         done=Done(row.done),
         replies={
             seq: Remembered(frame, True, lease) for seq, (frame, lease) in row.replies.items()

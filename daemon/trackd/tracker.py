@@ -202,10 +202,7 @@ class Tracker:
             The id of the lease, in flight; None when no further connection is wanted now.
         """
         self.sweep()
-        inflight = self.inflight
-        bootstrap = not inflight and not (self._holders and self._tracked)
-        need = self.target > self._desired.claimed + inflight
-        return self._grant() if bootstrap or need else None
+        return self._grant() if self.bootstrap or self.need else None
 
     def claim(self, lease: int, principals: Sequence[str]) -> str | None:
         """Let a lease that is in flight hold the proxy that presents these names (rule 8).
@@ -270,6 +267,16 @@ class Tracker:
         return principals[0].removesuffix(self._suffix) or None if principals else None
 
     # -- counts -----------------------------------------------------------------------
+
+    @property
+    def bootstrap(self) -> bool:
+        """Whether rule 6 grants because nothing is known yet, or nothing holds."""
+        return not self.inflight and not (self._holders and self._tracked)
+
+    @property
+    def need(self) -> bool:
+        """Whether rule 6 grants because a desired proxy has no lease on its way to it."""
+        return self.target > self._desired.claimed + self.inflight
 
     @property
     def target(self) -> int:

@@ -1,0 +1,56 @@
+"""The dial budget: a token bucket over all agents of the host. Pure; a grant takes a token.
+
+After an outage every agent wants to dial at once. The budget lets `burst` of them begin, and
+then `rate` a second, so that the proxies are not flooded. A rate of 0 turns it off.
+"""
+
+from __future__ import annotations
+
+
+class Budget:
+    """A token bucket. Times are seconds of the caller's clock, which never goes back."""
+
+    __slots__ = ("_at", "_tokens", "burst", "rate")
+
+    def __init__(self, rate: float, burst: int) -> None:
+        """Begin with a full bucket.
+
+        Args:
+            rate: tokens a second; 0 or less for no limit.
+            burst: most tokens that it holds.
+        """
+        self.rate = rate
+        self.burst = burst
+        self._tokens = float(burst)
+        self._at = 0.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.rate > 0
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a token is there; 0 when one is."""
+        if self.rate <= 0:
+            return 0.0
+        self._fill(now)
+        return max(0.0, (1.0 - self._tokens) / self.rate)
+
+    def take(self, now: float) -> None:
+        """Take a token; only after `wait` has returned 0."""
+        if self.rate > 0:
+            self._fill(now)
+            self._tokens -= 1.0
+
+    def level(self) -> tuple[float, float]:
+        """Return the tokens, and the time at which there were so many; for the store."""
+        return self._tokens, self._at
+
+    def restore(self, tokens: float, at: float) -> None:
+        """Go on from what `level` returned."""
+        self._tokens = min(tokens, float(self.burst))
+        self._at = at
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(float(self.burst), self._tokens + (now - self._at) * self.rate)
+        self._at = now
