@@ -256,7 +256,7 @@ def _reason(error: OSError) -> str:
 
 def _write_holder(descriptor: int, cluster: str) -> None:
     """Say in the lock file who holds it: pid, start time in clock ticks, wall time, cluster."""
-    text = f"{os.getpid()}\n{_start_ticks(os.getpid())}\n{time.time():.0f}\n{cluster}\n"
+    text = f"{os.getpid()}\n{_start_ticks(os.getpid())}\n{int(time.time())}\n{cluster}\n"
     # On a full disk the lock holds all the same, and only the next daemon's message is poorer.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
