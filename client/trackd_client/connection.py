@@ -13,12 +13,14 @@ import errno
 import os
 import socket
 import struct
+import threading
+from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
 import zmq
 
-from trackd_client.errors import DaemonAbsent, NoAnswer
+from trackd_client.errors import DaemonAbsent, NoAnswer, TrackerClosed
 from trackd_client.places import check_ipc_path
 
 _RECONNECT_MS: Final = 20
@@ -30,7 +32,9 @@ class Happened(Enum):
     """What ended a wait."""
 
     REPLY = "reply"
+    CONNECTED = "connected"
     RECONNECTED = "reconnected"
+    DISCONNECTED = "disconnected"
     WOKEN = "woken"
     TIMEOUT = "timeout"
 
@@ -117,11 +121,11 @@ class Connection:
         (kind,) = struct.unpack("=H", event[:2])
         if kind == zmq.Event.DISCONNECTED:
             self.connected = False
-            return Happened.TIMEOUT, b""
+            return Happened.DISCONNECTED, b""
         again = self._was_connected
         self.connected = self._was_connected = True
         # libzmq itself delivers what was sent before the first handshake.
-        return (Happened.RECONNECTED if again else Happened.TIMEOUT), b""
+        return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
     def unanswered(self, op: str, seconds: float) -> DaemonAbsent | NoAnswer:
         """Return the error for a request that was not answered in time."""
@@ -131,6 +135,62 @@ class Connection:
                 f" {seconds:g} s; it may be overloaded or stuck: look at its log"
             )
         return absent(self.endpoint)
+
+
+class Connections:
+    """The connections of one tracker: each call borrows one."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closing = Wake()
+        self._lock = threading.Lock()  # guards the three below
+        self._idle: list[Connection] = []
+        self._lent = 0
+        self._closed = False
+
+    @contextlib.contextmanager
+    def lend(self, wake: Wake | None = None) -> Iterator[Connection]:
+        """Lend a connection that is connected already, if there is one.
+
+        Args:
+            wake: for a borrower that is woken on its own; it gets a new connection.
+
+        Raises:
+            TrackerClosed: there will be none any more.
+        """
+        with self._lock:
+            if self._closed:
+                raise TrackerClosed("the tracker is closed; make another")
+            self._lent += 1
+            lent = self._idle.pop() if self._idle and wake is None else None
+        try:
+            if lent is None:
+                lent = Connection(self._context, self.endpoint, wake or self._closing)
+            yield lent
+        finally:
+            with self._lock:
+                self._lent -= 1
+                if lent is not None and wake is None:
+                    self._idle.append(lent)
+                elif lent is not None:
+                    lent.close()
+                self._close_idle()
+
+    def close(self) -> None:
+        """End the calls under way, and close everything; what is lent, when it comes back."""
+        with self._lock:
+            self._closed = True
+            self._closing.set()
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Once closed, close what is not lent. Holds the lock."""
+        while self._closed and self._idle:
+            self._idle.pop().close()
+        if self._closed and self._lent == 0 and not self._context.closed:
+            self._closing.close()
+            self._context.term()
 
 
 def absent(endpoint: str) -> DaemonAbsent:

@@ -1,21 +1,24 @@
 """The keeper: a thread that does for a tracker what must not wait for its next call.
 
-It delivers what may not get lost with a call that gave up (taking back a grant, releasing
-a lease) for as long as it takes, and shows signs of life where the daemon cannot see this
-process. It starts when there is something to do, and sleeps while there is nothing.
+It parks `watch_session`, and so learns at once what happens to the session and its leases;
+it delivers what may not get lost with a call that gave up (taking back a grant, releasing a
+lease) for as long as it takes; it shows signs of life where the daemon cannot see this
+process. It starts with the session, and sleeps while there is nothing to do.
 """
+
+# ruff: noqa: SLF001 - the keeper is a part of its tracker
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import zmq
-
+from trackd_client.base import BaseTracker
 from trackd_client.clock import boottime
-from trackd_client.connection import Connection, Happened, Wake
+from trackd_client.connection import Connection, Connections, Happened, Wake
 from trackd_client.errors import SessionLost, TrackdError
 from trackd_client.session import RESEND_SECONDS, Conversation, Request, Stay, read_reply
 
@@ -31,76 +34,79 @@ class Errand:
 
     Attributes:
         request: as it is sent.
-        instead_of: the request whose grant it takes back, done when this one is; or None.
+        settles: the request that is done together with this one, or None.
         due: when it is sent again, in seconds of CLOCK_BOOTTIME.
-        pause: seconds until the next time after that.
+        pause: seconds until the next time after that; infinite for a parked request, which
+            is sent again over a new connection alone.
     """
 
     request: Request
-    instead_of: Request | None
+    settles: Request | None
     due: float
     pause: float = RESEND_SECONDS
 
 
 class Keeper:
-    """The thread and its errands."""
+    """The thread and its errands. It works for one tracker, and tells it what it learns."""
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
         conversation: Conversation,
-        on_lost: Callable[[Stay, SessionLost], None],
+        tracker: BaseTracker[Any],
+        connections: Connections,
     ) -> None:
-        self._context = context
-        self._endpoint = endpoint
         self._conversation = conversation
-        self._on_lost = on_lost
+        self._tracker = tracker
+        self._connections = connections
         self._lock = threading.Lock()
         self._wake = Wake()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._errands: dict[int, Errand] = {}
-        self._heartbeat_at: float | None = None
+        self._heartbeat_at = math.inf
 
     def keep(self, stay: Stay) -> None:
-        """Show signs of life for a session that has just been opened, if it needs them."""
+        """Look after a session that has just been opened."""
+        self._heartbeat_at = math.inf
         if stay.heartbeat_ttl is not None:
             self._heartbeat_at = boottime() + stay.heartbeat_ttl / _HEARTBEATS
-            self._run()
+        self._send("watch_session", {}, stay, pause=math.inf)
 
     def cancel(self, request: Request, stay: Stay) -> None:
         """Have whatever a request was granted taken back."""
-        self._send("cancel", {"target": request.seq}, stay, request)
+        self._send("cancel", {"target": request.seq}, stay, settles=request)
 
     def release(self, lease: int, stay: Stay) -> None:
         """Have a lease released."""
-        self._send("release", {"lease": lease}, stay, None)
+        self._send("release", {"lease": lease}, stay)
 
     def stop(self) -> None:
         """End the thread; what is not delivered by then ends with the session."""
         with self._lock:
             self._stopping = True
             thread = self._thread
-        if thread is not None:
+        if thread is None:
+            self._wake.close()
+        else:
             self._wake.set()
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread():  # a callback: it ends after that
                 thread.join()
-        self._wake.close()
 
     def _send(
-        self, op: str, fields: Mapping[str, Any], stay: Stay, instead_of: Request | None
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        stay: Stay,
+        *,
+        settles: Request | None = None,
+        pause: float = RESEND_SECONDS,
     ) -> None:
+        """Take an errand, and see that the thread runs and looks."""
         request = self._conversation.request(op, fields, None, stay)
-        with self._lock:
-            self._errands[request.seq] = Errand(request, instead_of, boottime())
-        self._run()
-
-    def _run(self) -> None:
-        """Make sure that the thread runs and looks."""
         with self._lock:
             if self._stopping:
                 return
+            self._errands[request.seq] = Errand(request, settles, boottime(), pause)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._main, name="trackd-keeper", daemon=True
@@ -109,44 +115,46 @@ class Keeper:
             self._wake.set()
 
     def _main(self) -> None:
-        connection = Connection(self._context, self._endpoint, self._wake)
-        try:
+        with self._connections.lend(self._wake) as connection:
             while not self._stopping:
                 self._heartbeat()
                 self._send_due(connection)
                 happened, frame = connection.wait(self._pause())
-                if happened is Happened.WOKEN:
-                    self._wake.clear()
-                elif happened is Happened.RECONNECTED:
-                    self._send_again()
-                elif happened is Happened.REPLY:
-                    self._take(frame)
-        finally:
-            connection.close()
+                match happened:
+                    case Happened.WOKEN:
+                        self._wake.clear()
+                    case Happened.REPLY:
+                        self._take(frame)
+                    case Happened.CONNECTED:
+                        self._tracker._connection_changed(True)
+                    case Happened.RECONNECTED:
+                        self._tracker._connection_changed(True)
+                        self._send_again()
+                    case Happened.DISCONNECTED:
+                        self._tracker._connection_changed(False)
+                    case Happened.TIMEOUT:
+                        pass
+        self._wake.close()
 
     def _pause(self) -> float | None:
         """Return the seconds until something is to be sent, or None."""
         with self._lock:
-            times = [errand.due for errand in self._errands.values()]
-        if self._heartbeat_at is not None:
-            times.append(self._heartbeat_at)
-        return max(0.0, min(times) - boottime()) if times else None
+            due = min((errand.due for errand in self._errands.values()), default=math.inf)
+        due = min(due, self._heartbeat_at)
+        return None if due == math.inf else max(0.0, due - boottime())
 
     def _heartbeat(self) -> None:
-        stay = self._conversation.stay
-        if self._heartbeat_at is None or boottime() < self._heartbeat_at:
+        if boottime() < self._heartbeat_at:
             return
+        stay = self._conversation.stay
         if stay is None or stay.heartbeat_ttl is None:
-            self._heartbeat_at = None
+            self._heartbeat_at = math.inf
             return
         self._heartbeat_at = boottime() + stay.heartbeat_ttl / _HEARTBEATS
-        request = self._conversation.request("heartbeat", {}, None, stay)
         with self._lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
-            if not waits:
-                self._errands[request.seq] = Errand(request, None, boottime())
-        if waits:
-            self._conversation.settle(request)
+        if not waits:
+            self._send("heartbeat", {}, stay)
 
     def _send_due(self, connection: Connection) -> None:
         now = boottime()
@@ -154,7 +162,7 @@ class Keeper:
             due = [errand for errand in self._errands.values() if errand.due <= now]
             for errand in due:
                 errand.due = now + errand.pause
-                errand.pause = min(2 * errand.pause, _LONGEST_RESEND)
+                errand.pause = min(2 * errand.pause, max(_LONGEST_RESEND, errand.pause))
         for errand in due:
             connection.send(errand.request.frame)
 
@@ -162,7 +170,6 @@ class Keeper:
         with self._lock:
             for errand in self._errands.values():
                 errand.due = boottime()
-                errand.pause = RESEND_SECONDS
 
     def _take(self, frame: bytes) -> None:
         """Take the reply of an errand, which is then done whatever it says."""
@@ -174,12 +181,18 @@ class Keeper:
             errand = self._errands.pop(reply.seq, None) if reply is not None else None
         if errand is None or reply is None:
             return
-        if errand.instead_of is not None:
-            self._conversation.settle(errand.instead_of)
+        stay = errand.request.stay
+        assert stay is not None
+        if errand.settles is not None:
+            self._conversation.settle(errand.settles)
         try:
-            self._conversation.result(errand.request, reply)
+            body = self._conversation.result(errand.request, reply)
         except SessionLost as error:
-            if errand.request.stay is not None:
-                self._on_lost(errand.request.stay, error)
+            self._tracker._lose(stay, error)
+            return
         except TrackdError:
-            pass  # the daemon refuses to release what is not ours: there is nothing to do
+            return  # it cannot be done, or not by this daemon; trying again would not help
+        if errand.request.op == "watch_session":
+            self._send("watch_session", {}, stay, pause=math.inf)
+            for notice in body.get("notices", ()):
+                self._tracker._notice(stay, notice)

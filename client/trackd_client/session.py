@@ -210,6 +210,10 @@ class Conversation:
             self.limits = Limits(**known)
         self.greeted = True
 
+    def local(self, moment: float) -> float:
+        """Return a moment of the daemon's clock by this process's CLOCK_BOOTTIME."""
+        return moment - self._clock_offset
+
     def begin_stay(self) -> Stay:
         """Return a session to open, with a fresh token."""
         return Stay(secrets.token_bytes(TOKEN_BYTES))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
-import zmq
-
+from trackd_client.base import (
+    CLOSE_SECONDS,
+    BaseLease,
+    BaseTracker,
+    State,
+    deadline_of,
+    log,
+    own_fields,
+)
 from trackd_client.clock import boottime
-from trackd_client.connection import Connection, Happened, Wake
+from trackd_client.connection import Connection, Connections, Happened
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     AcquireTimeout,
@@ -25,21 +30,18 @@ from trackd_client.errors import (
     TrackerClosed,
 )
 from trackd_client.keeper import Keeper
-from trackd_client.places import client_endpoint
 from trackd_client.proxy import Proxy
-from trackd_client.session import (
-    GRANTING,
-    RESEND_SECONDS,
-    Conversation,
-    Request,
-    Stay,
-    read_reply,
-)
-
-log = logging.getLogger("trackd_client")
+from trackd_client.session import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
 
 
-class Lease:
+class Flag(threading.Event):
+    """An event that is true once it is set: `if lease.lost:`, or `lease.lost.wait(5)`."""
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+
+class Lease(BaseLease):
     """Permission to dial once; with a claim, the exclusive hold of one proxy.
 
     A context manager: leaving the block releases it.
@@ -48,24 +50,21 @@ class Lease:
         id: its number, unique among all leases of the cluster's daemon.
         claimed_name: the name of the proxy that it claimed, or None. It keeps its value
             when the lease is released or lost.
+        lost: set when it is gone: its session was lost, or it did not claim in time.
+        should_close: set when the daemon advises to close this tunnel, because there are
+            more than are wanted.
     """
 
-    def __init__(self, tracker: Tracker, stay: Stay, number: int, name: str | None = None) -> None:
-        self.id = number
-        self.claimed_name = name
+    lost: Flag
+    should_close: Flag
+
+    def __init__(
+        self, tracker: Tracker, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+    ) -> None:
+        super().__init__(stay, fields, claim_by)
+        self.lost = Flag()
+        self.should_close = Flag()
         self._tracker = tracker
-        self._stay = stay
-        self._released = False
-
-    @property
-    def lost(self) -> bool:
-        """Whether the session that owned it is gone, and the lease with it."""
-        return self._stay.lost
-
-    @property
-    def released(self) -> bool:
-        """Whether it holds nothing any more: released here, or lost."""
-        return self._released or self._stay.lost
 
     def claim(self, *principals: str) -> bool:
         """Claim the proxy that was reached.
@@ -83,16 +82,17 @@ class Lease:
             LeaseExpired: it was in flight for longer than the daemon allows.
             TrackdError: see `trackd_client.errors`.
         """
-        if self.lost:
-            raise SessionLost(f"lease {self.id} is gone with the session that owned it")
-        if self._released:
+        fields = self._claim_fields(principals)
+        if fields is None:
             return False
-        fields = {"lease": self.id, "principals": list(principals)}
-        answer = self._tracker._call("claim", fields, stay=self._stay)  # noqa: SLF001 - one module
-        if not answer["claimed"]:
-            return False
-        self.claimed_name = answer["name"]
-        return True
+        return self._take_claim(self._tracker._call("claim", fields, stay=self._stay))  # noqa: SLF001
+
+    def is_claimed(self, *principals: str) -> bool:
+        """Tell whether a lease holds the proxy that is being dialled.
+
+        A dial may ask as soon as it knows the principals, before a costly handshake ends.
+        """
+        return self._tracker.is_claimed(*principals)
 
     def release(self) -> None:
         """Give the lease back: the proxy is free, or the permission to dial is.
@@ -100,10 +100,9 @@ class Lease:
         A second time does nothing. It never fails for want of a daemon: what cannot be told
         now is told as soon as one is there.
         """
-        if self.released:
-            return
-        self._released = True
-        self._tracker._release(self)  # noqa: SLF001
+        if not self.released:
+            self._released = True
+            self._tracker._release(self)  # noqa: SLF001
 
     def __enter__(self) -> Self:
         return self
@@ -116,59 +115,21 @@ class Lease:
     ) -> None:
         self.release()
 
-    def __repr__(self) -> str:
-        state = "lost" if self.lost else "released" if self.released else self.claimed_name
-        return f"<Lease {self.id} {state or 'in flight'}>"
 
-
-class Tracker:
+class Tracker(BaseTracker[Lease]):
     """The local daemon's tracker, as this process sees it.
 
     Nothing is connected until the first call. The session is opened by the first call that
     needs one, and ended by `close`; leases live as long as it does. Threads may share a
-    tracker; a child process makes its own.
+    tracker; a child process makes its own. The arguments are those of `BaseTracker`.
     """
 
-    def __init__(
-        self,
-        endpoint: str | None = None,
-        *,
-        cluster: str | None = None,
-        timeout: float = 5.0,
-        name: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        on_session_lost: Callable[[SessionLost], None] | None = None,
-    ) -> None:
-        """Say where the daemon is, and who is asking.
-
-        Args:
-            endpoint: `ipc://PATH` or a path. Without it: `$TRACKD_ENDPOINT`, else
-                `trackd.sock` in the directory of the cluster, else in `/run/trackd/default`,
-                else in `$XDG_RUNTIME_DIR/trackd/default`.
-            cluster: the cluster that the daemon must serve, or None for any.
-            timeout: seconds that a call may take, a restart of the daemon included.
-            name: what this agent calls itself, for operators.
-            labels: more of that, at most 16.
-            on_session_lost: called once for each session that the daemon no longer knows,
-                in the thread that found out.
-
-        Raises:
-            ValueError: an argument is wrong.
-        """
-        if not timeout > 0:
-            raise ValueError("timeout must be a positive number of seconds")
-        self.endpoint = client_endpoint(endpoint, cluster)
-        self.timeout = timeout
-        self._on_session_lost = on_session_lost
-        self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._closing = Wake()
-        self._idle: deque[Connection] = deque()
-        self._busy = 0
-        self._state_lock = threading.Lock()  # guards _busy and the closing of what is idle
+    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
+        super().__init__(endpoint, **options)
         self._opening = threading.Lock()
-        self._leases: dict[int, Lease] = {}
-        self._keeper = Keeper(self._context, self.endpoint, self._conversation, self._lose)
+        self._closing = threading.Lock()
+        self._connections = Connections(self.endpoint)
+        self._keeper = Keeper(self._conversation, self, self._connections)
 
     # -- what agents do -------------------------------------------------------------------
 
@@ -216,7 +177,7 @@ class Tracker:
             AcquireTimeout: none was granted in time.
         """
         lease: Lease | None = self._call(
-            "acquire", {}, take=self._take_lease, deadline=_deadline(timeout), parks=True
+            "acquire", {}, take=self._take_lease, deadline=deadline_of(timeout), parks=True
         )
         if lease is None:
             raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
@@ -236,11 +197,11 @@ class Tracker:
 
     def status(self) -> dict[str, Any]:
         """Return the daemon's counts; docs/protocol.md, "status", tells each field."""
-        return _own_fields(self._call("status", {}, session=False))
+        return own_fields(self._call("status", {}, session=False))
 
     def explain(self) -> dict[str, Any]:
         """Return why a lease would be granted or refused now; see docs/protocol.md."""
-        return _own_fields(self._call("explain", {}, session=False))
+        return own_fields(self._call("explain", {}, session=False))
 
     def ping(self) -> None:
         """Return when the daemon has answered."""
@@ -255,21 +216,20 @@ class Tracker:
         up after a second at the most; the session ends with this process in any case.
         """
         conversation = self._conversation
-        if conversation.closed:
-            return
-        conversation.check_usable()
+        with self._closing:
+            if conversation.closed:
+                return
+            conversation.check_usable()
+            conversation.closed = True
         stay = conversation.stay
-        if stay is not None:
-            with suppress(TrackdError):
-                deadline = boottime() + min(self.timeout, 1.0)
-                self._call("close", {}, stay=stay, deadline=deadline, never_stale=True)
-        conversation.closed = True
-        if stay is not None:
-            conversation.lose(stay)
+        if stay is not None and conversation.lose(stay):
+            self._mark_lost(stay)
         self._keeper.stop()
-        self._closing.set()
-        with self._state_lock:
-            self._close_idle()
+        if stay is not None:
+            with suppress(TrackdError), self._connections.lend() as connection:
+                request = conversation.request("close", {}, None, stay)
+                self._exchange(connection, request, boottime() + min(self.timeout, CLOSE_SECONDS))
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -395,16 +355,13 @@ class Tracker:
                 fields = self._exchange(connection, request, deadline)
                 self._conversation.take_open(stay, fields)
                 self._keeper.keep(stay)
+                self._set_state(State.CONNECTED)
             return stay
         finally:
             self._opening.release()
 
-    def _take_lease(self, stay: Stay, fields: dict[str, Any]) -> Lease | None:
-        number = fields["lease"]
-        if number is None:
-            return None
-        lease = self._leases[number] = Lease(self, stay, number, fields.get("name"))
-        return lease
+    def _make_lease(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> Lease:
+        return Lease(self, stay, fields, claim_by)
 
     def _release(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)
@@ -421,61 +378,19 @@ class Tracker:
             if not self._conversation.closed:
                 raise
 
-    def _stray(self, stay: Stay | None, fields: dict[str, Any]) -> None:
+    def _stray(self, stay: Stay | None, fields: Mapping[str, Any]) -> None:
         """Look at a reply that nobody waits for: a grant in it is given back."""
-        number = fields.get("lease")
-        if stay is not None and type(number) is int and number not in self._leases:
+        number = self._unwanted_grant(fields)
+        if stay is not None and number is not None:
             self._keeper.release(number, stay)
-
-    def _lose(self, stay: Stay, error: SessionLost) -> None:
-        """Mark a session and all of its leases lost, and tell it once."""
-        if not self._conversation.lose(stay):
-            return
-        for number, lease in list(self._leases.items()):
-            if lease._stay is stay:  # noqa: SLF001
-                del self._leases[number]
-        log.warning("session lost: %s", error)
-        if self._on_session_lost is not None:
-            self._on_session_lost(error)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """Lend a connection to one call."""
+        """Lend a connection to one call.
+
+        Raises:
+            TrackerClosed, UsedAfterFork: as they say.
+        """
         self._conversation.check_usable()
-        with self._state_lock:
-            self._conversation.check_usable()
-            self._busy += 1
-        connection = None
-        try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = Connection(self._context, self.endpoint, self._closing)
+        with self._connections.lend() as connection:
             yield connection
-        finally:
-            with self._state_lock:
-                self._busy -= 1
-                if connection is not None:
-                    self._idle.append(connection)
-                if self._conversation.closed:
-                    self._close_idle()
-
-    def _close_idle(self) -> None:
-        """Close what no call uses, and everything else after the last call. Holds the lock."""
-        while self._idle:
-            self._idle.pop().close()
-        if self._busy == 0 and not self._context.closed:
-            self._closing.close()
-            self._context.term()
-
-
-def _deadline(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError("timeout must be a number of seconds, or None")
-    return boottime() + timeout
-
-
-def _own_fields(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name != "seq"}

@@ -15,6 +15,7 @@ records mean (`trackd.image` does), and runs in the actor's thread alone.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -250,8 +251,11 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            if self._path is not None:
+                # It holds the tokens of sessions. SQLite gives its other files the same mode.
+                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             db = self._connect(str(self._path) if self._path is not None else ":memory:")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"cannot open {self._path}: {error}") from None
         try:
             self._prepare(db)

@@ -1,0 +1,213 @@
+"""What the synchronous and the asyncio tracker share: leases, states, and all that is no I/O."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from trackd_client.clock import boottime
+from trackd_client.errors import SessionLost
+from trackd_client.places import client_endpoint
+from trackd_client.session import Conversation, Stay
+
+log = logging.getLogger("trackd_client")
+
+#: Seconds that `close` waits for a daemon to confirm it.
+CLOSE_SECONDS: Final = 1.0
+
+
+class Event(Protocol):
+    """What `threading.Event` and `asyncio.Event` have in common."""
+
+    def set(self) -> None:
+        """Make it true, for good."""
+
+    def is_set(self) -> bool:
+        """Tell whether it is."""
+
+
+class State(StrEnum):
+    """How things stand between a tracker and its daemon; docs/client.md draws it."""
+
+    CONNECTED = "connected"
+    RECONNECTING = "reconnecting"
+    LOST = "lost"
+
+
+class BaseLease:
+    """What a lease is, whichever way it is awaited."""
+
+    lost: Event
+    should_close: Event
+
+    def __init__(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> None:
+        self.id: int = fields["lease"]
+        self.claimed_name: str | None = fields.get("name")
+        self._stay = stay
+        self._claim_by = claim_by
+        self._released = False
+
+    @property
+    def released(self) -> bool:
+        """Whether it holds nothing any more: released here, or lost."""
+        return self._released or self.lost.is_set()
+
+    @property
+    def remaining_claim_time(self) -> float | None:
+        """Seconds that are left to claim, or None when it has claimed or may take its time."""
+        if self._claim_by is None or self.claimed_name is not None:
+            return None
+        return max(0.0, self._claim_by - boottime())
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost.is_set() else "released" if self._released else None
+        return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
+
+    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return the fields of a claim, or None when it can only fail.
+
+        Raises:
+            SessionLost: the session that owned the lease is gone.
+        """
+        if self._stay.lost:
+            raise SessionLost(f"lease {self.id} is gone with the session that owned it")
+        if self._released:
+            return None
+        return {"lease": self.id, "principals": list(principals)}
+
+    def _take_claim(self, fields: Mapping[str, Any]) -> bool:
+        if fields["claimed"]:
+            self.claimed_name = fields["name"]
+        return bool(fields["claimed"])
+
+
+LeaseT = TypeVar("LeaseT", bound=BaseLease)
+
+
+class BaseTracker(Generic[LeaseT]):
+    """The part of a tracker that does no I/O; one of its threads at a time changes it."""
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        cluster: str | None = None,
+        timeout: float = 5.0,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        on_session_lost: Callable[[SessionLost], None] | None = None,
+        on_state_change: Callable[[State], None] | None = None,
+    ) -> None:
+        """Say where the daemon is, and who is asking.
+
+        Args:
+            endpoint: `ipc://PATH` or a path. Without it: `$TRACKD_ENDPOINT`, else
+                `trackd.sock` in the directory of the cluster, else in `/run/trackd/default`,
+                else in `$XDG_RUNTIME_DIR/trackd/default`.
+            cluster: the cluster that the daemon must serve, or None for any.
+            timeout: seconds that a call may take, a restart of the daemon included.
+            name: what this agent calls itself, for operators.
+            labels: more of that, at most 16.
+            on_session_lost: called once for each session that the daemon no longer knows,
+                by whoever found out (a background thread, for the synchronous tracker).
+            on_state_change: called with each new `state`, likewise.
+
+        Raises:
+            ValueError: an argument is wrong.
+        """
+        if not timeout > 0:
+            raise ValueError("timeout must be a positive number of seconds")
+        self.endpoint = client_endpoint(endpoint, cluster)
+        self.timeout = timeout
+        self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
+        self._on_session_lost = on_session_lost
+        self._on_state_change = on_state_change
+        self._state = State.RECONNECTING
+        self._leases: dict[int, LeaseT] = {}
+
+    @property
+    def state(self) -> State:
+        """How things stand: connected, reconnecting, or lost until the next call."""
+        return self._state
+
+    @abstractmethod
+    def _make_lease(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> LeaseT:
+        """Return the lease that a reply grants."""
+
+    def _take_lease(self, stay: Stay, fields: Mapping[str, Any]) -> LeaseT | None:
+        """Return the lease in a reply, or None when it was refused."""
+        number = fields["lease"]
+        if number is None:
+            return None
+        claim_by = fields.get("claim_by")
+        if claim_by is not None:
+            claim_by = self._conversation.local(claim_by)
+        lease = self._leases[number] = self._make_lease(stay, fields, claim_by)
+        if stay.lost:  # while the reply was on its way
+            self._mark_lost(stay)
+        return lease
+
+    def _unwanted_grant(self, fields: Mapping[str, Any]) -> int | None:
+        """Return the lease in a reply that nobody waits for, when it is to be given back."""
+        number = fields.get("lease")
+        return number if type(number) is int and number not in self._leases else None
+
+    def _lose(self, stay: Stay, error: SessionLost) -> None:
+        """Mark a session and all of its leases lost, and tell it once."""
+        if not self._conversation.lose(stay):
+            return
+        self._mark_lost(stay)
+        log.warning("session lost: %s", error)
+        self._set_state(State.LOST)
+        if self._on_session_lost is not None:
+            self._on_session_lost(error)
+
+    def _mark_lost(self, stay: Stay) -> None:
+        for number, lease in list(self._leases.items()):
+            if lease._stay is stay:  # noqa: SLF001 - a lease is its tracker's
+                self._leases.pop(number, None)
+                lease.lost.set()
+
+    def _notice(self, stay: Stay, notice: Mapping[str, Any]) -> None:
+        """Take what the daemon tells about a lease."""
+        lease = self._leases.get(notice.get("lease", 0))
+        if lease is None or lease._stay is not stay:  # noqa: SLF001
+            return
+        if notice.get("notice") == "should_close":
+            lease.should_close.set()
+        elif notice.get("notice") == "lease_expired":
+            self._leases.pop(lease.id, None)
+            lease.lost.set()
+
+    def _connection_changed(self, connected: bool) -> None:
+        if not connected and self._state is State.CONNECTED:
+            self._set_state(State.RECONNECTING)
+        elif connected and self._state is State.RECONNECTING:
+            self._set_state(State.CONNECTED)
+
+    def _set_state(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            if self._on_state_change is not None:
+                self._on_state_change(state)
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Return the moment that is `timeout` seconds from now, or None for never.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError("timeout must be a number of seconds, or None")
+    return boottime() + timeout
+
+
+def own_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a reply without the number that matches it."""
+    return {name: value for name, value in body.items() if name != "seq"}
