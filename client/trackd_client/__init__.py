@@ -18,6 +18,8 @@ tunnels are wanted::
 Leases belong to the *session* of their process; when it ends, however it ends, they are free.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from trackd_client import errors
 from trackd_client._version import __version__
 from trackd_client.discovery import parse_discovery
@@ -33,8 +35,13 @@ from trackd_client.errors import (
 from trackd_client.proxy import Proxy
 from trackd_client.sync import Lease, Tracker
 
+if TYPE_CHECKING:
+    from trackd_client.aio import AsyncLease, AsyncTracker
+
 __all__ = [
     "AcquireTimeout",
+    "AsyncLease",
+    "AsyncTracker",
     "BadPayload",
     "DaemonAbsent",
     "Lease",
@@ -48,3 +55,17 @@ __all__ = [
     "errors",
     "parse_discovery",
 ]
+
+#: Imported when they are first used: asyncio would double the time that an import takes.
+_LATE = {
+    "AsyncLease": "trackd_client.aio",
+    "AsyncTracker": "trackd_client.aio",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATE[name]), name)

@@ -15,6 +15,8 @@ from trackd_client.session import Conversation, Stay
 
 log = logging.getLogger("trackd_client")
 
+#: Stands for the deadline that a tracker's `timeout` gives.
+BY_TIMEOUT: Final = -1.0
 #: Seconds that `close` waits for a daemon to confirm it.
 CLOSE_SECONDS: Final = 1.0
 

@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from enum import Enum
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import zmq
 
@@ -75,10 +75,7 @@ class Connection:
         self._was_connected = False
         self._wake_fd = wake.fd
         self._socket = context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.reconnect_ivl = _RECONNECT_MS
-        self._socket.reconnect_ivl_max = _RECONNECT_MAX_MS
-        self._monitor = self._socket.get_monitor_socket(_MONITORED)
+        self._monitor = configure(self._socket)
         self._socket.connect(endpoint)
         self._poller = zmq.Poller()
         for waited in (self._socket, self._monitor, self._wake_fd):
@@ -127,14 +124,29 @@ class Connection:
         # libzmq itself delivers what was sent before the first handshake.
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
-    def unanswered(self, op: str, seconds: float) -> DaemonAbsent | NoAnswer:
-        """Return the error for a request that was not answered in time."""
-        if self.connected:
-            return NoAnswer(
-                f"the daemon on {self.endpoint} is connected but did not answer {op} within"
-                f" {seconds:g} s; it may be overloaded or stuck: look at its log"
-            )
-        return absent(self.endpoint)
+
+SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
+
+
+def configure(dealer: SocketT) -> SocketT:
+    """Set the options of a DEALER before it connects, and return its monitor."""
+    dealer.linger = 0
+    dealer.reconnect_ivl = _RECONNECT_MS
+    dealer.reconnect_ivl_max = _RECONNECT_MAX_MS
+    monitor: SocketT = dealer.get_monitor_socket(_MONITORED)
+    return monitor
+
+
+def unanswered(
+    endpoint: str, op: str, seconds: float, *, connected: bool
+) -> DaemonAbsent | NoAnswer:
+    """Return the error for a request that was not answered in time."""
+    if connected:
+        return NoAnswer(
+            f"the daemon on {endpoint} is connected but did not answer {op} within"
+            f" {seconds:.3g} s; it may be overloaded or stuck: look at its log"
+        )
+    return absent(endpoint)
 
 
 class Connections:

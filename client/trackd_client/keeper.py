@@ -14,18 +14,21 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from trackd_client.base import BaseTracker
 from trackd_client.clock import boottime
 from trackd_client.connection import Connection, Connections, Happened, Wake
 from trackd_client.errors import SessionLost, TrackdError
-from trackd_client.session import RESEND_SECONDS, Conversation, Request, Stay, read_reply
-
-#: Seconds between two tries while the daemon does not answer; doubled from `RESEND_SECONDS`.
-_LONGEST_RESEND: Final = 30.0
-#: Signs of life within one time-to-live.
-_HEARTBEATS: Final = 3
+from trackd_client.session import (
+    HEARTBEATS,
+    LONGEST_RESEND,
+    RESEND_SECONDS,
+    Conversation,
+    Request,
+    Stay,
+    read_reply,
+)
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ class Keeper:
         """Look after a session that has just been opened."""
         self._heartbeat_at = math.inf
         if stay.heartbeat_ttl is not None:
-            self._heartbeat_at = boottime() + stay.heartbeat_ttl / _HEARTBEATS
+            self._heartbeat_at = boottime() + stay.heartbeat_ttl / HEARTBEATS
         self._send("watch_session", {}, stay, pause=math.inf)
 
     def cancel(self, request: Request, stay: Stay) -> None:
@@ -150,7 +153,7 @@ class Keeper:
         if stay is None or stay.heartbeat_ttl is None:
             self._heartbeat_at = math.inf
             return
-        self._heartbeat_at = boottime() + stay.heartbeat_ttl / _HEARTBEATS
+        self._heartbeat_at = boottime() + stay.heartbeat_ttl / HEARTBEATS
         with self._lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
         if not waits:
@@ -162,7 +165,7 @@ class Keeper:
             due = [errand for errand in self._errands.values() if errand.due <= now]
             for errand in due:
                 errand.due = now + errand.pause
-                errand.pause = min(2 * errand.pause, max(_LONGEST_RESEND, errand.pause))
+                errand.pause = min(2 * errand.pause, max(LONGEST_RESEND, errand.pause))
         for errand in due:
             connection.send(errand.request.frame)
 

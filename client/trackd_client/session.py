@@ -42,6 +42,10 @@ from trackd_client.protocol import (
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0
+#: The longest that the pause between two tries grows, for what nobody awaits.
+LONGEST_RESEND: Final = 30.0
+#: Signs of life within one time-to-live of a session that needs them.
+HEARTBEATS: Final = 3
 #: Operations that may grant a lease, which must not be lost with their reply.
 GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
 
@@ -102,6 +106,7 @@ class Conversation:
         self.greeted = False
         self.closed = False
         self.stay: Stay | None = None
+        self._unopened: Stay | None = None
         self._clock = clock
         self._clock_offset = 0.0
         self._pid = os.getpid()
@@ -215,8 +220,17 @@ class Conversation:
         return moment - self._clock_offset
 
     def begin_stay(self) -> Stay:
-        """Return a session to open, with a fresh token."""
-        return Stay(secrets.token_bytes(TOKEN_BYTES))
+        """Return the session to open: the one whose opening was not answered, or a fresh one.
+
+        With the same token it is the same session, so an answer that got lost leaks nothing.
+        """
+        if self._unopened is None:
+            self._unopened = Stay(secrets.token_bytes(TOKEN_BYTES))
+        return self._unopened
+
+    def end_stay(self) -> Stay | None:
+        """Return the session that `close` is to end, opened or perhaps opened; else None."""
+        return self.stay or self._unopened
 
     def open(self, stay: Stay) -> Request:
         """Return the request that opens a session."""
@@ -235,6 +249,7 @@ class Conversation:
         ttl = fields.get("heartbeat_ttl")
         stay.heartbeat_ttl = float(ttl) if isinstance(ttl, int | float) else None
         self.stay = stay
+        self._unopened = None
 
     def lose(self, stay: Stay) -> bool:
         """Note that a session is gone; tell whether that is news."""
@@ -243,6 +258,8 @@ class Conversation:
             stay.lost = True
             if self.stay is stay:
                 self.stay = None
+            if self._unopened is stay:
+                self._unopened = None
         return news
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trackd_client.base import (
+    BY_TIMEOUT,
     CLOSE_SECONDS,
     BaseLease,
     BaseTracker,
@@ -18,7 +19,7 @@ from trackd_client.base import (
     own_fields,
 )
 from trackd_client.clock import boottime
-from trackd_client.connection import Connection, Connections, Happened
+from trackd_client.connection import Connection, Connections, Happened, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     AcquireTimeout,
@@ -221,7 +222,7 @@ class Tracker(BaseTracker[Lease]):
                 return
             conversation.check_usable()
             conversation.closed = True
-        stay = conversation.stay
+        stay = conversation.end_stay()
         if stay is not None and conversation.lose(stay):
             self._mark_lost(stay)
         self._keeper.stop()
@@ -251,7 +252,7 @@ class Tracker(BaseTracker[Lease]):
         *,
         session: bool = True,
         stay: Stay | None = None,
-        deadline: float | None = -1.0,
+        deadline: float | None = BY_TIMEOUT,
         take: Callable[[Stay, dict[str, Any]], Any] | None = None,
         parks: bool = False,
         never_stale: bool = False,
@@ -263,13 +264,13 @@ class Tracker(BaseTracker[Lease]):
             fields: its own fields.
             session: whether it is made within the session.
             stay: the session that it must be made in; None for the present one.
-            deadline: seconds of CLOCK_BOOTTIME, None for never, negative for `timeout` from now.
+            deadline: seconds of CLOCK_BOOTTIME, None for never; without it, `timeout` from now.
             take: makes the result of the reply, before the connection is free for others.
             parks: whether the daemon may leave it waiting, so that it is not sent again
                 without a reason.
             never_stale: whether it is to be done however late it arrives.
         """
-        if deadline is not None and deadline < 0:
+        if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
         with self._connection() as connection:
             if not self._conversation.greeted:
@@ -297,7 +298,7 @@ class Tracker(BaseTracker[Lease]):
             while True:
                 now = boottime()
                 if deadline is not None and now >= deadline:
-                    raise connection.unanswered(request.op, deadline - started)
+                    raise self._unanswered(connection, request.op, now - started)
                 ends = [moment for moment in (deadline, resend) if moment is not None]
                 happened, frame = connection.wait(min(ends) - now if ends else None)
                 if happened is Happened.REPLY:
@@ -327,6 +328,11 @@ class Tracker(BaseTracker[Lease]):
                 return {"lease": None}
             raise
 
+    def _unanswered(
+        self, connection: Connection, op: str, seconds: float
+    ) -> DaemonAbsent | NoAnswer:
+        return unanswered(self.endpoint, op, seconds, connected=connection.connected)
+
     def _give_up(self, request: Request) -> None:
         """Want a request's reply no more; what it may have been granted is taken back."""
         stay = request.stay
@@ -346,7 +352,7 @@ class Tracker(BaseTracker[Lease]):
             return stay
         wait = -1 if deadline is None else max(0.0, deadline - boottime())
         if not self._opening.acquire(timeout=wait):
-            raise connection.unanswered("open", self.timeout)
+            raise self._unanswered(connection, "open", self.timeout)
         try:
             stay = self._conversation.stay
             if stay is None:

@@ -1,0 +1,512 @@
+"""`AsyncTracker` and `AsyncLease`: the asyncio client, with the names of the synchronous one.
+
+One socket, one task that reads it, one future for each request. Whoever awaits may be
+cancelled at any moment: a grant that nobody awaits any more is taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+import zmq.asyncio
+
+from trackd_client.base import (
+    BY_TIMEOUT,
+    CLOSE_SECONDS,
+    BaseLease,
+    BaseTracker,
+    State,
+    deadline_of,
+    log,
+    own_fields,
+)
+from trackd_client.clock import boottime
+from trackd_client.connection import configure, unanswered
+from trackd_client.discovery import parse_discovery
+from trackd_client.errors import (
+    AcquireTimeout,
+    DaemonAbsent,
+    NoAnswer,
+    Refused,
+    SessionLost,
+    TrackdError,
+    TrackerClosed,
+)
+from trackd_client.protocol import Reply
+from trackd_client.proxy import Proxy
+from trackd_client.session import (
+    GRANTING,
+    HEARTBEATS,
+    LONGEST_RESEND,
+    RESEND_SECONDS,
+    Request,
+    Stay,
+    read_reply,
+)
+
+
+class AsyncFlag(asyncio.Event):
+    """An event that is true once it is set: `if lease.lost:`, or `await lease.lost.wait()`."""
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+
+class AsyncLease(BaseLease):
+    """Permission to dial once; with a claim, the exclusive hold of one proxy.
+
+    An asynchronous context manager: leaving the block releases it. The attributes are those
+    of `Lease`, with events of asyncio.
+    """
+
+    lost: AsyncFlag
+    should_close: AsyncFlag
+
+    def __init__(
+        self, tracker: AsyncTracker, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+    ) -> None:
+        super().__init__(stay, fields, claim_by)
+        self.lost = AsyncFlag()
+        self.should_close = AsyncFlag()
+        self._tracker = tracker
+
+    async def claim(self, *principals: str) -> bool:
+        """Claim the proxy that was reached; see `Lease.claim`."""
+        fields = self._claim_fields(principals)
+        if fields is None:
+            return False
+        return self._take_claim(
+            await self._tracker._call("claim", fields, stay=self._stay)  # noqa: SLF001
+        )
+
+    async def is_claimed(self, *principals: str) -> bool:
+        """Tell whether a lease holds the proxy that is being dialled."""
+        return await self._tracker.is_claimed(*principals)
+
+    async def release(self) -> None:
+        """Give the lease back; see `Lease.release`. Cancelling it does not undo it."""
+        if not self.released:
+            self._released = True
+            await self._tracker._release(self)  # noqa: SLF001
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+
+class Outstanding:
+    """A request that is sent until it is answered, or wanted no more."""
+
+    __slots__ = ("answered", "future", "pause", "request", "timer")
+
+    def __init__(
+        self,
+        request: Request,
+        pause: float | None,
+        *,
+        future: asyncio.Future[Reply] | None = None,
+        answered: Callable[[Reply], None] | None = None,
+    ) -> None:
+        """Say what to do with the reply.
+
+        Args:
+            request: as it is sent.
+            pause: seconds until it is sent again, or None for a request that may be parked.
+            future: is given the reply.
+            answered: is called with it, where there is no future.
+        """
+        self.request = request
+        self.pause = pause
+        self.future = future
+        self.answered = answered
+        self.timer: asyncio.TimerHandle | None = None
+
+    def take(self, reply: Reply) -> None:
+        """Hand the reply to whoever wants it."""
+        if self.future is None:
+            assert self.answered is not None
+            self.answered(reply)
+        elif not self.future.done():
+            self.future.set_result(reply)
+
+
+class AsyncTracker(BaseTracker[AsyncLease]):
+    """The local daemon's tracker, as this process sees it, for one event loop.
+
+    `async with` or `close` ends the session. The arguments are those of `BaseTracker`; its
+    callbacks run in the event loop.
+    """
+
+    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
+        super().__init__(endpoint, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
+        self._outstanding: dict[int, Outstanding] = {}
+        self._connected = False
+        self._was_connected = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._context: zmq.asyncio.Context
+        self._socket: zmq.asyncio.Socket
+        self._monitor: zmq.asyncio.Socket
+
+    # -- what agents do -------------------------------------------------------------------
+
+    async def track_expected(self, *proxies: Proxy) -> None:
+        """Tell the daemon what gossip said of proxies; see `Tracker.track_expected`."""
+        rows = [[p.name, p.group, p.generation, p.ttl] for p in proxies]
+        await self._call("track_expected", {"proxies": rows})
+
+    async def track_discovery(self, payload: bytes | str) -> None:
+        """Tell the daemon what a proxy sent down a tunnel: Teleport's JSON discovery payload."""
+        await self.track_expected(*parse_discovery(payload))
+
+    async def set_connection_count(self, count: int) -> None:
+        """Set how many connections are wanted; see `Tracker.set_connection_count`."""
+        await self._call("set_connection_count", {"count": count})
+
+    async def is_claimed(self, *principals: str) -> bool:
+        """Tell whether a lease, of whichever agent, holds the proxy with these principals."""
+        answer = await self._call("is_claimed", {"principals": list(principals)})
+        return bool(answer["claimed"])
+
+    async def try_acquire(self) -> AsyncLease | None:
+        """Return a lease to dial with, or None when no dial is wanted now."""
+        return await self._grant("try_acquire", {})
+
+    async def acquire(self, timeout: float | None = None) -> AsyncLease:  # noqa: ASYNC109 - as `Tracker.acquire`
+        """Wait for a lease to dial with; whoever waits longest is served first.
+
+        Args:
+            timeout: seconds to wait at most, or None for ever.
+
+        Raises:
+            AcquireTimeout: none was granted in time.
+        """
+        lease = await self._grant("acquire", {}, deadline=deadline_of(timeout), parks=True)
+        if lease is None:
+            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
+        return lease
+
+    async def adopt(self, *principals: str) -> AsyncLease | None:
+        """Take up a tunnel that is open already; see `Tracker.adopt`."""
+        return await self._grant("adopt", {"principals": list(principals)})
+
+    # -- what operators ask -----------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """Return the daemon's counts; docs/protocol.md, "status", tells each field."""
+        return own_fields(await self._call("status", {}, session=False))
+
+    async def explain(self) -> dict[str, Any]:
+        """Return why a lease would be granted or refused now; see docs/protocol.md."""
+        return own_fields(await self._call("explain", {}, session=False))
+
+    async def ping(self) -> None:
+        """Return when the daemon has answered."""
+        await self._call("ping", {}, session=False)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """End the session, which releases all of its leases; see `Tracker.close`."""
+        conversation = self._conversation
+        if conversation.closed:
+            return
+        conversation.check_usable()
+        conversation.closed = True
+        stay = conversation.end_stay()
+        if stay is not None and conversation.lose(stay):
+            self._mark_lost(stay)
+        if self._loop is None:
+            return
+        try:
+            if stay is not None:
+                with suppress(TrackdError):
+                    request = conversation.request("close", {}, None, stay)
+                    deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
+                    await self._exchange(request, deadline)
+        finally:
+            self._shut()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    async def _grant(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        *,
+        deadline: float | None = BY_TIMEOUT,
+        parks: bool = False,
+    ) -> AsyncLease | None:
+        """Make a request that may grant a lease."""
+        self._begin()
+        if deadline == BY_TIMEOUT:
+            deadline = boottime() + self.timeout
+        await self._greet(deadline)
+        stay = await self._open_stay(deadline)
+        request = self._conversation.request(op, fields, deadline, stay)
+        # Nothing is awaited between the reply and the lease, so that none is lost between them.
+        return self._take_lease(stay, await self._exchange(request, deadline, parks=parks))
+
+    async def _call(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        *,
+        session: bool = True,
+        stay: Stay | None = None,
+        never_stale: bool = False,
+    ) -> dict[str, Any]:
+        """Make one request and return the fields of its reply; see `Tracker._call`."""
+        self._begin()
+        deadline = boottime() + self.timeout
+        await self._greet(deadline)
+        if session and stay is None:
+            stay = await self._open_stay(deadline)
+        stale = None if never_stale else deadline
+        return await self._exchange(self._conversation.request(op, fields, stale, stay), deadline)
+
+    async def _exchange(
+        self, request: Request, deadline: float | None, *, parks: bool = False
+    ) -> dict[str, Any]:
+        """Send a request, again if need be, and wait for its reply."""
+        assert self._loop is not None
+        started = boottime()
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._post(Outstanding(request, None if parks else RESEND_SECONDS, future=future))
+        try:
+            remaining = None if deadline is None else deadline - started
+            try:
+                async with asyncio.timeout(remaining):
+                    reply = await future
+            except TimeoutError:
+                waited = boottime() - started
+                raise unanswered(
+                    self.endpoint, request.op, waited, connected=self._connected
+                ) from None
+            return self._conversation.result(request, reply)
+        except SessionLost as error:
+            if request.stay is not None:
+                self._lose(request.stay, error)
+            raise
+        except Refused:
+            raise
+        except BaseException as error:
+            # No answer, cancelled, closed: the request may be served all the same.
+            self._give_up(request)
+            if parks and isinstance(error, NoAnswer):
+                return {"lease": None}
+            raise
+        finally:
+            self._withdraw(request.seq)
+
+    def _give_up(self, request: Request) -> None:
+        """Want a request's reply no more; what it may have been granted is taken back."""
+        stay = request.stay
+        if stay is None or stay.lost or request.op not in GRANTING:
+            self._conversation.settle(request)
+            return
+        self._errand("cancel", {"target": request.seq}, stay, settles=request)
+
+    async def _greet(self, deadline: float | None) -> None:
+        if not self._conversation.greeted:
+            hello = self._conversation.hello()
+            self._conversation.take_hello(await self._exchange(hello, deadline))
+
+    async def _open_stay(self, deadline: float | None) -> Stay:
+        """Return the session, opened if there is none; one task opens, the others wait."""
+        stay = self._conversation.stay
+        if stay is not None:
+            return stay
+        async with self._opening:
+            stay = self._conversation.stay
+            if stay is None:
+                stay = self._conversation.begin_stay()
+                request = self._conversation.open(stay)
+                self._conversation.take_open(stay, await self._exchange(request, deadline))
+                self._keep(stay)
+                self._set_state(State.CONNECTED)
+        return stay
+
+    def _make_lease(
+        self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+    ) -> AsyncLease:
+        return AsyncLease(self, stay, fields, claim_by)
+
+    async def _release(self, lease: AsyncLease) -> None:
+        self._leases.pop(lease.id, None)
+        stay = lease._stay  # noqa: SLF001 - one module
+        fields = {"lease": lease.id}
+        try:
+            await self._call("release", fields, stay=stay, never_stale=True)
+        except (NoAnswer, DaemonAbsent) as error:
+            log.warning("lease %d will be released when the daemon answers: %s", lease.id, error)
+            self._errand("release", fields, stay)
+        except asyncio.CancelledError:
+            self._errand("release", fields, stay)
+            raise
+        except SessionLost:
+            pass
+        except TrackerClosed:
+            if not self._conversation.closed:
+                raise
+
+    # -- errands, which nobody awaits; what `Keeper` does for the other tracker -------------------
+
+    def _keep(self, stay: Stay) -> None:
+        """Look after a session that has just been opened."""
+        self._errand("watch_session", {}, stay, pause=None)
+        if stay.heartbeat_ttl is not None:
+            self._beat(stay)
+
+    def _beat(self, stay: Stay) -> None:
+        """Show signs of life for as long as the session lasts."""
+        assert self._loop is not None
+        if stay.lost or stay.heartbeat_ttl is None:
+            return
+        if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
+            self._errand("heartbeat", {}, stay)
+        self._heartbeat = self._loop.call_later(stay.heartbeat_ttl / HEARTBEATS, self._beat, stay)
+
+    def _errand(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        stay: Stay,
+        *,
+        settles: Request | None = None,
+        pause: float | None = RESEND_SECONDS,
+    ) -> None:
+        """Send a request until it is answered; the reply settles it, and another one with it."""
+        if self._socket.closed:
+            return
+        request = self._conversation.request(op, fields, None, stay)
+
+        def answered(reply: Reply) -> None:
+            if settles is not None:
+                self._conversation.settle(settles)
+            try:
+                body = self._conversation.result(request, reply)
+            except SessionLost as error:
+                self._lose(stay, error)
+                return
+            except TrackdError:
+                return  # it cannot be done, or not by this daemon; trying again would not help
+            if op == "watch_session":
+                self._errand("watch_session", {}, stay, pause=None)
+                for notice in body.get("notices", ()):
+                    self._notice(stay, notice)
+
+        self._post(Outstanding(request, pause, answered=answered))
+
+    # -- the socket -------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Connect, at the first call."""
+        self._conversation.check_usable()
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise RuntimeError("this tracker belongs to another event loop; make one for each")
+        self._loop = loop
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._monitor = configure(self._socket)
+        self._socket.connect(self.endpoint)
+        self._tasks = [
+            loop.create_task(self._read(), name="trackd-read"),
+            loop.create_task(self._read_monitor(), name="trackd-monitor"),
+        ]
+
+    def _post(self, outstanding: Outstanding) -> None:
+        self._outstanding[outstanding.request.seq] = outstanding
+        self._send(outstanding)
+
+    def _withdraw(self, seq: int) -> Outstanding | None:
+        outstanding = self._outstanding.pop(seq, None)
+        if outstanding is not None and outstanding.timer is not None:
+            outstanding.timer.cancel()
+        return outstanding
+
+    def _send(self, outstanding: Outstanding) -> None:
+        """Send a request, and again after its pause."""
+        assert self._loop is not None
+        sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
+        if sent.done():
+            sent.exception()  # no room: it is sent again soon enough
+        if outstanding.timer is not None:
+            outstanding.timer.cancel()
+        if outstanding.pause is not None:
+            outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
+            outstanding.pause = min(2 * outstanding.pause, LONGEST_RESEND)
+
+    async def _read(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                reply = read_reply(frames[-1])
+            except TrackdError:
+                continue
+            if reply is None:
+                continue
+            outstanding = self._withdraw(reply.seq)
+            if outstanding is not None:
+                outstanding.take(reply)
+            elif (number := self._unwanted_grant(reply.body)) is not None:
+                stay = self._conversation.stay
+                if stay is not None:
+                    self._errand("release", {"lease": number}, stay)
+
+    async def _read_monitor(self) -> None:
+        while True:
+            event, *_ = await self._monitor.recv_multipart()
+            (kind,) = struct.unpack("=H", event[:2])
+            self._connected = kind != zmq.Event.DISCONNECTED
+            self._connection_changed(self._connected)
+            if self._connected:
+                if self._was_connected:
+                    for outstanding in list(self._outstanding.values()):
+                        self._send(outstanding)
+                self._was_connected = True
+
+    def _shut(self) -> None:
+        """Close everything; calls under way raise `TrackerClosed`."""
+        for task in self._tasks:
+            task.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        closed = TrackerClosed("the tracker was closed while the call was under way")
+        for seq in list(self._outstanding):
+            outstanding = self._withdraw(seq)
+            if outstanding is not None and (future := outstanding.future) is not None:
+                future.set_exception(closed)
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
