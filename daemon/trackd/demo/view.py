@@ -218,7 +218,7 @@ class Picture:
 def cell(agent: str | None) -> tuple[str, str]:
     """A block of three columns for an agent, or for nobody, and its style."""
     if agent is None:
-        return " · ", "dim on grey15"
+        return " · ", "grey62 on grey23"
     number = int(agent.rpartition("-")[2])
     return f"{number:^3}", f"black on color({COLOURS[number % len(COLOURS)]})"
 
