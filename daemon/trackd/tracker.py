@@ -270,12 +270,12 @@ class Tracker:
 
     @property
     def bootstrap(self) -> bool:
-        """Whether rule 6 grants because nothing is known yet, or nothing holds."""
+        """Whether rule 6 grants because nothing is in flight, and nothing claimed or tracked."""
         return not self.inflight and not (self._holders and self._tracked)
 
     @property
     def need(self) -> bool:
-        """Whether rule 6 grants because a desired proxy has no lease on its way to it."""
+        """Whether rule 6 grants because the target is not met by claims and leases in flight."""
         return self.target > self._desired.claimed + self.inflight
 
     @property

@@ -61,11 +61,15 @@ class Model:
     def target(self) -> int:
         return min(len(self.desired()), self.count) if self.count > 0 else len(self.desired())
 
+    def bootstrap(self) -> bool:
+        return self.inflight() == 0 and (not self.claimed() or not self.tracked)
+
+    def need(self) -> bool:
+        return self.target() > len(self.claimed() & self.desired()) + self.inflight()
+
     def try_acquire(self) -> int | None:
         self.sweep()
-        bootstrap = self.inflight() == 0 and (not self.claimed() or not self.tracked)
-        need = self.target() > len(self.claimed() & self.desired()) + self.inflight()
-        return self.grant() if bootstrap or need else None
+        return self.grant() if self.bootstrap() or self.need() else None
 
     def grant(self) -> int:
         self.last_lease += 1
@@ -258,6 +262,7 @@ class TrackerAgainstModel(RuleBasedStateMachine):
         assert tracker.desired_count == len(desired)
         assert tracker.claimed_desired_count == len(claimed & desired)
         assert tracker.target == model.target()
+        assert (tracker.bootstrap, tracker.need) == (model.bootstrap(), model.need())
         assert tracker.connection_count == model.count
         assert tracker.proxy_expiry == model.proxy_expiry
         assert set(tracker.missing(1000)) == desired - claimed
@@ -271,6 +276,6 @@ class TrackerAgainstModel(RuleBasedStateMachine):
 
 
 TrackerAgainstModel.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None
+    max_examples=200, stateful_step_count=50, deadline=None
 )
 TestTrackerAgainstModel = TrackerAgainstModel.TestCase
