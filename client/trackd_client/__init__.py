@@ -32,20 +32,28 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
 )
+from trackd_client.policy import Policy, PoolEvent, PoolStats
+from trackd_client.pool import AgentPool
 from trackd_client.proxy import Proxy
 from trackd_client.sync import Lease, Tracker
 
 if TYPE_CHECKING:
     from trackd_client.aio import AsyncLease, AsyncTracker
+    from trackd_client.aiopool import AsyncAgentPool
 
 __all__ = [
     "AcquireTimeout",
+    "AgentPool",
+    "AsyncAgentPool",
     "AsyncLease",
     "AsyncTracker",
     "BadPayload",
     "DaemonAbsent",
     "Lease",
     "NoAnswer",
+    "Policy",
+    "PoolEvent",
+    "PoolStats",
     "Proxy",
     "Refused",
     "SessionLost",
@@ -58,6 +66,7 @@ __all__ = [
 
 #: Imported when they are first used: asyncio would double the time that an import takes.
 _LATE = {
+    "AsyncAgentPool": "trackd_client.aiopool",
     "AsyncLease": "trackd_client.aio",
     "AsyncTracker": "trackd_client.aio",
 }

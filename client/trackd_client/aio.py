@@ -87,7 +87,10 @@ class AsyncLease(BaseLease):
 
     async def is_claimed(self, *principals: str) -> bool:
         """Tell whether a lease holds the proxy that is being dialled."""
-        return await self._tracker.is_claimed(*principals)
+        fields = {"principals": list(principals)}
+        return self._take_claimed(
+            await self._tracker._call("is_claimed", fields)  # noqa: SLF001
+        )
 
     async def release(self) -> None:
         """Give the lease back; see `Lease.release`. Cancelling it does not undo it."""

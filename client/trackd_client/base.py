@@ -51,6 +51,8 @@ class BaseLease:
         self._stay = stay
         self._claim_by = claim_by
         self._released = False
+        #: Called after each answer to `claim`: whether it succeeded, and the name meant.
+        self.on_claim: Callable[[bool, str | None], None] | None = None
 
     @property
     def released(self) -> bool:
@@ -81,8 +83,16 @@ class BaseLease:
         return {"lease": self.id, "principals": list(principals)}
 
     def _take_claim(self, fields: Mapping[str, Any]) -> bool:
-        if fields["claimed"]:
-            self.claimed_name = fields["name"]
+        claimed, name = bool(fields["claimed"]), fields["name"]
+        if claimed:
+            self.claimed_name = name
+        if self.on_claim is not None:
+            self.on_claim(claimed, name)
+        return claimed
+
+    def _take_claimed(self, fields: Mapping[str, Any]) -> bool:
+        if fields["claimed"] and self.on_claim is not None:
+            self.on_claim(False, fields["name"])  # the dial will end for that reason
         return bool(fields["claimed"])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from trackd_client.base import (
     own_fields,
 )
 from trackd_client.clock import boottime
-from trackd_client.connection import Connection, Connections, Happened, unanswered
+from trackd_client.connection import Connection, Connections, Happened, Wake, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     AcquireTimeout,
@@ -93,7 +93,8 @@ class Lease(BaseLease):
 
         A dial may ask as soon as it knows the principals, before a costly handshake ends.
         """
-        return self._tracker.is_claimed(*principals)
+        fields = {"principals": list(principals)}
+        return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
 
     def release(self) -> None:
         """Give the lease back: the proxy is free, or the permission to dial is.
@@ -177,12 +178,7 @@ class Tracker(BaseTracker[Lease]):
         Raises:
             AcquireTimeout: none was granted in time.
         """
-        lease: Lease | None = self._call(
-            "acquire", {}, take=self._take_lease, deadline=deadline_of(timeout), parks=True
-        )
-        if lease is None:
-            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
-        return lease
+        return self._acquire(timeout, None)
 
     def adopt(self, *principals: str) -> Lease | None:
         """Take up a tunnel that is open already, after its session was lost.
@@ -243,6 +239,20 @@ class Tracker(BaseTracker[Lease]):
     ) -> None:
         self.close()
 
+    def _acquire(self, timeout: float | None, wake: Wake | None) -> Lease:
+        """Do what `acquire` does; a wake ends it early, with `TrackerClosed`."""
+        lease: Lease | None = self._call(
+            "acquire",
+            {},
+            take=self._take_lease,
+            deadline=deadline_of(timeout),
+            parks=True,
+            wake=wake,
+        )
+        if lease is None:
+            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
+        return lease
+
     # -- inside ---------------------------------------------------------------------------------
 
     def _call(
@@ -256,6 +266,7 @@ class Tracker(BaseTracker[Lease]):
         take: Callable[[Stay, dict[str, Any]], Any] | None = None,
         parks: bool = False,
         never_stale: bool = False,
+        wake: Wake | None = None,
     ) -> Any:
         """Make one request and return what came of it.
 
@@ -269,10 +280,12 @@ class Tracker(BaseTracker[Lease]):
             parks: whether the daemon may leave it waiting, so that it is not sent again
                 without a reason.
             never_stale: whether it is to be done however late it arrives.
+            wake: ends the call when it is set; without it, only closing the tracker does.
         """
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        with self._connection() as connection:
+        self._conversation.check_usable()
+        with self._connections.lend(wake) as connection:
             if not self._conversation.greeted:
                 self._greet(connection, deadline)
             if session and stay is None:
@@ -389,14 +402,3 @@ class Tracker(BaseTracker[Lease]):
         number = self._unwanted_grant(fields)
         if stay is not None and number is not None:
             self._keeper.release(number, stay)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        """Lend a connection to one call.
-
-        Raises:
-            TrackerClosed, UsedAfterFork: as they say.
-        """
-        self._conversation.check_usable()
-        with self._connections.lend() as connection:
-            yield connection

@@ -130,10 +130,14 @@ class State:
 
     def end_session(self, session: Session, reason: str) -> list[int]:
         """End a session and release its leases, in one mutation; return their ids."""
+        over = {"error": Code.SESSION_ENDED, "message": f"the session has ended: {reason}"}
         for waiter in session.parked.values():
             self.queue.remove(waiter)
+            if waiter.route is not None:
+                body = {"seq": waiter.seq, "revision": self.revision, **over}
+                self._around.deliver(waiter.route, encode(REPLY, body))
         session.parked.clear()
-        self._answer_watch(session, {"error": Code.SESSION_ENDED, "message": reason})
+        self._answer_watch(session, over)
         freed = sorted(session.leases)
         for lease in freed:
             self._free(session, lease)

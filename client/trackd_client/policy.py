@@ -1,0 +1,141 @@
+"""When a pool dials again, and what it counts. No I/O, no clock, no threads of its own.
+
+Two things go wrong with a dial, and they want different answers. A *failed* dial reached no
+proxy, or lost it at once: the pool backs off, exponentially and with full jitter, so that a
+host full of agents does not come back in step. A *duplicate* reached a proxy that is claimed
+already: the load balancer is asked again after a short pause that grows slowly. Many
+duplicates in a row mean that the balancer is *sticky*: it keeps sending this host to the
+proxies that it has, and asking faster does not help.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Change(StrEnum):
+    """What happens to a connection of a pool."""
+
+    CONNECTING = "connecting"
+    CLAIMED = "claimed"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+    CLOSED = "closed"
+    BACKING_OFF = "backing_off"
+    STICKY = "sticky"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEvent:
+    """A change of state, as hooks are told of it.
+
+    Attributes:
+        change: what happened.
+        lease: the id of the lease, or 0 when it is about none.
+        name: the proxy that was claimed, closed or met.
+        error: what a failed dial raised, or None when it only returned.
+        pause: seconds until the next dial, of `BACKING_OFF` and `STICKY`.
+        missing: proxies that nobody has reached, of `STICKY`; 100 at the most.
+    """
+
+    change: Change
+    lease: int = 0
+    name: str | None = None
+    error: BaseException | None = None
+    pause: float = 0.0
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a pool paces its dials. All durations are seconds.
+
+    Attributes:
+        failed_base: bound of the first pause after failed dials; it doubles with each.
+        failed_cap: the largest that this bound grows.
+        stayed_up: a connection that lasted so long ends the counting of failures; one
+            that closed sooner by itself counts as a failure.
+        duplicate_step: pause after a duplicate; it grows by this with each in a row.
+        duplicate_cap: the largest that it grows.
+        sticky_after: duplicates in a row that make the balancer sticky.
+        sticky_pause: pause between dials while it is.
+    """
+
+    failed_base: float = 0.5
+    failed_cap: float = 8.0
+    stayed_up: float = 10.0
+    duplicate_step: float = 0.05
+    duplicate_cap: float = 1.0
+    sticky_after: int = 20
+    sticky_pause: float = 5.0
+
+
+@dataclass(slots=True)
+class PoolStats:
+    """What a pool has done; a service can export it.
+
+    Attributes:
+        dialling: dials under way that have not claimed.
+        connected: claimed connections.
+        dials: dials begun.
+        claims: claims that succeeded.
+        duplicates: dials that reached a proxy claimed already.
+        failures: dials that reached none, or lost it at once.
+        sticky: times that the balancer was found sticky.
+        pause: seconds of the pause under way or last.
+    """
+
+    dialling: int = 0
+    connected: int = 0
+    dials: int = 0
+    claims: int = 0
+    duplicates: int = 0
+    failures: int = 0
+    sticky: int = 0
+    pause: float = 0.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """The state of a policy: what went wrong in a row, and the pause that follows from it."""
+
+    policy: Policy
+    jitter: Callable[[float, float], float] = random.uniform
+    failures: int = field(default=0, init=False)
+    duplicates: int = field(default=0, init=False)
+
+    def connected(self) -> None:
+        """A dial reached a proxy that was free."""
+        self.duplicates = 0
+
+    def stayed_up(self) -> None:
+        """A connection lasted."""
+        self.failures = 0
+
+    def failed(self) -> float:
+        """A dial failed; return the seconds to pause: full jitter under a doubling bound."""
+        policy = self.policy
+        # Far beyond the cap for any sensible base, and never too large for a float.
+        bound = min(policy.failed_cap, policy.failed_base * 2 ** min(self.failures, 32))
+        self.failures += 1
+        return self.jitter(0.0, bound)
+
+    def duplicate(self) -> float:
+        """A dial reached a claimed proxy; return the seconds to pause."""
+        self.duplicates += 1
+        if self.is_sticky:
+            return self.policy.sticky_pause
+        return min(self.policy.duplicate_cap, self.policy.duplicate_step * self.duplicates)
+
+    @property
+    def is_sticky(self) -> bool:
+        """Whether the balancer keeps sending us to proxies that are claimed."""
+        return self.duplicates >= self.policy.sticky_after
+
+    @property
+    def is_newly_sticky(self) -> bool:
+        """Whether the last duplicate was the one that showed it."""
+        return self.duplicates == self.policy.sticky_after

@@ -1,0 +1,226 @@
+"""What the pool of threads and the pool of tasks share: bookkeeping, pace, hooks. No I/O."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from trackd_client.base import BaseLease, log
+from trackd_client.discovery import parse_discovery
+from trackd_client.errors import Refused, TrackdError
+from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
+from trackd_client.proxy import Proxy
+
+LeaseT = TypeVar("LeaseT", bound=BaseLease)
+#: What `feed` takes: proxies, or Teleport's JSON.
+Gossip = Proxy | bytes | str
+
+
+def proxies_in(gossip: Iterable[Gossip]) -> list[Proxy]:
+    """Return the proxies in what `feed` was given.
+
+    Raises:
+        BadPayload: some of it cannot be read.
+    """
+    found: list[Proxy] = []
+    for item in gossip:
+        if isinstance(item, Proxy):
+            found.append(item)
+        else:
+            found.extend(parse_discovery(item))
+    return found
+
+
+@dataclass(slots=True, eq=False)
+class Dial(Generic[LeaseT]):
+    """One call of the user's `dial`.
+
+    Attributes:
+        lease: what it was given.
+        leases: that, and those with which its tunnel was adopted later.
+        met: the claimed proxy that it reached, or None.
+        claimed_at: when it claimed, in seconds of time.monotonic, or None.
+    """
+
+    lease: LeaseT
+    leases: list[LeaseT] = field(default_factory=list)
+    met: str | None = None
+    claimed_at: float | None = None
+
+
+class PoolCore(Generic[LeaseT]):
+    """The bookkeeping of a pool. Threads may call it; a lock guards what it changes."""
+
+    def __init__(
+        self,
+        max_concurrent_dials: int,
+        policy: Policy | None,
+        on_event: Callable[[PoolEvent], None] | None,
+    ) -> None:
+        if max_concurrent_dials < 1:
+            raise ValueError("max_concurrent_dials must be at least 1")
+        self._max_dials = max_concurrent_dials
+        self._pace = Pace(policy or Policy())
+        self._on_event = on_event
+        self._lock = threading.RLock()
+        self._dials: dict[Dial[LeaseT], None] = {}
+        self._stats = PoolStats()
+        self._not_before = 0.0
+        self._stopping = False
+        self._sticky = ""
+
+    def stats(self) -> PoolStats:
+        """Return a copy of the counts."""
+        with self._lock:
+            return replace(self._stats)
+
+    @abstractmethod
+    def _changed(self) -> None:
+        """Wake whoever waits for room, or for the last dial to end. Holds the lock."""
+
+    # -- before a dial ----------------------------------------------------------------------
+
+    def _may_dial(self) -> bool:
+        return self._stopping or self._stats.dialling < self._max_dials
+
+    def _pause(self) -> float:
+        """Return the seconds to wait before the next lease is acquired."""
+        return max(0.0, self._not_before - time.monotonic())
+
+    def _refused(self, error: TrackdError) -> None:
+        """The daemon grants nothing now, and not for want of proxies; try again later."""
+        retry_after = error.retry_after if isinstance(error, Refused) else None
+        log.warning("no lease for now: %s", error)
+        self._back_off(self._pace.failed() if retry_after is None else retry_after)
+
+    def _begin(self, lease: LeaseT) -> Dial[LeaseT]:
+        """Count a dial that begins, and follow what its lease does."""
+        dial = Dial(lease, [lease])
+
+        def claimed(succeeded: bool, name: str | None) -> None:
+            self._claimed(dial, name, succeeded=succeeded)
+
+        lease.on_claim = claimed
+        with self._lock:
+            self._dials[dial] = None
+            self._stats.dials += 1
+            self._stats.dialling += 1
+        self._tell(PoolEvent(change=Change.CONNECTING, lease=lease.id))
+        return dial
+
+    # -- during a dial ------------------------------------------------------------------------
+
+    def _claimed(self, dial: Dial[LeaseT], name: str | None, *, succeeded: bool) -> None:
+        """The dial has called `claim`."""
+        if not succeeded:
+            dial.met = name
+            return
+        with self._lock:
+            dial.claimed_at = time.monotonic()
+            dial.met = None
+            self._stats.dialling -= 1
+            self._stats.connected += 1
+            self._stats.claims += 1
+            self._pace.connected()
+            self._changed()
+        self._tell(PoolEvent(change=Change.CLAIMED, lease=dial.lease.id, name=name))
+
+    def _lost_dials(self) -> list[Dial[LeaseT]]:
+        """Return the dials whose claims are gone with their session."""
+        with self._lock:
+            return [
+                dial
+                for dial in self._dials
+                if dial.claimed_at is not None and dial.leases[-1].lost.is_set()
+            ]
+
+    def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
+        """A tunnel was taken up again with another lease, or cannot be: another has the proxy."""
+        if lease is None:
+            dial.lease.should_close.set()
+            return
+        with self._lock:
+            dial.leases.append(lease)
+
+    def _begin_drain(self) -> None:
+        """Begin no more dials."""
+        with self._lock:
+            self._stopping = True
+            self._changed()
+
+    # -- after a dial -------------------------------------------------------------------------
+
+    def _end(self, dial: Dial[LeaseT], error: BaseException | None) -> None:
+        """Count how a dial ended, and set the pace of the next one."""
+        lease = dial.lease
+        name = lease.claimed_name
+        with self._lock:
+            self._stats.dialling -= dial.claimed_at is None
+            self._stats.connected -= dial.claimed_at is not None
+        if dial.claimed_at is not None:
+            self._tell(PoolEvent(change=Change.CLOSED, lease=lease.id, name=name, error=error))
+            asked = self._stopping or lease.should_close.is_set()
+            if time.monotonic() - dial.claimed_at >= self._pace.policy.stayed_up:
+                self._pace.stayed_up()
+            elif not asked:
+                self._back_off(self._pace.failed())
+        elif dial.met is not None:
+            with self._lock:
+                self._stats.duplicates += 1
+                pause = self._pace.duplicate()
+                if self._pace.is_newly_sticky:
+                    self._stats.sticky += 1
+                    self._sticky = dial.met
+            self._tell(PoolEvent(change=Change.DUPLICATE, lease=lease.id, name=dial.met))
+            self._back_off(pause)
+        elif not self._stopping:
+            with self._lock:
+                self._stats.failures += 1
+                pause = self._pace.failed()
+            self._tell(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
+            self._back_off(pause)
+        with self._lock:
+            self._dials.pop(dial, None)
+            self._changed()
+
+    def _back_off(self, pause: float) -> None:
+        with self._lock:
+            self._stats.pause = pause
+            self._not_before = max(self._not_before, time.monotonic() + pause)
+        self._tell(PoolEvent(change=Change.BACKING_OFF, pause=pause))
+
+    def _sticky_to_report(self) -> bool:
+        """Tell whether the balancer was just found sticky, once for each time."""
+        return bool(self._sticky)
+
+    def _report_sticky(self, missing: Iterable[str]) -> None:
+        with self._lock:
+            name, self._sticky = self._sticky, ""
+        if not name:
+            return
+        event = PoolEvent(
+            change=Change.STICKY,
+            name=name,
+            pause=self._pace.policy.sticky_pause,
+            missing=tuple(missing),
+        )
+        log.warning(
+            "%d dials in a row reached proxies that are claimed already, the last one %s; is the"
+            " load balancer sticky? nobody has reached %s",
+            self._pace.policy.sticky_after,
+            name,
+            ", ".join(event.missing) or "none that is known",
+        )
+        self._tell(event)
+
+    def _dropped(self, error: TrackdError) -> bool:
+        log.debug("gossip dropped: %s", error)
+        return False
+
+    def _tell(self, event: PoolEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
