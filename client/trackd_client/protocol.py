@@ -9,6 +9,7 @@ daemon's business (`trackd.requests`). It never does I/O.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -48,7 +49,8 @@ class Limits(NamedTuple):
         max_proxies: proxies in one `track_expected`.
         max_principals: principals in one request.
         max_name: bytes of UTF-8 of one name.
-        max_outstanding: requests of one session whose replies are neither sent nor done.
+        max_outstanding: requests of one session that wait, or whose replies are kept until
+            they are done.
     """
 
     max_frame: int = 1024 * 1024
@@ -173,36 +175,27 @@ def check_name(value: object, field: str, limit: int) -> str:
     """Return `value` when it is a name: 1 to `limit` bytes of UTF-8 without control characters.
 
     Raises:
-        ProtocolError: `invalid_argument` that names the field.
+        ProtocolError: `invalid_argument` or `limit_exceeded`, and it names the field.
     """
-    if type(value) is not str:
-        raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} must be text")
-    if not value:
+    text = check_text(value, field, limit)
+    if not text:
         raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} is empty")
-    check_text(value, field, limit)
-    return value
+    return text
 
 
 def check_text(value: object, field: str, limit: int) -> str:
     """Return `value` when it is text of at most `limit` bytes without control characters.
 
     Raises:
-        ProtocolError: `invalid_argument` that names the field.
+        ProtocolError: `invalid_argument` or `limit_exceeded`, and it names the field.
     """
     if type(value) is not str:
         raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} must be text")
     # Printable covers nearly all names in one C call; what it refuses is looked at closely.
     if not value.isprintable() and any(is_control(character) for character in value):
         raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} holds a control character")
-    if len(value) * 4 > limit:
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError:
-            raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} is not valid Unicode") from None
-        if size > limit:
-            raise ProtocolError(
-                Code.LIMIT_EXCEEDED, f"{field} has {size} bytes; {limit} are allowed"
-            )
+    if len(value) * 4 > limit and (size := len(value.encode())) > limit:
+        raise ProtocolError(Code.LIMIT_EXCEEDED, f"{field} has {size} bytes; {limit} are allowed")
     return value
 
 
@@ -243,7 +236,8 @@ class Done:
     """A set of request numbers, kept as ranges: the numbers that are done with.
 
     On the wire it is a flat array ``[first, last, first, last, …]``, ascending, with a gap
-    between one range and the next. Nearly always it is one range that starts at 1.
+    between one range and the next. It is short: one range that starts at 1, and another for
+    each request that waits.
     """
 
     __slots__ = ("ranges",)
@@ -253,17 +247,18 @@ class Done:
 
     def __contains__(self, seq: int) -> bool:
         ranges = self.ranges
-        return any(ranges[i] <= seq <= ranges[i + 1] for i in range(0, len(ranges), 2))
+        i = bisect_left(ranges, seq)
+        return i % 2 == 1 or (i < len(ranges) and ranges[i] == seq)
 
     def update(self, more: list[int]) -> bool:
         """Add ranges; tell whether that changed anything."""
         ranges = self.ranges
         if ranges == more:
             return False
-        if len(more) == 2 and len(ranges) == 2 and more[0] == 1 == ranges[0]:
-            if more[1] <= ranges[1]:
+        if more and more[:-1] == ranges[:-1]:  # nearly always: the last range has grown
+            if more[-1] < ranges[-1]:
                 return False
-            ranges[1] = more[1]
+            ranges[-1] = more[-1]
             return True
         pairs = sorted(
             (both[i], both[i + 1]) for both in (ranges, more) for i in range(0, len(both), 2)
