@@ -141,9 +141,9 @@ def unanswered(
     endpoint: str, op: str, seconds: float, *, connected: bool
 ) -> DaemonAbsent | NoAnswer:
     """Return the error for a request that was not answered in time."""
-    if connected:
+    if connected or diagnose(endpoint) is None:
         return NoAnswer(
-            f"the daemon on {endpoint} is connected but did not answer {op} within"
+            f"the daemon on {endpoint} accepts connections but did not answer {op} within"
             f" {seconds:.3g} s; it may be overloaded or stuck: look at its log"
         )
     return absent(endpoint)

@@ -87,6 +87,8 @@ class TrackerActor(SupervisedActor):
         self._watcher: pykka.ActorRef[Any] | None = None
         self._announced: float | None = None
         self._failed = False
+        self._tracker_id = os.urandom(8)
+        self._epoch_stored = False
 
     def _create_actor_inbox(self) -> RouterMailbox:  # type: ignore[override] # a method, where pykka has a static one: the mailbox needs the context
         return self._mailbox
@@ -203,6 +205,7 @@ class TrackerActor(SupervisedActor):
                 self._lose_batch(error)
             else:
                 store.touch(touched)
+                self._epoch_stored = True
         elif touched:
             store.touch(touched)
         self._batch.clear()
@@ -239,6 +242,8 @@ class TrackerActor(SupervisedActor):
             body = {"seq": watch.seq, "revision": lost.revision, "notices": []}
             self._mailbox.send(watch.route, encode(REPLY, body))
         self._load()
+        if not self._epoch_stored:
+            self._state.begin_epoch(self._tracker_id)
         for waiter in self._state.queue:
             waiter.route = routes.get((waiter.session.token, waiter.seq))
         for call in self._batch:
@@ -254,6 +259,8 @@ class TrackerActor(SupervisedActor):
             return
         log.warning("changes can be stored again")
         self._facts.store_problem = None
+        if not self._epoch_stored:
+            self._state.record_epoch()
         self._end_gone_sessions()
 
     def _fail(self, message: Any) -> None:
@@ -284,7 +291,8 @@ class TrackerActor(SupervisedActor):
         if self._state.cluster not in ("", self._config.cluster_name):
             self._store.set_aside(f"it belongs to the cluster {self._state.cluster!r}")
             self._load()
-        self._state.begin_epoch(os.urandom(8))
+        self._state.begin_epoch(self._tracker_id)
+        self._state.record_epoch()
         self._end_batch()
 
     def _load(self) -> None:

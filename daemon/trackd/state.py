@@ -274,8 +274,7 @@ class State:
         """Do all that time brings about; return the sessions that fell silent and were ended."""
         now = self._around.now()
         self._swept = now
-        if self.tracker.sweep():
-            self._topology_changed()
+        self._purge()
         for waiter in self.queue.late(now):
             self._answer(waiter, None)
         silent = self.sessions.silent(now)
@@ -382,17 +381,14 @@ class State:
     def begin_epoch(self, tracker_id: bytes) -> None:
         """Count a start; `tracker_id` names the state when it is new."""
         self.epoch += 1
-        self._record(["meta", "epoch", self.epoch], ("meta", "epoch"))
-        if not self.tracker_id:
-            self.tracker_id = tracker_id
-            self._record(["meta", "tracker_id", tracker_id], ("meta", "tracker_id"))
+        self.tracker_id = self.tracker_id or tracker_id
         self.cluster = self.config.cluster_name
-        for name, value in (
-            ("cluster", self.cluster),
-            ("configured_count", self.config.connection_count),
-            ("connection_count", self.tracker.connection_count),
-        ):
-            self._record(["meta", name, value], ("meta", name))
+
+    def record_epoch(self) -> None:
+        """Have the store take in what `begin_epoch` and the configuration say."""
+        for name in ("epoch", "tracker_id", "cluster", "connection_count", "configured_count"):
+            key: Key = ("meta", name)
+            self._record(["meta", name, self.value_of(key)], key)
 
     def take_records(self) -> tuple[list[Record], list[Key]]:
         """Return what the batch has changed, for the store, and begin a new batch."""
@@ -449,9 +445,7 @@ class State:
         self._advise_at = self._around.now() + self.config.disconnect_threshold
 
     def _try_grant(self) -> int | None:
-        # The purge that opens try_acquire is made here, where what it changed can be told.
-        if self.tracker.sweep():
-            self._topology_changed()
+        self._purge()  # the one that opens try_acquire, made where what it changed is known
         if self._budget_wait() is not None:
             return None
         lease = self.tracker.try_acquire()
@@ -459,6 +453,13 @@ class State:
             self.budget.take(self._around.now())
             self._record(["meta", "budget", self.budget.level()], ("meta", "budget"))
         return lease
+
+    def _purge(self) -> None:
+        """Drop the proxies that have expired, from the checkpoint too."""
+        expired = self.tracker.sweep()
+        if expired:
+            self.touched.extend([("proxy", name) for name in expired])
+            self._topology_changed()
 
     def _budget_wait(self) -> float | None:
         """Return the seconds until the next token, when nothing but that refuses; else None."""
