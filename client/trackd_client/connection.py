@@ -25,6 +25,8 @@ from trackd_client.places import check_ipc_path
 
 _RECONNECT_MS: Final = 20
 _RECONNECT_MAX_MS: Final = 500
+#: Milliseconds that a call waits for its reply alone, deaf to all else.
+_SOON_MS: Final = 20
 _MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
@@ -76,6 +78,7 @@ class Connection:
         self._wake_fd = wake.fd
         self._socket = context.socket(zmq.DEALER)
         self._monitor = configure(self._socket)
+        self._socket.rcvtimeo = _SOON_MS
         self._socket.connect(endpoint)
         self._poller = zmq.Poller()
         for waited in (self._socket, self._monitor, self._wake_fd):
@@ -85,6 +88,21 @@ class Connection:
         """Send a frame, now or once the daemon is there."""
         with contextlib.suppress(zmq.Again):  # no room: it is sent again soon enough
             self._socket.send(frame, zmq.DONTWAIT)
+
+    def ask(self, frame: bytes) -> bytes | None:
+        """Send a frame, and return the next one that comes soon, or None.
+
+        Nearly every reply comes within `_SOON_MS`, and one receive costs far less than a poll
+        over all that can happen, which is left to `wait`.
+        """
+        try:
+            self._socket.send(frame, zmq.DONTWAIT)
+            frame = self._socket.recv()
+        except zmq.Again:
+            return None
+        while self._socket.get(zmq.RCVMORE):
+            frame = self._socket.recv()
+        return frame
 
     def wait(self, seconds: float | None) -> tuple[Happened, bytes]:
         """Wait for the next thing to happen; the frame is empty but for a reply.

@@ -306,15 +306,15 @@ class Tracker(BaseTracker[Lease]):
         """Send a request, again if need be, and wait for its reply."""
         started = boottime()
         try:
-            connection.send(request.frame)
             resend = None if parks else started + RESEND_SECONDS
+            frame: bytes | None = None
+            if parks:
+                connection.send(request.frame)
+            else:
+                frame = connection.ask(request.frame)
+            happened = Happened.TIMEOUT if frame is None else Happened.REPLY
             while True:
-                now = boottime()
-                if deadline is not None and now >= deadline:
-                    raise self._unanswered(connection, request.op, now - started)
-                ends = [moment for moment in (deadline, resend) if moment is not None]
-                happened, frame = connection.wait(min(ends) - now if ends else None)
-                if happened is Happened.REPLY:
+                if happened is Happened.REPLY and frame is not None:
                     reply = read_reply(frame)
                     if reply is not None and reply.seq == request.seq:
                         return self._conversation.result(request, reply)
@@ -328,6 +328,11 @@ class Tracker(BaseTracker[Lease]):
                     connection.send(request.frame)
                     if resend is not None:
                         resend = boottime() + RESEND_SECONDS
+                now = boottime()
+                if deadline is not None and now >= deadline:
+                    raise self._unanswered(connection, request.op, now - started)
+                ends = [moment for moment in (deadline, resend) if moment is not None]
+                happened, frame = connection.wait(min(ends) - now if ends else None)
         except SessionLost as error:
             if request.stay is not None:
                 self._lose(request.stay, error)
