@@ -14,6 +14,7 @@ process: half-changed memory never lives on.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.peers import Roles, start_time
 from trackd.requests import Facts, Requests
 from trackd.sessions import Process
-from trackd.state import State
+from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
 from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
 from trackd.ticker import Sweep, WakeAt
@@ -215,16 +216,22 @@ class TrackerActor(SupervisedActor):
                 store.checkpoint_step(self._state.value_of)
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
-        self._set_timer()
+        if records or touched or self._announced is None:
+            self._set_timer()
 
     def _set_timer(self) -> None:
+        """Have the ticker wake us for the next thing that time brings, if it does not already."""
         if self._ticker is None:
             return
-        due = self._state.next_timer()
+        now = self._clock()
         if self._facts.store_problem is not None:
-            due = self._clock() + PROBE_SECONDS
+            due: float | None = now + PROBE_SECONDS
             if self._announced is not None:
                 return
+        else:
+            due = self._state.next_timer()
+        if self._mailbox.has_unsent:
+            due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
             self._announced = due
             self._ticker.tell(WakeAt(due))

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Requests received before their batch is committed and answered.
 BATCH = 128
+#: Bytes after which a batch ends. A message takes up to 80 times its size once it is decoded
+#: (an array of a million empty maps), so that a batch of the largest would take 10 GiB.
+BATCH_BYTES = 1024 * 1024
 #: Messages queued inside libzmq for each peer: low, since each may be as large as a frame.
 _RECEIVE_HWM = 64
 _SEND_HWM = 1000
@@ -166,16 +169,22 @@ class RouterMailbox:
         """Forget what the batch answered so far."""
         self._outbox.clear()
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether replies wait for room; `flush` tries them again."""
+        return bool(self._unsent)
+
     def flush(self) -> None:
         """Send what was answered.
 
         A reply for a peer that has gone is dropped: the client fetches it again over its
         next connection. One that finds no room is tried once more after the next batch.
         """
-        again = list(self._unsent)
-        self._unsent.clear()
-        for message in again:
-            self._send(*message)
+        if self._unsent:
+            again = list(self._unsent)
+            self._unsent.clear()
+            for message in again:
+                self._send(*message)
         for message in self._outbox:
             if not self._send(*message):
                 self._unsent.append(message)
@@ -201,31 +210,34 @@ class RouterMailbox:
     def _receive_batch(self) -> None:
         """Wait for one message, then take what else has arrived."""
         router = self._router
-        self._receive(0)
+        room = BATCH_BYTES - self._receive(0)
         for _ in range(BATCH - 1):
-            if not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
+            if room <= 0 or not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
                 break
-            self._receive(zmq.DONTWAIT)
+            room -= self._receive(zmq.DONTWAIT)
 
-    def _receive(self, flags: int) -> None:
+    def _receive(self, flags: int) -> int:
+        """Receive one message; return the bytes of its first frame."""
         router = self._router
         try:
             route = router.recv(flags)
             frame = router.recv(copy=False)
         except zmq.Again:
-            return
+            return 0
         problem = None
         if frame.more:
-            router.recv_multipart(copy=False)
             problem = ProtocolError(Code.MALFORMED, "a message is one frame")
+            while router.recv(copy=False).more:
+                pass  # one at a time: they may be many
         try:
             peer = self._peers.parse(str(frame.get("Peer-Address")))
         except zmq.ZMQError:
             peer = None  # inproc, or a transport that does not say who is there
         if peer is None and not len(frame):
             self._wake_sent = False  # before the queue is read, so that no wake-up gets lost
-            return
+            return 0
         self._hand_over(route, peer, frame, problem)
+        return len(frame)
 
     def _hand_over(
         self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
