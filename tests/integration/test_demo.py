@@ -231,6 +231,34 @@ def test_ctrl_c_at_a_terminal_ends_the_live_display_and_everything_else(
     assert [one.pid for one in family if one.runs] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--plain"]])
+def test_a_terminal_that_is_closed_ends_the_demo_without_a_word(
+    flags: list[str], scratch: Path, watched: list[subprocess.Popen[bytes]]
+) -> None:
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLING.format(command=[*TRACKD, *SMALL, *flags])],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm-256color"},
+    )
+    watched.append(process)
+    os.close(terminal)
+    seen = b""
+    while b"agents start" not in seen:
+        seen += os.read(master, 65536)
+    family = children_of(process.pid)
+    assert family != []
+    os.close(master)
+    _, complaint = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert complaint == b""
+    assert [one.pid for one in family if one.runs] == []
+
+
 CONTROLLING = """
 import fcntl, os, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -13,6 +13,7 @@ The demo talks to its daemon as any agent does. It never touches a daemon that i
 """
 
 import argparse
+import errno
 import os
 import sys
 
@@ -37,6 +38,9 @@ def main(args: argparse.Namespace) -> int:
         return asyncio.run(
             perform(agents=args.agents, proxies=args.proxies, seed=args.seed, plain=args.plain)
         )
-    except BrokenPipeError:  # whoever read our lines has left, as `head` does; all is cleared away
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            raise
+        # Whoever read us has left: `head`, or a terminal that was closed. All is cleared away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -286,16 +286,16 @@ async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         await asyncio.wait([playing, drawing], return_when=asyncio.FIRST_COMPLETED)
-        for task in (playing, drawing):
-            task.cancel()
-            await asyncio.wait([task])
+        playing.cancel()
+        drawing.cancel()
+        ends = await asyncio.gather(playing, drawing, return_exceptions=True)
         await stage.close()
+    for end in ends:
+        if isinstance(end, Exception):  # a bug of ours, or nobody reads us any more
+            raise end
     if caught:
         print(f"trackd demo: stopped by {signal.Signals(caught[0]).name}")  # noqa: T201
         return 128 + caught[0]
-    for task in (playing, drawing):
-        if not task.cancelled():
-            task.result()  # raises what was a bug of ours
     print(closing_table(played, network.ledger))  # noqa: T201
     return verdict(played, network.ledger)
 
