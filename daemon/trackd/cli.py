@@ -201,7 +201,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "[--agents N] [--proxies N] [--seed N] [--plain]",
     )
     demo.add_argument("--agents", metavar="N", type=_count, default=6, help="agent processes [6]")
-    demo.add_argument("--proxies", metavar="N", type=_count, default=6, help="proxies [6]")
+    demo.add_argument("--proxies", metavar="N", type=_count, default=12, help="proxies [12]")
     demo.add_argument("--seed", metavar="N", type=int, help="makes the same choices again [random]")
     demo.add_argument("--plain", action="store_true", help="lines instead of a live display")
     return parser, {"run": run, "check-config": check, "demo": demo}

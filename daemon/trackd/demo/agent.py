@@ -1,26 +1,24 @@
 """The demo's agent: keeps reverse tunnels open, each under a lease of trackd.
 
-Written as one would write one's own: it knows `trackd_client` and nothing else of trackd. It asks
-for a lease; when it gets one it dials the load balancer once, claims the proxy that the dial
+Written as one would write one's own: it knows `trackd_client` and nothing else of trackd. Its pool
+waits for leases; for each one it dials the load balancer once, claims the proxy that the dial
 reached, and keeps the tunnel open, passing the proxy's gossip on. When the proxy was already
-claimed, it hangs up and gives the lease back. It never decides by itself whether to dial.
+claimed, it hangs up and the pool gives the lease back. It never decides by itself whether to dial.
 """
 
 import argparse
 import json
-import random
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from trackd_client import Lease, TrackdError, Tracker
+from trackd_client import AgentPool, Lease, Policy, PoolEvent, Tracker
 
 DIAL_TIMEOUT = 5.0  # seconds to reach a proxy and learn its principals
 CLOSE_TIMEOUT = 2.0  # seconds that a proxy has to confirm the end of a tunnel
-PAUSE = (0.05, 0.2)  # seconds between two questions for a lease; jitter keeps agents apart
+POLICY = Policy(failed_base=0.1, failed_cap=0.5, stayed_up=0.5)  # people watch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -45,7 +43,7 @@ class Tunnel:
             yield from self._lines
 
     def hang_up(self) -> None:
-        """Tells the proxy that the tunnel is over; it closes its side in return. Thread-safe."""
+        """Tells the proxy that the tunnel is over; it closes its side in return."""
         with suppress(OSError):  # the proxy was faster
             self._connection.shutdown(socket.SHUT_WR)
 
@@ -58,82 +56,47 @@ class Tunnel:
 
 
 class Agent:
-    """All tunnels of this process. One thread for each; they share the Tracker."""
+    """All tunnels of this process: the pool says when to dial, each dial runs in its thread."""
 
     def __init__(self, tracker: Tracker, balancer: tuple[str, int], name: str) -> None:
-        self._tracker = tracker
         self._balancer = balancer
         self._name = name
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._tunnels: set[Tunnel] = set()
-        self._threads: list[threading.Thread] = []
+        self.pool = AgentPool(tracker, self.dial, policy=POLICY, on_event=show)
 
-    def run(self) -> None:
-        """Keeps tunnels until a stop signal arrives, then closes them all."""
-        try:
-            while signal.sigtimedwait(STOP_SIGNALS, random.uniform(*PAUSE)) is None:  # noqa: S311
-                self._use_a_lease()
-        finally:
-            with self._lock:
-                self._stopping = True
-                for tunnel in self._tunnels:
-                    tunnel.hang_up()
-            for thread in self._threads:
-                thread.join()
+    def dial(self, lease: Lease) -> None:
+        """Dials once and, if that reached a proxy which nobody holds, keeps the tunnel.
 
-    def _use_a_lease(self) -> None:
-        try:
-            lease = self._tracker.try_acquire()
-        except TrackdError as error:
-            complain(error)
-            return
-        if lease is None:
-            return
-        thread = threading.Thread(target=self._serve, args=(lease,))
-        thread.start()
-        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-
-    def _serve(self, lease: Lease) -> None:
-        """Dials once and, if that reached a proxy which nobody holds, keeps the tunnel."""
-        try:
-            # The order matters: the tunnel is closed before the lease is released, so that
-            # whoever is next to claim this proxy cannot overlap with us.
-            with lease, self._dial() as tunnel:
-                if lease.claim(*tunnel.principals):
-                    tunnel.say("keep")
-                    self._pass_on_gossip(tunnel)
-                else:
-                    tunnel.say("duplicate")
-        except (OSError, ValueError, TrackdError) as error:
-            if not self._stopping:
-                complain(error)
+        The pool releases the lease after this, with the tunnel closed, so that whoever is next
+        to claim the proxy cannot overlap with us.
+        """
+        with self._connect() as tunnel:
+            if not lease.claim(*tunnel.principals):
+                tunnel.say("duplicate")
+                return
+            tunnel.say("keep")
+            for payload in tunnel.gossip():
+                self.pool.feed(payload)
+                if lease.should_close:
+                    break
 
     @contextmanager
-    def _dial(self) -> Iterator[Tunnel]:
+    def _connect(self) -> Iterator[Tunnel]:
         with socket.create_connection(self._balancer, timeout=DIAL_TIMEOUT) as connection:
             tunnel = Tunnel(connection, self._name)
-            with self._lock:
-                self._tunnels.add(tunnel)
-                if self._stopping:
-                    tunnel.hang_up()
             try:
                 yield tunnel
             finally:
-                with self._lock:
-                    self._tunnels.discard(tunnel)
                 tunnel.hang_up()
                 tunnel.wait_closed()
 
-    def _pass_on_gossip(self, tunnel: Tunnel) -> None:
-        for payload in tunnel.gossip():
-            try:
-                self._tracker.track_discovery(payload)
-            except TrackdError as error:
-                complain(error)  # the tunnel is good, and the next gossip says it all again
+
+def show(event: PoolEvent) -> None:
+    """Writes what went wrong to stderr, which the demo shows when a scene fails."""
+    if event.error is not None:
+        complain(event.error)
 
 
-def complain(error: Exception) -> None:
+def complain(error: BaseException) -> None:
     """Writes one line to stderr, which the demo shows when a scene fails."""
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
     sys.stderr.flush()
@@ -147,10 +110,11 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="how this agent calls itself")
     options = parser.parse_args()
     host, _, port = options.balancer.rpartition(":")
-    # Blocked here, before any thread starts, so that they arrive in sigtimedwait() and only there.
+    # Blocked here, before any thread starts, so that they arrive in sigwait() and only there.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     with Tracker(options.endpoint, name=options.name) as tracker:
-        Agent(tracker, (host, int(port)), options.name).run()
+        with Agent(tracker, (host, int(port)), options.name).pool:
+            signal.sigwait(STOP_SIGNALS)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from trackd.demo.stage import CLUSTER, Counts, SceneFailedError, Stage
 from trackd.demo.view import Played, View, closing_table, open_view
 from trackd_client import TrackdError
 
-CRASH_SCENES = False  # until sessions end with their process and survive the daemon
 GROUPS = ("east", "west")
 ROLLED_OUT = "east"
 SCENE_TIMEOUT = 13.0  # seconds
@@ -218,14 +217,8 @@ SCENES = [
     Scene("roll-out of a new generation", roll_out),
     Scene("proxy peering with a smaller count", peering),
     Scene("an agent exits and is replaced", agent_leaves),
-    *(
-        [
-            Scene("an agent is killed and replaced", agent_killed),
-            Scene("the daemon is killed and restarted", daemon_killed),
-        ]
-        if CRASH_SCENES
-        else []
-    ),
+    Scene("an agent is killed and replaced", agent_killed),
+    Scene("the daemon is killed and restarted", daemon_killed),
     Scene("all agents leave", all_leave),
 ]
 
