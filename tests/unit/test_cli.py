@@ -286,7 +286,7 @@ def test_check_config_looks_at_nothing_but_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "given"),
     [
-        ([], (6, 6, None, False)),
+        ([], (6, 12, None, False)),
         (["--agents", "3", "--proxies", "4", "--seed", "5", "--plain"], (3, 4, 5, True)),
     ],
 )

@@ -112,9 +112,11 @@ def main() -> None:
     host, _, port = options.balancer.rpartition(":")
     # Blocked here, before any thread starts, so that they arrive in sigwait() and only there.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    with Tracker(options.endpoint, name=options.name) as tracker:
-        with Agent(tracker, (host, int(port)), options.name).pool:
-            signal.sigwait(STOP_SIGNALS)
+    with (
+        Tracker(options.endpoint, name=options.name) as tracker,
+        Agent(tracker, (host, int(port)), options.name).pool,
+    ):
+        signal.sigwait(STOP_SIGNALS)
 
 
 if __name__ == "__main__":
