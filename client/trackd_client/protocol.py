@@ -28,7 +28,8 @@ NOTICE: Final = 3
 TOKEN_BYTES: Final = 16
 MAX_LABELS: Final = 16
 MAX_LABEL_BYTES: Final = 255
-#: Ranges that `done` may hold, and with them the gaps that parked requests leave.
+#: Ranges that `done` may hold, and with them the gaps that parked requests leave; a daemon
+#: that allows more outstanding requests takes more.
 MAX_DONE_RANGES: Final = 1024
 MAX_UINT64: Final = 2**64 - 1
 #: How far above `max_frame` a frame may be and still be answered rather than cut off.
@@ -250,8 +251,16 @@ class Done:
         i = bisect_left(ranges, seq)
         return i % 2 == 1 or (i < len(ranges) and ranges[i] == seq)
 
-    def update(self, more: list[int]) -> bool:
-        """Add ranges; tell whether that changed anything."""
+    def update(self, more: list[int], most: int | None = None) -> bool:
+        """Add ranges; tell whether that changed anything.
+
+        Args:
+            more: ranges, as on the wire.
+            most: ranges that the set may hold after that; None for any number.
+
+        Raises:
+            ProtocolError: `limit_exceeded`; then nothing has changed.
+        """
         ranges = self.ranges
         if ranges == more:
             return False
@@ -269,21 +278,25 @@ class Done:
                 merged[-1] = max(merged[-1], last)
             else:
                 merged += (first, last)
+        if most is not None and len(merged) > 2 * most:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED, f"done would leave gaps between more than {most} ranges"
+            )
         changed = merged != ranges
         self.ranges = merged
         return changed
 
 
-def check_done(value: object) -> list[int]:
-    """Return `value` when it is a flat array of ascending ranges.
+def check_done(value: object, most: int = MAX_DONE_RANGES) -> list[int]:
+    """Return `value` when it is a flat array of at most `most` ascending ranges.
 
     Raises:
         ProtocolError: `invalid_argument`, or `limit_exceeded` for too many ranges.
     """
     if type(value) is not list or len(value) % 2:
         raise ProtocolError(Code.INVALID_ARGUMENT, "done must be an array of pairs, laid flat")
-    if len(value) > 2 * MAX_DONE_RANGES:
-        raise ProtocolError(Code.LIMIT_EXCEEDED, f"done holds more than {MAX_DONE_RANGES} ranges")
+    if len(value) > 2 * most:
+        raise ProtocolError(Code.LIMIT_EXCEEDED, f"done holds more than {most} ranges")
     previous = 0
     for i, number in enumerate(value):
         if type(number) is not int or number > MAX_UINT64 or number < previous + (i % 2 == 0):

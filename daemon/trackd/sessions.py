@@ -113,15 +113,22 @@ class Session:
     notices: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
 
-    def acknowledge(self, ranges: list[int]) -> list[int]:
+    def acknowledge(self, ranges: list[int], most: int | None = None) -> list[int]:
         """Take in `done` of a request; drop the replies that it covers.
+
+        Args:
+            ranges: as on the wire.
+            most: ranges that may be remembered after that; None for any number.
 
         Returns:
             Numbers of parked requests that it covers: the client has given them up.
+
+        Raises:
+            ProtocolError: `limit_exceeded`; then nothing has changed.
         """
         before = self.done.ranges
         known = before[1] if len(before) == 2 and before[0] == 1 else 0
-        if not self.done.update(ranges):
+        if not self.done.update(ranges, most):
             return []
         replies = self.replies
         if replies:

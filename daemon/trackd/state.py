@@ -168,7 +168,7 @@ class State:
 
     def acknowledge(self, session: Session, ranges: list[int]) -> None:
         """Take in the numbers that a session is done with, given-up acquires included."""
-        for seq in session.acknowledge(ranges):
+        for seq in session.acknowledge(ranges, self.config.max_done_ranges):
             self._unpark(session.parked[seq])
 
     # -- the rules --------------------------------------------------------------------
@@ -261,12 +261,12 @@ class State:
         if seq in session.done:
             return False
         waiter = session.parked.get(seq)
+        remembered = session.replies.get(seq)
+        session.acknowledge([seq, seq], self.config.max_done_ranges)
         if waiter is not None:
             self._unpark(waiter)
-        remembered = session.replies.get(seq)
         if remembered is not None and remembered.lease is not None:
             self.release(session, remembered.lease)
-        session.acknowledge([seq, seq])
         self._record(["done", session.token, [seq, seq]], ("session", session.token))
         return True
 
@@ -302,6 +302,17 @@ class State:
             oldest = self.leases[next(iter(self._in_flight))].granted
             times.append(oldest + self.config.claim_timeout)
         return min((time for time in times if time is not None), default=None)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with a configuration that differs from the last in live settings alone."""
+        before, self.config = self.config, config
+        self.tracker.proxy_expiry = config.proxy_expiry
+        if config.connection_count != before.connection_count:
+            self.set_count(config.connection_count)
+            configured = ("meta", "configured_count")
+            self._record([*configured, config.connection_count], configured)
+        if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
+            self.budget.change(config.dial_rate, config.dial_burst, self._around.now())
 
     # -- notices ----------------------------------------------------------------------
 
@@ -389,6 +400,10 @@ class State:
         for name in ("epoch", "tracker_id", "cluster", "connection_count", "configured_count"):
             key: Key = ("meta", name)
             self._record(["meta", name, self.value_of(key)], key)
+
+    def mark(self) -> None:
+        """Have this batch store something, though nothing changed."""
+        self.records.append(["meta", "probed", self._around.wall()])
 
     def take_records(self) -> tuple[list[Record], list[Key]]:
         """Return what the batch has changed, for the store, and begin a new batch."""
