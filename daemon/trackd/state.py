@@ -147,6 +147,7 @@ class State:
         key: Key = ("session", session.token)
         self._record(["end", session.token, reason, now, session.peer.uid], key)
         self.touched.append(("ended", session.token))
+        self._forget_ended(now)  # here too: without anything tracked nothing is ever swept
         self._changed()
         return freed
 
@@ -282,8 +283,7 @@ class State:
             self.end_session(session, "no heartbeat")
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
-        for token in self.sessions.forget_ended(now):
-            self.touched.append(("ended", token))
+        self._forget_ended(now)
         if self._surplus() and now >= self._advise_at:
             self._advise(now)
         return silent
@@ -496,6 +496,10 @@ class State:
         session.leases.discard(lease)
         del self.leases[lease]
         self._record(["free", lease], ("lease", lease))
+
+    def _forget_ended(self, now: float) -> None:
+        """Drop what is remembered of sessions that ended long ago, or of too many."""
+        self.touched.extend([("ended", token) for token in self.sessions.forget_ended(now)])
 
     def _lease_row(self, lease: int, held: Lease) -> LeaseRow:
         return LeaseRow(held.session.token, self.tracker.lease_name(lease), held.granted, held.wall)
