@@ -30,11 +30,14 @@ from trackd_client.clock import boottime
 from trackd_client.connection import configure, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
+    PASSING,
     AcquireTimeout,
     DaemonAbsent,
+    DaemonFailed,
     NoAnswer,
     Refused,
     SessionLost,
+    StoreUnavailable,
     TrackdError,
     TrackerClosed,
 )
@@ -149,12 +152,10 @@ class Outstanding:
 class AsyncTracker(BaseTracker[AsyncLease]):
     """The local daemon's tracker, as this process sees it, for one event loop.
 
-    `async with` or `close` ends the session. The arguments are those of `BaseTracker`; its
-    callbacks run in the event loop.
+    `async with` or `close` ends the session. Callbacks run in the event loop.
     """
 
-    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
-        super().__init__(endpoint, **options)
+    def _prepare(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
         self._outstanding: dict[int, Outstanding] = {}
@@ -194,11 +195,16 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         """Wait for a lease to dial with; whoever waits longest is served first.
 
         Args:
-            timeout: seconds to wait at most, or None for ever.
+            timeout: seconds to wait at most, 0 to ask once, or None for ever.
 
         Raises:
             AcquireTimeout: none was granted in time.
         """
+        if timeout == 0:
+            granted = await self.try_acquire()
+            if granted is None:
+                raise AcquireTimeout("no lease was granted at once")
+            return granted
         lease = await self._grant("acquire", {}, deadline=deadline_of(timeout), parks=True)
         if lease is None:
             raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
@@ -299,6 +305,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
     ) -> dict[str, Any]:
         """Send a request, again if need be, and wait for its reply."""
         assert self._loop is not None
+        if self._socket.closed:  # while the call was on its way here
+            raise TrackerClosed("the tracker was closed while the call was under way")
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._post(Outstanding(request, None if parks else RESEND_SECONDS, future=future))
@@ -346,7 +354,14 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         stay = self._conversation.stay
         if stay is not None:
             return stay
-        async with self._opening:
+        started = boottime()
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - started):
+                await self._opening.acquire()
+        except TimeoutError:
+            waited = boottime() - started
+            raise unanswered(self.endpoint, "open", waited, connected=self._connected) from None
+        try:
             stay = self._conversation.stay
             if stay is None:
                 stay = self._conversation.begin_stay()
@@ -354,7 +369,9 @@ class AsyncTracker(BaseTracker[AsyncLease]):
                 self._conversation.take_open(stay, await self._exchange(request, deadline))
                 self._keep(stay)
                 self._set_state(State.CONNECTED)
-        return stay
+            return stay
+        finally:
+            self._opening.release()
 
     def _make_lease(
         self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
@@ -367,8 +384,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         fields = {"lease": lease.id}
         try:
             await self._call("release", fields, stay=stay, never_stale=True)
-        except (NoAnswer, DaemonAbsent) as error:
-            log.warning("lease %d will be released when the daemon answers: %s", lease.id, error)
+        except (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed) as error:
+            log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._errand("release", fields, stay)
         except asyncio.CancelledError:
             self._errand("release", fields, stay)
@@ -478,13 +495,21 @@ class AsyncTracker(BaseTracker[AsyncLease]):
                 continue
             if reply is None:
                 continue
-            outstanding = self._withdraw(reply.seq)
+            outstanding = self._outstanding.get(reply.seq)
+            if outstanding is not None and outstanding.future is None and reply.error in PASSING:
+                continue  # an errand: it is sent again after its pause
             if outstanding is not None:
+                self._withdraw(reply.seq)
                 outstanding.take(reply)
-            elif (number := self._unwanted_grant(reply.body)) is not None:
-                stay = self._conversation.stay
-                if stay is not None:
-                    self._errand("release", {"lease": number}, stay)
+            elif reply.body.get("lease") is not None:
+                # A copy of a reply may come right behind it: whoever awaits that one is first.
+                asyncio.get_running_loop().call_soon(self._stray, reply)
+
+    def _stray(self, reply: Reply) -> None:
+        """Look at a reply that nobody waits for: a grant in it is given back."""
+        stay, number = self._conversation.stay, self._unwanted_grant(reply.body)
+        if stay is not None and number is not None:
+            self._errand("release", {"lease": number}, stay)
 
     async def _read_monitor(self) -> None:
         while True:
@@ -507,7 +532,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         closed = TrackerClosed("the tracker was closed while the call was under way")
         for seq in list(self._outstanding):
             outstanding = self._withdraw(seq)
-            if outstanding is not None and (future := outstanding.future) is not None:
+            future = None if outstanding is None else outstanding.future
+            if future is not None and not future.done():  # a cancelled one is
                 future.set_exception(closed)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)

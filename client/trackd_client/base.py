@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -139,6 +140,11 @@ class BaseTracker(Generic[LeaseT]):
         self._on_state_change = on_state_change
         self._state = State.RECONNECTING
         self._leases: dict[int, LeaseT] = {}
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what the I/O needs; nothing is connected yet."""
 
     @property
     def state(self) -> State:
@@ -213,7 +219,7 @@ def deadline_of(timeout: float | None) -> float | None:
     Raises:
         ValueError: it is no number of seconds.
     """
-    if timeout is None:
+    if timeout is None or timeout == math.inf:
         return None
     if not timeout >= 0:
         raise ValueError("timeout must be a number of seconds, or None")

@@ -157,6 +157,8 @@ _BY_CODE: dict[str, type[Refused]] = {
 
 #: Codes which say that the session is gone.
 LOST = frozenset({Code.SESSION_UNKNOWN, Code.SESSION_ENDED})
+#: Codes of troubles that pass: the same request, sent again later, is served.
+PASSING = frozenset({Code.UNAVAILABLE, Code.INTERNAL})
 
 
 def refusal(code: str, message: str, retry_after: float | None = None) -> TrackdError:

@@ -19,7 +19,7 @@ from typing import Any
 from trackd_client.base import BaseTracker
 from trackd_client.clock import boottime
 from trackd_client.connection import Connection, Connections, Happened, Wake
-from trackd_client.errors import SessionLost, TrackdError
+from trackd_client.errors import PASSING, SessionLost, TrackdError
 from trackd_client.session import (
     HEARTBEATS,
     LONGEST_RESEND,
@@ -175,14 +175,16 @@ class Keeper:
                 errand.due = boottime()
 
     def _take(self, frame: bytes) -> None:
-        """Take the reply of an errand, which is then done whatever it says."""
+        """Take the reply of an errand, which is then done, unless its trouble will pass."""
         try:
             reply = read_reply(frame)
         except TrackdError:
             return
+        if reply is None or reply.error in PASSING:
+            return  # it is sent again after its pause
         with self._lock:
-            errand = self._errands.pop(reply.seq, None) if reply is not None else None
-        if errand is None or reply is None:
+            errand = self._errands.pop(reply.seq, None)
+        if errand is None:
             return
         stay = errand.request.stay
         assert stay is not None

@@ -178,6 +178,7 @@ class Conversation:
 
         Raises:
             SessionLost: the daemon does not know the session any more.
+            TrackerClosed: likewise, because this side has ended it.
             Refused: the daemon said no.
         """
         self.settle(request)
@@ -185,6 +186,9 @@ class Conversation:
         if code is None:
             return reply.body
         message = str(reply.body.get("message", code))
+        if code in LOST and request.stay is not None and self.closed:
+            # Ended by our own `close`, which the daemon tells all that waited.
+            raise TrackerClosed("the tracker was closed while the call was under way")
         if code in LOST and request.stay is not None:
             raise SessionLost(f"{message}; the next call opens a fresh session")
         raise refusal(code, message, reply.retry_after)
@@ -223,7 +227,11 @@ class Conversation:
         """Return the session to open: the one whose opening was not answered, or a fresh one.
 
         With the same token it is the same session, so an answer that got lost leaks nothing.
+
+        Raises:
+            TrackerClosed: meanwhile; nobody would end the session.
         """
+        self.check_usable()
         if self._unopened is None:
             self._unopened = Stay(secrets.token_bytes(TOKEN_BYTES))
         return self._unopened

@@ -24,9 +24,11 @@ from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     AcquireTimeout,
     DaemonAbsent,
+    DaemonFailed,
     NoAnswer,
     Refused,
     SessionLost,
+    StoreUnavailable,
     TrackdError,
     TrackerClosed,
 )
@@ -123,11 +125,10 @@ class Tracker(BaseTracker[Lease]):
 
     Nothing is connected until the first call. The session is opened by the first call that
     needs one, and ended by `close`; leases live as long as it does. Threads may share a
-    tracker; a child process makes its own. The arguments are those of `BaseTracker`.
+    tracker; a child process makes its own.
     """
 
-    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
-        super().__init__(endpoint, **options)
+    def _prepare(self) -> None:
         self._opening = threading.Lock()
         self._closing = threading.Lock()
         self._connections = Connections(self.endpoint)
@@ -173,11 +174,16 @@ class Tracker(BaseTracker[Lease]):
         """Wait for a lease to dial with; whoever waits longest is served first.
 
         Args:
-            timeout: seconds to wait at most, or None for ever.
+            timeout: seconds to wait at most, 0 to ask once, or None for ever.
 
         Raises:
             AcquireTimeout: none was granted in time.
         """
+        if timeout == 0:
+            granted = self.try_acquire()
+            if granted is None:
+                raise AcquireTimeout("no lease was granted at once")
+            return granted
         return self._acquire(timeout, None)
 
     def adopt(self, *principals: str) -> Lease | None:
@@ -393,8 +399,8 @@ class Tracker(BaseTracker[Lease]):
         fields = {"lease": lease.id}
         try:
             self._call("release", fields, stay=stay, never_stale=True)
-        except (NoAnswer, DaemonAbsent) as error:
-            log.warning("lease %d will be released when the daemon answers: %s", lease.id, error)
+        except (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed) as error:
+            log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._keeper.release(lease.id, stay)
         except SessionLost:
             pass
