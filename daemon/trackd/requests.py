@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from trackd.mailbox import Call
 from trackd.peers import Peer, Roles, start_time
-from trackd.probe import PROBE
 from trackd.sessions import Process, Session, Watch
 from trackd.state import State
 from trackd.tracker import Row
@@ -42,8 +41,6 @@ from trackd_client.protocol import (
 )
 
 Fields = dict[str, Any]
-#: Operations that need no session; `probe` is the daemon's own.
-_SESSIONLESS = SESSIONLESS | {PROBE}
 #: A request that waits: its reply comes later.
 PARKED = object()
 #: What this daemon can do beyond the operations of minor version 0; told by `hello`.
@@ -105,7 +102,7 @@ class Requests:
         if call.peer is None:
             raise ProtocolError(Code.PERMISSION_DENIED, "the kernel does not say who asks")
         operation = OPERATIONS[op]
-        if op in _SESSIONLESS:
+        if op in SESSIONLESS:
             return self._reply(call, operation.run(self, call))
 
         token = body.get("token")
@@ -225,24 +222,6 @@ class Requests:
     def ping(self, _call: Call) -> Fields:
         """Answer, no more."""
         return {}
-
-    def probe(self, call: Call) -> Fields:
-        """Store something, and answer this very process with the counts that people want."""
-        if call.peer is None or call.peer.pid != os.getpid():
-            raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
-        state, tracker = self._state, self._state.tracker
-        self._facts.requests -= 1  # nobody asked for anything
-        if self._facts.store_problem is None:
-            state.mark()
-        return {
-            "desired": tracker.desired_count,
-            "claimed_desired": tracker.claimed_desired_count,
-            "claimed": tracker.claimed_count,
-            "inflight": tracker.inflight,
-            "waiting": len(state.queue),
-            "sessions": len(state.sessions),
-            "store": self._store_word(),
-        }
 
     def status(self, _call: Call) -> Fields:
         """Tell the counts of everything."""
@@ -519,7 +498,6 @@ OPERATIONS: dict[str, Operation] = {
     "ping": Operation(Requests.ping),
     "status": Operation(Requests.status),
     "explain": Operation(Requests.explain),
-    PROBE: Operation(Requests.probe),
     "open": Operation(Requests.open_again),
     "heartbeat": Operation(Requests.heartbeat),
     "watch_session": Operation(Requests.watch_session),
