@@ -59,6 +59,15 @@ class Serve:
     endpoint: str
     ticker: pykka.ActorRef[Any]
     watcher: pykka.ActorRef[Any]
+    descriptor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """To the tracker: from now on these settings, which differ in live ones alone. Ask."""
+
+    config: Config
+    roles: Roles
 
 
 class TrackerActor(SupervisedActor):
@@ -137,6 +146,8 @@ class TrackerActor(SupervisedActor):
             self._sweep()
         elif isinstance(message, ProcessExited):
             self._end_sessions(message.process)
+        elif isinstance(message, Reload):
+            self._reload(message)
         elif not isinstance(message, Ping):
             unexpected(self, message)
         self._serve_waiters()
@@ -162,6 +173,13 @@ class TrackerActor(SupervisedActor):
                     session=session.id, pid=process.pid, reason="process exited", freed=len(freed)
                 ),
             )
+
+    def _reload(self, message: Reload) -> None:
+        self._config, self._roles = message.config, message.roles
+        self._mailbox.limit_frames(message.config.max_frame)
+        self._state.reconfigure(message.config)
+        self._announced = None  # the next thing may be due earlier
+        self._requests = Requests(self._state, self._roles, self._clock, self._facts)
 
     def _serve_waiters(self) -> None:
         if self._facts.store_problem is None:
@@ -324,7 +342,7 @@ class TrackerActor(SupervisedActor):
         self._end_gone_sessions()
         self._state.sweep()
         self._end_batch()
-        self._mailbox.bind(message.endpoint)
+        self._mailbox.bind(message.endpoint, message.descriptor)
 
     def _end_gone_sessions(self) -> None:
         """End the sessions of processes that exited while nobody watched; watch the others."""

@@ -51,6 +51,15 @@ class Budget:
         self._tokens = min(tokens, float(self.burst))
         self._at = at
 
+    def change(self, rate: float, burst: int, now: float) -> None:
+        """Go on at another rate; a bucket that begins to be used is full."""
+        if self.limited:
+            self._fill(now)
+            self._tokens = min(self._tokens, float(burst))
+        else:
+            self._tokens, self._at = float(burst), now
+        self.rate, self.burst = rate, burst
+
     def _fill(self, now: float) -> None:
         self._tokens = min(float(self.burst), self._tokens + (now - self._at) * self.rate)
         self._at = now

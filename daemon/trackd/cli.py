@@ -40,7 +40,8 @@ Every setting is a flag, an environment variable and a key of the TOML file, for
 --proxy-expiry, TRACKD_PROXY_EXPIRY and proxy_expiry; the limits stand under [limits] there.
 A flag wins over its variable, and that over the file. TRACKD_CONFIG stands for --config.
 
-SIGTERM and SIGINT stop the daemon.
+SIGTERM and SIGINT stop the daemon. SIGHUP has it read its configuration again: what is marked *
+changes, the rest is refused and logged; a file that is wrong changes nothing.
 
 examples:
   trackd run --cluster-name example.com
@@ -123,7 +124,13 @@ def _run_command(argv: Sequence[str] | None) -> int:
 def _run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name) for name in config.SETTINGS}
     named = args.config or os.environ.get(config.CONFIG_VARIABLE)
-    settings = config.load(flags, os.environ, Path(named) if named else None)
+    cluster = args.cluster_name or os.environ.get("TRACKD_CLUSTER_NAME")
+
+    def read() -> config.Config:
+        file = Path(named) if named else config.default_file(os.environ, cluster)
+        return config.load(flags, os.environ, file)
+
+    settings = read()
     from trackd import logs
 
     logs.setup(settings.log_level)
@@ -133,7 +140,7 @@ def _run(args: argparse.Namespace) -> int:
         if error.name != "pykka":
             raise
         _fail("the daemon needs pykka; pip install 'trackd[daemon]'", exits.USAGE)
-    return server.run(settings)
+    return server.run(settings, read)
 
 
 def _check_config(file: Path) -> int:

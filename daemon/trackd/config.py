@@ -12,10 +12,12 @@ whether a socket or a directory can be used: `trackd.locks` does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import grp
 import pwd
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trackd import exits, kinds
@@ -23,7 +25,6 @@ from trackd_client import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from trackd_client.protocol import Limits
 
@@ -62,7 +63,7 @@ class Setting:
         kind: what its value may be.
         help: a phrase for people, with the unit and the meaning of 0.
         default: the default as people read it.
-        live: whether a reload changes it in a running daemon.
+        fixed: why a reload does not change it in a running daemon; "" when it does.
         table: the TOML table that it stands in; "" is the top of the file.
     """
 
@@ -70,8 +71,13 @@ class Setting:
     kind: kinds.Kind
     help: str
     default: str
-    live: bool
+    fixed: str
     table: str
+
+    @property
+    def live(self) -> bool:
+        """Whether a reload changes it in a running daemon."""
+        return not self.fixed
 
     @property
     def flag(self) -> str:
@@ -90,15 +96,21 @@ class Setting:
 
 
 def _setting(
-    default: object, kind: kinds.Kind, text: str, *, live: bool, shown: str = "", table: str = ""
+    default: object,
+    kind: kinds.Kind,
+    text: str,
+    *,
+    fixed: str = "",
+    shown: str = "",
+    table: str = "",
 ) -> Any:
     """Declare a field of `Config` that is a setting; `shown` is its default when that varies."""
-    about = {"kind": kind, "help": text, "live": live, "table": table, "default": shown}
+    about = {"kind": kind, "help": text, "fixed": fixed, "table": table, "default": shown}
     return dataclasses.field(default=default, metadata=about)
 
 
 def _limit(default: int, unit: str, low: int, high: int, text: str) -> Any:
-    return _setting(default, kinds.whole(unit, low, high), text, live=True, table="limits")
+    return _setting(default, kinds.whole(unit, low, high), text, table="limits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +125,14 @@ class Config:
         "",
         kinds.cluster_name(),
         "the name of the cluster, such as example.com",
-        live=False,
+        fixed="the daemon's state is that of one cluster",
         shown="none; required",
     )
     endpoint: str = _setting(
         "",
         kinds.endpoint(),
         "the unix socket to serve: ipc:///PATH or a bare path, in a directory that exists",
-        live=False,
+        fixed="clients are connected to the old one",
         shown="trackd.sock in $RUNTIME_DIRECTORY, as root in /run/trackd/default, "
         "else in $XDG_RUNTIME_DIR/trackd/default",
     )
@@ -128,82 +140,74 @@ class Config:
         "",
         kinds.directory(),
         'where the state is kept that outlives the daemon; "" keeps none',
-        live=False,
+        fixed="the state is kept open there",
         shown="beside the socket",
     )
     proxy_expiry: float = _setting(
         DEFAULT_PROXY_EXPIRY,
         kinds.number("seconds", -_YEAR, _YEAR),
         "how long gossip without a TTL keeps a proxy; 0 or less: the default",
-        live=True,
     )
     connection_count: int = _setting(
         0,
         kinds.whole("connections", -(2**31), 2**31 - 1),
         "at most so many connections; 0 or less: one to every desired proxy",
-        live=True,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info",
         kinds.choice("debug", "info", "warning", "error"),
         "the least level that is logged",
-        live=True,
     )
     socket_mode: int = _setting(
         0o600,
         kinds.mode(),
         "who may connect, in octal digits; 0660 lets the socket's group in",
-        live=False,
+        fixed="the socket was made with the old one",
         shown="0600",
     )
     heartbeat_ttl: float = _setting(
         30.0,
         kinds.number("seconds", 1, 86_400),
         "silence that ends a session whose process the daemon cannot see",
-        live=False,
+        fixed="clients were told the old one",
     )
     claim_timeout: float = _setting(
         0.0,
         kinds.number("seconds", 0, _YEAR),
         "a lease that has claimed nothing for so long is taken back; 0: never",
-        live=False,
+        fixed="leases were granted with the old one",
     )
     admin_users: tuple[str | int, ...] = _setting(
         (),
         kinds.accounts("user", pwd.getpwnam),
         "names or uids of admins, besides root and the daemon's own user",
-        live=True,
     )
     admin_groups: tuple[str | int, ...] = _setting(
         (),
         kinds.accounts("group", grp.getgrnam),
         "names or gids of groups whose members are admins",
-        live=True,
     )
     count_role: Literal["client", "admin"] = _setting(
         "client",
         kinds.choice("client", "admin"),
         "who may change the connection count: every client, or admins alone",
-        live=True,
     )
     dial_rate: float = _setting(
         0.0,
         kinds.number("dials per second", 0, 1_000_000),
         "dials per second of all agents of this host together; 0: as many as they like",
-        live=True,
     )
     dial_burst: int = _setting(
         10,
         kinds.whole("dials", 1, 1_000_000),
         "dials that may begin at once before dial_rate slows them",
-        live=True,
     )
     disconnect_threshold: float = _setting(
         0.0,
         kinds.number("seconds", 0, _YEAR),
         "once nothing has changed for so long, connections beyond the target are advised to "
         "close; 0: never",
-        live=False,
+        fixed="it is counted from the start",
     )
     max_frame: int = _limit(1 << 20, "bytes", 1 << 10, 64 << 20, "size of one message")
     max_proxies: int = _limit(10_000, "proxies", 1, 1_000_000, "proxies in one gossip message")
@@ -285,6 +289,45 @@ def load(
             config, state_dir=str(places.daemon_state_dir(config.endpoint))
         )
     return config
+
+
+def default_file(environ: Mapping[str, str], cluster: str | None) -> Path | None:
+    """Return the file of a daemon that was told of none: the one that systemd's unit has for it.
+
+    `CLUSTER.toml` in `$CONFIGURATION_DIRECTORY` (set by systemd for a unit with
+    ConfigurationDirectory=), escaped as an instance's name is; else `trackd.toml` there.
+
+    Args:
+        environ: the process's environment.
+        cluster: the cluster's name, as far as flags or the environment tell it.
+    """
+    directory = environ.get("CONFIGURATION_DIRECTORY", "").split(":")[0]
+    if not directory:
+        return None
+    names = ["trackd.toml"]
+    if cluster:
+        with contextlib.suppress(places.PlaceError):  # `load` says what is wrong with it
+            names.insert(0, f"{places.escape(cluster)}.toml")
+    found = (Path(directory, name) for name in names)
+    return next((file for file in found if file.exists()), None)
+
+
+def live_part(running: Config, wanted: Config) -> tuple[Config, list[Setting], list[Setting]]:
+    """Return `running` with what a reload may change, what that is, and what it may not.
+
+    Args:
+        running: what the daemon goes by.
+        wanted: what it is told now.
+    """
+    differ = [
+        each
+        for each in SETTINGS.values()
+        if getattr(running, each.name) != getattr(wanted, each.name)
+    ]
+    changed = [setting for setting in differ if setting.live]
+    values = {setting.name: getattr(wanted, setting.name) for setting in changed}
+    refused = [setting for setting in differ if not setting.live]
+    return dataclasses.replace(running, **values), changed, refused
 
 
 def check_file(file: Path) -> Config:

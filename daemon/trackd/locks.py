@@ -184,12 +184,16 @@ def prepare_socket_path(path: Path) -> None:
         raise UnusableError(f"cannot use {path}: {_reason(error)}") from error
 
 
-def take_places(config: Config) -> contextlib.ExitStack:
+def take_places(config: Config, *, listening: bool = False) -> contextlib.ExitStack:
     """Make the directories of a daemon, take both of its locks, and clear its socket's path.
 
     The directories of the default places are made, readable by all for root (the socket's mode
     says who may connect) and by the user alone otherwise; of a place that was typed, only the
     state directory itself.
+
+    Args:
+        config: says where.
+        listening: the service manager listens on the socket for us; it stays as it is.
 
     Returns:
         What holds the locks. Close it last of all, after the socket and the store.
@@ -204,7 +208,8 @@ def take_places(config: Config) -> contextlib.ExitStack:
     make_directory(path.parent, what, levels=2 if config.own_place else 0, mode=mode)
     with contextlib.ExitStack() as locks:
         locks.enter_context(acquire_lock(lock_path(path), what, config.cluster_name))
-        prepare_socket_path(path)
+        if not listening:
+            prepare_socket_path(path)
         if config.state_dir:
             state_dir, what = Path(config.state_dir), f"the state directory {config.state_dir}"
             make_directory(state_dir, what, levels=1, mode=0o700)

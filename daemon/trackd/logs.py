@@ -5,18 +5,29 @@ An event is a constant phrase and fields that say what it is about::
     log.info("session opened", extra=fields(session=3, pid=12))
 
     2025-11-23T12:01:00.123+0100 info session opened session=3 pid=12     on a terminal or a pipe
-    <6>session opened session=3 pid=12                                     into the journal
+    MESSAGE=session opened session=3 pid=12                                in the journal, with
+    PRIORITY=6, TRACKD_SESSION=3, TRACKD_PID=12                            a field for each value
 
 No value breaks a line or reaches a terminal as a control character. Nothing is formatted for a
-level that is off. It writes to standard error alone: no files, no rotation.
+level that is off. It writes to standard error, or to journald when that is what standard error
+is: no files, no rotation, no times of its own in the journal, and nothing to compile, for the
+journal's protocol is datagrams of fields (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
 """
 
 from __future__ import annotations
 
+import array
+import contextlib
+import errno
+import fcntl
 import logging
 import os
+import re
+import socket
+import struct
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
@@ -31,6 +42,14 @@ _PRIORITIES: Final = (
 )
 _DEBUG_PRIORITY: Final = 7
 
+#: Where journald takes fields.
+JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
+#: Seconds that a line may wait for a journal that does not keep up; then it is dropped.
+_JOURNAL_PATIENCE: Final = 1.0
+#: What journald takes in a memory file: one that nobody can change any more.
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_NO_FIELD: Final = re.compile(r"[^A-Z0-9_]")
+
 
 def fields(**values: object) -> dict[str, object]:
     """Return `extra=` for a logger's method: what the event is about, in the order given."""
@@ -38,9 +57,12 @@ def fields(**values: object) -> dict[str, object]:
 
 
 def setup(
-    level: str, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
+    level: str,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] = os.environ,
+    journal: Path = JOURNAL_SOCKET,
 ) -> None:
-    """Log from now on at `level` and above; call again to change the level.
+    """Log from now on at `level` and above.
 
     Other packages' loggers are heard from warnings up.
 
@@ -48,13 +70,23 @@ def setup(
         level: debug, info, warning or error.
         stream: where to; None: standard error.
         environ: the process's environment, where systemd says what standard error is.
+        journal: journald's socket.
     """
     out = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(JournalFormatter() if is_journal(out, environ) else LineFormatter())
+    handler: logging.Handler = logging.StreamHandler(out)
+    handler.setFormatter(LineFormatter())
+    if is_journal(out, environ):
+        handler.setFormatter(JournalFormatter())
+        with contextlib.suppress(OSError):  # sandboxed away: lines reach the journal all the same
+            handler = JournalHandler(journal)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log from now on at another level."""
     logging.getLogger("trackd").setLevel(level.upper())
 
 
@@ -83,25 +115,136 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
-        priority = next((p for level, p in _PRIORITIES if record.levelno >= level), _DEBUG_PRIORITY)
-        return f"<{priority}>{_event(record)}"
+        return f"<{_priority(record)}>{_event(record)}"
 
 
-def _event(record: logging.LogRecord) -> str:
+class JournalHandler(logging.Handler):
+    """Sends each record to journald with its fields, which `journalctl -o json` shows.
+
+    A journal that does not keep up costs lines, never the daemon: a line waits for a second, and
+    the next ones not at all until one gets through.
+    """
+
+    def __init__(self, path: Path = JOURNAL_SOCKET) -> None:
+        """Connect.
+
+        Args:
+            path: journald's socket.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        super().__init__()
+        self._path = path
+        self._socket = self._connect()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record. Any thread; the handler's lock is held."""
+        try:
+            data = journal_entry(record)
+            try:
+                self._send(data)
+            except (ConnectionError, BrokenPipeError):  # journald has made a new socket
+                self._socket.close()
+                self._socket = self._connect()
+                self._send(data)
+        except TimeoutError:
+            self._socket.settimeout(0.0)
+        except BlockingIOError:
+            return
+        except Exception:  # noqa: BLE001 - as every handler does: logging never raises
+            self.handleError(record)
+        else:
+            self._socket.settimeout(_JOURNAL_PATIENCE)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        super().close()
+
+    def _connect(self) -> socket.socket:
+        out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            out.connect(str(self._path))
+        except OSError:
+            out.close()
+            raise
+        out.settimeout(_JOURNAL_PATIENCE)
+        return out
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
+                raise
+            self._send_file(data)
+
+    def _send_file(self, data: bytes) -> None:
+        """Send what no datagram holds in a sealed memory file."""
+        with os.fdopen(
+            os.memfd_create("trackd-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb"
+        ) as file:
+            file.write(data)
+            file.flush()
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+            rights = array.array("i", [file.fileno()])
+            self._socket.sendmsg([], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def journal_entry(record: logging.LogRecord) -> bytes:
+    """Return a record in the journal's native format.
+
+    Each value is a field of its own, `TRACKD_` before its name, beside what journald has names
+    for. MESSAGE is the line that people read.
+    """
+    entry = {
+        "MESSAGE": _event(record),
+        "PRIORITY": _priority(record),
+        "SYSLOG_IDENTIFIER": "trackd",
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": record.lineno,
+        "CODE_FUNC": record.funcName,
+        "TRACKD_EVENT": record.getMessage(),
+        "TRACKD_LOGGER": record.name,
+    }
+    for key, value in _values(record).items():
+        entry[f"TRACKD_{_NO_FIELD.sub('_', key.upper())}"] = value
+    return b"".join(_journal_field(key, value) for key, value in entry.items())
+
+
+def _journal_field(key: str, value: object) -> bytes:
+    """Return a field with its length, which holds for any value, line breaks included."""
+    data = _plain(value).encode(errors="backslashreplace")
+    return b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(data)), data)
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return next((p for level, p in _PRIORITIES if record.levelno >= level), _DEBUG_PRIORITY)
+
+
+def _values(record: logging.LogRecord) -> dict[str, object]:
+    """Return the record's own fields, and what else is to be told of it."""
     values: dict[str, object] = dict(getattr(record, "fields", {}))
     if not record.name.startswith("trackd"):
         values["logger"] = record.name
     if record.exc_info:
         values["exception"] = logging.Formatter().formatException(record.exc_info)
-    pairs = (f" {key}={_quote(value)}" for key, value in values.items())
+    return values
+
+
+def _event(record: logging.LogRecord) -> str:
+    pairs = (f" {key}={_quote(value)}" for key, value in _values(record).items())
     return _printable(record.getMessage()) + "".join(pairs)
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _quote(value: object) -> str:
     """Return a value as one word, in quotes where a reader could not tell its end otherwise."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    text = str(value)
+    text = _plain(value)
     if text and text.isprintable() and not set(text) & set(' "=\\'):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

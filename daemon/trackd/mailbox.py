@@ -157,9 +157,26 @@ class RouterMailbox:
             except Exception as error:  # noqa: BLE001 - raising here would leave a dead actor alive
                 return Envelope(MailboxFailed(error))
 
-    def bind(self, endpoint: str) -> None:
-        """Serve an endpoint. Runs in the actor's thread, once its state is recovered."""
+    def bind(self, endpoint: str, descriptor: int | None = None) -> None:
+        """Serve an endpoint. Runs in the actor's thread, once its state is recovered.
+
+        Args:
+            endpoint: where.
+            descriptor: a socket that listens there already, which libzmq then only accepts
+                from; its path is left alone, now and at the end.
+        """
+        if descriptor is not None:
+            self._router.use_fd = descriptor
         self._router.bind(endpoint)
+
+    def limit_frames(self, max_frame: int) -> None:
+        """Serve frames up to so many bytes. Runs in the actor's thread.
+
+        libzmq asks for the limit when a connection is made. One that is older is cut off by a
+        frame that goes beyond the old limit; its client connects and sends again.
+        """
+        self._max_frame = max_frame
+        self._router.maxmsgsize = max_frame + FRAME_SLACK
 
     def send(self, route: bytes, frame: bytes) -> None:
         """Queue a reply to a request that was parked earlier."""

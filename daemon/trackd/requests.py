@@ -9,13 +9,16 @@ raised is a fault of ours.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trackd.logs import fields as about
 from trackd.mailbox import Call
 from trackd.peers import Peer, Roles, start_time
+from trackd.probe import PROBE
 from trackd.sessions import Process, Session, Watch
 from trackd.state import State
 from trackd.tracker import Row
@@ -40,7 +43,11 @@ from trackd_client.protocol import (
     error_body,
 )
 
+log = logging.getLogger("trackd.requests")
+
 Fields = dict[str, Any]
+#: Operations that need no session; `probe` is the daemon's own.
+_SESSIONLESS = SESSIONLESS | {PROBE}
 #: A request that waits: its reply comes later.
 PARKED = object()
 #: What this daemon can do beyond the operations of minor version 0; told by `hello`.
@@ -48,6 +55,8 @@ FEATURES: tuple[str, ...] = ("adopt", "waiting", "notices")
 #: Seconds after which a mutation that could not be stored is worth another try.
 STORE_RETRY = 1.0
 _INT64 = 2**63
+#: What of a reply tells its outcome, for the log.
+_OUTCOMES = ("claimed", "released", "cancelled", "changed", "retry_after", "error")
 
 
 @dataclass(slots=True)
@@ -102,7 +111,7 @@ class Requests:
         if call.peer is None:
             raise ProtocolError(Code.PERMISSION_DENIED, "the kernel does not say who asks")
         operation = OPERATIONS[op]
-        if op in SESSIONLESS:
+        if op in _SESSIONLESS:
             return self._reply(call, operation.run(self, call))
 
         token = body.get("token")
@@ -155,9 +164,12 @@ class Requests:
             fields = operation.run(self, call, session)
         except ProtocolError as error:
             frame = self._refuse(call, error)
+            self._log(call, session, {"error": error.code})
             if operation.changes and self._has_room(session):
                 state.remember(session, call.seq, frame, stored=False, lease=None)
             return frame
+        if log.isEnabledFor(logging.DEBUG):
+            self._log(call, session, {} if fields is PARKED else fields)
         if fields is PARKED:
             return None
         frame = self._reply(call, fields)
@@ -166,6 +178,20 @@ class Requests:
             stored = len(state.records) > before
             state.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
         return frame
+
+    def _log(self, call: Call, session: Session, fields: Fields) -> None:
+        """Say at debug what a request did: benign, whatever it was."""
+        lease = fields.get("lease") or call.body.get("lease")
+        told = {
+            "operation": call.body["op"],
+            "session": session.id,
+            "lease": lease,
+            "proxy": fields.get("name"),
+            **{key: fields[key] for key in _OUTCOMES if key in fields},
+        }
+        log.debug(
+            "request", extra=about(**{key: each for key, each in told.items() if each is not None})
+        )
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes:
         """Answer a request whose token has no session: `open`, or one that came too late."""
@@ -222,6 +248,24 @@ class Requests:
     def ping(self, _call: Call) -> Fields:
         """Answer, no more."""
         return {}
+
+    def probe(self, call: Call) -> Fields:
+        """Store something, and answer this very process with the counts that people want."""
+        if call.peer is None or call.peer.pid != os.getpid():
+            raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
+        state, tracker = self._state, self._state.tracker
+        self._facts.requests -= 1  # nobody asked for anything
+        if self._facts.store_problem is None:
+            state.mark()
+        return {
+            "desired": tracker.desired_count,
+            "claimed_desired": tracker.claimed_desired_count,
+            "claimed": tracker.claimed_count,
+            "inflight": tracker.inflight,
+            "waiting": len(state.queue),
+            "sessions": len(state.sessions),
+            "store": self._store_word(),
+        }
 
     def status(self, _call: Call) -> Fields:
         """Tell the counts of everything."""
@@ -498,6 +542,7 @@ OPERATIONS: dict[str, Operation] = {
     "ping": Operation(Requests.ping),
     "status": Operation(Requests.status),
     "explain": Operation(Requests.explain),
+    PROBE: Operation(Requests.probe),
     "open": Operation(Requests.open_again),
     "heartbeat": Operation(Requests.heartbeat),
     "watch_session": Operation(Requests.watch_session),

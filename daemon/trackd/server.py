@@ -3,34 +3,39 @@
 One daemon serves one cluster on one socket. The locks come first, so that a second daemon
 on the same socket or the same state is refused before it touches anything. The main thread
 then only waits: for a signal, or for the end of an actor that nobody asked for, which ends
-the process (systemd starts it again; nothing is restarted in-process).
+the process (systemd starts it again; nothing is restarted in-process). Under systemd it also
+sends a request through the daemon now and then (`trackd.probe`) and tells what came of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import logging
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pykka
 import zmq
 
 from trackd import exits
-from trackd.actor import Recover, Serve, TrackerActor
-from trackd.config import Config
+from trackd.actor import Recover, Reload, Serve, TrackerActor
+from trackd.config import Config, ConfigError, live_part
 from trackd.locks import take_places
-from trackd.logs import fields
+from trackd.logs import fields, set_level
 from trackd.mailbox import RouterMailbox
+from trackd.peers import Roles
+from trackd.probe import Probe
 from trackd.store import StoreError
 from trackd.supervised import Ping
+from trackd.systemd import Notifier, listening_socket
 from trackd.ticker import ExpiryTicker
 from trackd.watcher import ProcessWatcher
 from trackd_client.clock import boottime
@@ -41,10 +46,14 @@ log = logging.getLogger("trackd")
 #: Seconds that each step of starting and stopping may take.
 START_SECONDS = 30.0
 STOP_SECONDS = 1.0
+#: Seconds between two looks at how things are, when the watchdog does not ask for more.
+STATUS_SECONDS: Final = 5.0
+#: Signs of life within the time that the watchdog allows.
+_SIGNS: Final = 3
 
 
 class SignalCame(NamedTuple):
-    """A signal that asks for the end."""
+    """A signal that asks for the end, or for a reload."""
 
     number: int
 
@@ -60,8 +69,12 @@ class ActorEnded(NamedTuple):
 Events = queue.SimpleQueue[SignalCame | ActorEnded]
 
 
-def run(config: Config) -> int:
+def run(config: Config, reread: Callable[[], Config]) -> int:
     """Serve until a signal comes or an actor fails.
+
+    Args:
+        config: what to go by.
+        reread: reads the configuration again, for a reload.
 
     Returns:
         The exit code (`trackd.exits`).
@@ -70,44 +83,151 @@ def run(config: Config) -> int:
         StartError: the daemon cannot start.
     """
     events: Events = queue.SimpleQueue()
-    with _signals(events), take_places(config):
-        return _serve(config, events)
+    notifier = Notifier(os.environ)
+    if notifier.watchdog is not None:
+        faulthandler.enable()  # the watchdog's SIGABRT then logs where each thread stood
+    with _signals(events):
+        descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
+        with take_places(config, listening=descriptor is not None):
+            return _serve(config, descriptor, Overseer(config, reread, events, notifier))
 
 
-def _serve(config: Config, events: Events) -> int:
+class Overseer:
+    """The main thread's work while the actors serve: wait, reload, tell systemd how it goes."""
+
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config],
+        events: Events,
+        notifier: Notifier,
+    ) -> None:
+        self.events = events
+        self.notifier = notifier
+        self._config = config
+        self._reread = reread
+        self._status = ""
+        self._refused = ""  # what the last reload did not do
+        self._had_terminal = _has_terminal()
+
+    def ended(self, name: str, thread: threading.Thread) -> None:
+        """Take note of an actor's end. That actor's thread."""
+        self.events.put(ActorEnded(name, thread))
+
+    def wait(self, tracker: pykka.ActorRef[Any], probe: Probe | None) -> SignalCame | ActorEnded:
+        """Return what ends the daemon; until then do all that is to be done."""
+        interval = (self.notifier.watchdog or STATUS_SECONDS * _SIGNS) / _SIGNS
+        while True:
+            try:
+                event = self.events.get(timeout=None if probe is None else interval)
+            except queue.Empty:
+                if probe is not None and self.prove(probe, interval):
+                    self.notifier.alive()
+                continue
+            if not isinstance(event, SignalCame) or event.number != signal.SIGHUP:
+                return event
+            if self._had_terminal and not _has_terminal():
+                return event  # not a request to reload: the terminal was closed
+            self.reload(tracker)
+
+    def prove(self, probe: Probe, seconds: float) -> bool:
+        """Send a request through the whole daemon; tell whether it came back."""
+        counts = probe.trip(seconds, give_up=lambda: not self.events.empty())
+        if counts is None:
+            return False
+        parts = [
+            f"claimed {counts['claimed_desired']} of {counts['desired']} desired",
+            f"{counts['inflight']} in flight",
+            f"{counts['sessions']} sessions",
+        ]
+        if undesired := counts["claimed"] - counts["claimed_desired"]:
+            parts.append(f"{undesired} claimed that are not desired")
+        if counts["waiting"]:
+            parts.append(f"{counts['waiting']} waiting")
+        if str(counts["store"]).startswith("failing"):
+            parts.append(f"store {counts['store']}")
+        if self._refused:
+            parts.append(self._refused)
+        status = ", ".join(parts)
+        if status != self._status:
+            self._status = status
+            self.notifier.status(status)
+        return True
+
+    def reload(self, tracker: pykka.ActorRef[Any]) -> None:
+        """Read the configuration again and change what can change; a wrong one changes nothing."""
+        self.notifier.reloading()
+        self._refused = ""
+        try:
+            config, changed, refused = live_part(self._config, self._reread())
+            roles = Roles(config.admin_users, config.admin_groups)
+            tracker.ask(Reload(config, roles), timeout=STOP_SECONDS)
+        except (ConfigError, ValueError) as error:
+            log.error("reload refused; nothing changed", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
+            self._refused = "the last reload was refused, see the log"
+        except (pykka.ActorDeadError, pykka.Timeout):
+            log.exception("reload not done: the daemon does not answer itself")
+        else:
+            self._config = config
+            set_level(config.log_level)
+            for setting in refused:
+                log.warning(
+                    "setting not changed: it needs a restart",
+                    extra=fields(setting=setting.name, reason=setting.fixed),
+                )
+            if refused:
+                self._refused = f"not reloaded: {', '.join(each.name for each in refused)}"
+            log.info("reloaded", extra=fields(changed=", ".join(each.name for each in changed)))
+        self._status = ""
+        self.notifier.ready()
+
+
+def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     """Start everything in order, wait, stop in reverse."""
     _seed_routing_ids()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     actors: list[pykka.ActorRef[Any]] = []
-
-    def ended(name: str, thread: threading.Thread) -> None:
-        events.put(ActorEnded(name, thread))
-
+    probe: Probe | None = None
+    notifier = overseer.notifier
     try:
-        tracker = TrackerActor.start(ended, context, config, boottime)
+        tracker = TrackerActor.start(overseer.ended, context, config, boottime)
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)
-        ticker = ExpiryTicker.start(ended, tracker, boottime)
+        ticker = ExpiryTicker.start(overseer.ended, tracker, boottime)
         actors.append(ticker)
-        watcher = ProcessWatcher.start(ended, tracker)
+        watcher = ProcessWatcher.start(overseer.ended, tracker)
         actors.append(watcher)
         for actor in actors:
             actor.ask(Ping(), timeout=START_SECONDS)
+        serve = Serve(config.endpoint, ticker, watcher, descriptor)
         with _umask_for(config.socket_mode):
-            tracker.ask(Serve(config.endpoint, ticker, watcher), timeout=START_SECONDS)
-        check_ipc_path(config.endpoint).chmod(config.socket_mode)
+            tracker.ask(serve, timeout=START_SECONDS)
+        if descriptor is None:
+            check_ipc_path(config.endpoint).chmod(config.socket_mode)
+        if notifier.wanted:
+            probe = Probe(context, config.endpoint)
+            if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():
+                log.critical("requests are not answered")
+                return exits.FAILED
+        notifier.ready()
         log.info(
             "serving",
-            extra=fields(cluster=config.cluster_name, endpoint=config.endpoint, pid=os.getpid()),
+            extra=fields(
+                cluster=config.cluster_name,
+                endpoint=config.endpoint,
+                pid=os.getpid(),
+                activated=descriptor is not None,
+            ),
         )
         if not config.state_dir:
             log.warning("state is kept in memory alone: a restart forgets who holds what")
-        event = events.get()
+        event = overseer.wait(tracker, probe)
+        notifier.stopping()
         if isinstance(event, SignalCame):
             log.info("stopping", extra=fields(signal=signal.Signals(event.number).name))
             return exits.OK
         log.critical("actor ended by itself; the daemon ends", extra=fields(actor=event.name))
-        events.put(event)  # for _stop, which waits for all of them
+        overseer.events.put(event)  # for _stop, which waits for all of them
         return exits.FAILED
     except StoreError as error:
         raise exits.UnusableError(f"cannot keep state in {config.state_dir}: {error}") from None
@@ -117,9 +237,12 @@ def _serve(config: Config, events: Events) -> int:
         log.exception("an actor did not start")
         return exits.FAILED
     finally:
-        _stop(actors, events)
+        if probe is not None:
+            probe.close()
+        _stop(actors, overseer.events)
         context.term()
-        check_ipc_path(config.endpoint).unlink(missing_ok=True)
+        if descriptor is None:  # otherwise it is systemd's, and agents already wait there
+            check_ipc_path(config.endpoint).unlink(missing_ok=True)
 
 
 def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
@@ -148,12 +271,13 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
 
 @contextlib.contextmanager
 def _signals(events: Events) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into events for as long as the block runs."""
+    """Turn SIGTERM, SIGINT and SIGHUP into events for as long as the block runs."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         events.put(SignalCame(number))
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
@@ -178,3 +302,12 @@ def _seed_routing_ids() -> None:
     when a peer has chosen the id that comes next.
     """
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
+
+
+def _has_terminal() -> bool:
+    """Tell whether the process has a terminal that controls it, and that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

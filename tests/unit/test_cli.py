@@ -40,7 +40,7 @@ class Stub(ModuleType):
         self.given: list[object] = []
         self.result = result
 
-    def run(self, given: object) -> int:
+    def run(self, given: object, *_more: object) -> int:
         self.given.append(given)
         if isinstance(self.result, Exception):
             raise self.result
@@ -128,7 +128,7 @@ def test_a_daemon_that_cannot_start_says_why_with_the_code_of_the_reason(
 def test_an_interrupt_before_the_daemon_serves_is_no_traceback(
     server: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_config: object) -> int:
+    def interrupted(*_arguments: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "run", interrupted)

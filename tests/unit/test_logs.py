@@ -148,9 +148,12 @@ def test_the_journal_is_known_by_the_device_and_inode_of_its_stream(tmp_path: Pa
     assert not logs.is_journal(journal, environ)  # closed by now
 
 
-def test_a_process_whose_standard_error_is_the_journal_writes_for_it(tmp_path: Path) -> None:
+def test_without_journald_s_socket_the_journal_gets_lines_with_their_priority(
+    tmp_path: Path,
+) -> None:
     code = (
-        "import logging; from trackd import logs; logs.setup('info'); "
+        "import logging; from pathlib import Path; from trackd import logs; "
+        "logs.setup('info', journal=Path('/nowhere')); "
         "logging.getLogger('trackd').info('ready', extra=logs.fields(pid=1))"
     )
     with (tmp_path / "stderr").open("w+") as stream:

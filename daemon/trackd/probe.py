@@ -1,0 +1,72 @@
+"""Probe: the daemon's own client, which shows that requests are answered. Never more than that.
+
+A watchdog that is fed by a timer proves that a timer works. This one sends a request over the
+real socket, which goes in through the ROUTER, through the TrackerActor and a commit of the
+store, and comes back: only then is the daemon alive. It runs in the main thread, which does
+nothing else, and is answered to this very process alone (`trackd.requests`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import zmq
+
+from trackd_client.protocol import REQUEST, decode_reply, encode
+
+#: The operation; no part of the protocol.
+PROBE: Final = "probe"
+#: Milliseconds between two looks at whether to give up.
+_SLICE_MS: Final = 100
+_RECONNECT_MS: Final = 100
+
+
+class Probe:
+    """A DEALER on the daemon's own endpoint."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        """Connect.
+
+        Args:
+            context: of this process.
+            endpoint: where the daemon serves.
+        """
+        self._seq = self._answered = 0
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.reconnect_ivl = _RECONNECT_MS
+        self._socket.connect(endpoint)
+
+    def trip(self, seconds: float, give_up: Callable[[], bool]) -> Mapping[str, Any] | None:
+        """Send a request all the way in and back.
+
+        Args:
+            seconds: how long the answer may take.
+            give_up: asked now and then, whether there is something better to do.
+
+        Returns:
+            The counts that came back, or None.
+        """
+        self._seq += 1
+        with contextlib.suppress(zmq.Again):  # earlier ones wait to be answered; they do as well
+            self._socket.send(encode(REQUEST, {"op": PROBE, "seq": self._seq}), zmq.DONTWAIT)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not give_up():
+            if self._socket.poll(_SLICE_MS) and (counts := self._receive()) is not None:
+                return counts
+        return None
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _receive(self) -> Mapping[str, Any] | None:
+        """Return the counts of a reply; None for one that was counted before, or an error."""
+        reply = decode_reply(self._socket.recv())
+        if reply is None or reply.seq <= self._answered or "error" in reply.body:
+            return None
+        self._answered = reply.seq
+        return reply.body
