@@ -27,6 +27,9 @@ _RECONNECT_MS: Final = 20
 _RECONNECT_MAX_MS: Final = 500
 #: Milliseconds that a call waits for its reply alone, deaf to all else.
 _SOON_MS: Final = 20
+# Plain integers: the flags of pyzmq are enums, and slow.
+_NOW: Final = int(zmq.DONTWAIT)
+_RCVMORE: Final = int(zmq.RCVMORE)
 _MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
@@ -96,11 +99,11 @@ class Connection:
         over all that can happen, which is left to `wait`.
         """
         try:
-            self._socket.send(frame, zmq.DONTWAIT)
+            self._socket.send(frame, _NOW)
             frame = self._socket.recv()
         except zmq.Again:
             return None
-        while self._socket.get(zmq.RCVMORE):
+        while self._socket.get(_RCVMORE):
             frame = self._socket.recv()
         return frame
 

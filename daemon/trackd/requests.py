@@ -418,10 +418,8 @@ class Requests:
         """Tell whether a lease holds the proxy that is meant."""
         principals = self._principals(call)
         tracker = self._state.tracker
-        return {
-            "claimed": tracker.is_claimed(principals),
-            "name": tracker.resolve(principals),
-        }
+        name = tracker.resolve(principals)
+        return {"claimed": name is not None and tracker.holder(name) is not None, "name": name}
 
     def try_acquire(self, _call: Call, session: Session) -> Fields:
         """Grant a lease now, or refuse."""
