@@ -40,6 +40,11 @@ BATCH = 128
 #: Bytes after which a batch ends. A message takes up to 80 times its size once it is decoded
 #: (an array of a million empty maps), so that a batch of the largest would take 10 GiB.
 BATCH_BYTES = 1024 * 1024
+# Plain integers: the flags of pyzmq are enums, whose `|` and `&` cost more than the calls.
+_NOW = int(zmq.DONTWAIT)
+_MORE_NOW = int(zmq.SNDMORE | zmq.DONTWAIT)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 #: Messages queued inside libzmq for each peer: low, since each may be as large as a frame.
 _RECEIVE_HWM = 64
 _SEND_HWM = 1000
@@ -215,8 +220,8 @@ class RouterMailbox:
 
     def _send(self, route: bytes, frame: bytes) -> bool:
         try:
-            self._router.send(route, zmq.SNDMORE | zmq.DONTWAIT)
-            self._router.send(frame, zmq.DONTWAIT)
+            self._router.send(route, _MORE_NOW)
+            self._router.send(frame, _NOW)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -229,9 +234,9 @@ class RouterMailbox:
         router = self._router
         room = BATCH_BYTES - self._receive(0)
         for _ in range(BATCH - 1):
-            if room <= 0 or not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
+            if room <= 0 or not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator] # an int
                 break
-            room -= self._receive(zmq.DONTWAIT)
+            room -= self._receive(_NOW)
 
     def _receive(self, flags: int) -> int:
         """Receive one message; return the bytes of its first frame."""
