@@ -88,12 +88,12 @@ class Keeper:
         with self._lock:
             self._stopping = True
             thread = self._thread
-        if thread is None:
-            self._wake.close()
-        else:
-            self._wake.set()
-            if thread is not threading.current_thread():  # a callback: it ends after that
-                thread.join()
+            if thread is None:
+                self._wake.close()
+            else:
+                self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()  # it is a callback of the thread itself that it ends after
 
     def _send(
         self,
@@ -137,7 +137,8 @@ class Keeper:
                         self._tracker._connection_changed(False)
                     case Happened.TIMEOUT:
                         pass
-        self._wake.close()
+        with self._lock:  # `stop` sets it, and the number may be another descriptor's afterwards
+            self._wake.close()
 
     def _pause(self) -> float | None:
         """Return the seconds until something is to be sent, or None."""
