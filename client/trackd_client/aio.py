@@ -27,7 +27,7 @@ from trackd_client.base import (
     own_fields,
 )
 from trackd_client.clock import boottime
-from trackd_client.connection import configure, unanswered
+from trackd_client.connection import close_when_dropped, configure, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     PASSING,
@@ -459,6 +459,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         self._socket = self._context.socket(zmq.DEALER)
         self._monitor = configure(self._socket)
         self._socket.connect(self.endpoint)
+        parts = [self._monitor, self._socket]
+        self._dropped = close_when_dropped(self, self._context, parts)
         self._tasks = [
             loop.create_task(self._read(), name="trackd-read"),
             loop.create_task(self._read_monitor(), name="trackd-monitor"),
@@ -535,6 +537,7 @@ class AsyncTracker(BaseTracker[AsyncLease]):
             future = None if outstanding is None else outstanding.future
             if future is not None and not future.done():  # a cancelled one is
                 future.set_exception(closed)
+        self._dropped.detach()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import zmq
 
@@ -48,7 +51,8 @@ class Wake:
     """A descriptor that many waits listen to; once set, it stays set until it is cleared."""
 
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._file = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.fd = self._file.fileno()
 
     def set(self) -> None:
         """End every wait that listens, now and until `clear`. Any thread."""
@@ -61,7 +65,7 @@ class Wake:
 
     def close(self) -> None:
         """Close the descriptor; nobody may listen any more."""
-        os.close(self.fd)
+        self._file.close()
 
 
 class Connection:
@@ -170,6 +174,40 @@ def unanswered(
     return absent(endpoint)
 
 
+class Closable(Protocol):
+    """Whatever is to be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def close_when_dropped(
+    owner: object, context: zmq.Context[Any], parts: Iterable[Closable]
+) -> weakref.finalize[..., Any]:
+    """Have a context and all that belongs to it closed when its owner is dropped unclosed.
+
+    The garbage collector alone would end the context while its sockets are open, and wait for
+    them for ever. Detach what this returns when the owner was closed.
+
+    Args:
+        owner: may not be reachable from the parts.
+        context: is ended once they are closed.
+        parts: the sockets, in the order in which they are to be closed.
+    """
+    dropped = weakref.finalize(owner, _close_dropped, os.getpid(), context, parts)
+    dropped.atexit = False  # threads may still use them, and the kernel closes everything
+    return dropped
+
+
+def _close_dropped(pid: int, context: zmq.Context[Any], parts: Iterable[Closable]) -> None:
+    if os.getpid() != pid:
+        return  # after a fork they are the parent's
+    for part in parts:
+        part.close()
+    context.term()
+    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
+
+
 class Connections:
     """The connections of one tracker: each call borrows one."""
 
@@ -181,6 +219,7 @@ class Connections:
         self._idle: list[Connection] = []
         self._lent = 0
         self._closed = False
+        self._dropped = close_when_dropped(self, self._context, self._idle)
 
     @contextlib.contextmanager
     def lend(self, wake: Wake | None = None) -> Iterator[Connection]:
@@ -223,6 +262,7 @@ class Connections:
             self._idle.pop().close()
         if self._closed and self._lent == 0 and not self._context.closed:
             self._closing.close()
+            self._dropped.detach()
             self._context.term()
 
 
