@@ -276,8 +276,10 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         self._begin()
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        await self._greet(deadline)
-        stay = await self._open_stay(deadline)
+        # Who waits for ever waits for a lease, not for a daemon.
+        begin_by = boottime() + self.timeout if deadline is None else deadline
+        await self._greet(begin_by)
+        stay = await self._open_stay(begin_by)
         request = self._conversation.request(op, fields, deadline, stay)
         # Nothing is awaited between the reply and the lease, so that none is lost between them.
         return self._take_lease(stay, await self._exchange(request, deadline, parks=parks))

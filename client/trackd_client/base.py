@@ -126,7 +126,8 @@ class BaseTracker(Generic[LeaseT]):
             labels: more of that, at most 16.
             on_session_lost: called once for each session that the daemon no longer knows,
                 by whoever found out (a background thread, for the synchronous tracker).
-            on_state_change: called with each new `state`, likewise.
+            on_state_change: called with each new `state`, likewise. What a callback raises
+                is logged, and goes no further.
 
         Raises:
             ValueError: an argument is wrong.
@@ -180,8 +181,7 @@ class BaseTracker(Generic[LeaseT]):
         self._mark_lost(stay)
         log.warning("session lost: %s", error)
         self._set_state(State.LOST)
-        if self._on_session_lost is not None:
-            self._on_session_lost(error)
+        _call_back(self._on_session_lost, error)
 
     def _mark_lost(self, stay: Stay) -> None:
         for number, lease in list(self._leases.items()):
@@ -209,8 +209,19 @@ class BaseTracker(Generic[LeaseT]):
     def _set_state(self, state: State) -> None:
         if state is not self._state:
             self._state = state
-            if self._on_state_change is not None:
-                self._on_state_change(state)
+            _call_back(self._on_state_change, state)
+
+
+T = TypeVar("T")
+
+
+def _call_back(callback: Callable[[T], None] | None, value: T) -> None:
+    """Tell the agent something; what it raises must not stop whoever looks after its leases."""
+    if callback is not None:
+        try:
+            callback(value)
+        except Exception:
+            log.exception("a callback of the tracker failed")
 
 
 def deadline_of(timeout: float | None) -> float | None:

@@ -33,6 +33,8 @@ _SOON_MS: Final = 20
 # Plain integers: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
 _RCVMORE: Final = int(zmq.RCVMORE)
+#: Seconds after which a wait looks at the clock again.
+_LONGEST_WAIT: Final = 5.0
 _MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
@@ -115,9 +117,12 @@ class Connection:
         """Wait for the next thing to happen; the frame is empty but for a reply.
 
         Args:
-            seconds: how long at most, or None for ever.
+            seconds: how long at most, or None for ever. It may be over earlier.
         """
-        timeout = None if seconds is None else max(0, int(seconds * 1000) + 1)
+        if seconds is not None:
+            # Timed waits stand still in suspend, and the clock of deadlines does not.
+            seconds = min(max(0.0, seconds), _LONGEST_WAIT)
+        timeout = None if seconds is None else int(seconds * 1000) + 1
         for ready, _ in self._poller.poll(timeout):
             if ready is self._socket:
                 return Happened.REPLY, self._receive()

@@ -290,12 +290,14 @@ class Tracker(BaseTracker[Lease]):
         """
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
+        # Who waits for ever waits for a lease, not for a daemon.
+        begin_by = boottime() + self.timeout if deadline is None else deadline
         self._conversation.check_usable()
         with self._connections.lend(wake) as connection:
             if not self._conversation.greeted:
-                self._greet(connection, deadline)
+                self._greet(connection, begin_by)
             if session and stay is None:
-                stay = self._open_stay(connection, deadline)
+                stay = self._open_stay(connection, begin_by)
             stale = None if never_stale else deadline
             request = self._conversation.request(op, fields, stale, stay)
             answer = self._exchange(connection, request, deadline, parks=parks)
