@@ -28,9 +28,6 @@ NOTICE: Final = 3
 TOKEN_BYTES: Final = 16
 MAX_LABELS: Final = 16
 MAX_LABEL_BYTES: Final = 255
-#: Ranges that `done` may hold, and with them the gaps that parked requests leave; a daemon
-#: that allows more outstanding requests takes more.
-MAX_DONE_RANGES: Final = 1024
 MAX_UINT64: Final = 2**64 - 1
 #: How far above `max_frame` a frame may be and still be answered rather than cut off.
 FRAME_SLACK: Final = 64 * 1024
@@ -287,7 +284,7 @@ class Done:
         return changed
 
 
-def check_done(value: object, most: int = MAX_DONE_RANGES) -> list[int]:
+def check_done(value: object, most: int) -> list[int]:
     """Return `value` when it is a flat array of at most `most` ascending ranges.
 
     Raises:

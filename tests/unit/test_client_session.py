@@ -176,7 +176,7 @@ class Done(RuleBasedStateMachine):
         assert request.seq == self.last
         if within:
             self.outstanding.append(request)
-            flat = check_done(body_of(request)["done"])
+            flat = check_done(body_of(request)["done"], 1000)
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             told = {number for first, last in pairs for number in range(first, last + 1)}
             waiting = {request.seq for request in self.outstanding}

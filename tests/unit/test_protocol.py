@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from trackd_client.errors import Code
 from trackd_client.protocol import (
-    MAX_DONE_RANGES,
     MAX_UINT64,
     NOTICE,
     REPLY,
@@ -34,6 +33,8 @@ from trackd_client.protocol import (
 )
 
 T = TypeVar("T")
+#: More ranges than any test has.
+MOST = 1000
 SCALARS = (
     st.none()
     | st.booleans()
@@ -334,7 +335,7 @@ def test_done_is_the_set_of_all_numbers_that_were_ever_named(updates: list[list[
         assert members(done.ranges) == model
         gaps = zip(done.ranges[1:-1:2], done.ranges[2::2], strict=True)
         assert all(last + 1 < first for last, first in gaps), "ranges that touch are one"
-        assert check_done(list(done.ranges)) == done.ranges
+        assert check_done(list(done.ranges), MOST) == done.ranges
 
 
 @given(flat_ranges())
@@ -358,18 +359,24 @@ def test_done_is_taken_exactly_when_its_ranges_ascend(value: list[Any]) -> None:
         and all(value[i - 1] < value[i] for i in range(2, len(value), 2))
     )
     if right:
-        assert check_done(value) is value
+        assert check_done(value, MOST) is value
     else:
-        assert refused(check_done, value).code == Code.INVALID_ARGUMENT
+        assert refused(check_done, value, MOST).code == Code.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("value", [None, {}, "1", 1, b"\x01\x02", [1]])
 def test_done_that_is_no_array_of_pairs_is_refused(value: object) -> None:
-    assert refused(check_done, value).code == Code.INVALID_ARGUMENT
+    assert refused(check_done, value, MOST).code == Code.INVALID_ARGUMENT
 
 
 def test_done_holds_a_bounded_number_of_ranges() -> None:
-    most = [n for first in range(1, 2 * MAX_DONE_RANGES, 2) for n in (first, first)]
-    assert check_done(most) is most
-    last = most[-1] + 2
-    assert refused(check_done, [*most, last, last]).code == Code.LIMIT_EXCEEDED
+    assert check_done([1, 1, 3, 3], 2) == [1, 1, 3, 3]
+    assert refused(check_done, [1, 1, 3, 3, 5, 5], 2).code == Code.LIMIT_EXCEEDED
+
+
+def test_done_that_would_hold_too_many_ranges_stays_as_it_was() -> None:
+    done = Done([1, 1, 3, 3])
+    assert refused(done.update, [5, 5], 2).code == Code.LIMIT_EXCEEDED
+    assert done.ranges == [1, 1, 3, 3]
+    assert done.update([2, 2, 5, 5], 2)
+    assert done.ranges == [1, 3, 5, 5]

@@ -1,0 +1,208 @@
+"""A real daemon answers the conversations of docs/protocol.md with the documented bytes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+import zmq
+
+from protocol_document import Message, messages, pack
+from trackd_client import AcquireTimeout, Proxy, Tracker
+from trackd_client.protocol import REPLY, REQUEST, VERSION, decode
+from trackd_client.session import Conversation, Request
+from trackd_client.testing import Daemon, MakeDaemon
+
+#: Seconds that anything may take before the test fails.
+PATIENCE = 20.0
+
+#: How the daemon of each conversation is started, as its introduction says.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "A conversation": {},
+    "A lease that does not claim": {"claim_timeout": 0.5, "dial_rate": 0.01, "dial_burst": 1},
+    "A connection too many": {"disconnect_threshold": 0.2},
+}
+#: The daemon's clock in the document.
+CLOCK = 5000.25
+#: Fields that tell of a moment, a place or a release: they are compared by type.
+VARIES = {"boot_id", "claim_by", "clock", "message", "pid", "requests", "retry_after"} | {
+    "server",
+    "tracker_id",
+    "uptime",
+}
+
+
+class Peer:
+    """A client that sends what the document shows, and takes what comes."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._connected()
+        self._replies: defaultdict[int, deque[bytes]] = defaultdict(deque)
+        self._parked: dict[int, bytes] = {}
+        # A number that the document does not use.
+        self._socket.send(pack([VERSION, REQUEST, {"op": "hello", "seq": 1_000_000}]))
+        self._ahead = body_of(self.reply(1_000_000))["clock"] - CLOCK
+
+    def reconnect(self) -> None:
+        """Go on over a new connection."""
+        self._socket.close()
+        self._socket = self._connected()
+
+    def send_parked_again(self) -> None:
+        """Send again what waits, as a client does after a handshake."""
+        for frame in self._parked.values():
+            self._socket.send(frame)
+
+    def send(self, message: Message) -> None:
+        """Send a request, with its deadline by the clock of this daemon."""
+        version, kind, body = message.value
+        frame = message.frame
+        if "deadline" in body:
+            frame = pack([version, kind, {**body, "deadline": body["deadline"] + self._ahead}])
+        self._socket.send(frame)
+        if body["op"] in {"acquire", "watch_session"}:
+            self._parked[body["seq"]] = frame
+        self._parked.pop(body.get("target"), None)
+
+    def reply(self, seq: int) -> bytes:
+        """Return the next reply with a number, whatever others come before it."""
+        while not self._replies[seq]:
+            assert self._socket.poll(int(PATIENCE * 1000)), f"no reply with the number {seq}"
+            frame = self._socket.recv()
+            self._replies[body_of(frame)["seq"]].append(frame)
+        self._parked.pop(seq, None)
+        return self._replies[seq].popleft()
+
+    def nothing_is_left(self) -> bool:
+        """Tell whether every reply that came was asked for."""
+        self._socket.send(pack([VERSION, REQUEST, {"op": "ping", "seq": 1_000_001}]))
+        self.reply(1_000_001)  # whatever was sent before it is here now
+        return not any(self._replies.values())
+
+    def _connected(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(self._endpoint)
+        return socket
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+def body_of(frame: bytes) -> dict[str, Any]:
+    decoded = decode(frame)
+    assert decoded is not None
+    assert decoded[0] == REPLY
+    return decoded[1]
+
+
+def check(message: Message, frame: bytes, varies: set[str]) -> None:
+    """Compare a reply with the documented one, but for the values that may vary."""
+    told = body_of(frame)
+    assert list(told) == list(message.body), f"{message.name}: its fields"
+    for field in varies & set(told):
+        assert type(told[field]) is type(message.body[field]), f"{message.name}: {field}"
+        told[field] = message.body[field]
+    assert pack([VERSION, REPLY, told]) == message.frame, f"{message.name}: {told}"
+
+
+@pytest.mark.parametrize("section", SETTINGS)
+def test_the_daemon_answers_as_documented(section: str, make_trackd_daemon: MakeDaemon) -> None:
+    daemon = make_trackd_daemon(**SETTINGS[section])
+    with Peer(daemon.endpoint) as peer:
+        for message in messages():
+            if message.section != section:
+                continue
+            if message.kind == REPLY:
+                check(message, peer.reply(message.body["seq"]), VARIES)
+                continue
+            if "again over a new connection" in message.name:
+                peer.reconnect()
+            peer.send(message)
+        assert peer.nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SETTINGS)
+def test_the_daemon_answers_as_documented_when_it_is_killed_before_every_request(
+    section: str, make_trackd_daemon: MakeDaemon
+) -> None:
+    daemon = make_trackd_daemon(**SETTINGS[section])
+    with Peer(daemon.endpoint) as peer:
+        for message in messages():
+            if message.section != section:
+                continue
+            if message.kind == REPLY:
+                check(message, peer.reply(message.body["seq"]), VARIES | {"epoch"})
+                continue
+            daemon.restart()
+            peer.reconnect()
+            peer.send_parked_again()
+            peer.send(message)
+        assert peer.nothing_is_left()
+
+
+def test_every_conversation_of_the_document_is_played() -> None:
+    assert {message.section for message in messages()} == set(SETTINGS)
+
+
+def test_the_client_sends_its_fields_as_documented(
+    trackd_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    request_of = Conversation.request
+
+    def record(self: Conversation, *args: Any) -> Request:
+        request = request_of(self, *args)
+        decoded = decode(request.frame)
+        assert decoded is not None
+        sent.append(decoded[1])
+        return request
+
+    monkeypatch.setattr(Conversation, "request", record)
+    labels = {"unit": "agent@1.service"}
+    with Tracker(trackd_daemon.endpoint, cluster="example.com", name="a", labels=labels) as tracker:
+        tracker.ping()
+        tracker.status()
+        tracker.explain()
+        tracker.track_expected(Proxy("p1", generation=1))
+        tracker.set_connection_count(0)
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        assert tracker.is_claimed("p1")
+        with pytest.raises(AcquireTimeout):
+            tracker.acquire(timeout=0.05)
+        wait_for(lambda: any(body["op"] == "cancel" for body in sent))
+        lease.release()
+        assert tracker.adopt("p1") is not None
+    shown: dict[str, list[list[str]]] = defaultdict(list)
+    for message in messages():
+        if message.kind == REQUEST:
+            shown[message.body["op"]].append(list(message.body))
+    not_sent = {"heartbeat", "teleport"}  # where the daemon sees the process; and by nobody
+    assert {body["op"] for body in sent} == set(shown) - not_sent
+    for body in sent:
+        assert list(body) in shown[body["op"]]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
