@@ -5,8 +5,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
+# `sudo make install` puts the daemon and its units on this host; DESTDIR is for packagers.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Where systemd looks: under /usr and /usr/local it finds what lies beside the program.
+SYSTEMD_LIB ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
+HOME_OF = $(PREFIX)/lib/trackd
+DOC_OF = $(PREFIX)/share/doc/trackd
+UNITS = $(SYSTEMD_LIB)/systemd/system
+SYSUSERS = $(SYSTEMD_LIB)/sysusers.d/trackd.conf
+TMPFILES = $(SYSTEMD_LIB)/tmpfiles.d/trackd.conf
+EXAMPLE = /etc/trackd/trackd.toml
+# Only where the host itself is meant, and it runs systemd.
+ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast clean
+.PHONY: help venv demo test check format lint types fast clean install uninstall test-systemd
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,8 +35,8 @@ venv: $(STAMP) ## create the virtual environment
 demo: $(STAMP) ## a daemon and real agents against simulated proxies (ARGS="--plain --agents 8")
 	$(BIN)/trackd demo $(ARGS)
 
-test: $(STAMP) ## every test (ARGS="-k word")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## every test but those of test-systemd (ARGS="-k word")
+	$(BIN)/python -m pytest --ignore=tests/systemd $(ARGS)
 
 check: lint types fast ## before every commit: format, lint, types, fast tests
 
@@ -39,6 +53,47 @@ types: $(STAMP) ## mypy --strict over both packages and the tests
 
 fast: $(STAMP) ## the tests that take less than a minute together
 	$(BIN)/python -m pytest -q -m 'not slow' tests/unit tests/model
+
+test-systemd: $(STAMP) ## the units, in a booted systemd of their own (root, mmdebstrap, systemd-nspawn)
+	$(BIN)/python -m pytest tests/systemd $(ARGS)
+
+# A virtual environment cannot be moved: what it says of its own place is put right for DESTDIR.
+install: ## daemon, units and example configuration (as root; PREFIX, DESTDIR)
+	umask 022 && $(PYTHON) -m venv --clear "$(DESTDIR)$(HOME_OF)"
+	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m pip install --quiet --disable-pip-version-check '.[daemon,cli]'
+	test -z "$(DESTDIR)" || grep -rlIF -- "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(HOME_OF)/bin" \
+		"$(DESTDIR)$(HOME_OF)/pyvenv.cfg" | xargs -r sed -i "s#$(DESTDIR)$(HOME_OF)#$(HOME_OF)#g"
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)/etc/trackd"
+	ln -sfn "$(HOME_OF)/bin/trackd" "$(HOME_OF)/bin/trackctl" "$(DESTDIR)$(PREFIX)/bin/"
+	for unit in trackd@.service trackd@.socket; do \
+		sed "s#/usr/local/#$(PREFIX)/#g" "systemd/$$unit" | install -m 644 /dev/stdin "$(DESTDIR)$(UNITS)/$$unit"; \
+	done
+	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
+	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md systemd/trackd.toml systemd/http-over-tcp.conf
+	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
+	if $(ON_HOST); then \
+		systemd-sysusers "$(SYSUSERS)" && systemd-tmpfiles --create "$(TMPFILES)" && systemctl daemon-reload; \
+	fi
+
+uninstall: ## stop every instance, and remove what install put there; changed configuration stays
+	if $(ON_HOST); then \
+		systemctl stop 'trackd@*.socket' 'trackd@*.service'; \
+		systemctl disable trackd@.socket trackd@.service; \
+		systemctl reset-failed 'trackd@*' || true; \
+		rm -rf /run/trackd; \
+	fi
+	if cmp -s systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"; then rm "$(DESTDIR)$(EXAMPLE)"; fi
+	rmdir "$(DESTDIR)/etc/trackd" || echo "kept: $(DESTDIR)/etc/trackd"
+	rm -rf "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(DOC_OF)"
+	rm -f "$(DESTDIR)$(PREFIX)/bin/trackd" "$(DESTDIR)$(PREFIX)/bin/trackctl" \
+		"$(DESTDIR)$(UNITS)/trackd@.service" "$(DESTDIR)$(UNITS)/trackd@.socket" \
+		"$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
+	if $(ON_HOST); then \
+		systemctl daemon-reload; \
+		if getent passwd trackd >/dev/null; then userdel trackd; fi; \
+		if getent group trackd >/dev/null; then groupdel trackd; fi; \
+	fi
 
 clean: ## remove what make created
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
