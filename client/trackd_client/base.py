@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -132,8 +132,8 @@ class BaseTracker(Generic[LeaseT]):
         Raises:
             ValueError: an argument is wrong.
         """
-        if not timeout > 0:
-            raise ValueError("timeout must be a positive number of seconds")
+        if not 0 < timeout < threading.TIMEOUT_MAX:
+            raise ValueError("timeout must be a positive number of seconds, and an end to it")
         self.endpoint = client_endpoint(endpoint, cluster)
         self.timeout = timeout
         self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
@@ -230,7 +230,7 @@ def deadline_of(timeout: float | None) -> float | None:
     Raises:
         ValueError: it is no number of seconds.
     """
-    if timeout is None or timeout == math.inf:
+    if timeout is None or timeout >= threading.TIMEOUT_MAX:  # three centuries
         return None
     if not timeout >= 0:
         raise ValueError("timeout must be a number of seconds, or None")
