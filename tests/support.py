@@ -5,6 +5,7 @@ Nothing here checks anything; that is the tests' business.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -15,12 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgpack
+import pytest
 import zmq
 
 from trackd_client import Tracker
@@ -101,16 +103,49 @@ def run_script(
     code: str, *args: str, user: int | None = None, timeout: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, as another user if need be, and return its end."""
-    ids: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    executable, options = (sys.executable, {}) if user is None else python_of(user)
     return subprocess.run(
-        [sys.executable, "-c", code, *args],
+        [executable, "-c", code, *args],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
         cwd="/",
-        **ids,
+        **options,
     )
+
+
+@functools.cache
+def _interpreter_of(user: int) -> tuple[str, str] | None:
+    """Return an interpreter that a user may run, and its PYTHONPATH; that of root may be hidden."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    for executable in (sys.executable, "/usr/bin/python3"):
+        with suppress(OSError):
+            done = subprocess.run(
+                [executable, "-c", "import trackd, trackd_client, zmq, msgpack, pykka"],
+                user=user,
+                group=user,
+                extra_groups=[],
+                env={"PYTHONPATH": path},
+                cwd="/",
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode == 0:
+                return executable, path
+    return None
+
+
+def python_of(user: int) -> tuple[str, dict[str, Any]]:
+    """Return an interpreter and the arguments of `Popen` for another user, or skip the test."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    found = _interpreter_of(user)
+    if found is None:
+        pytest.skip(f"there is no Python with these packages that the user {user} may run")
+    executable, path = found
+    identity = {"user": user, "group": user, "extra_groups": []}
+    return executable, {**identity, "env": {"PYTHONPATH": path}}
 
 
 class RawPeer:
