@@ -52,7 +52,7 @@ class BaseLease:
         self._stay = stay
         self._claim_by = claim_by
         self._released = False
-        #: Called after each answer to `claim`: whether it succeeded, and the name meant.
+        #: Called when a claim succeeded (True) or met a proxy that is held (False): its name.
         self.on_claim: Callable[[bool, str | None], None] | None = None
 
     @property
@@ -87,7 +87,7 @@ class BaseLease:
         claimed, name = bool(fields["claimed"]), fields["name"]
         if claimed:
             self.claimed_name = name
-        if self.on_claim is not None:
+        if self.on_claim is not None and (claimed or fields.get("reason") == "held"):
             self.on_claim(claimed, name)
         return claimed
 

@@ -67,8 +67,8 @@ class Policy:
     failed_base: float = 0.5
     failed_cap: float = 8.0
     stayed_up: float = 10.0
-    duplicate_step: float = 0.05
-    duplicate_cap: float = 1.0
+    duplicate_step: float = 0.025
+    duplicate_cap: float = 0.5
     sticky_after: int = 20
     sticky_pause: float = 5.0
 

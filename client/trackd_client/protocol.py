@@ -64,12 +64,14 @@ class ProtocolError(Exception):
     Attributes:
         code: the error code for the reply.
         seq: the number of the request that it answers, or 0 when that could not be read.
+        fields: more fields of the reply.
     """
 
-    def __init__(self, code: str, message: str, seq: int = 0) -> None:
+    def __init__(self, code: str, message: str, seq: int = 0, **fields: Any) -> None:
         super().__init__(message)
         self.code = code
         self.seq = seq
+        self.fields = fields
 
 
 class Reply(NamedTuple):

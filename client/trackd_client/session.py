@@ -149,7 +149,8 @@ class Conversation:
             if stay is not None:
                 stay.outstanding.add(seq)
                 body["token"] = stay.token
-                body["done"] = _complement(stay.outstanding, seq)
+                done = _complement(stay.outstanding, seq)
+                body["done"] = done[: 2 * self.limits.max_outstanding]
         body["seq"] = seq
         if deadline is not None:
             body["deadline"] = deadline + self._clock_offset

@@ -95,9 +95,10 @@ class TrackerActor(SupervisedActor):
         self._batch: list[Call] = []
         self._ticker: pykka.ActorRef[Any] | None = None
         self._watcher: pykka.ActorRef[Any] | None = None
-        self._announced: float | None = None
+        self._announced: float | None = None  # when the ticker will wake us
+        self._timer_due = True  # whether to look when that should be
         self._failed = False
-        self._tracker_id = os.urandom(8)
+        self._tracker_id = os.urandom(8).hex()
         self._epoch_stored = False
 
     def _create_actor_inbox(self) -> RouterMailbox:  # type: ignore[override] # a method, where pykka has a static one: the mailbox needs the context
@@ -155,22 +156,23 @@ class TrackerActor(SupervisedActor):
 
     def _sweep(self) -> None:
         self._announced = None
+        self._timer_due = True
         if self._facts.store_problem is not None:
             self._probe()
         if self._facts.store_problem is None:
             for session in self._state.sweep():
-                log.info("session ended", extra=fields(session=session.id, reason="no heartbeat"))
+                log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
     def _end_sessions(self, process: Process) -> None:
         """End the sessions of a process that is gone; while nothing can be stored, later."""
         if self._facts.store_problem is not None:
             return
         for session in self._state.sessions.of_process(process):
-            freed = self._state.end_session(session, "process exited")
+            freed = self._state.end_session(session, "process_exited")
             log.info(
                 "session ended",
                 extra=fields(
-                    session=session.id, pid=process.pid, reason="process exited", freed=len(freed)
+                    session=session.id, pid=process.pid, reason="process_exited", freed=len(freed)
                 ),
             )
 
@@ -179,6 +181,7 @@ class TrackerActor(SupervisedActor):
         self._mailbox.limit_frames(message.config.max_frame)
         self._state.reconfigure(message.config)
         self._announced = None  # the next thing may be due earlier
+        self._timer_due = True
         self._requests = Requests(self._state, self._roles, self._clock, self._facts)
 
     def _serve_waiters(self) -> None:
@@ -220,7 +223,7 @@ class TrackerActor(SupervisedActor):
         if records:
             try:
                 store.append(records, time.time())
-            except StoreError as error:
+            except (StoreError, DamagedError) as error:
                 self._lose_batch(error)
             else:
                 store.touch(touched)
@@ -228,13 +231,15 @@ class TrackerActor(SupervisedActor):
         elif touched:
             store.touch(touched)
         self._batch.clear()
+        self._state.batch_ended()
         self._mailbox.flush()
         if store.checkpoint_due and self._facts.store_problem is None:
             try:
                 store.checkpoint_step(self._state.value_of)
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
-        if records or touched or self._announced is None:
+        if records or touched or self._timer_due:
+            self._timer_due = False
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -244,8 +249,6 @@ class TrackerActor(SupervisedActor):
         now = self._clock()
         if self._facts.store_problem is not None:
             due: float | None = now + PROBE_SECONDS
-            if self._announced is not None:
-                return
         else:
             due = self._state.next_timer()
         if self._mailbox.has_unsent:
@@ -254,13 +257,16 @@ class TrackerActor(SupervisedActor):
             self._announced = due
             self._ticker.tell(WakeAt(due))
 
-    def _lose_batch(self, error: StoreError) -> None:
+    def _lose_batch(self, error: StoreError | DamagedError) -> None:
         """Answer a batch that could not be stored as if it had never been handled."""
+        if isinstance(error, DamagedError):
+            self._set_aside(str(error))
         log.error("changes cannot be stored", extra=fields(reason=str(error)))
         self._facts.store_problem = str(error)
         self._mailbox.discard()
         lost = self._state
-        routes = {(w.session.token, w.seq): w.route for w in lost.queue}
+        waiters = [*lost.left, *lost.queue]
+        routes = {(waiter.session.token, waiter.seq): waiter.route for waiter in waiters}
         # Notices of this batch are gone; those who wait for some ask again.
         watches = [*lost.watches_answered, *(s.watch for s in lost.sessions if s.watch)]
         for watch in watches:
@@ -314,7 +320,7 @@ class TrackerActor(SupervisedActor):
         self._store = Store(directory, self._facts.boot_id, self._store_connect)
         self._load()
         if self._state.cluster not in ("", self._config.cluster_name):
-            self._store.set_aside(f"it belongs to the cluster {self._state.cluster!r}")
+            self._set_aside(f"it belongs to the cluster {self._state.cluster!r}")
             self._load()
         self._state.begin_epoch(self._tracker_id)
         self._state.record_epoch()
@@ -323,25 +329,36 @@ class TrackerActor(SupervisedActor):
     def _load(self) -> None:
         """Build the state from what is committed."""
         assert self._store is not None
+        state = State(self._config, self)
         try:
             rows, batches = self._store.load()
             image = Image()
             image.take(rows)
             touched = [key for batch in batches for record in batch for key in image.replay(record)]
-        except (DamagedError, ValueError, TypeError, IndexError, KeyError) as error:
-            self._store.set_aside(f"cannot be read: {error}")
-            rows, batches, image, touched = [], [], Image(), []
-        self._state = State(self._config, self)
-        self._state.load(image)
+            state.load(image)
+        except (DamagedError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self._set_aside(f"cannot be read: {error}")
+            state, touched = State(self._config, self), []
+            state.load(Image())
+        self._state = state
         self._requests = Requests(self._state, self._roles, self._clock, self._facts)
         self._store.touch(touched)
+
+    def _set_aside(self, why: str) -> None:
+        """Begin a new, empty state, which its own tracker id tells from the one before."""
+        assert self._store is not None
+        self._store.set_aside(why)
+        self._tracker_id = os.urandom(8).hex()
+        self._epoch_stored = False
 
     def _serve(self, message: Serve) -> None:
         self._ticker = message.ticker
         self._watcher = message.watcher
         self._end_gone_sessions()
-        self._state.sweep()
+        if self._facts.store_problem is None:
+            self._state.sweep()
         self._end_batch()
+        self._timer_due = True
         self._mailbox.bind(message.endpoint, message.descriptor)
 
     def _end_gone_sessions(self) -> None:

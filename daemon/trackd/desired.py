@@ -7,7 +7,7 @@ It never walks proxies, knows no names, and has no opinion about expiry or lease
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 
 
 @dataclass(slots=True, eq=False)
@@ -117,9 +117,16 @@ class DesiredSet:
         if cohort.desired:
             self.claimed -= 1
 
-    def groups(self) -> Iterator[tuple[str, Cohort, list[Cohort]]]:
-        """Yield each group's name, its desired cohort, and all its cohorts."""
-        for name, members in self._groups.items():
+    @property
+    def group_count(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    def groups(self, limit: int | None = None) -> Iterator[tuple[str, Cohort, list[Cohort]]]:
+        """Yield each group's name, its desired cohort, and all its cohorts, the first by name."""
+        names = sorted(self._groups) if limit is None else nsmallest(limit, self._groups)
+        for name in names:
+            members = self._groups[name]
             assert members.largest is not None
             yield name, members.largest, list(members.cohorts.values())
 

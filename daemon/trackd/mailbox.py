@@ -269,16 +269,17 @@ class RouterMailbox:
         seq = 0
         if problem is None:
             try:
-                if len(frame) > self._max_frame:
-                    raise ProtocolError(
-                        Code.LIMIT_EXCEEDED,
-                        f"the message has {len(frame)} bytes; {self._max_frame} are allowed",
-                    )
                 decoded = decode(frame.bytes)
                 if decoded is None or decoded[0] != REQUEST:
                     return
                 body = decoded[1]
                 seq = check_count(body.get("seq"), "seq", least=1)
+                if len(frame) > self._max_frame:
+                    raise ProtocolError(
+                        Code.LIMIT_EXCEEDED,
+                        f"the message has {len(frame)} bytes; {self._max_frame} are allowed",
+                        seq,
+                    )
             except ProtocolError as error:
                 problem = error
                 seq = error.seq

@@ -19,7 +19,7 @@ from trackd.logs import fields as about
 from trackd.mailbox import Call
 from trackd.peers import Peer, Roles, start_time
 from trackd.probe import PROBE
-from trackd.sessions import Process, Session, Watch
+from trackd.sessions import Process, Session, Watch, sentence_of
 from trackd.state import State
 from trackd.tracker import Row
 from trackd_client import __version__
@@ -50,8 +50,11 @@ Fields = dict[str, Any]
 _SESSIONLESS = SESSIONLESS | {PROBE}
 #: A request that waits: its reply comes later.
 PARKED = object()
-#: What this daemon can do beyond the operations of minor version 0; told by `hello`.
-FEATURES: tuple[str, ...] = ("adopt", "waiting", "notices")
+#: What this daemon can do beyond minor version 0; told by `hello`.
+FEATURES: tuple[str, ...] = ()
+#: Groups that `status`, and proxies that `explain` tells by name.
+MOST_GROUPS = 100
+MOST_MISSING = 100
 #: Seconds after which a mutation that could not be stored is worth another try.
 STORE_RETRY = 1.0
 _INT64 = 2**63
@@ -97,6 +100,7 @@ class Requests:
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
         body = error_body(call.seq, self._state.revision, error.code, str(error))
+        body.update(error.fields)
         if error.code == Code.UNAVAILABLE:
             body["retry_after"] = STORE_RETRY
         return encode(REPLY, body)
@@ -142,10 +146,8 @@ class Requests:
         if waiter is not None:
             waiter.route = call.route
             return None
-        if "deadline" in body and not operation.never_stale:
-            deadline = check_seconds(body["deadline"], "deadline")
-            if deadline < self._now():
-                return None
+        if not operation.never_stale and self._is_stale(call):
+            return None
         if operation.changes:
             self._check_store()
             if not self._has_room(session) and not operation.never_stale:
@@ -193,7 +195,7 @@ class Requests:
             "request", extra=about(**{key: each for key, each in told.items() if each is not None})
         )
 
-    def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes:
+    def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:
         """Answer a request whose token has no session: `open`, or one that came too late."""
         ended = self._state.sessions.ended.get(token)
         if ended is not None:
@@ -201,7 +203,7 @@ class Requests:
                 raise ProtocolError(Code.PERMISSION_DENIED, "the session belonged to another user")
             if op == "close":
                 return self._reply(call, {})
-            raise ProtocolError(Code.SESSION_ENDED, f"the session has ended: {ended.reason}")
+            raise ProtocolError(Code.SESSION_ENDED, sentence_of(ended.reason), reason=ended.reason)
         if op == "close":
             return self._reply(call, {})
         if op != "open":
@@ -209,6 +211,8 @@ class Requests:
                 Code.SESSION_UNKNOWN,
                 "the daemon does not know this session; it was opened at another state of it",
             )
+        if self._is_stale(call):
+            return None
         self._check_store()
         return self._reply(call, self.open(call, token, peer))
 
@@ -223,6 +227,10 @@ class Requests:
                 " nothing was changed",
             )
 
+    def _is_stale(self, call: Call) -> bool:
+        deadline = call.body.get("deadline")
+        return deadline is not None and check_seconds(deadline, "deadline") < self._now()
+
     def _has_room(self, session: Session) -> bool:
         return len(session.replies) + len(session.parked) < self._config.max_outstanding
 
@@ -233,7 +241,7 @@ class Requests:
         state, config = self._state, self._config
         return {
             "server": __version__,
-            "version": VERSION,
+            "protocol": VERSION,
             "minor": MINOR,
             "features": FEATURES,
             "cluster": self._config.cluster_name,
@@ -275,6 +283,7 @@ class Requests:
             "server": __version__,
             "pid": os.getpid(),
             "epoch": state.epoch,
+            "tracker_id": state.tracker_id,
             "uptime": self._now() - self._facts.started,
             "mode": "agent mesh" if tracker.connection_count <= 0 else "proxy peering",
             "connection_count": tracker.connection_count,
@@ -290,6 +299,8 @@ class Requests:
             "last_lease": tracker.last_lease,
             "requests": self._facts.requests,
             "store": self._store_word(),
+            "store_problem": self._facts.store_problem,
+            "group_count": tracker.group_count,
             "groups": [
                 {
                     "group": group.name,
@@ -298,7 +309,7 @@ class Requests:
                     "desired": group.desired,
                     "claimed": group.claimed,
                 }
-                for group in tracker.groups()
+                for group in tracker.groups(MOST_GROUPS)
             ],
         }
 
@@ -327,13 +338,13 @@ class Requests:
             "claimed_desired": tracker.claimed_desired_count,
             "inflight": tracker.inflight,
             "waiting": len(state.queue),
-            "missing": tracker.missing(100),
+            "missing": tracker.missing(MOST_MISSING),
             "missing_count": tracker.desired_count - tracker.claimed_desired_count,
         }
 
     def _store_word(self) -> str:
         if self._facts.store_problem is not None:
-            return f"failing: {self._facts.store_problem}"
+            return "failing"
         return "ok" if self._config.state_dir else "off"
 
     # -- operations of a session ---------------------------------------------------------
@@ -351,9 +362,11 @@ class Requests:
         name = check_text(body.get("name", ""), "name", self._config.max_name)
         version = check_text(body.get("version", ""), "version", self._config.max_name)
         labels = body.get("labels", {})
-        if type(labels) is not dict or len(labels) > MAX_LABELS:
+        if type(labels) is not dict:
+            raise ProtocolError(Code.INVALID_ARGUMENT, "labels must be a map")
+        if len(labels) > MAX_LABELS:
             raise ProtocolError(
-                Code.INVALID_ARGUMENT, f"labels must be a map of {MAX_LABELS} at most"
+                Code.LIMIT_EXCEEDED, f"{len(labels)} labels; {MAX_LABELS} are allowed"
             )
         for key, value in labels.items():
             check_name(key, "a label's name", MAX_LABEL_BYTES)
@@ -383,7 +396,7 @@ class Requests:
 
     def close(self, _call: Call, session: Session) -> Fields:
         """End the session, and release what it holds."""
-        self._state.end_session(session, "closed by the client")
+        self._state.end_session(session, "closed")
         return {}
 
     def heartbeat(self, _call: Call, _session: Session) -> Fields:
@@ -448,8 +461,10 @@ class Requests:
                 f"lease {lease} did not claim within"
                 f" {self._config.claim_timeout:g} s and was taken back; acquire another",
             )
-        claimed, name = self._state.claim(session, lease, self._principals(call))
-        return {"claimed": claimed, "name": name}
+        name, reason = self._state.claim(session, lease, self._principals(call))
+        if reason is not None:
+            return {"claimed": False, "name": name, "reason": reason}
+        return {"claimed": True, "name": name}
 
     def release(self, call: Call, session: Session) -> Fields:
         """Release a lease; a second time is no error."""

@@ -22,6 +22,20 @@ ENDED_TOKENS = 10_000
 EXPIRED_LEASES = 1024
 
 
+#: Why a session ends: the code that the wire, logs and metrics use, and what it means.
+REASONS = {
+    "closed": "its client closed it",
+    "process_exited": "its process exited",
+    "no_heartbeat": "no heartbeat came in time",
+    "admin": "an administrator ended it",
+}
+
+
+def sentence_of(reason: str) -> str:
+    """Return what people are told of the end of a session."""
+    return f"the session has ended: {REASONS.get(reason, reason)}"
+
+
 class Process(NamedTuple):
     """A process for good: its pid, and its start in clock ticks since boot."""
 
@@ -139,6 +153,8 @@ class Session:
             else:
                 for seq in [seq for seq in replies if seq in self.done]:
                     del replies[seq]
+        if self.watch is not None and self.watch.seq in self.done:
+            self.watch = None
         return [seq for seq in self.parked if seq in self.done] if self.parked else []
 
 

@@ -25,6 +25,7 @@ from trackd.sessions import (
     Sessions,
     Waiter,
     Watch,
+    sentence_of,
 )
 from trackd.store import Key, Record
 from trackd.tracker import Row, Tracker
@@ -84,11 +85,12 @@ class State:
         self.leases: dict[int, Lease] = {}
         self.revision = 0
         self.epoch = 0
-        self.tracker_id = b""
+        self.tracker_id = ""
         self.cluster = ""  # whose state it is, as the store says
         self.records: list[Record] = []
         self.touched: list[Key] = []
         self.budget = Budget(config.dial_rate, config.dial_burst)
+        self.left: list[Waiter] = []  # the queue, in this batch
         self.watches_answered: list[Watch] = []  # in this batch
         self._around = surroundings
         self._in_flight: OrderedDict[int, None] = OrderedDict()
@@ -130,13 +132,17 @@ class State:
 
     def end_session(self, session: Session, reason: str) -> list[int]:
         """End a session and release its leases, in one mutation; return their ids."""
-        over = {"error": Code.SESSION_ENDED, "message": f"the session has ended: {reason}"}
-        for waiter in session.parked.values():
-            self.queue.remove(waiter)
+        self._changed()
+        over = {
+            "error": Code.SESSION_ENDED,
+            "message": sentence_of(reason),
+            "reason": reason,
+        }
+        for waiter in list(session.parked.values()):
+            self._leave(waiter)
             if waiter.route is not None:
                 body = {"seq": waiter.seq, "revision": self.revision, **over}
                 self._around.deliver(waiter.route, encode(REPLY, body))
-        session.parked.clear()
         self._answer_watch(session, over)
         freed = sorted(session.leases)
         for lease in freed:
@@ -148,7 +154,6 @@ class State:
         self._record(["end", session.token, reason, now, session.peer.uid], key)
         self.touched.append(("ended", session.token))
         self._forget_ended(now)  # here too: without anything tracked nothing is ever swept
-        self._changed()
         return freed
 
     def heard_of(self, session: Session) -> None:
@@ -169,8 +174,12 @@ class State:
 
     def acknowledge(self, session: Session, ranges: list[int]) -> None:
         """Take in the numbers that a session is done with, given-up acquires included."""
-        for seq in session.acknowledge(ranges, self.config.max_done_ranges):
+        given_up = session.acknowledge(ranges, self.config.max_done_ranges)
+        for seq in given_up:
             self._unpark(session.parked[seq])
+        if given_up:
+            done = list(session.done.ranges)
+            self._record(["done", session.token, done], ("session", session.token))
 
     # -- the rules --------------------------------------------------------------------
 
@@ -231,15 +240,28 @@ class State:
             self._own(waiter.session, lease)
             self._answer(waiter, lease)
 
-    def claim(self, session: Session, lease: int, principals: list[str]) -> tuple[bool, str | None]:
-        """Claim by rule 8; return whether it succeeded, and the name that was meant."""
-        name = self.tracker.claim(lease, principals) if lease in session.leases else None
+    def claim(
+        self, session: Session, lease: int, principals: list[str]
+    ) -> tuple[str | None, str | None]:
+        """Claim by rule 8.
+
+        Returns:
+            The name that the principals mean, and why it cannot be claimed, or None when it is.
+        """
+        tracker = self.tracker
+        name = tracker.resolve(principals)
+        if lease not in session.leases:
+            return name, "lease_gone"
+        if tracker.lease_name(lease) is not None:
+            return name, "has_claimed"
         if name is None:
-            return False, self.tracker.resolve(principals)
+            return None, "no_name"
+        if tracker.claim(lease, principals) is None:
+            return name, "held"
         self._in_flight.pop(lease, None)
         self._record(self._lease_record(lease), ("lease", lease))
         self._changed()
-        return True, name
+        return name, None
 
     def release(self, session: Session, lease: int) -> bool:
         """Release a lease of this session; tell whether it held anything."""
@@ -280,7 +302,7 @@ class State:
             self._answer(waiter, None)
         silent = self.sessions.silent(now)
         for session in silent:
-            self.end_session(session, "no heartbeat")
+            self.end_session(session, "no_heartbeat")
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
         self._forget_ended(now)
@@ -353,7 +375,7 @@ class State:
         meta = image.meta
         self.revision = self._stored_revision = meta.get("revision", 0)
         self.epoch = meta.get("epoch", 0)
-        self.tracker_id = meta.get("tracker_id", b"")
+        self.tracker_id = meta.get("tracker_id", "")
         self.cluster = meta.get("cluster", "")
         self.sessions.last_id = meta.get("last_session", 0)
         if "budget" in meta:
@@ -368,7 +390,7 @@ class State:
             last_lease=meta.get("last_lease", 0),
             connection_count=count,
         )
-        for token, ended in image.ended.items():
+        for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
             self.sessions.ended[token] = Ended(*ended)
         waiters: list[Waiter] = []
         for token, row in image.sessions.items():
@@ -389,7 +411,7 @@ class State:
             if held.name is None:
                 self._in_flight[lease] = None
 
-    def begin_epoch(self, tracker_id: bytes) -> None:
+    def begin_epoch(self, tracker_id: str) -> None:
         """Count a start; `tracker_id` names the state when it is new."""
         self.epoch += 1
         self.tracker_id = self.tracker_id or tracker_id
@@ -410,10 +432,14 @@ class State:
         if self.revision != self._stored_revision:
             self._record(["meta", "revision", self.revision], ("meta", "revision"))
             self._stored_revision = self.revision
-        self.watches_answered = []
         records, touched = self.records, self.touched
         self.records, self.touched = [], []
         return records, touched
+
+    def batch_ended(self) -> None:
+        """Forget who was answered in the batch: it is stored, and their answers are sent."""
+        self.left.clear()
+        self.watches_answered.clear()
 
     def value_of(self, key: Key) -> Any:
         """Return what the checkpoint holds of a thing, or None when it is no more."""
@@ -510,8 +536,7 @@ class State:
     def _answer(self, waiter: Waiter, lease: int | None) -> None:
         """Answer a parked acquire: with a lease, or with None because its time is up."""
         session, seq = waiter.session, waiter.seq
-        self.queue.remove(waiter)
-        del session.parked[seq]
+        self._leave(waiter)
         if lease is None:
             self._record(["unwait", session.token, seq], ("session", session.token))
         fields = {"seq": seq, "revision": self.revision, **self.grant_fields(lease)}
@@ -520,9 +545,13 @@ class State:
         if waiter.route is not None:
             self._around.deliver(waiter.route, frame)
 
-    def _unpark(self, waiter: Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         self.queue.remove(waiter)
         del waiter.session.parked[waiter.seq]
+        self.left.append(waiter)
+
+    def _unpark(self, waiter: Waiter) -> None:
+        self._leave(waiter)
         token = waiter.session.token
         self._record(["unwait", token, waiter.seq], ("session", token))
 
@@ -533,9 +562,10 @@ class State:
             if held.granted >= before:
                 return
             session = held.session
-            if len(session.expired) < EXPIRED_LEASES:
-                session.expired.add(lease)
-                self._record(["expire", session.token, lease], ("session", session.token))
+            if len(session.expired) >= EXPIRED_LEASES:
+                session.expired.remove(min(session.expired))
+            session.expired.add(lease)
+            self._record(["expire", session.token, lease], ("session", session.token))
             self._free(session, lease)
             self._changed()
             self.notify(session, {"notice": "lease_expired", "lease": lease})
@@ -605,7 +635,7 @@ def _session(token: bytes, row: SessionRow) -> Session:
         labels=row.labels,
         opened=row.opened,
         wall=row.wall,
-        expired=set(row.expired),
+        expired=set(sorted(row.expired)[-EXPIRED_LEASES:]),
         # Whether it was told before the restart is not known; twice does no harm.
         notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
         done=Done(row.done),

@@ -18,7 +18,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,24 @@ _DUE_ROWS = 4096
 _DUE_BYTES = 8 * 1024 * 1024
 #: Pages of the WAL that SQLite copies back at once: less than a millisecond's work.
 _WAL_PAGES = 200
+
+#: What SQLite's result codes say of the disk and of permissions, not of what the file holds.
+_OUTSIDE = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_AUTH,
+    }
+)
 
 #: Schema changes, oldest first; `user_version` counts those that a file has.
 MIGRATIONS = (
@@ -102,7 +121,7 @@ class Store:
         try:
             self._db = self._open()
         except DamagedError as error:
-            self.set_aside(str(error))
+            self._replace(str(error))
 
     def set_aside(self, why: str) -> None:
         """Move the file out of the way, and start with an empty one.
@@ -112,21 +131,8 @@ class Store:
         """
         if self._path is None:
             raise StoreError(why)
-        aside = self._path.with_name(f"{FILE_NAME}.damaged-{time.time_ns()}")
-        log.error(
-            "state file unusable, moved aside; starting empty",
-            extra=fields(path=str(self._path), moved_to=str(aside), reason=why),
-        )
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                source = self._path.with_name(self._path.name + suffix)
-                if source.exists():
-                    source.rename(aside.with_name(aside.name + suffix))
-            self._db = self._open()
-        except (OSError, DamagedError) as error:
-            raise StoreError(f"cannot replace {self._path}: {error}") from None
-        self._dirty.clear()
-        self._touched.clear()
+        self.close()
+        self._replace(why)
 
     def load(self) -> tuple[list[Row], list[list[Record]]]:
         """Return the checkpoint, and the journal's batches of records, oldest first.
@@ -136,20 +142,22 @@ class Store:
             DamagedError: what is there cannot be read.
         """
         try:
+            self._end_transaction()
             rows = [
-                Row(kind, _unpack(key), _unpack(value))
+                Row(kind, _unpack(key), _unseal(value, kind.encode() + key))
                 for kind, key, value in self._db.execute("SELECT kind, key, value FROM state")
+                if kind != "boot"
             ]
             batches = []
             self._last_row = self._rows_since = self._bytes_since = 0
             for number, blob in self._db.execute("SELECT id, records FROM journal ORDER BY id"):
-                batches.append(_unpack(blob))
+                batches.append(_unseal(blob))
                 self._last_row = number
                 self._rows_since += 1
                 self._bytes_since += len(blob)
-        except sqlite3.OperationalError as error:
-            raise StoreError(str(error)) from None
-        except (sqlite3.DatabaseError, ValueError, TypeError, msgpack.UnpackException) as error:
+        except sqlite3.Error as error:
+            raise self._meant_by(error) from None
+        except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise DamagedError(f"unreadable: {error}") from None
         self._checkpoint_to = None
         return rows, batches
@@ -159,14 +167,16 @@ class Store:
 
         Raises:
             StoreError: it could not be stored; nothing of it is.
+            DamagedError: likewise, and trying again will not help.
         """
-        blob = msgpack.packb(records)
+        blob = _seal(records)
         try:
+            self._end_transaction()
             cursor = self._db.execute(
                 "INSERT INTO journal (wall, records) VALUES (?, ?)", (wall, blob)
             )
         except sqlite3.Error as error:
-            raise StoreError(str(error)) from None
+            raise self._meant_by(error) from None
         self._last_row = cursor.lastrowid or 0
         self._rows_since += 1
         self._bytes_since += len(blob)
@@ -202,8 +212,9 @@ class Store:
         written: list[Key] = []
         finished = False
         try:
-            self._db.execute("BEGIN")
+            self._end_transaction()
             try:
+                self._db.execute("BEGIN")
                 for key in self._dirty:
                     self._write(key, value_of(key))
                     written.append(key)
@@ -213,8 +224,7 @@ class Store:
                     finished = self._delete_overtaken(stop)
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._end_transaction()
                 raise
         except sqlite3.Error as error:
             raise StoreError(str(error)) from None
@@ -227,14 +237,47 @@ class Store:
         """Close the file."""
         self._db.close()
 
+    def _replace(self, why: str) -> None:
+        if self._path is None:
+            raise StoreError(why)
+        aside = self._path.with_name(f"{FILE_NAME}.damaged-{time.time_ns()}")
+        log.error(
+            "state file unusable, moved aside; starting empty",
+            extra=fields(path=str(self._path), moved_to=str(aside), reason=why),
+        )
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                source = self._path.with_name(self._path.name + suffix)
+                if source.exists():
+                    source.rename(aside.with_name(aside.name + suffix))
+            self._db = self._open()
+        except (OSError, DamagedError) as error:
+            raise StoreError(f"cannot replace {self._path}: {error}") from None
+        self._dirty.clear()
+        self._touched.clear()
+
+    def _end_transaction(self) -> None:
+        """Take back what a failed step has left; else what is stored next would be part of it."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _meant_by(self, error: sqlite3.Error) -> StoreError | DamagedError:
+        """Return what an error means for the file: that it is damaged, or only out of reach."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        writable = self._path is not None and os.access(self._path, os.W_OK)
+        # A file whose header forbids writing is damaged, unless the host forbids it too.
+        if code in _OUTSIDE and not (code == sqlite3.SQLITE_READONLY and writable):
+            return StoreError(str(error))
+        return DamagedError(f"unreadable: {error}")
+
     def _write(self, key: Key, value: Any) -> None:
-        kind, name = key
+        kind, name = key[0], _pack(key[1])
         if value is None:
-            self._db.execute("DELETE FROM state WHERE kind = ? AND key = ?", (kind, _pack(name)))
+            self._db.execute("DELETE FROM state WHERE kind = ? AND key = ?", (kind, name))
         else:
             self._db.execute(
                 "INSERT OR REPLACE INTO state (kind, key, value) VALUES (?, ?, ?)",
-                (kind, _pack(name), _pack(value)),
+                (kind, name, _seal(value, kind.encode() + name)),
             )
 
     def _delete_overtaken(self, stop: float) -> bool:
@@ -256,15 +299,15 @@ class Store:
                 os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             db = self._connect(str(self._path) if self._path is not None else ":memory:")
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"cannot open {self._path}: {error}") from None
+            raise StoreError(f"{error}: {self._path}") from None
         try:
             self._prepare(db)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             db.close()
-            raise StoreError(f"cannot use {self._path}: {error}") from None
-        except sqlite3.DatabaseError as error:
+            raise self._meant_by(error) from None
+        except ValueError as error:  # a message of SQLite that quotes what is not UTF-8
             db.close()
-            raise DamagedError(str(error)) from None
+            raise DamagedError(f"unreadable: {error}") from None
         except DamagedError:
             db.close()
             raise
@@ -307,7 +350,19 @@ def _unpack(blob: bytes) -> Any:
     return msgpack.unpackb(blob, strict_map_key=False)
 
 
-def journal_records(batches: Iterable[list[Record]]) -> Iterator[Record]:
-    """Yield the records of all batches in order."""
-    for batch in batches:
-        yield from batch
+def _seal(value: Any, place: bytes = b"") -> bytes:
+    """Return a value with a checksum, which SQLite has none of: no half-truth is ever believed.
+
+    Args:
+        value: what is stored.
+        place: where it is stored; it will be believed at no other place.
+    """
+    packed = _pack(value)
+    return zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") + packed
+
+
+def _unseal(blob: bytes, place: bytes = b"") -> Any:
+    packed = blob[4:]
+    if zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") != blob[:4]:
+        raise ValueError("a checksum is wrong")
+    return _unpack(packed)

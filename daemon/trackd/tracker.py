@@ -362,9 +362,14 @@ class Tracker:
                 name, cohort.group, cohort.generation, self._expiries.expiry_of(name)
             )
 
-    def groups(self) -> list[GroupSummary]:
-        """Return a summary of every group, sorted by name: for operators."""
-        return sorted(
+    @property
+    def group_count(self) -> int:
+        """Number of groups that have a tracked proxy."""
+        return self._desired.group_count
+
+    def groups(self, limit: int | None = None) -> list[GroupSummary]:
+        """Return a summary of each group, sorted by name, the first `limit`: for operators."""
+        return [
             GroupSummary(
                 name=name,
                 generation=largest.generation,
@@ -373,8 +378,8 @@ class Tracker:
                 claimed=largest.claimed,
                 generations={cohort.generation: cohort.tracked for cohort in cohorts},
             )
-            for name, largest, cohorts in self._desired.groups()
-        )
+            for name, largest, cohorts in self._desired.groups(limit)
+        ]
 
     def missing(self, limit: int) -> list[str]:
         """Return up to `limit` desired proxies that no lease holds. Walks: for operators."""

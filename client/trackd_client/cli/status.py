@@ -64,7 +64,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("in flight", str(told["inflight"])),
         ("waiting", str(told["waiting"])),
         ("sessions", str(told["sessions"])),
-        ("store", told["store"]),
+        ("store", told["store_problem"] or told["store"]),
         ("daemon", f"{daemon}, epoch {told['epoch']}, revision {told['revision']}"),
     ]
 
@@ -72,7 +72,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
 def verdict(told: dict[str, Any]) -> str:
     """Return in words how things stand."""
     missing = told["target"] - told["claimed_desired"]
-    if told["store"].startswith("failing"):
+    if told["store"] == "failing":
         return "[red]changes cannot be stored[/]: agents are refused until they can"
     if not told["tracked"]:
         return "[yellow]no proxy is known[/]: the first dial brings gossip"
