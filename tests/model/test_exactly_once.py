@@ -1,0 +1,455 @@
+"""Random work of several clients with every misfortune, against a ledger of what was committed.
+
+The daemon is the real TrackerActor with its real store; retransmissions, reordering, lost
+replies, kills, failing statements, dying processes and checkpoints in between are the
+machine's. Its ledger is kept from the replies of committed batches alone, so whatever the
+daemon knows beyond them, forgets, or does twice shows at once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import types
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from offline import AgentOf, Clock, Desk, Faults, Host, Sent, assert_same_after_reload, observe
+from trackd.sessions import Process
+from trackd_client.errors import Code
+from trackd_client.protocol import Done, decode_reply
+
+NAMES = ("p1", "p2", "p3", "p4")
+GRANTING = ("try_acquire", "acquire", "adopt")
+
+names = st.sampled_from(NAMES)
+proxies = st.lists(
+    st.tuples(names, st.sampled_from(("", "g")), st.integers(1, 3), st.sampled_from((None, 5.0))),
+    max_size=4,
+)
+picks = st.integers(0, 1_000_000)
+
+
+class Client(AgentOf):
+    """A client and what it remembers.
+
+    Attributes:
+        process: that it runs in.
+        sent: its requests by number, as often as they are sent.
+        outstanding: numbers that it does not call done.
+        said: numbers that it has ever called done.
+        opened: whether it knows that its session is open.
+        over: whether its session has ended for all that the daemon committed.
+    """
+
+    def __init__(self, number: int, process: Process) -> None:
+        super().__init__(number, process)
+        self.sent: dict[int, dict[str, Any]] = {}
+        self.outstanding: set[int] = set()
+        self.said = Done()
+        self.opened = False
+        self.over = False
+
+    def new(self, op: str, **fields: Any) -> dict[str, Any]:
+        body = self.body(op, **fields)
+        seq = body["seq"]
+        self.outstanding.add(seq)
+        body["done"] = [
+            bound for n in range(1, seq + 1) if n not in self.outstanding for bound in (n, n)
+        ]
+        self.said.update(body["done"])
+        self.sent[seq] = body
+        return body
+
+
+class ExactlyOnce(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="trackd-"))
+        self.directory = Path(directory)
+        self.host = Host()
+        self.stack.enter_context(self.host.seen())
+        # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
+        self.stack.enter_context(patch("trackd.store._DUE_ROWS", 4))
+        self.stack.enter_context(patch("trackd.store._STEP_ROWS", 2))
+        ticks = iter(range(10**9))
+        fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
+        self.stack.enter_context(patch("trackd.store.time", fake))
+        self.clock = Clock()
+        self.faults = Faults()
+        self.clients: list[Client] = []
+        self.committed: dict[tuple[bytes, int], bytes] = {}  # mutations that changed something
+        self.grants: dict[int, tuple[bytes, int]] = {}
+        self.ledger: dict[int, tuple[bytes, str | None]] = {}
+        self.queue: list[tuple[bytes, int]] = []
+        self.connected: set[tuple[bytes, int]] = set()  # sent to the present process
+        self.revision = 0
+        self.batch = 0  # messages of the batch that is not committed
+        self.failing = False
+
+    @initialize(
+        claim_timeout=st.sampled_from((0.0, 20.0)),
+        connection_count=st.sampled_from((0, 0, 2)),
+        dial_rate=st.sampled_from((0.0, 0.0, 0.5)),
+    )
+    def begin(self, **settings: Any) -> None:
+        self.settings = {**settings, "dial_burst": 2, "max_outstanding": 12}
+        self.start()
+
+    def start(self) -> None:
+        self.desk = Desk(self.directory, self.clock, self.faults, **self.settings)
+        self.batch = 0
+        self.connected = set()
+        self.settle(self.desk.sent, arrive=False)
+
+    def teardown(self) -> None:
+        if hasattr(self, "desk"):
+            self.desk.kill()
+        self.stack.close()
+
+    # -- clients -----------------------------------------------------------------------
+
+    def client(self, pick: int) -> Client:
+        return self.clients[pick % len(self.clients)]
+
+    def send(self, client: Client, body: dict[str, Any]) -> None:
+        self.desk.send(body, client.peer, route=client.token)
+        self.connected.add((client.token, body["seq"]))
+        assert not self.desk.ended
+        self.batch += 1
+
+    @precondition(lambda self: len(self.clients) < 4)
+    @rule()
+    def open(self) -> None:
+        number = len(self.clients) + 1
+        client = Client(number, self.host.start(100 + number))
+        self.clients.append(client)
+        self.send(client, client.new("open", name=f"client {number}"))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks)
+    def open_again(self, pick: int) -> None:
+        client = self.client(pick)
+        if not client.opened and not client.over:
+            self.send(client, client.sent[1])
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, rows=proxies)
+    def gossip(self, pick: int, rows: list[tuple[Any, ...]]) -> None:
+        client = self.client(pick)
+        self.send(client, client.new("track_expected", proxies=[list(row) for row in rows]))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, op=st.sampled_from(("try_acquire", "try_acquire", "heartbeat")))
+    def plain(self, pick: int, op: str) -> None:
+        client = self.client(pick)
+        self.send(client, client.new(op, deadline=self.clock.now + 5.0))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, patience=st.sampled_from((None, 0.0, 7.0, 100.0)))
+    def acquire(self, pick: int, patience: float | None) -> None:
+        client = self.client(pick)
+        deadline = {} if patience is None else {"deadline": self.clock.now + patience}
+        self.send(client, client.new("acquire", **deadline))
+
+    @precondition(lambda self: self.clients and self.grants)
+    @rule(pick=picks, which=picks, name=names, op=st.sampled_from(("claim", "claim", "release")))
+    def use_lease(self, pick: int, which: int, name: str, op: str) -> None:
+        client = self.client(pick)
+        lease = sorted(self.grants)[which % len(self.grants)]
+        fields = {"principals": [name]} if op == "claim" else {}
+        self.send(client, client.new(op, lease=lease, **fields))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, name=names)
+    def adopt(self, pick: int, name: str) -> None:
+        client = self.client(pick)
+        self.send(client, client.new("adopt", principals=[name]))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, name=names)
+    def ask(self, pick: int, name: str) -> None:
+        client = self.client(pick)
+        self.send(client, client.new("is_claimed", principals=[name]))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, count=st.integers(0, 4))
+    def set_count(self, pick: int, count: int) -> None:
+        client = self.client(pick)
+        self.send(client, client.new("set_connection_count", count=count))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, which=picks)
+    def cancel(self, pick: int, which: int) -> None:
+        client = self.client(pick)
+        wanted = [n for n in client.outstanding if client.sent[n]["op"] in GRANTING]
+        if wanted:
+            self.send(client, client.new("cancel", target=wanted[which % len(wanted)]))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks)
+    def close(self, pick: int) -> None:
+        client = self.client(pick)
+        if client.opened and pick % 5 == 0:  # a session that has ended teaches little more
+            self.send(client, client.new("close"))
+
+    @precondition(lambda self: any(client.sent for client in self.clients))
+    @rule(pick=picks, which=picks, times=st.integers(1, 3))
+    def retransmit(self, pick: int, which: int, times: int) -> None:
+        client = self.client(pick)
+        seq = sorted(client.sent)[which % len(client.sent)]
+        body = client.sent[seq]
+        if body["op"] in ("open", "close"):
+            return
+        session = self.desk.state.sessions.by_token.get(client.token)
+        known = session is not None and (
+            seq in session.done or seq in session.replies or seq in session.parked
+        )
+        ran = (client.token, seq) in self.committed
+        assert known or session is None or not ran, "forgot that it has run"
+        for _ in range(times):
+            before = observe(self.desk.state)
+            self.send(client, body)
+            if known or ran:
+                after = observe(self.desk.state)
+                given_up = before["waiters"] != after["waiters"]  # its `done` may say so
+                assert given_up or after == before
+
+    # -- time, processes, the store -----------------------------------------------------
+
+    @rule(seconds=st.sampled_from((0.5, 3.0, 10.0, 200.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.end_batch(arrive=True)
+        self.clock.now += seconds
+        self.settle(self.desk.sweep(), arrive=True)
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks)
+    def process_dies(self, pick: int) -> None:
+        client = self.client(pick)
+        if pick % 3 or client.process is None:
+            return
+        self.host.alive.pop(client.process.pid, None)
+        self.end_batch(arrive=True)
+        self.settle(self.desk.exited(client.process), arrive=True)
+
+    @rule(arrive=st.booleans())
+    def end_batch(self, arrive: bool) -> None:
+        replies = self.desk.end_batch()
+        self.batch = 0
+        self.settle(replies, arrive=arrive)
+
+    @precondition(lambda self: not self.failing)
+    @rule(late=st.booleans())
+    def store_fails(self, late: bool) -> None:
+        """Let the next statement fail, which is the one that stores the batch, if any is."""
+        if not self.desk.state.records:
+            return
+        self.faults.late = late
+        self.faults.fail = {len(self.faults.statements) + 1}
+        if not late:
+            self.failing = True
+        self.end_batch(arrive=True)
+        self.failing = self.desk.actor._facts.store_problem is not None
+
+    @precondition(lambda self: self.failing)
+    @rule()
+    def store_recovers(self) -> None:
+        self.end_batch(arrive=True)
+        self.clock.now += 1.0
+        self.settle(self.desk.sweep(), arrive=True)
+        assert self.desk.actor._facts.store_problem is None
+        self.failing = False
+
+    @rule()
+    def kill(self) -> None:
+        """Kill the daemon in the middle of a batch, and start it again."""
+        self.desk.kill()
+        self.failing = False
+        self.start()
+
+    @rule()
+    def kill_before_replies(self) -> None:
+        """Kill it when a batch is stored and nobody has been told."""
+        self.end_batch(arrive=False)
+        self.kill()
+
+    # -- what was committed ---------------------------------------------------------------
+
+    def settle(self, replies: list[Sent], *, arrive: bool) -> None:
+        """Take in the replies of a batch that is committed."""
+        by_token = {client.token: client for client in self.clients}
+        for sent in replies:
+            client = by_token[sent.route]
+            self.take(client, sent)
+            if arrive:
+                client.outstanding.discard(sent.body["seq"])
+        # Grants and ends that no reply has told: to waiters without a connection, by time.
+        state = self.desk.state
+        for session in state.sessions:
+            for seq, reply in session.replies.items():
+                if reply.stored and (session.token, seq) not in self.committed:
+                    decoded = decode_reply(reply.frame)
+                    assert decoded is not None
+                    self.take(by_token[session.token], Sent(b"", reply.frame, decoded.body))
+            for lease in session.expired:
+                self.ledger.pop(lease, None)
+        for client in self.clients:
+            if client.opened and client.token not in state.sessions.by_token:
+                client.over = True
+                self.forget(client)
+
+    def take(self, client: Client, sent: Sent) -> None:
+        body = sent.body
+        seq = body["seq"]
+        key = (client.token, seq)
+        request = client.sent[seq]
+        op = request["op"]
+        if body.get("error") in (Code.SESSION_UNKNOWN, Code.SESSION_ENDED):
+            alive = client.token in self.desk.state.sessions.by_token
+            assert not (client.opened and alive), "an open session was denied"
+            return
+        if key in self.committed:
+            assert sent.frame == self.committed[key], "another reply to the same request"
+            return
+        if "error" in body:
+            refusals = (Code.UNAVAILABLE, Code.NOT_OWNER, Code.LEASE_EXPIRED, Code.LIMIT_EXCEEDED)
+            assert body["error"] in refusals
+            return
+        assert body["revision"] >= 0
+        changed = False
+        match op:
+            case "open":
+                client.opened = True
+            case "close":
+                self.forget(client)
+            case "try_acquire" | "acquire" | "adopt" if body["lease"] is not None:
+                changed = True
+                lease = body["lease"]
+                assert lease not in self.grants, "a lease id was granted twice"
+                self.grants[lease] = key
+                self.hold(lease, client.token, body.get("name"))
+            case "claim" if body["claimed"]:
+                changed = True
+                assert self.ledger[request["lease"]] == (client.token, None)
+                self.hold(request["lease"], client.token, body["name"])
+            case "release" if body["released"]:
+                changed = True
+                assert self.ledger.pop(request["lease"])[0] == client.token
+            case "cancel" if body["cancelled"]:
+                changed = True
+                for lease, granted in self.grants.items():
+                    if granted == (client.token, request["target"]):
+                        self.ledger.pop(lease, None)
+                client.outstanding.discard(request["target"])
+            case _:
+                pass
+        if changed:
+            self.committed[key] = sent.frame
+
+    def forget(self, client: Client) -> None:
+        self.ledger = {k: v for k, v in self.ledger.items() if v[0] != client.token}
+
+    def hold(self, lease: int, token: bytes, name: str | None) -> None:
+        taken = [held for _, held in self.ledger.values() if held is not None]
+        assert name not in taken, "a name is held by two"
+        self.ledger[lease] = (token, name)
+
+    # -- invariants -------------------------------------------------------------------------
+
+    @invariant()
+    def the_ledger_is_true(self) -> None:
+        if self.batch or not hasattr(self, "desk"):
+            return
+        state = self.desk.state
+        held = {
+            lease: (lease_.session.token, state.tracker.lease_name(lease))
+            for lease, lease_ in state.leases.items()
+        }
+        assert held == self.ledger
+        assert dict(state.tracker.leases) == {k: v[1] for k, v in held.items()}
+        assert state.tracker.inflight == sum(name is None for _, name in held.values())
+        assert set(state._in_flight) == {k for k, v in held.items() if v[1] is None}
+        for session in state.sessions:
+            assert session.leases == {k for k, v in held.items() if v[0] == session.token}
+            assert len(session.replies) + len(session.parked) <= 12
+
+    @invariant()
+    def a_restart_would_find_the_same(self) -> None:
+        if not self.batch and hasattr(self, "desk") and not self.failing:
+            assert_same_after_reload(self.desk.state, self.desk.reloaded(), self.clock.now)
+
+    @invariant()
+    def waiters_keep_their_order(self) -> None:
+        if self.batch or not hasattr(self, "desk"):
+            return
+        now = [(waiter.session.token, waiter.seq) for waiter in self.desk.state.queue]
+        stayed = [key for key in self.queue if key in now]
+        assert now[: len(stayed)] == stayed
+        served = [key for key in self.queue if key not in now and key in self.grants.values()]
+        for key in served:
+            granted = self.committed[key]
+            reply = decode_reply(granted)
+            assert reply is not None
+            before = self.queue[: self.queue.index(key)]
+            assert not set(before) & set(now), "somebody was served out of turn"
+        self.queue = now
+
+    @invariant()
+    def whoever_waits_can_be_answered(self) -> None:
+        if not self.batch and hasattr(self, "desk"):
+            for waiter in self.desk.state.queue:
+                known = (waiter.session.token, waiter.seq) in self.connected
+                assert (waiter.route is not None) == known
+
+    @invariant()
+    def the_store_keeps_nothing_that_is_no_more(self) -> None:
+        if not self.batch and hasattr(self, "desk") and not self.failing:
+            store = self.desk.actor._store
+            assert store is not None
+            pending = store._dirty.keys() | store._touched.keys()
+            for kind, key, _ in store.load()[0]:
+                kept = kind == "boot" or self.desk.state.value_of((kind, key)) is not None
+                assert kept or (kind, key) in pending, f"{kind} {key!r} stays for ever"
+
+    @invariant()
+    def the_revision_never_goes_back(self) -> None:
+        if not self.batch and hasattr(self, "desk"):
+            assert self.desk.state.revision >= self.revision
+            self.revision = self.desk.state.revision
+
+
+def run(examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        ExactlyOnce,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_whatever_happens_each_request_happens_once_and_nothing_is_lost() -> None:
+    run(examples=60, steps=50)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_whatever_happens_for_longer_each_request_happens_once() -> None:
+    run(examples=500, steps=80)

@@ -1,0 +1,322 @@
+"""The TrackerActor with its real store, but without threads and sockets: a test hands it messages.
+
+A test decides where a batch ends, when the process dies, which statement of SQLite fails, what
+time it is, and which processes live. Everything else is the real daemon.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import msgpack
+import zmq
+
+from trackd.actor import Recover, Serve, TrackerActor
+from trackd.config import Config
+from trackd.image import Image
+from trackd.mailbox import Call
+from trackd.peers import Peer
+from trackd.sessions import Process
+from trackd.state import State
+from trackd.store import Connect, connect
+from trackd.ticker import Sweep
+from trackd.watcher import ProcessExited
+from trackd_client.protocol import Done, decode_reply
+
+#: Never closed: a test that fails must not wait for what it left open.
+_CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+CLUSTER = "example.com"
+START = 5000.0
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Host:
+    """Which processes live, by pid, and when they started."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, int] = {}
+        self._starts = itertools.count(1)
+
+    def start(self, pid: int) -> Process:
+        """Let a process begin; the pid may have belonged to another one."""
+        self.alive[pid] = next(self._starts)
+        return Process(pid, self.alive[pid])
+
+    @contextmanager
+    def seen(self) -> Iterator[None]:
+        """Let the daemon see this host rather than the real one."""
+        with (
+            patch("trackd.requests.start_time", self.alive.get),
+            patch("trackd.actor.start_time", self.alive.get),
+        ):
+            yield
+
+
+class Sent(NamedTuple):
+    """A reply that left the daemon."""
+
+    route: bytes
+    frame: bytes
+    body: dict[str, Any]
+
+
+class Desk:
+    """One process of the daemon, from its start to its end.
+
+    Attributes:
+        sent: the replies that have left it, oldest first.
+        actor: the real one; its thread is the test's.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        clock: Clock,
+        store_connect: Connect = connect,
+        *,
+        cluster: str = CLUSTER,
+        **settings: Any,
+    ) -> None:
+        """Start on what an earlier process left in the directory, short of binding a socket."""
+        config = Config(
+            cluster_name=cluster,
+            endpoint="ipc:///nowhere",
+            state_dir="" if directory is None else str(directory),
+            **settings,
+        )
+        self.sent: list[Sent] = []
+        self.actor = TrackerActor(lambda *_: None, _CONTEXT, config, clock, store_connect)
+        self.actor.mailbox._send = self._collect  # type: ignore[method-assign] # what left is looked at here
+        try:
+            self.actor.on_receive(Recover())
+            with patch.object(self.actor.mailbox, "bind"):
+                self.actor.on_receive(Serve(config.endpoint, None, None))  # type: ignore[arg-type] # neither ticker nor watcher
+        except BaseException:
+            self.kill()
+            raise
+
+    def _collect(self, route: bytes, frame: bytes) -> bool:
+        reply = decode_reply(frame)
+        assert reply is not None
+        self.sent.append(Sent(route, frame, reply.body))
+        return True
+
+    @property
+    def state(self) -> State:
+        """The present state, which a failed commit replaces."""
+        return self.actor._state
+
+    @property
+    def ended(self) -> bool:
+        """Whether the daemon has given itself up."""
+        return self.actor._failed
+
+    def send(self, body: dict[str, Any], peer: Peer | None, route: bytes = b"route") -> None:
+        """Hand over a request; its reply leaves with the batch."""
+        call = Call(self.actor.mailbox._outbox, route, peer, body["seq"], body)
+        call.set(self.actor.on_receive(call))
+
+    def end_batch(self) -> list[Sent]:
+        """Store the batch, and return what it sends."""
+        before = len(self.sent)
+        self.actor._end_batch()
+        return self.sent[before:]
+
+    def ask(
+        self, body: dict[str, Any], peer: Peer | None, route: bytes = b"route"
+    ) -> dict[str, Any] | None:
+        """Make a batch of one request, and return its reply if there is one."""
+        self.send(body, peer, route)
+        replies = [sent.body for sent in self.end_batch() if sent.body["seq"] == body["seq"]]
+        assert len(replies) < 2
+        return replies[0] if replies else None
+
+    def sweep(self) -> list[Sent]:
+        """Do what time has brought about."""
+        self.actor.on_receive(Sweep())
+        return self.end_batch()
+
+    def exited(self, process: Process) -> list[Sent]:
+        """Let the kernel tell of an exit."""
+        self.actor.on_receive(ProcessExited(process))
+        return self.end_batch()
+
+    def kill(self) -> None:
+        """End the process without a word: what is not in the store is gone."""
+        if self.actor._store is not None:
+            self.actor._store.close()
+        self.actor.mailbox.close()
+
+    def reloaded(self) -> State:
+        """Return the state that a restart at this moment would find."""
+        store = self.actor._store
+        assert store is not None
+        image = Image()
+        rows, batches = store.load()
+        image.take(rows)
+        for record in itertools.chain.from_iterable(batches):
+            image.replay(record)
+        state = State(self.actor._config, self.actor)
+        state.load(image)
+        return state
+
+
+class AgentOf:
+    """A client of a `Desk` that keeps the rules of the protocol, unless it is told not to."""
+
+    def __init__(self, number: int, process: Process | None = None, uid: int = 1000) -> None:
+        self.token = number.to_bytes(16, "big")
+        self.process = process
+        self.peer = Peer(uid, uid, 0 if process is None else process.pid)
+        self.numbers = itertools.count(1)
+
+    def body(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Return a request with the next number; nothing is done unless `fields` say so."""
+        seq = fields.pop("seq", None) or next(self.numbers)
+        return {"op": op, "seq": seq, "token": self.token, **fields}
+
+    def ask(self, desk: Desk, op: str, **fields: Any) -> dict[str, Any]:
+        """Make a request that is answered at once."""
+        reply = desk.ask(self.body(op, **fields), self.peer)
+        assert reply is not None, f"{op} was not answered"
+        return reply
+
+
+def sqlite_error(code: int, message: str) -> sqlite3.Error:
+    """Return an error as SQLite raises it, with its code."""
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = code
+    return error
+
+
+class Faults:
+    """Makes statements of SQLite fail: as `connect` of a store, it gives connections that do.
+
+    Attributes:
+        statements: what has been executed so far.
+        fail: numbers of the statements that fail, counted from 1.
+        writes: whether nothing can be stored from now on, as on a disk that has become full.
+        late: whether the statement is executed before the error is told.
+        error: what is raised; a full disk unless it is replaced.
+    """
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.fail: set[int] = set()
+        self.writes = False
+        self.late = False
+        self.error = sqlite_error(sqlite3.SQLITE_FULL, "database or disk is full")
+
+    def __call__(self, path: str) -> sqlite3.Connection:
+        faults = self
+
+        class Faulty(sqlite3.Connection):
+            def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+                with faults.around(sql):
+                    return super().execute(sql, parameters)
+
+            def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
+                with faults.around(sql_script):
+                    return super().executescript(sql_script)
+
+        return sqlite3.connect(path, isolation_level=None, timeout=0.0, factory=Faulty)
+
+    @contextmanager
+    def around(self, sql: str) -> Iterator[None]:
+        """Count a statement, and fail it when it is its turn."""
+        self.statements.append(sql)
+        stores = sql.startswith("INSERT INTO journal")
+        fails = (self.writes and stores) or len(self.statements) in self.fail
+        if fails and not self.late:
+            raise self.error
+        yield
+        if fails:
+            raise self.error
+
+
+def observe(state: State) -> dict[str, Any]:
+    """Return all of a state that must survive a restart, but for what requests are done."""
+    tracker = state.tracker
+    return {
+        "revision": state.revision,
+        "epoch": state.epoch,
+        "tracker_id": state.tracker_id,
+        "cluster": state.cluster,
+        "connection_count": tracker.connection_count,
+        "last_lease": tracker.last_lease,
+        "last_session": state.sessions.last_id,
+        "proxies": {proxy.name: proxy for proxy in tracker},
+        "groups": tracker.groups(),
+        "counts": (tracker.inflight, tracker.claimed_count, tracker.claimed_desired_count),
+        "leases": {
+            lease: (held.session.token, tracker.lease_name(lease), held.granted, held.wall)
+            for lease, held in state.leases.items()
+        },
+        "tracker_leases": dict(tracker.leases),
+        "in_flight": list(state._in_flight),
+        "sessions": {
+            session.token: (
+                session.id,
+                session.peer,
+                session.process,
+                session.name,
+                session.version,
+                session.labels,
+                session.opened,
+                session.wall,
+                sorted(session.leases),
+                sorted(session.expired),
+                sorted(session.parked),
+            )
+            for session in state.sessions
+        },
+        "ended": dict(state.sessions.ended),
+        "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
+    }
+
+
+def remembered(state: State) -> dict[tuple[bytes, int], tuple[bytes, int | None]]:
+    """Return the replies that must survive a restart, by session and number."""
+    return {
+        (session.token, seq): (reply.frame, reply.lease)
+        for session in state.sessions
+        for seq, reply in session.replies.items()
+        if reply.stored
+    }
+
+
+def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None:
+    """Check that a restart forgets nothing, and makes nothing up."""
+    # What a start does about time gone by.
+    reloaded.tracker.sweep()
+    reloaded.sessions.forget_ended(now_at)
+    assert observe(reloaded) == observe(now)
+    before, after = remembered(now), remembered(reloaded)
+    assert {key: after.get(key) for key in before} == before
+    done = {session.token: session.done for session in now.sessions}
+    for token, seq in after.keys() - before.keys():
+        assert seq in done[token]  # told by a read, which stores nothing: harmless
+    for session in reloaded.sessions:
+        known = Done(done[session.token].ranges)
+        assert not known.update(session.done.ranges), "done that nobody said"
+
+
+def through_msgpack(value: Any) -> Any:
+    """Return a value as the store gives it back."""
+    return msgpack.unpackb(msgpack.packb(value), strict_map_key=False)

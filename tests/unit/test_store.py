@@ -1,0 +1,723 @@
+"""The store: what it keeps, what it refuses to keep, and what a failure leaves of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from offline import Faults, sqlite_error
+from trackd import store as store_module
+from trackd.store import (
+    FILE_NAME,
+    MIGRATIONS,
+    DamagedError,
+    Key,
+    Record,
+    Store,
+    StoreError,
+    connect,
+)
+
+BOOT = "this boot"
+
+#: Opens stores that are closed after the test.
+Open = Callable[..., Store]
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Open]:
+    stores: list[Store] = []
+
+    def opened(
+        directory: Path | None = tmp_path, boot: str = BOOT, connect: Any = connect
+    ) -> Store:
+        stores.append(Store(directory, boot, connect))
+        return stores[-1]
+
+    yield opened
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a checkpoint step end after about three looks at the clock, one row or deletion each."""
+    ticks = iter(range(10**6))
+    fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=lambda: 1)
+    monkeypatch.setattr(store_module, "time", fake)
+    monkeypatch.setattr(store_module, "_STEP_ROWS", 1)
+
+
+def select(store: Store, sql: str) -> list[tuple[Any, ...]]:
+    """Look into a store without its knowing; what ought to fail does not fail here."""
+    return sqlite3.Connection.execute(store._db, sql).fetchall()
+
+
+def batches_of(store: Store) -> list[list[Record]]:
+    rows = select(store, "SELECT records FROM journal ORDER BY id")
+    return [msgpack.unpackb(blob[4:]) for (blob,) in rows]
+
+
+def checkpoint_of(store: Store) -> dict[Key, Any]:
+    rows = select(store, "SELECT kind, key, value FROM state WHERE kind <> 'boot'")
+    return {(kind, msgpack.unpackb(key)): msgpack.unpackb(value[4:]) for kind, key, value in rows}
+
+
+def after_replay(store: Store) -> dict[Key, Any]:
+    """Return what a restart would make of records that say what a name became."""
+    found = checkpoint_of(store)
+    for _, name, value in (record for batch in batches_of(store) for record in batch):
+        found["meta", name] = value
+    return found
+
+
+def journal_rows(store: Store) -> int:
+    return len(batches_of(store))
+
+
+def finish_checkpoint(store: Store, value_of: Callable[[Key], Any]) -> int:
+    """Take steps until the checkpoint is done, and return how many they were."""
+    steps = 0
+    while steps == 0 or store._checkpoint_to is not None:
+        store.checkpoint_step(value_of)
+        steps += 1
+        assert steps < 10_000
+    return steps
+
+
+# -- what it keeps -----------------------------------------------------------------------
+
+
+def test_batches_come_back_in_their_order_after_a_restart(open_store: Open) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.append([["meta", "a", 2], ["free", 7]], 1.0)
+    store.close()
+    again = open_store()
+    assert batches_of(again) == [[["meta", "a", 1]], [["meta", "a", 2], ["free", 7]]]
+
+
+def test_a_batch_survives_a_process_that_never_closed_the_file(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    copy = tmp_path / "as a kill leaves it"
+    copy.mkdir()
+    for file in tmp_path.glob(f"{FILE_NAME}*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert (copy / f"{FILE_NAME}-wal").stat().st_size > 0  # WAL, as designed
+    assert batches_of(open_store(copy)) == [[["meta", "a", 1]]]
+
+
+def test_it_writes_ahead_and_leaves_syncing_to_the_kernel(open_store: Open) -> None:
+    database = open_store()._db
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert database.execute("PRAGMA synchronous").fetchone() == (0,)
+    assert database.execute("PRAGMA locking_mode").fetchone() == ("exclusive",)
+
+
+def test_integers_of_64_bits_without_sign_come_back_intact(open_store: Open) -> None:
+    largest = 2**64 - 1
+    store = open_store()
+    store.append([["gossip", 0.0, 180.0, [["p1", "", largest, None]]]], 0.0)
+    store.touch([("proxy", "p2")])
+    finish_checkpoint(store, lambda _: ["", largest, 1.0])
+    store.append([["gossip", 0.0, 180.0, [["p1", "", largest, None]]]], 0.0)
+    store.close()
+    again = open_store()
+    assert batches_of(again)[-1][0][3][0][2] == largest
+    assert checkpoint_of(again)["proxy", "p2"][1] == largest
+
+
+def test_keys_may_be_text_bytes_or_integers(open_store: Open) -> None:
+    keys: list[Key] = [("proxy", "p1"), ("session", b"\x00" * 16), ("lease", 2**63 + 5)]
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch(keys)
+    finish_checkpoint(store, lambda key: [key[1]])
+    store.close()
+    assert checkpoint_of(open_store()) == {key: [key[1]] for key in keys}
+
+
+def test_nothing_is_written_to_disk_without_a_directory(open_store: Open, tmp_path: Path) -> None:
+    store = open_store(None)
+    store.append([["meta", "a", 1]], 0.0)
+    assert batches_of(store) == [[["meta", "a", 1]]]
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_not_read_the_files(open_store: Open, tmp_path: Path) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    files = list(tmp_path.iterdir())
+    assert files
+    for file in files:
+        assert file.stat().st_mode & 0o077 == 0, file.name
+
+
+# -- whose file, of which boot, of which schema ------------------------------------------
+
+
+def test_another_boot_begins_empty(open_store: Open) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch([("meta", "a")])
+    finish_checkpoint(store, lambda _: 1)
+    store.append([["meta", "a", 2]], 0.0)
+    store.close()
+    again = open_store(boot="the next boot")
+    assert batches_of(again) == []
+    assert checkpoint_of(again) == {}
+    again.close()
+    assert batches_of(open_store(boot="the next boot")) == []
+
+
+def test_the_same_boot_is_never_emptied(open_store: Open) -> None:
+    for number in range(3):
+        store = open_store()
+        assert len(store.load()[1]) == number
+        store.append([["meta", "a", number]], 0.0)
+        store.close()
+
+
+def test_row_numbers_go_on_after_everything_was_taken_into_the_checkpoint(
+    open_store: Open,
+) -> None:
+    store = open_store()
+    for number in range(3):
+        store.append([["meta", "a", number]], 0.0)
+    finish_checkpoint(store, lambda _: None)
+    last = store._last_row
+    store.close()
+    again = open_store()
+    again.load()
+    again.append([["meta", "a", 9]], 0.0)
+    assert again._last_row > last  # a lower one would fall to the next checkpoint's deletions
+
+
+def test_a_new_file_has_every_migration(open_store: Open) -> None:
+    database = open_store()._db
+    assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_a_file_of_an_older_schema_is_migrated_and_keeps_its_rows(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.close()
+    newer = (*MIGRATIONS, "ALTER TABLE journal ADD COLUMN note TEXT")
+    monkeypatch.setattr(store_module, "MIGRATIONS", newer)
+    again = open_store()
+    assert batches_of(again) == [[["meta", "a", 1]]]
+    assert again._db.execute("PRAGMA user_version").fetchone() == (len(newer),)
+    again._db.execute("SELECT note FROM journal")
+
+
+def test_a_migration_that_fails_changes_nothing(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.close()
+    broken = (*MIGRATIONS, "ALTER TABLE journal ADD COLUMN note TEXT; ALTER TABLE nothing RENAME x")
+    with monkeypatch.context() as context:
+        context.setattr(store_module, "MIGRATIONS", broken)
+        with pytest.raises(StoreError):  # a new file in its place cannot have this schema either
+            open_store()
+    (aside,) = tmp_path.glob(f"{FILE_NAME}.damaged-*[0-9]")
+    aside.rename(tmp_path / FILE_NAME)
+    again = open_store()
+    assert again._db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    assert batches_of(again) == [[["meta", "a", 1]]]
+
+
+# -- what is unusable --------------------------------------------------------------------
+
+
+def foreign_database(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE cookies (name TEXT)")
+        database.execute("INSERT INTO cookies VALUES ('crumbs')")
+    database.close()
+
+
+def newer_schema(path: Path) -> None:
+    Store(path.parent, BOOT).close()
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    database.close()
+
+
+def without_its_tables(path: Path) -> None:
+    Store(path.parent, BOOT).close()
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE state")
+    database.close()
+
+
+def with_another_table(path: Path) -> None:
+    Store(path.parent, BOOT).close()
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE journal RENAME COLUMN records TO notes")
+    database.close()
+
+
+def rubbish_in_the_journal(path: Path) -> None:
+    store = Store(path.parent, BOOT)
+    store._db.execute("INSERT INTO journal (wall, records) VALUES (0, ?)", (b"\xc1",))
+    store.close()
+
+
+def text_for_a_blob(path: Path) -> None:
+    store = Store(path.parent, BOOT)
+    store._db.execute("INSERT INTO state VALUES ('meta', 'key', 'value')")
+    store.close()
+
+
+UNUSABLE: dict[str, Callable[[Path], object]] = {
+    "random bytes": lambda path: path.write_bytes(random.Random(1).randbytes(50_000)),
+    "a text": lambda path: path.write_text("Dear SQLite,\n" * 100),
+    "an SQLite database of another program": foreign_database,
+    "a newer schema": newer_schema,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_is_no_store_of_ours_is_moved_aside_with_a_loud_word(
+    open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = tmp_path / FILE_NAME
+    UNUSABLE[kind](path)
+    content = path.read_bytes()
+    store = open_store()
+    (aside,) = tmp_path.glob(f"{FILE_NAME}.damaged-*[0-9]")
+    assert aside.read_bytes() == content  # nothing of it is lost
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "moved aside" in record.getMessage()
+    assert vars(record)["fields"]["moved_to"] == str(aside)
+    store.append([["meta", "a", 1]], 0.0)
+    store.close()
+    assert batches_of(open_store()) == [[["meta", "a", 1]]]
+
+
+@pytest.mark.parametrize(
+    "damage", [without_its_tables, with_another_table, rubbish_in_the_journal, text_for_a_blob]
+)
+def test_a_store_that_cannot_be_read_is_damaged_not_merely_out_of_order(
+    open_store: Open, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(tmp_path / FILE_NAME)
+    try:
+        open_store().load()
+    except DamagedError:
+        return
+    assert list(tmp_path.glob(f"{FILE_NAME}.damaged-*")), "neither refused nor moved aside"
+
+
+def test_what_a_flipped_bit_has_changed_is_never_believed(tmp_path: Path) -> None:
+    whole = filled(tmp_path)
+    store = Store(tmp_path, BOOT)
+    rows, batches = store.load()
+    store.close()
+    chance = random.Random(3)
+    damaged = 0
+    for _ in range(300):
+        bit = chance.randrange(len(whole) * 8)
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        for file in tmp_path.iterdir():
+            file.unlink()
+        (tmp_path / FILE_NAME).write_bytes(flipped)
+        store = Store(tmp_path, BOOT)
+        try:
+            found = store.load()
+        except DamagedError:
+            damaged += 1
+        else:
+            assert all(row in rows for row in found[0])
+            assert all(batch in batches for batch in found[1])
+        store.close()
+    assert damaged > 100  # most of the file is content
+
+
+def test_a_value_is_believed_at_its_own_place_alone(open_store: Open) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch([("lease", 1), ("lease", 2)])
+    finish_checkpoint(store, lambda key: [key[1]])
+    store._db.execute("UPDATE state SET value = (SELECT value FROM state WHERE key = x'01')")
+    with pytest.raises(DamagedError):
+        store.load()
+
+
+def test_an_empty_file_is_a_new_store(open_store: Open, tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    assert batches_of(open_store()) == []
+    assert not list(tmp_path.glob(f"{FILE_NAME}.damaged-*"))
+
+
+def filled(directory: Path) -> bytes:
+    """Make a store with a checkpoint and a journal, and return the file's bytes."""
+    store = Store(directory, BOOT)
+    for number in range(40):
+        store.append([["meta", f"name {number}", number]], float(number))
+    store.touch([("meta", f"name {number}") for number in range(40)])
+    finish_checkpoint(store, lambda key: key[1])
+    for number in range(40):
+        store.append([["gossip", 0.0, 1.0, [[f"p{number}", "", number, None]] * 20]], 0.0)
+    store.close()
+    return (directory / FILE_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("length", [1, 16, 99, 100, 512, 4095, 4096, 4097, 8192, 12_288, 20_000])
+def test_a_file_cut_short_is_read_moved_aside_or_damaged_and_never_breaks_the_start(
+    open_store: Open, tmp_path: Path, length: int
+) -> None:
+    whole = filled(tmp_path)
+    assert len(whole) > 20_000
+    (tmp_path / FILE_NAME).write_bytes(whole[:length])
+    store = open_store()  # never a StoreError: that would stop the daemon for good
+    try:
+        store.load()
+    except DamagedError as error:
+        store.set_aside(str(error))
+        assert store.load()[1] == []
+
+
+def use_in_earnest(directory: Path) -> None:
+    """Read a store and write to it, as a daemon does that finds out about damage at any point."""
+    store = Store(directory, BOOT)
+    try:
+        store.load()
+        store.append([["meta", "a", 1]], 0.0)
+    except DamagedError as error:
+        store.set_aside(str(error))
+        store.append([["meta", "a", 1]], 0.0)
+    finally:
+        store.close()
+    store = Store(directory, BOOT)
+    assert batches_of(store)[-1] == [["meta", "a", 1]]
+    store.close()
+
+
+def use_with_flipped(directory: Path, whole: bytes, bits: list[int]) -> str:
+    """Return why a file with these bits flipped stops a daemon for good, or nothing."""
+    for file in directory.iterdir():
+        file.unlink()
+    flipped = bytearray(whole)
+    for bit in bits:
+        flipped[bit // 8] ^= 1 << bit % 8
+    (directory / FILE_NAME).write_bytes(flipped)
+    try:
+        use_in_earnest(directory)
+    except StoreError as error:
+        return f"{bits}: {error}"
+    return ""
+
+
+def test_a_flipped_bit_anywhere_in_the_header_never_stops_the_start_for_good(
+    tmp_path: Path,
+) -> None:
+    whole = filled(tmp_path)
+    assert not [why for bit in range(100 * 8) if (why := use_with_flipped(tmp_path, whole, [bit]))]
+
+
+def test_flipped_bits_anywhere_in_the_file_never_stop_the_start_for_good(tmp_path: Path) -> None:
+    whole = filled(tmp_path)
+    chance = random.Random(7)
+    for _ in range(300):
+        bits = [chance.randrange(len(whole) * 8) for _ in range(chance.choice((1, 3, 100)))]
+        assert not use_with_flipped(tmp_path, whole, bits)
+
+
+def test_a_wal_that_is_rubbish_costs_no_more_than_what_it_held(
+    open_store: Open, tmp_path: Path
+) -> None:
+    filled(tmp_path)
+    (tmp_path / f"{FILE_NAME}-wal").write_bytes(random.Random(2).randbytes(30_000))
+    assert len(batches_of(open_store())) == 40
+
+
+def test_what_was_moved_aside_does_not_take_the_new_file_with_it(
+    open_store: Open, tmp_path: Path
+) -> None:
+    """SQLite deletes a WAL by its name when it closes the file; here that is another file's."""
+    store = open_store()
+    store.append([["meta", "of another cluster", 1]], 0.0)
+    store.set_aside("of another cluster")
+    store.append([["meta", "a", 2]], 0.0)
+    copy = tmp_path / "as a kill leaves it"
+    copy.mkdir()
+    for suffix in ("", "-wal"):
+        (copy / f"{FILE_NAME}{suffix}").write_bytes(
+            (tmp_path / f"{FILE_NAME}{suffix}").read_bytes()
+        )
+    assert batches_of(open_store(copy)) == [[["meta", "a", 2]]]
+
+
+def test_a_store_in_memory_that_is_damaged_is_an_error(open_store: Open) -> None:
+    with pytest.raises(StoreError):
+        open_store(None).set_aside("no reason")
+
+
+def test_a_directory_that_is_not_there_is_an_error_and_nothing_is_made(
+    open_store: Open, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        open_store(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_a_directory_is_an_error_not_damage(
+    open_store: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(StoreError):
+        open_store()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+# -- checkpoints -------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_due_when_the_journal_has_many_rows_or_many_bytes(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_DUE_ROWS", 3)
+    monkeypatch.setattr(store_module, "_DUE_BYTES", 1000)
+    store = open_store()
+    due = []
+    for size in (1, 1, 1, 1000):
+        store.append([["meta", "a", "x" * size]], 0.0)
+        due.append(store.checkpoint_due)
+        if store.checkpoint_due:
+            finish_checkpoint(store, lambda _: None)
+    assert due == [False, False, True, True]
+    assert not store.checkpoint_due
+
+
+def test_a_restart_counts_what_is_left_of_the_journal(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_DUE_ROWS", 3)
+    store = open_store()
+    for _ in range(3):
+        store.append([["meta", "a", 1]], 0.0)
+    store.close()
+    again = open_store()
+    again.load()
+    assert again.checkpoint_due
+
+
+def test_a_checkpoint_takes_the_journal_in_and_deletes_it(open_store: Open) -> None:
+    store = open_store()
+    values: dict[Key, Any] = {("meta", f"n{i}"): i for i in range(300)}
+    for key, value in values.items():
+        store.append([["meta", key[1], value]], 0.0)
+        store.touch([key])
+    finish_checkpoint(store, values.get)
+    assert journal_rows(store) == 0
+    assert checkpoint_of(store) == values
+
+
+def test_what_is_no_more_leaves_the_checkpoint(open_store: Open) -> None:
+    store = open_store()
+    store.append([["lease", 1, []]], 0.0)
+    store.touch([("lease", 1)])
+    finish_checkpoint(store, lambda _: ["row"])
+    assert checkpoint_of(store) == {("lease", 1): ["row"]}
+    store.append([["free", 1]], 0.0)
+    store.touch([("lease", 1)])
+    finish_checkpoint(store, lambda _: None)
+    assert checkpoint_of(store) == {}
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_step_writes_a_bounded_number_of_rows(open_store: Open) -> None:
+    faults = Faults()
+    store = open_store(connect=faults)
+    for number in range(100):
+        store.append([["meta", f"n{number}", 1]], 0.0)
+        store.touch([("meta", f"n{number}")])
+    most = 0
+    while store._checkpoint_to is not None or most == 0:
+        faults.statements.clear()
+        store.checkpoint_step(lambda _: 1)
+        rows = sum(sql.startswith("INSERT OR REPLACE") for sql in faults.statements)
+        deletions = sum(sql.startswith("DELETE FROM journal") for sql in faults.statements)
+        most = max(most, rows + deletions)
+    assert 1 <= most <= 4
+    assert journal_rows(store) == 0
+
+
+def test_a_real_step_looks_at_the_clock_every_fifty_rows(open_store: Open) -> None:
+    """The bound is time; what bounds the time between two looks is rows."""
+    faults = Faults()
+    store = open_store(connect=faults)
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch([("meta", f"n{number}") for number in range(20_000)])
+    counts = []
+    while len(store._touched) + len(store._dirty):
+        faults.statements.clear()
+        store.checkpoint_step(lambda _: 1)
+        counts.append(sum(sql.startswith("INSERT OR REPLACE") for sql in faults.statements))
+    assert sum(counts) == 20_000
+    assert len(counts) > 2  # it was not done in one go
+    assert all(count % 50 == 0 for count in counts)
+
+
+@pytest.mark.usefixtures("steps")
+def test_changes_during_a_checkpoint_are_kept_whatever_step_it_is_at(open_store: Open) -> None:
+    store = open_store()
+    values: dict[Key, Any] = {}
+
+    def change(name: str, value: int) -> None:
+        values["meta", name] = value
+        store.append([["meta", name, value]], 0.0)
+        store.touch([("meta", name)])
+
+    for number in range(20):
+        change(f"n{number}", number)
+    for number in range(60):
+        store.checkpoint_step(values.get)
+        change(f"n{number % 25}", 1000 + number)
+        assert after_replay(store) == values
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_checkpoint_cut_off_by_a_kill_anywhere_loses_nothing(
+    open_store: Open, tmp_path: Path
+) -> None:
+    """Every step is one transaction, so to stop between two steps is to stop anywhere."""
+    store = open_store()
+    values: dict[Key, Any] = {("meta", f"n{number}"): number for number in range(12)}
+    for key, value in values.items():
+        store.append([["meta", key[1], value]], 0.0)
+        store.touch([key])
+    store.touch([("meta", "gone")])
+    copies = 0
+    while copies == 0 or store._checkpoint_to is not None:
+        store.checkpoint_step(values.get)
+        copies += 1
+        copy = tmp_path / str(copies)
+        copy.mkdir()
+        for file in tmp_path.glob(f"{FILE_NAME}*"):
+            (copy / file.name).write_bytes(file.read_bytes())
+        again = open_store(copy)
+        assert after_replay(again) == values
+    assert copies > 4
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["not executed", "executed all the same"])
+@pytest.mark.usefixtures("steps")
+def test_a_checkpoint_whose_statement_fails_is_tried_again_and_loses_nothing(
+    open_store: Open, *, late: bool
+) -> None:
+    faults = Faults()
+    faults.late = late
+    store = open_store(connect=faults)
+    values: dict[Key, Any] = {("meta", f"n{number}"): number for number in range(9)}
+    for key, value in values.items():
+        store.append([["meta", key[1], value]], 0.0)
+        store.touch([key])
+    failures = steps = 0
+    while steps == 0 or store._checkpoint_to is not None:
+        faults.fail = {len(faults.statements) + 1 + steps % 5} if steps % 2 else set()
+        try:
+            store.checkpoint_step(values.get)
+        except StoreError:
+            failures += 1
+        faults.fail.clear()
+        steps += 1
+        assert after_replay(store) == values
+        assert steps < 200
+    assert failures >= 3
+
+
+# -- failures ----------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_stored_is_a_store_error_and_leaves_nothing(
+    open_store: Open,
+) -> None:
+    faults = Faults()
+    store = open_store(connect=faults)
+    store.append([["meta", "a", 1]], 0.0)
+    faults.writes = True
+    with pytest.raises(StoreError, match="full"):
+        store.append([["meta", "a", 2]], 0.0)
+    faults.writes = False
+    store.append([["meta", "a", 3]], 0.0)
+    assert batches_of(store) == [[["meta", "a", 1]], [["meta", "a", 3]]]
+
+
+def test_what_is_stored_after_a_checkpoint_could_not_even_be_rolled_back_is_really_stored(
+    open_store: Open, tmp_path: Path
+) -> None:
+    faults = Faults()
+    store = open_store(connect=faults)
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch([("meta", "a")])
+    faults.fail = {len(faults.statements) + n for n in range(2, 10)}  # all but BEGIN
+    with pytest.raises(StoreError):
+        store.checkpoint_step(lambda _: 1)
+    faults.fail.clear()
+    store.append([["meta", "a", 2]], 0.0)  # returned: so it was acknowledged
+    copy = tmp_path / "as a kill leaves it"
+    copy.mkdir()
+    for file in tmp_path.glob(f"{FILE_NAME}*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert batches_of(open_store(copy))[-1] == [["meta", "a", 2]]
+
+
+def test_opening_fails_at_any_statement_without_harm(tmp_path: Path) -> None:
+    """A new file and a file with content, each with one statement of the opening failing."""
+    for filled_before in (False, True):
+        for late in (False, True):
+            number = 0
+            while True:
+                number += 1
+                directory = tmp_path / f"{filled_before} {late} {number}"
+                directory.mkdir()
+                if filled_before:
+                    store = Store(directory, BOOT)
+                    store.append([["meta", "a", 1]], 0.0)
+                    store.close()
+                faults = Faults()
+                faults.fail = {number}
+                faults.late = late
+                try:
+                    Store(directory, BOOT, faults).close()
+                except StoreError:
+                    pass
+                else:
+                    assert len(faults.statements) < number, "a failure was overlooked"
+                    break
+                again = Store(directory, BOOT)
+                assert len(batches_of(again)) == filled_before
+                again.append([["meta", "a", 2]], 0.0)
+                again.close()
+                assert not list(directory.glob(f"{FILE_NAME}.damaged-*"))
+            assert number > 5
+
+
+def test_a_failure_to_read_is_told_apart_from_damage(open_store: Open) -> None:
+    faults = Faults()
+    store = open_store(connect=faults)
+    store.append([["meta", "a", 1]], 0.0)
+    faults.fail = {len(faults.statements) + 1}
+    faults.error = sqlite_error(sqlite3.SQLITE_IOERR_READ, "disk I/O error")
+    with pytest.raises(StoreError):
+        store.load()
+    assert batches_of(store) == [[["meta", "a", 1]]]
