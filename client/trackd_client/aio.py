@@ -101,6 +101,12 @@ class AsyncLease(BaseLease):
             self._released = True
             await self._tracker._release(self)  # noqa: SLF001
 
+    def let_go(self) -> None:
+        """Give the lease back without waiting for the daemon; not a coroutine."""
+        if not self.released:
+            self._released = True
+            self._tracker._release_later(self)  # noqa: SLF001
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -397,6 +403,10 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         except TrackerClosed:
             if not self._conversation.closed:
                 raise
+
+    def _release_later(self, lease: AsyncLease) -> None:
+        self._leases.pop(lease.id, None)
+        self._errand("release", {"lease": lease.id}, lease._stay)  # noqa: SLF001 - one module
 
     # -- errands, which nobody awaits; what `Keeper` does for the other tracker -------------------
 

@@ -72,6 +72,8 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         if not self._tasks:
             return True
         _, late = await asyncio.wait(self._tasks, timeout=timeout)
+        for dial in self._dials if late else ():
+            self._let_go(dial)
         for task in late:
             task.cancel()
         if late:
@@ -99,22 +101,37 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
                     await self._change.wait()
                 await asyncio.sleep(self._pause())
                 lease = await self._acquire()
-                if lease is not None:
-                    # No await since the grant: a cancelled dispatcher loses none.
-                    task = asyncio.create_task(
-                        self._run(self._begin(lease)), name=f"trackd-dial-{lease.id}"
-                    )
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                # No await since the grant: a cancelled dispatcher loses none.
+                if lease is not None and self._pause():
+                    lease.let_go()  # a dial has failed meanwhile; let others have it
+                elif lease is not None:
+                    self._spawn(self._begin(lease))
         except TrackerClosed:
             log.info("the pool ends: its tracker was closed")
+
+    def _spawn(self, dial: Dial[AsyncLease]) -> None:
+        """Let a dial run; its leases are released whatever becomes of its task."""
+        task = asyncio.create_task(self._run(dial), name=f"trackd-dial-{dial.lease.id}")
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._let_go(dial)
+            self._gone(dial)
+
+        task.add_done_callback(ended)
+
+    def _let_go(self, dial: Dial[AsyncLease]) -> None:
+        for lease in dial.leases:
+            lease.let_go()
 
     async def _acquire(self) -> AsyncLease | None:
         """Wait for a lease; None when there is a reason to look around first."""
         try:
+            await self._adopt()
             return await self._tracker.acquire()
         except SessionLost:
-            await self._adopt()
+            pass  # its tunnels are adopted before the next lease
         except TrackerClosed:
             raise
         except TrackdError as error:
@@ -122,15 +139,17 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         return None
 
     async def _adopt(self) -> None:
-        """Take up the open tunnels again after their session was lost."""
+        """Take up the open tunnels again whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            assert name is not None
+            if name is None:
+                return
             try:
                 self._adopted(dial, await self._tracker.adopt(name))
+            except SessionLost:
+                raise
             except TrackdError as error:
-                log.warning("tunnel to %s cannot be taken up again: %s", name, error)
-                dial.lease.should_close.set()
+                self._not_adopted(dial, error)
 
     async def _run(self, dial: Dial[AsyncLease]) -> None:
         error: BaseException | None = None
@@ -139,9 +158,9 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         except Exception as raised:  # noqa: BLE001 - whatever a dial raises, its lease is released
             error = raised
         finally:
-            for lease in dial.leases:
-                await asyncio.shield(lease.release())
             self._end(dial, error)
+        for lease in dial.leases:
+            await lease.release()
         if self._sticky_to_report():
             missing: list[str] = []
             try:

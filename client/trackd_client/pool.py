@@ -116,7 +116,8 @@ class AgentPool(PoolCore[Lease]):
             done = self._room.wait_for(lambda: not self._dials, left)
             late = list(self._dials)
         for dial in late:
-            dial.lease.release()
+            for lease in dial.leases:
+                lease.let_go()
         return done
 
     def __enter__(self) -> Self:
@@ -139,11 +140,11 @@ class AgentPool(PoolCore[Lease]):
             while not self._draining.is_set():
                 with self._room:
                     self._room.wait_for(self._may_dial)
-                if self._draining.wait(self._pause()):
-                    break
+                while (pause := self._pause()) and not self._draining.wait(pause):
+                    pass
                 lease = self._acquire()
-                if lease is not None and self._draining.is_set():
-                    lease.release()
+                if lease is not None and (self._draining.is_set() or self._pause()):
+                    lease.let_go()  # a dial has failed meanwhile; let others have it
                 elif lease is not None:
                     dial = self._begin(lease)
                     threading.Thread(
@@ -155,9 +156,10 @@ class AgentPool(PoolCore[Lease]):
     def _acquire(self) -> Lease | None:
         """Wait for a lease; None when there is a reason to look around first."""
         try:
+            self._adopt()
             return self._tracker._acquire(None, self._wake)  # noqa: SLF001 - interruptible
         except SessionLost:
-            self._adopt()
+            pass  # its tunnels are adopted before the next lease
         except TrackerClosed:
             if not self._draining.is_set():
                 raise
@@ -166,15 +168,17 @@ class AgentPool(PoolCore[Lease]):
         return None
 
     def _adopt(self) -> None:
-        """Take up the open tunnels again after their session was lost."""
+        """Take up the open tunnels again whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            assert name is not None
+            if name is None or self._draining.is_set():
+                return
             try:
                 self._adopted(dial, self._tracker.adopt(name))
+            except SessionLost:
+                raise
             except TrackdError as error:
-                log.warning("tunnel to %s cannot be taken up again: %s", name, error)
-                dial.lease.should_close.set()
+                self._not_adopted(dial, error)
 
     # -- a dial's thread ----------------------------------------------------------------------
 
@@ -185,9 +189,12 @@ class AgentPool(PoolCore[Lease]):
         except Exception as raised:  # noqa: BLE001 - whatever a dial raises, its lease is released
             error = raised
         finally:
-            for lease in dial.leases:
-                lease.release()
             self._end(dial, error)
+            try:
+                for lease in dial.leases:
+                    lease.release()
+            finally:
+                self._gone(dial)
             self._told_of_duplicates()
 
     def _told_of_duplicates(self) -> None:

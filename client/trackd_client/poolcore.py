@@ -44,12 +44,14 @@ class Dial(Generic[LeaseT]):
         leases: that, and those with which its tunnel was adopted later.
         met: the claimed proxy that it reached, or None.
         claimed_at: when it claimed, in seconds of time.monotonic, or None.
+        abandoned: whether its session was lost, and its tunnel cannot be adopted.
     """
 
     lease: LeaseT
     leases: list[LeaseT] = field(default_factory=list)
     met: str | None = None
     claimed_at: float | None = None
+    abandoned: bool = False
 
 
 class PoolCore(Generic[LeaseT]):
@@ -135,16 +137,25 @@ class PoolCore(Generic[LeaseT]):
             return [
                 dial
                 for dial in self._dials
-                if dial.claimed_at is not None and dial.leases[-1].lost.is_set()
+                if dial.claimed_at is not None
+                and dial.leases[-1].lost.is_set()
+                and not dial.abandoned
             ]
 
     def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
         """A tunnel was taken up again with another lease, or cannot be: another has the proxy."""
         if lease is None:
+            dial.abandoned = True
             dial.lease.should_close.set()
             return
+        # The dial knows its first lease; what is told to this one must reach it there.
+        lease.should_close = dial.lease.should_close
         with self._lock:
             dial.leases.append(lease)
+
+    def _not_adopted(self, dial: Dial[LeaseT], error: TrackdError) -> None:
+        log.warning("tunnel to %s cannot be taken up again: %s", dial.lease.claimed_name, error)
+        self._adopted(dial, None)
 
     def _begin_drain(self) -> None:
         """Begin no more dials."""
@@ -155,7 +166,11 @@ class PoolCore(Generic[LeaseT]):
     # -- after a dial -------------------------------------------------------------------------
 
     def _end(self, dial: Dial[LeaseT], error: BaseException | None) -> None:
-        """Count how a dial ended, and set the pace of the next one."""
+        """Count how a dial ended, and set the pace of the next one.
+
+        To be called before its lease is released: that may grant the next one at once, and
+        whoever gets it must know of the pause.
+        """
         lease = dial.lease
         name = lease.claimed_name
         with self._lock:
@@ -167,7 +182,10 @@ class PoolCore(Generic[LeaseT]):
             if time.monotonic() - dial.claimed_at >= self._pace.policy.stayed_up:
                 self._pace.stayed_up()
             elif not asked:
-                self._back_off(self._pace.failed())
+                with self._lock:
+                    self._stats.failures += 1
+                    pause = self._pace.failed()
+                self._back_off(pause)
         elif dial.met is not None:
             with self._lock:
                 self._stats.duplicates += 1
@@ -183,6 +201,9 @@ class PoolCore(Generic[LeaseT]):
                 pause = self._pace.failed()
             self._tell(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
             self._back_off(pause)
+
+    def _gone(self, dial: Dial[LeaseT]) -> None:
+        """Forget a dial that has ended, and whose leases are released."""
         with self._lock:
             self._dials.pop(dial, None)
             self._changed()
@@ -222,5 +243,9 @@ class PoolCore(Generic[LeaseT]):
         return False
 
     def _tell(self, event: PoolEvent) -> None:
-        if self._on_event is not None:
+        if self._on_event is None:
+            return
+        try:
             self._on_event(event)
+        except Exception:  # noqa: BLE001 - a hook of theirs must not cost us a lease
+            log.exception("the hook of a pool failed at %s", event.change)

@@ -108,6 +108,12 @@ class Lease(BaseLease):
             self._released = True
             self._tracker._release(self)  # noqa: SLF001
 
+    def let_go(self) -> None:
+        """Give the lease back without waiting for the daemon, which is told as soon as may be."""
+        if not self.released:
+            self._released = True
+            self._tracker._release_later(self)  # noqa: SLF001
+
     def __enter__(self) -> Self:
         return self
 
@@ -409,6 +415,10 @@ class Tracker(BaseTracker[Lease]):
         except TrackerClosed:
             if not self._conversation.closed:
                 raise
+
+    def _release_later(self, lease: Lease) -> None:
+        self._leases.pop(lease.id, None)
+        self._keeper.release(lease.id, lease._stay)  # noqa: SLF001 - one module
 
     def _stray(self, stay: Stay | None, fields: Mapping[str, Any]) -> None:
         """Look at a reply that nobody waits for: a grant in it is given back."""
