@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from support import wait_until
-from trackd_client import AgentPool, AsyncAgentPool, AsyncTracker, Proxy, Tracker
+from trackd_client import AgentPool, AsyncAgentPool, AsyncTracker, Proxy, TrackdError, Tracker
 from trackd_client.base import BaseLease, BaseTracker
 from trackd_client.poolcore import PoolCore
 from trackd_client.testing import Daemon
@@ -230,7 +230,10 @@ def shared_daemon() -> Iterator[Daemon]:
 def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     """The module's daemon, empty; a test that leaves a session or a lease there fails."""
     yield shared_daemon
-    forget_all(shared_daemon.endpoint)
+    try:
+        forget_all(shared_daemon.endpoint)
+    except TrackdError as error:
+        raise AssertionError(f"{error}; its log:\n{shared_daemon.log.read_text()}") from error
 
 
 @pytest.fixture(params=["sync", "asyncio", "uvloop"])
