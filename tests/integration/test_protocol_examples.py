@@ -13,6 +13,7 @@ import zmq
 
 from protocol_document import Message, messages, pack
 from trackd_client import AcquireTimeout, Proxy, Tracker
+from trackd_client.clock import boottime
 from trackd_client.protocol import REPLY, REQUEST, VERSION, decode
 from trackd_client.session import Conversation, Request
 from trackd_client.testing import Daemon, MakeDaemon
@@ -45,9 +46,6 @@ class Peer:
         self._socket = self._connected()
         self._replies: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self._parked: dict[int, bytes] = {}
-        # A number that the document does not use.
-        self._socket.send(pack([VERSION, REQUEST, {"op": "hello", "seq": 1_000_000}]))
-        self._ahead = body_of(self.reply(1_000_000))["clock"] - CLOCK
 
     def reconnect(self) -> None:
         """Go on over a new connection."""
@@ -60,11 +58,12 @@ class Peer:
             self._socket.send(frame)
 
     def send(self, message: Message) -> None:
-        """Send a request, with its deadline by the clock of this daemon."""
+        """Send a request, with as much time as its deadline leaves it in the document."""
         version, kind, body = message.value
         frame = message.frame
         if "deadline" in body:
-            frame = pack([version, kind, {**body, "deadline": body["deadline"] + self._ahead}])
+            deadline = boottime() + body["deadline"] - CLOCK
+            frame = pack([version, kind, {**body, "deadline": deadline}])
         self._socket.send(frame)
         if body["op"] in {"acquire", "watch_session"}:
             self._parked[body["seq"]] = frame
