@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from types import TracebackType
@@ -108,11 +109,28 @@ class _Acts:
     def release(self, lease: int) -> None:
         self._leases[lease].release()
 
+    def dial(self, seed: int, proxies: list[str]) -> list[str]:
+        """Dial at random, as through a load balancer, until each of these proxies has a tunnel."""
+        chance = random.Random(seed)
+        mine = []
+        while self._tracker.status()["claimed_desired"] < len(proxies):
+            lease = self._tracker.try_acquire()
+            if lease is None:
+                continue
+            reached = chance.choice(proxies)
+            if lease.claim(f"{reached}.example.com", reached):
+                assert lease.claimed_name is not None
+                self._leases[lease.id] = lease
+                mine.append(lease.claimed_name)
+            else:
+                lease.release()
+        return mine
+
     def is_claimed(self, *principals: str) -> bool:
         return self._tracker.is_claimed(*principals)
 
     def status(self) -> dict[str, Any]:
-        return {k: v for k, v in self._tracker.status().items() if not isinstance(v, bytes)}
+        return self._tracker.status()
 
     def _keep(self, lease: Lease | None) -> int | None:
         if lease is None:

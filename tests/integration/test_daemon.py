@@ -19,7 +19,7 @@ from typing import IO, Any
 import pytest
 
 from support import PATIENCE, RawPeer, pack, paused, python_of, run_script, socket_path, wait_until
-from trackd_client import DaemonAbsent, Proxy, Refused, Tracker
+from trackd_client import DaemonAbsent, NoAnswer, Proxy, Refused, Tracker
 from trackd_client.errors import DaemonFailed
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -70,7 +70,7 @@ def answers(endpoint: str) -> bool:
     try:
         with Tracker(endpoint, timeout=0.5) as tracker:
             tracker.ping()
-    except DaemonAbsent:
+    except (DaemonAbsent, NoAnswer):
         return False
     return True
 
