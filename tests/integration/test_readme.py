@@ -1,0 +1,256 @@
+"""The documents are true: their commands run as they are written, and their tables are the code's.
+
+`make demo` and `make test`, which the README names first, are run by `.ci/run`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import trackd_client
+from support import wait_until
+from trackd import exits
+from trackd.config import SETTINGS
+from trackd_client import Tracker
+from trackd_client.testing import Daemon
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+
+# What differs from one run to the next.
+_VARIES = (
+    (re.compile(r"\d{4}-\d\d-\d\dT\S+"), "TIME"),
+    (re.compile(r"\b(pid[= ]|up |revision )\w+"), r"\1N"),
+    (re.compile(r"ipc://\S+"), "ENDPOINT"),
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    language: str
+    text: str
+
+
+def blocks(document: Path) -> list[Block]:
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return [Block(*found) for found in fence.findall(document.read_text())]
+
+
+def blocks_of(document: Path, language: str) -> list[str]:
+    return [block.text for block in blocks(document) if block.language == language]
+
+
+def comparable(output: str) -> list[str]:
+    """The lines of a command's output, without what differs; threads may swap them."""
+    for pattern, word in _VARIES:
+        output = pattern.sub(word, output)
+    return sorted(line.rstrip() for line in output.splitlines())
+
+
+class Terminal:
+    """Runs the one command of a `console` block as a person at a terminal of their own."""
+
+    def __init__(self, block: str, cwd: Path, environ: dict[str, str]) -> None:
+        prompt, _, self.expected = block.partition("\n")
+        assert prompt.startswith("$ "), block
+        self._output = cwd / f"output-{len(list(cwd.iterdir()))}"
+        with self._output.open("wb") as output:
+            self._shell = subprocess.Popen(
+                ["bash", "-c", f"exec {prompt.removeprefix('$ ')}"],
+                cwd=cwd,
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+            )
+
+    def shows_what_the_document_says(self) -> None:
+        try:
+            wait_until(lambda: comparable(self._output.read_text()) == comparable(self.expected))
+        except AssertionError:
+            assert comparable(self._output.read_text()) == comparable(self.expected)
+
+    def press_enter(self) -> int:
+        self._shell.communicate(b"\n", timeout=20)
+        return self._shell.returncode
+
+    def press_ctrl_c(self) -> int:
+        self._shell.send_signal(signal.SIGINT)
+        return self._shell.wait(timeout=20)
+
+    def close(self) -> None:
+        if self._shell.poll() is None:
+            self._shell.kill()
+        self._shell.communicate()
+
+
+@pytest.fixture
+def desk() -> Iterator[Path]:
+    """A directory in which the commands of the README find `.venv`, as after `make demo`."""
+    with tempfile.TemporaryDirectory(prefix="readme-") as directory:
+        Path(directory, ".venv").symlink_to(sys.prefix)
+        yield Path(directory)
+
+
+def test_the_readme_s_commands_do_what_they_are_shown_to_do(desk: Path) -> None:
+    readme = REPOSITORY / "README.md"
+    (agent,) = blocks_of(readme, "python")
+    (desk / "agent.py").write_text(agent)
+    # Apart from any daemon that this host may really have; nothing else is changed.
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("TRACKD_")}
+    environ["TRACKD_ENDPOINT"] = f"ipc://{desk}/trackd.sock"
+    terminals: list[Terminal] = []
+    try:
+        for block in blocks_of(readme, "console"):
+            terminals.append(Terminal(block, desk, environ))
+            terminals[-1].shows_what_the_document_says()
+        daemon, first, _status = terminals
+        second = Terminal(f"$ .venv/bin/python agent.py\n{first.expected}", desk, environ)
+        terminals.append(second)
+        with Tracker(environ["TRACKD_ENDPOINT"]) as tracker:
+            wait_until(lambda: tracker.status()["waiting"] == 2)
+        assert first.press_enter() == 0
+        second.shows_what_the_document_says()
+        assert second.press_enter() == 0
+        assert daemon.press_ctrl_c() == 0
+    finally:
+        for terminal in terminals:
+            terminal.close()
+
+
+def test_the_readme_begins_with_what_ci_runs() -> None:
+    (commands,) = blocks_of(REPOSITORY / "README.md", "sh")
+    ran = (REPOSITORY / ".ci" / "run").read_text()
+    for command in re.findall(r"make \w+", commands):
+        assert command in ran
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_between_documents_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in target:
+            continue  # the outside world, which tests do not reach
+        file, _, heading = target.partition("#")
+        found = document.parent / file if file else document
+        assert found.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, target
+
+
+def test_contributing_tells_where_every_module_is() -> None:
+    (layout,) = (b for b in blocks_of(REPOSITORY / "CONTRIBUTING.md", "") if "daemon/" in b)
+    packages = [REPOSITORY / "daemon" / "trackd", REPOSITORY / "client" / "trackd_client"]
+    modules = {path.name for package in packages for path in package.glob("[!_]*.py")}
+    helpers = {path.name for path in (REPOSITORY / "tests").glob("[!c]*.py")}
+    assert set(re.findall(r"\w+\.py", layout)) == modules | helpers
+    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if [*path.glob("[!_]*")]}
+    assert folders - {"__pycache__"} <= set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE))
+
+
+def test_contributing_says_why_each_dependency_is_here() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for extra in project["project"]["optional-dependencies"].values():
+        wanted += extra
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in wanted} - {"trackd"}
+    told = {
+        name for row in rows(REPOSITORY / "CONTRIBUTING.md", ".*") for name in row[0].split(", ")
+    }
+    assert names == told - {"package", "---"}
+
+
+def rows(document: Path, first: str) -> list[list[str]]:
+    """The rows of tables whose first cell matches, as the texts of their cells."""
+    table = re.findall(r"^\| (.*) \|$", document.read_text(), re.MULTILINE)
+    cells = ([cell.strip(" `") for cell in row.split("|")] for row in table)
+    return [row for row in cells if re.fullmatch(first, row[0])]
+
+
+def test_the_operations_page_tells_every_setting_its_default_and_whether_it_is_live() -> None:
+    told = rows(REPOSITORY / "docs" / "operations.md", r"(\[limits\] )?[a-z]+_[a-z_]+|endpoint")
+    expected = {each.key: (each.default, "yes" * each.live) for each in SETTINGS.values()}
+    assert {key: (default.replace("`", ""), live) for key, default, live, _ in told} == expected
+
+
+def test_the_operations_page_tells_every_exit_code() -> None:
+    told = rows(REPOSITORY / "docs" / "operations.md", r"\d+")
+    assert {int(code): meaning for code, meaning in told} == exits.MEANINGS
+
+
+def test_the_client_page_names_every_error() -> None:
+    told = (REPOSITORY / "docs" / "client.md").read_text()
+    errors = trackd_client.errors
+    names = [name for name, found in vars(errors).items() if isinstance(found, type)]
+    for name in names:
+        if issubclass(getattr(errors, name), errors.TrackdError):
+            assert f"`{name}`" in told, name
+
+
+class Done(Exception):
+    """Ends an agent that would go on for ever."""
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """Stands for what a user's own `connect` returns."""
+
+    principals: list[str]
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b'{"proxies": [{"metadata": {"name": "p1"}}, {"metadata": {"name": "p2"}}]}'
+
+
+def test_the_client_page_s_agents_run(
+    trackd_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKD_ENDPOINT", trackd_daemon.endpoint)
+    code = blocks_of(REPOSITORY / "docs" / "client.md", "python")
+    ran = [block for block in code if "pytest_plugins" not in block and "def test" not in block]
+    for block in ran:
+        reached = iter(["p1", "p2", "p1"])
+
+        def connect(reached: Iterator[str] = reached) -> Tunnel:
+            name = next(reached, None)
+            if name is None:
+                raise Done
+            return Tunnel([f"{name}.example.com"])
+
+        with Tracker() as tracker, suppress(Done):
+            exec(compile(block, "client.md", "exec"), {"connect": connect, "tracker": tracker})
+        assert next(reached, None) is None or "connect()" not in block, "it did not dial"
+    with Tracker() as tracker:
+        status = tracker.status()
+    assert (status["tracked"], status["claimed"], status["inflight"]) == (3, 0, 0)
+
+
+def test_the_client_page_s_tests_pass(tmp_path: Path) -> None:
+    code = blocks_of(REPOSITORY / "docs" / "client.md", "python")
+    (plugin,) = (block for block in code if "pytest_plugins" in block)
+    (tests,) = (block for block in code if "def test" in block)
+    (tmp_path / "conftest.py").write_text(plugin)
+    (tmp_path / "test_agent.py").write_text(tests)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"{tests.count('def test')} passed" in ran.stdout, ran.stdout + ran.stderr
