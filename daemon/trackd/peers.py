@@ -72,7 +72,10 @@ def start_time(pid: int) -> int | None:
         return None
     # The command, in parentheses, may hold anything; the fields after the last one are numbers.
     fields = stat[stat.rfind(b")") + 2 :].split()
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+    if len(fields) < 20:
+        return None
+    # A main thread that has ended looks like a zombie while other threads of its process live.
+    if fields[0] in (b"Z", b"X") and int(fields[17]) < 2:
         return None
     return int(fields[19])
 
