@@ -1,0 +1,199 @@
+"""Who is at the other end: what the kernel says is read, and nothing else is believed."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support import wait_until
+from trackd import peers
+from trackd.peers import Peer, PeerCache, Roles, command_of, parse_address, start_time
+
+# -- Peer-Address ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("localhost:1000:100:42", Peer(1000, 100, 42)),
+        ("localhost:0:0:0", Peer(0, 0, 0)),
+        (":1:2:3", Peer(1, 2, 3)),
+        ("a:b:c:1:2:3", Peer(1, 2, 3)),
+        ("host with spaces:1:2:3", Peer(1, 2, 3)),
+        ("9:9:9:1:2:3", Peer(1, 2, 3)),
+        ("[::1]:1:2:3", Peer(1, 2, 3)),
+        ("höst:1:2:3", Peer(1, 2, 3)),
+        ("h:4294967294:4294967294:4194304", Peer(4294967294, 4294967294, 4194304)),
+    ],
+)
+def test_the_last_three_parts_are_read_whatever_the_host_is_called(
+    address: str, peer: Peer
+) -> None:
+    assert parse_address(address) == peer
+    assert PeerCache().parse(address) == peer
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "localhost",
+        "1:2:3",
+        "localhost:1:2",
+        "localhost:1:2:",
+        "localhost::2:3",
+        "localhost:1:2:3:",
+        "localhost:1:2:x",
+        "localhost:-1:2:3",
+        "localhost:+1:2:3",
+        "localhost: 1:2:3",
+        "localhost:1:2:3 ",
+        "localhost:1.0:2:3",
+        "localhost:0x1:2:3",
+        "localhost:1_0:2:3",
+        "localhost:²:2:3",
+        "localhost:٣:2:3",
+        "127.0.0.1",
+        "10.0.0.1:4242",
+    ],
+)
+def test_an_address_that_does_not_end_in_three_numbers_names_nobody(address: str) -> None:
+    assert parse_address(address) is None
+    assert PeerCache().parse(address) is None
+
+
+def test_the_cache_never_mistakes_one_address_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_CACHE_SIZE", 3)
+    cache = PeerCache()
+    for _ in range(2):
+        for number in range(10):
+            assert cache.parse(f"host:{number}:2:3") == Peer(number, 2, 3)
+            assert len(cache._peers) <= 3
+
+
+# -- processes ---------------------------------------------------------------------------
+
+
+def test_the_start_time_of_a_process_stays_and_tells_it_from_others() -> None:
+    mine = start_time(os.getpid())
+    assert mine is not None
+    assert mine == start_time(os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as other:
+        theirs = start_time(other.pid)
+        assert theirs is not None
+        assert theirs > mine
+        other.kill()
+    assert start_time(other.pid) is None
+
+
+def test_a_zombie_has_exited() -> None:
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    try:
+        wait_until(lambda: b") Z" in Path(f"/proc/{pid}/stat").read_bytes())
+        assert start_time(pid) is None
+    finally:
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["a) Z 0 0", ")))) ", "x y\n", "((", "é) R 1"])
+def test_a_command_of_any_name_hides_nothing(tmp_path: Path, name: str) -> None:
+    program = tmp_path / name
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as process:
+        wait_until(lambda: command_of(process.pid) not in ("python", "python3"))
+        found = start_time(process.pid)
+        process.kill()
+    assert found is not None
+    now = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+    assert now - 20 * os.sysconf("SC_CLK_TCK") < found <= now
+
+
+#: Ends its main thread and lives on in another one, as programs in C and Go may.
+MAIN_THREAD_EXITS = """
+import ctypes, sys, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).syscall(60 if sys.maxsize > 2**32 else 1, 0)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of exit is that of x86-64")
+def test_a_process_whose_main_thread_has_exited_still_lives() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", MAIN_THREAD_EXITS], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        stat = Path(f"/proc/{process.pid}/stat")
+        wait_until(lambda: b") Z" in stat.read_bytes())
+        found = start_time(process.pid)
+        assert process.poll() is None
+        process.kill()
+    assert found is not None
+
+
+# -- roles -------------------------------------------------------------------------------
+
+NOBODY = pwd.getpwnam("nobody")
+GAMES = pwd.getpwnam("games")
+
+
+def peer_of(user: pwd.struct_passwd) -> Peer:
+    return Peer(user.pw_uid, user.pw_gid, 1)
+
+
+def test_root_and_the_daemons_own_user_are_admins() -> None:
+    roles = Roles((), ())
+    assert roles.is_admin(Peer(0, 0, 1))
+    assert roles.is_admin(Peer(os.geteuid(), 12345, 1))
+    assert not roles.is_admin(peer_of(NOBODY))
+
+
+@pytest.mark.parametrize("user", ["nobody", NOBODY.pw_uid])
+def test_a_user_that_is_named_is_an_admin_and_no_other(user: str | int) -> None:
+    roles = Roles((user,), ())
+    assert roles.is_admin(peer_of(NOBODY))
+    assert not roles.is_admin(peer_of(GAMES))
+
+
+@pytest.mark.parametrize("group", [grp.getgrgid(GAMES.pw_gid).gr_name, GAMES.pw_gid])
+def test_whoever_has_a_group_for_his_own_is_an_admin(group: str | int) -> None:
+    roles = Roles((), (group,))
+    assert roles.is_admin(peer_of(GAMES))
+    assert not roles.is_admin(peer_of(NOBODY))
+
+
+def test_a_group_that_a_process_took_on_counts_though_its_user_is_no_member() -> None:
+    roles = Roles((), (GAMES.pw_gid,))
+    assert roles.is_admin(Peer(NOBODY.pw_uid, GAMES.pw_gid, 1))
+
+
+def test_members_count_whatever_their_own_group_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which groups a user is in is for the host to say; no user of this one is in two."""
+    lists = {("games", GAMES.pw_gid): [GAMES.pw_gid, 4242], ("nobody", NOBODY.pw_gid): [7]}
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: lists[name, gid])
+    roles = Roles((), (4242,))
+    assert roles.is_admin(peer_of(GAMES))
+    assert not roles.is_admin(peer_of(NOBODY))
+
+
+def test_a_uid_without_a_user_is_no_admin() -> None:
+    nameless = 3_999_999_999
+    with pytest.raises(KeyError):
+        pwd.getpwuid(nameless)
+    assert not Roles((), (4242,)).is_admin(Peer(nameless, nameless, 1))
+    assert Roles((nameless,), ()).is_admin(Peer(nameless, nameless, 1))
+
+
+def test_users_and_groups_that_are_not_there_are_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match="no user 'noone at all'"):
+        Roles(("noone at all",), ())
+    with pytest.raises(ValueError, match="no group 'no group at all'"):
+        Roles((), ("no group at all",))
