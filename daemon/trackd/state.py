@@ -364,7 +364,8 @@ class State:
         session.watch = None
         self.watches_answered.append(watch)
         frame = encode(REPLY, {"seq": watch.seq, "revision": self.revision, **fields})
-        self.remember(session, watch.seq, frame, stored=False, lease=None)
+        if len(session.replies) + len(session.parked) < self.config.max_outstanding:
+            self.remember(session, watch.seq, frame, stored=False, lease=None)
         self._around.deliver(watch.route, frame)
 
     # -- the store --------------------------------------------------------------------
