@@ -1,0 +1,83 @@
+"""When a pool dials again."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackd_client import Policy
+from trackd_client.policy import Pace
+
+
+def longest(_low: float, high: float) -> float:
+    """Jitter that always takes the bound."""
+    return high
+
+
+def test_the_bound_of_the_pause_after_failures_doubles_up_to_the_cap() -> None:
+    pace = Pace(Policy(), longest)
+    assert [pace.failed() for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_the_jitter_is_full() -> None:
+    bounds = []
+
+    def jitter(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return low
+
+    pace = Pace(Policy(failed_base=1.0), jitter)
+    assert [pace.failed(), pace.failed()] == [0.0, 0.0]
+    assert bounds == [(0.0, 1.0), (0.0, 2.0)]
+
+
+@given(failures=st.integers(0, 2_000), base=st.floats(0.001, 100), cap=st.floats(0.001, 1000))
+def test_no_number_of_failures_leaves_the_cap(failures: int, base: float, cap: float) -> None:
+    pace = Pace(Policy(failed_base=base, failed_cap=cap), random.Random(1).uniform)
+    pace.failures = failures
+    assert 0.0 <= pace.failed() <= cap
+    assert pace.failures == failures + 1
+
+
+def test_a_connection_that_stayed_up_ends_the_counting_of_failures_and_only_that() -> None:
+    pace = Pace(Policy(), longest)
+    pace.failed()
+    pace.failed()
+    pace.duplicate()
+    pace.connected()
+    assert pace.failed() == 2.0, "to reach a proxy is not to stay with it"
+    pace.duplicate()
+    pace.stayed_up()
+    assert pace.failed() == 0.5
+    assert pace.duplicates == 1
+
+
+def test_the_pause_after_duplicates_grows_in_a_line_up_to_its_cap() -> None:
+    pace = Pace(Policy(duplicate_step=0.25, duplicate_cap=0.6), longest)
+    assert [pace.duplicate() for _ in range(4)] == [0.25, 0.5, 0.6, 0.6]
+    pace.connected()
+    assert pace.duplicate() == 0.25
+
+
+def test_failures_and_duplicates_do_not_count_for_each_other() -> None:
+    pace = Pace(Policy(duplicate_step=0.1), longest)
+    for _ in range(4):
+        pace.failed()
+    assert pace.duplicate() == 0.1
+    assert pace.failed() == 8.0
+
+
+def test_many_duplicates_in_a_row_show_a_sticky_balancer_once() -> None:
+    pace = Pace(Policy(duplicate_step=0.0, sticky_after=3, sticky_pause=7.0), longest)
+    told = []
+    pauses = []
+    for _ in range(5):
+        pauses.append(pace.duplicate())
+        told.append(pace.is_newly_sticky)
+    assert told == [False, False, True, False, False]
+    assert pauses == [0.0, 0.0, 7.0, 7.0, 7.0]
+    pace.connected()
+    assert not pace.is_sticky
+    assert pace.duplicate() == 0.0

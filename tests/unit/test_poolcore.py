@@ -1,0 +1,277 @@
+"""The bookkeeping of a pool, with leases that belong to no daemon."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
+from trackd_client.base import BaseLease
+from trackd_client.errors import DaemonAbsent, StoreUnavailable
+from trackd_client.policy import Change
+from trackd_client.poolcore import Dial, PoolCore, proxies_in
+from trackd_client.session import Stay
+from trackd_client.sync import Flag
+
+STILL = Policy(failed_base=0.0, duplicate_step=0.0, sticky_after=3)
+
+
+class BareLease(BaseLease):
+    """A lease and its events, without a tracker."""
+
+    lost: Flag
+    should_close: Flag
+
+    def __init__(self, number: int) -> None:
+        super().__init__(Stay(b""), {"lease": number}, None)
+        self.lost = Flag()
+        self.should_close = Flag()
+
+    def claims(self, name: str) -> None:
+        """Be told that a claim succeeded."""
+        self._take_claim({"claimed": True, "name": name})
+
+    def meets(self, name: str | None) -> None:
+        """Be told that a claim failed: another lease holds the proxy, or the names mean none."""
+        reason = "held" if name else "unresolved"
+        self._take_claim({"claimed": False, "name": name, "reason": reason})
+
+
+class Core(PoolCore[BareLease]):
+    """A pool that dials nothing."""
+
+    def __init__(
+        self,
+        policy: Policy = STILL,
+        *,
+        dials: int = 2,
+        hook: Callable[[PoolEvent], None] | None = None,
+    ) -> None:
+        self.told: list[PoolEvent] = []
+        self.changes = 0
+        super().__init__(dials, policy, hook or self.told.append)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def begin(self, number: int = 1) -> Dial[BareLease]:
+        return self._begin(BareLease(number))
+
+    def end(self, dial: Dial[BareLease], error: BaseException | None = None) -> None:
+        self._end(dial, error)
+        self._gone(dial)
+
+    def kinds(self) -> list[Change]:
+        return [event.change for event in self.told]
+
+
+def test_a_dial_that_claims_and_closes_is_told_and_counted() -> None:
+    core = Core(Policy(stayed_up=0.0))
+    dial = core.begin(7)
+    assert core.stats() == PoolStats(dialling=1, dials=1)
+    dial.lease.claims("p1")
+    assert core.stats() == PoolStats(connected=1, dials=1, claims=1)
+    core.end(dial)
+    assert core.stats() == PoolStats(dials=1, claims=1)
+    assert [(e.change, e.lease, e.name) for e in core.told] == [
+        (Change.CONNECTING, 7, None),
+        (Change.CLAIMED, 7, "p1"),
+        (Change.CLOSED, 7, "p1"),
+    ]
+
+
+def test_a_dial_that_reaches_nobody_is_a_failure_with_its_error() -> None:
+    core = Core()
+    error = OSError("no route")
+    core.end(core.begin(3), error)
+    assert core.stats() == PoolStats(dials=1, failures=1)
+    assert core.kinds() == [Change.CONNECTING, Change.FAILED, Change.BACKING_OFF]
+    assert core.told[1].error is error
+
+
+def test_principals_that_name_nothing_are_a_failure_not_a_duplicate() -> None:
+    core = Core()
+    dial = core.begin()
+    dial.lease.meets(None)
+    core.end(dial)
+    assert (core.stats().failures, core.stats().duplicates) == (1, 0)
+
+
+def test_a_dial_that_met_a_claimed_proxy_and_then_claimed_another_is_no_duplicate() -> None:
+    core = Core(Policy(stayed_up=0.0))
+    dial = core.begin()
+    dial.lease.meets("p1")
+    dial.lease.claims("p2")
+    core.end(dial)
+    assert (core.stats().duplicates, core.stats().claims) == (0, 1)
+
+
+def test_a_connection_lost_at_once_is_a_failure_unless_it_was_asked_to_close() -> None:
+    core = Core(Policy(failed_base=0.0, stayed_up=1000.0))
+    dial = core.begin()
+    dial.lease.claims("p1")
+    core.end(dial)
+    assert core.stats().failures == 1
+    assert core.kinds()[-2:] == [Change.CLOSED, Change.BACKING_OFF]
+    dial = core.begin()
+    dial.lease.claims("p1")
+    dial.lease.should_close.set()
+    core.end(dial)
+    assert core.stats().failures == 1
+    assert core.kinds()[-1] == Change.CLOSED
+
+
+def test_a_connection_that_stayed_up_ends_the_counting_of_failures() -> None:
+    core = Core(Policy(stayed_up=0.0, failed_base=0.0))
+    core.end(core.begin())
+    core.end(core.begin())
+    assert core._pace.failures == 2
+    dial = core.begin()
+    dial.lease.claims("p1")
+    core.end(dial)
+    assert core._pace.failures == 0
+
+
+def test_a_sticky_balancer_is_reported_once_for_each_time_that_it_is() -> None:
+    core = Core()
+    for time in (1, 2):
+        reported = 0
+        for _ in range(5):
+            dial = core.begin()
+            dial.lease.meets("p1")
+            core.end(dial)
+            if core._sticky_to_report():
+                core._report_sticky(["p2"])
+                reported += 1
+        assert reported == 1
+        assert core.stats().sticky == time
+        dial = core.begin()
+        dial.lease.claims("p2")
+        dial.lease.should_close.set()
+        core.end(dial)
+    sticky = [event for event in core.told if event.change is Change.STICKY]
+    assert [(event.name, event.missing) for event in sticky] == [("p1", ("p2",))] * 2
+
+
+def test_room_for_a_dial_is_made_by_a_claim_and_by_an_end() -> None:
+    core = Core(dials=2)
+    first, second = core.begin(1), core.begin(2)
+    assert not core._may_dial()
+    first.lease.claims("p1")
+    assert core._may_dial()
+    core.begin(3)
+    assert not core._may_dial()
+    core.end(second)
+    assert core._may_dial()
+
+
+def test_while_it_drains_nothing_is_a_failure_and_nothing_waits_for_room() -> None:
+    core = Core(dials=1)
+    dial = core.begin()
+    core._begin_drain()
+    assert core._may_dial(), "whoever waits for room is to see that it drains"
+    core.end(dial, OSError())
+    assert core.stats().failures == 0
+    assert Change.FAILED not in core.kinds()
+
+
+def test_the_daemons_own_pause_wins_over_the_policy() -> None:
+    core = Core(Policy(failed_base=1000.0, failed_cap=1000.0))
+    core._refused(StoreUnavailable("no", "unavailable", 0.25))
+    assert core.stats().pause == 0.25
+    assert 0.0 < core._pause() <= 0.25
+    core._refused(DaemonAbsent("gone"))
+    assert core._pace.failures == 1
+
+
+def test_the_longest_of_several_pauses_is_kept() -> None:
+    core = Core()
+    core._back_off(1000.0)
+    core._back_off(1.0)
+    assert core._pause() > 900.0
+
+
+def test_lost_tunnels_are_those_that_claimed_until_they_are_adopted_or_given_up() -> None:
+    core = Core()
+    dials = [core.begin(number) for number in range(1, 5)]
+    for number, dial in enumerate(dials[:3]):
+        dial.lease.claims(f"p{number}")
+    for dial in dials[1:]:
+        dial.lease.lost.set()
+    assert core._lost_dials() == dials[1:3]
+    again = BareLease(9)
+    core._adopted(dials[1], again)
+    core._adopted(dials[2], None)
+    assert core._lost_dials() == []
+    assert dials[2].lease.should_close
+    again.should_close.set()
+    assert dials[1].lease.should_close, "the dial hears it by the lease that it knows"
+    again.lost.set()
+    assert core._lost_dials() == [dials[1]], "a second time"
+
+
+def test_a_hook_that_raises_is_logged_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def hook(event: PoolEvent) -> None:
+        raise ZeroDivisionError
+
+    core = Core(hook=hook)
+    dial = core.begin()
+    dial.lease.claims("p1")
+    core.end(dial)
+    assert core.stats().connected == 0
+    assert core._dials == {}
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_stats_are_a_copy() -> None:
+    core = Core()
+    core.stats().dials = 100
+    assert core.stats().dials == 0
+
+
+def test_counts_hold_when_many_threads_dial() -> None:
+    core = Core(Policy(stayed_up=0.0, sticky_after=10**9, duplicate_step=0.0), dials=8)
+
+    def dial(seed: int) -> None:
+        for number in range(300):
+            dial = core.begin(number + 1)
+            if number % 2:
+                dial.lease.claims("p")
+            else:
+                dial.lease.meets("p")
+            core.end(dial)
+
+    threads = [threading.Thread(target=dial, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = core.stats()
+    assert (stats.dials, stats.claims, stats.duplicates) == (1200, 600, 600)
+    assert (stats.dialling, stats.connected, len(core._dials)) == (0, 0, 0)
+
+
+def test_gossip_is_proxies_and_teleports_json_in_any_mixture() -> None:
+    said = '{"proxies":[{"version":"v2","metadata":{"name":"p2"},"gid":"g","ggen":4}]}'
+    assert proxies_in([Proxy("p1"), said, said.encode()]) == [
+        Proxy("p1"),
+        Proxy("p2", group="g", generation=4),
+        Proxy("p2", group="g", generation=4),
+    ]
+    with pytest.raises(BadPayload):
+        proxies_in([Proxy("p1"), "nonsense"])
+
+
+def test_a_pool_must_be_allowed_one_dial() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Core(dials=0)
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
