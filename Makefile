@@ -89,6 +89,9 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 	rm -f "$(DESTDIR)$(PREFIX)/bin/trackd" "$(DESTDIR)$(PREFIX)/bin/trackctl" \
 		"$(DESTDIR)$(UNITS)/trackd@.service" "$(DESTDIR)$(UNITS)/trackd@.socket" \
 		"$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
+	for place in lib/systemd/system lib/systemd lib/sysusers.d lib/tmpfiles.d share/doc; do \
+		rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$place" 2>/dev/null || true; \
+	done
 	if $(ON_HOST); then \
 		systemctl daemon-reload; \
 		if getent passwd trackd >/dev/null; then userdel trackd; fi; \

@@ -1,0 +1,50 @@
+"""The operations page, from zero to two clusters and an agent, and back to nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from systemd.conftest import commands
+from systemd.machine import CHECKOUT, PYTHON, Agent, Machine
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+
+AGENT = f"""\
+#!/bin/sh
+# Its input never ends, and its output goes to the journal.
+exec sleep infinity | exec {PYTHON} {CHECKOUT}/tests/systemd/agent.py example.com tunnel
+"""
+
+
+def test_the_page_leads_to_two_clusters_with_an_agent_that_survives_and_back_to_nothing(
+    bare_machine: Machine,
+) -> None:
+    machine = bare_machine
+    machine.shell(commands("Install"))
+    first = machine.shell(commands("The first cluster"))
+    assert first.startswith("example.com ")
+    second = machine.shell(commands("The second cluster"))
+    assert second.startswith("other.example ")
+
+    machine.write("/usr/local/bin/tunnel-agent", AGENT)
+    machine.run("chmod", "755", "/usr/local/bin/tunnel-agent")
+    machine.shell(commands("An agent"))
+    machine.wait_until(lambda: machine.status("example.com")["claimed"])
+    agent = machine.show("tunnel-agent.service", "MainPID")
+    machine.run("systemctl", "restart", "trackd@example.com.service")
+    granted = machine.status("example.com")["last_lease"]
+    machine.wait_until(lambda: machine.status("example.com")["last_lease"] > granted)
+    assert machine.show("tunnel-agent.service", "MainPID") == agent
+    machine.run("systemctl", "stop", "trackd@example.com.socket")
+    assert machine.show("tunnel-agent.service", "ActiveState") in {"inactive", "deactivating"}
+    machine.run("rm", "/usr/local/bin/tunnel-agent")
+
+    # A running agent of the second cluster does not keep anything alive either.
+    other = Agent(machine, "other.example", "other", user="root")
+    machine.shell(commands("Removing"))
+    other.kill()
+    assert machine.files() - machine.before == set()
+    left = machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "trackd*")
+    assert left.stdout == ""
+    for kind in ("passwd", "group"):
+        assert machine.run("getent", kind, "trackd", check=False).returncode == 2
