@@ -20,7 +20,7 @@ EXAMPLE = /etc/trackd/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast clean install uninstall test-systemd
+.PHONY: help venv demo test check format lint types fast fleet clean install uninstall test-systemd
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -97,6 +97,9 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 		if getent passwd trackd >/dev/null; then userdel trackd; fi; \
 		if getent group trackd >/dev/null; then groupdel trackd; fi; \
 	fi
+
+fleet: $(STAMP) ## simulated agents: time and dials to reach every proxy (ARGS="--proxies 60")
+	$(BIN)/python tests/benchmarks/fleet.py $(ARGS)
 
 clean: ## remove what make created
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
