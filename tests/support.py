@@ -255,3 +255,19 @@ def plain_socket(path: Path) -> socket.socket:
     connected.settimeout(PATIENCE)
     connected.connect(str(path))
     return connected
+
+
+def zmtp_socket(path: Path, **properties: bytes) -> socket.socket:
+    """Return a connected unix socket that has shaken hands, with the properties given.
+
+    What follows the handshake must wait for the other side's READY: libzmq takes it for a part
+    of the handshake otherwise, and hangs up.
+    """
+    connected = plain_socket(path)
+    connected.sendall(GREETING + ready(**{"Socket_Type": b"DEALER", **properties}))
+    received = b""
+    while len(received) < 66 or len(received) < 66 + received[65]:
+        chunk = connected.recv(4096)
+        assert chunk, "the other side hung up"
+        received += chunk
+    return connected
