@@ -129,6 +129,8 @@ class Overseer:
             if self._had_terminal and not _has_terminal():
                 return event  # not a request to reload: the terminal was closed
             self.reload(tracker)
+            if probe is not None and self.prove(probe, interval):
+                self.notifier.alive()
 
     def prove(self, probe: Probe, seconds: float) -> bool:
         """Send a request through the whole daemon; tell whether it came back."""

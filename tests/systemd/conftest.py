@@ -56,6 +56,7 @@ def nothing_is_left_behind() -> None:
 @pytest.fixture
 def clean(machine: Machine) -> Iterator[None]:
     """Stop what a test started in the machine, and take its drop-ins and configuration away."""
+    machine.mark()
     yield
     machine.shell(
         "systemctl stop 'trackd@*.socket' 'trackd@*.service';"

@@ -141,11 +141,13 @@ class Machine:
     Attributes:
         root: its file system.
         before: the files that there were before anything was installed.
+        since: a cursor of the journal; what is older is not shown.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.before: set[str] = set()
+        self.since = ""
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
@@ -269,11 +271,17 @@ class Machine:
         """Return a property of a unit."""
         return self.run("systemctl", "show", "--value", "--property", name, unit).stdout.strip()
 
-    def journal(self, unit: str, *matches: str) -> list[dict[str, Any]]:
-        """Return the journal of a unit, one map of fields for each entry."""
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """Return what the journal holds since the mark, one map of fields for each entry."""
         self.run("journalctl", "--sync")
-        out = self.run("journalctl", "--output=json", "--all", f"--unit={unit}", *matches).stdout
+        shown = ("--output=json", "--all", f"--after-cursor={self.since}")
+        out = self.run("journalctl", *shown, *matches).stdout
         return [json.loads(line) for line in out.splitlines()]
+
+    def mark(self) -> None:
+        """Forget what the journal holds so far."""
+        told = self.run("journalctl", "--lines=0", "--show-cursor").stdout
+        self.since = told.rpartition("-- cursor: ")[2].strip()
 
     def wait_until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Return when the condition is true; fail when it does not become true in time."""
