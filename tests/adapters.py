@@ -236,7 +236,7 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
         raise AssertionError(f"{error}; its log:\n{shared_daemon.log.read_text()}") from error
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
+@pytest.fixture(params=["sync", "asyncio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def maker(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Maker]:
     """Makes trackers of each kind; the case runs once for each."""
     made = Maker(request.param)

@@ -24,6 +24,7 @@ from trackd_client.testing import Daemon
 
 TIMES = 10_000
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+BOTH = ["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def operator(trackd_daemon: Daemon) -> Iterator[Tracker]:
         yield tracker
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=BOTH)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
         yield runner
@@ -292,7 +293,7 @@ async def main():
 }
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", BOTH)
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_nothing_is_complained_of_in_development_mode(
     trackd_daemon: Daemon, script: str, loop: str

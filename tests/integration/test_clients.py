@@ -416,6 +416,7 @@ def test_a_waiting_agent_learns_by_itself_that_its_session_is_lost(
         waits.result()
 
 
+@pytest.mark.slow
 def test_a_grant_whose_request_was_sent_twice_is_not_taken_back(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
@@ -432,6 +433,7 @@ def test_a_grant_whose_request_was_sent_twice_is_not_taken_back(
     assert lease.claim("p1")
 
 
+@pytest.mark.slow
 def test_a_release_that_cannot_be_stored_is_made_when_it_can_be(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
@@ -449,6 +451,7 @@ def test_a_release_that_cannot_be_stored_is_made_when_it_can_be(
     wait_until(lambda: not tracker.is_claimed("p1"))
 
 
+@pytest.mark.slow
 def test_an_acquire_given_up_while_nothing_can_be_stored_leaves_nothing(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:

@@ -409,6 +409,7 @@ def test_draining_advises_to_close_and_waits_no_longer_than_it_may(
     agent.tracker.close()
 
 
+@pytest.mark.slow
 def test_draining_is_bounded_without_a_daemon_too(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
@@ -598,6 +599,7 @@ def test_tunnels_are_adopted_also_when_the_pool_was_not_waiting_for_a_lease(
         assert agent.pool.stats().claims == 3
 
 
+@pytest.mark.slow
 def test_the_time_after_which_the_daemon_wants_to_be_asked_again_is_kept(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:

@@ -261,6 +261,7 @@ def test_no_more_may_wait_than_the_limit_says(make_trackd_daemon: MakeDaemon) ->
 # -- many, and over restarts ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_hundred_agents_are_served_in_order_and_none_of_them_polls(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
@@ -356,6 +357,7 @@ def test_a_restart_keeps_the_order_and_each_waiter_stays_in_line_by_itself(
         line.close()
 
 
+@pytest.mark.slow
 def test_a_deadline_runs_on_while_the_daemon_is_away(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
