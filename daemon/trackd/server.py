@@ -84,12 +84,14 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     """
     events: Events = queue.SimpleQueue()
     notifier = Notifier(os.environ)
+    closable = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup
     if notifier.watchdog is not None:
         faulthandler.enable()  # the watchdog's SIGABRT then logs where each thread stood
     with _signals(events):
         descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
         with take_places(config, listening=descriptor is not None):
-            return _serve(config, descriptor, Overseer(config, reread, events, notifier))
+            overseer = Overseer(config, reread, events, notifier, closable=closable)
+            return _serve(config, descriptor, overseer)
 
 
 class Overseer:
@@ -101,14 +103,25 @@ class Overseer:
         reread: Callable[[], Config],
         events: Events,
         notifier: Notifier,
+        *,
+        closable: bool,
     ) -> None:
+        """Take what the server has made.
+
+        Args:
+            config: what the daemon goes by.
+            reread: reads the configuration again.
+            events: what the signals and the actors tell.
+            notifier: where to tell how it goes.
+            closable: whether the daemon ends when its terminal is closed.
+        """
         self.events = events
         self.notifier = notifier
         self._config = config
         self._reread = reread
         self._status = ""
         self._refused = ""  # what the last reload did not do
-        self._had_terminal = _has_terminal()
+        self._had_terminal = closable and _has_terminal()
 
     def ended(self, name: str, thread: threading.Thread) -> None:
         """Take note of an actor's end. That actor's thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -153,6 +154,46 @@ def test_a_file_that_is_wrong_changes_nothing(daemon: Daemon, file: Path, text: 
     assert str(file) in told
     with Tracker(daemon.endpoint) as tracker:
         assert tracker.status()["proxy_expiry"] == 9
+
+
+TERMINAL = """
+import os, pty, subprocess, sys
+pid, terminal = pty.fork()
+if pid == 0:  # a shell in all but name: it leads the session, and the daemon is in it
+    with open(sys.argv[1], "wb") as log:
+        daemon = subprocess.Popen(sys.argv[2:], stdout=log, stderr=log)
+    sys.exit(daemon.wait())
+sys.stdin.read()  # until the terminal is to be closed
+os.close(terminal)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("program", [["nohup"], []], ids=["nohup", "plain"])
+def test_a_daemon_ends_with_its_terminal_unless_it_was_told_not_to(
+    tmp_path: Path, program: list[str]
+) -> None:
+    log, lock = tmp_path / "log", tmp_path / "trackd.sock.lock"
+    log.touch()
+    run = [sys.executable, "-m", "trackd", "run", "--cluster-name=x"]
+    command = [*program, *run, f"--endpoint={tmp_path}/trackd.sock"]
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, log, *command], stdin=subprocess.PIPE
+    ) as terminal:
+        wait_until(lambda: "serving" in log.read_text())
+        daemon = int(lock.read_text().split()[0])
+        terminal.communicate()
+    os.kill(daemon, signal.SIGHUP)  # as the kernel does for the group in the foreground
+    try:
+        if program:
+            wait_until(lambda: "reloaded" in log.read_text())
+        else:
+            wait_until(lambda: not lock.exists())
+            assert "stopping signal=SIGHUP" in log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(daemon, signal.SIGTERM)
+        wait_until(lambda: not lock.exists())
 
 
 # --- a socket from systemd ---------------------------------------------------------------------
