@@ -19,6 +19,7 @@ failure becomes a `MailboxFailed` message.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -55,6 +56,7 @@ _HANDSHAKE_MS = 5000
 _BACKLOG = 4096
 #: Milliseconds that the last replies have to leave the process when it stops.
 _LINGER_MS = 200
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class RouterMailbox:
         self._router.backlog = _BACKLOG
         self._wake = context.socket(zmq.DEALER)
         self._wake.linger = 0
-        wake_endpoint = f"inproc://mailbox-{id(self)}"
+        wake_endpoint = f"inproc://mailbox-{next(_numbers)}"
         self._router.bind(wake_endpoint)
         self._wake.connect(wake_endpoint)
 

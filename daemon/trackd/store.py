@@ -175,11 +175,24 @@ class Store:
             cursor = self._db.execute(
                 "INSERT INTO journal (wall, records) VALUES (?, ?)", (wall, blob)
             )
+            row = cursor.lastrowid or 0
         except sqlite3.Error as error:
-            raise self._meant_by(error) from None
-        self._last_row = cursor.lastrowid or 0
+            # An error may come after the deed; then the batch has happened, and is answered so.
+            row = self._newest_row()
+            if row <= self._last_row:
+                raise self._meant_by(error) from None
+        self._last_row = row
         self._rows_since += 1
         self._bytes_since += len(blob)
+
+    def _newest_row(self) -> int:
+        """Return the number of the newest row that is committed, or 0 when that is not known."""
+        try:
+            self._end_transaction()
+            (row,) = self._db.execute("SELECT max(id) FROM journal").fetchone()
+        except sqlite3.Error:
+            return 0
+        return row or 0
 
     def touch(self, keys: Iterable[Key]) -> None:
         """Note what records of the journal changed, so that the next checkpoint takes it in."""
