@@ -31,7 +31,7 @@ PYTHON = "/usr/local/lib/trackd/bin/python"
 #: Where the checkout and the wheels are in the machine.
 CHECKOUT = "/srv/trackd"
 WHEELS = "/srv/wheels"
-PATIENCE = 20.0
+PATIENCE = 60.0
 CLEAN = (
     *("env", "-i", "-C", CHECKOUT, "LANG=C.UTF-8"),
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
@@ -63,6 +63,10 @@ def build() -> Path:
     base = CACHE / f"root-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for run in CACHE.glob("run-*"):  # of tests that were killed
+            with contextlib.suppress(BlockingIOError):
+                os.close(_hold(run))
+                shutil.rmtree(run, ignore_errors=True)
         if not base.exists():
             for old in CACHE.glob("root-*"):
                 shutil.rmtree(old)
@@ -85,6 +89,21 @@ def build() -> Path:
             new.rename(base)
         _fetch_wheels(base)
     return base
+
+
+def _hold(run: Path) -> int:
+    """Hold the directory of a run until this process ends; return the descriptor.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    held = os.open(run, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise
+    return held
 
 
 def _codename() -> str:
@@ -141,13 +160,13 @@ class Machine:
     Attributes:
         root: its file system.
         before: the files that there were before anything was installed.
-        since: a cursor of the journal; what is older is not shown.
+        since: microseconds of Unix time; what the journal holds from before is not shown.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.before: set[str] = set()
-        self.since = ""
+        self.since = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
@@ -157,6 +176,7 @@ class Machine:
         """Make a machine with the checkout in it and nothing installed; it is gone afterwards."""
         base = build()
         root = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE), "root")
+        held = _hold(root.parent)
         machine = cls(root)
         try:
             subprocess.run(["cp", "-a", "--reflink=auto", base, root], check=True)
@@ -170,6 +190,7 @@ class Machine:
         finally:
             machine.power_off()
             shutil.rmtree(root.parent)
+            os.close(held)
 
     def boot(self) -> None:
         """Boot, and wait until all units have settled."""
@@ -274,14 +295,13 @@ class Machine:
     def journal(self, *matches: str) -> list[dict[str, Any]]:
         """Return what the journal holds since the mark, one map of fields for each entry."""
         self.run("journalctl", "--sync")
-        shown = ("--output=json", "--all", f"--after-cursor={self.since}")
-        out = self.run("journalctl", *shown, *matches).stdout
-        return [json.loads(line) for line in out.splitlines()]
+        out = self.run("journalctl", "--output=json", "--all", *matches).stdout
+        entries = map(json.loads, out.splitlines())
+        return [each for each in entries if int(each["__REALTIME_TIMESTAMP"]) > self.since]
 
     def mark(self) -> None:
         """Forget what the journal holds so far."""
-        told = self.run("journalctl", "--lines=0", "--show-cursor").stdout
-        self.since = told.rpartition("-- cursor: ")[2].strip()
+        self.since = time.time_ns() // 1000
 
     def wait_until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Return when the condition is true; fail when it does not become true in time."""
