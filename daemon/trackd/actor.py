@@ -13,6 +13,7 @@ process: half-changed memory never lives on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -364,7 +365,10 @@ class TrackerActor(SupervisedActor):
     def _end_gone_sessions(self) -> None:
         """End the sessions of processes that exited while nobody watched; watch the others."""
         for process in self._state.sessions.processes():
-            if start_time(process.pid) == process.start:
-                self.watch(process)
-            else:
+            gone = False
+            with contextlib.suppress(OSError):  # cannot be found out: the watcher tries again
+                gone = start_time(process.pid) != process.start
+            if gone:
                 self._end_sessions(process)
+            else:
+                self.watch(process)

@@ -65,10 +65,13 @@ def start_time(pid: int) -> int | None:
 
     With the pid it names a process for good, since pids are reused. None means that the
     process is gone, is a zombie that waits to be reaped, or that /proc hides it.
+
+    Raises:
+        OSError: it cannot be found out just now, for want of descriptors, say.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command, in parentheses, may hold anything; the fields after the last one are numbers.
     fields = stat[stat.rfind(b")") + 2 :].split()

@@ -9,6 +9,7 @@ raised is a fault of ours.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -376,8 +377,11 @@ class Requests:
                 Code.LIMIT_EXCEEDED,
                 f"the daemon has {self._config.max_sessions} sessions; no more are allowed",
             )
-        start = start_time(peer.pid) if peer.pid else None
-        process = None if start is None else Process(peer.pid, start)
+        process = None
+        # Without descriptors to look, the session lives by heartbeats as if /proc were hidden.
+        with contextlib.suppress(OSError):
+            start = start_time(peer.pid) if peer.pid else None
+            process = None if start is None else Process(peer.pid, start)
         return self._opened(state.open_session(token, peer, process, name, version, labels))
 
     def open_again(self, call: Call, session: Session) -> Fields:

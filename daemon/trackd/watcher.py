@@ -8,10 +8,10 @@ fail falsely. The start time guards against pids that were reused before the pid
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import select
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,21 @@ from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
 
 log = logging.getLogger("trackd.watcher")
 
+#: Seconds after which a process that could not be watched is tried again.
+RETRY_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """To the watcher: tell when this process exits; at once when it has."""
+    """To the watcher: tell when this process exits; at once when it has.
+
+    Attributes:
+        process: which.
+        again: whether this was tried before, and failed.
+    """
 
     process: Process
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,8 @@ class PidfdInbox:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._process_of: dict[int, Process] = {}
         self._pidfd_of: dict[Process, int] = {}
+        self._later: set[Process] = set()
+        self._retry_at = 0.0
 
     def put(self, envelope: Envelope[Any], /) -> None:
         """Add a message and wake the wait. Any thread."""
@@ -73,33 +84,50 @@ class PidfdInbox:
         while True:
             if self._messages:
                 return self._messages.popleft()
-            for descriptor, _ in self._epoll.poll():
+            wait = max(0.0, self._retry_at - time.monotonic()) if self._later else None
+            for descriptor, _ in self._epoll.poll(wait):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                 elif (process := self._process_of.get(descriptor)) is not None:
                     self.unwatch(process)
                     self._messages.append(Envelope(ProcessExited(process)))
+            if self._later and time.monotonic() >= self._retry_at:
+                self._messages.extend(Envelope(Watch(each, again=True)) for each in self._later)
+                self._later.clear()
 
     def watch(self, process: Process) -> bool:
-        """Begin to watch; tell whether the process still lives."""
+        """Begin to watch; tell whether the process still lives.
+
+        Raises:
+            OSError: it cannot be watched just now; `get` returns it once more as a `Watch`.
+        """
         if process in self._pidfd_of:
             return True
+        self._later.add(process)
+        self._retry_at = time.monotonic() + RETRY_SECONDS
         try:
             pidfd = os.pidfd_open(process.pid)
-        except OSError as error:
-            if error.errno != errno.ESRCH:
-                raise
+        except ProcessLookupError:
+            self._later.remove(process)
             return False
-        if start_time(process.pid) != process.start:
+        try:
+            alive = start_time(process.pid) == process.start
+            if alive:
+                self._epoll.register(pidfd, select.EPOLLIN)
+        except OSError:
+            os.close(pidfd)
+            raise
+        self._later.remove(process)
+        if not alive:
             os.close(pidfd)
             return False
         self._pidfd_of[process] = pidfd
         self._process_of[pidfd] = process
-        self._epoll.register(pidfd, select.EPOLLIN)
         return True
 
     def unwatch(self, process: Process) -> None:
         """Stop watching, if it is watched."""
+        self._later.discard(process)
         pidfd = self._pidfd_of.pop(process, None)
         if pidfd is not None:
             del self._process_of[pidfd]
@@ -132,7 +160,7 @@ class ProcessWatcher(SupervisedActor):
     def on_receive(self, message: Any) -> Any:
         """Handle one message. Runs in the actor's thread."""
         if isinstance(message, Watch):
-            self._watch(message.process)
+            self._watch(message)
         elif isinstance(message, Unwatch):
             self._inbox.unwatch(message.process)
         elif isinstance(message, ProcessExited):
@@ -141,12 +169,15 @@ class ProcessWatcher(SupervisedActor):
         elif not isinstance(message, Ping):
             unexpected(self, message)
 
-    def _watch(self, process: Process) -> None:
+    def _watch(self, message: Watch) -> None:
+        process = message.process
         try:
             alive = self._inbox.watch(process)
         except OSError as error:
             # Out of descriptors, say. Ending the daemon would lose nothing, but help nobody.
-            log.error("cannot watch a process", extra=fields(pid=process.pid, reason=str(error)))  # noqa: TRY400 - the reason says it all
+            if not message.again:
+                reason = fields(pid=process.pid, reason=str(error))
+                log.error("cannot watch a process for now", extra=reason)  # noqa: TRY400 - it says it all
             return
         if not alive:
             self._tracker.tell(ProcessExited(process))
