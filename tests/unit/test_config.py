@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trackd import exits
-from trackd.config import SETTINGS, Config, ConfigError, Setting, check_file, load
+from trackd.config import (
+    SETTINGS,
+    Config,
+    ConfigError,
+    Setting,
+    check_file,
+    default_file,
+    live_part,
+    load,
+)
 from trackd.kinds import WrongValue
 from trackd_client.protocol import Limits
 
@@ -374,6 +383,32 @@ def test_what_changes_live_is_what_can() -> None:
         "claim_timeout",
         "disconnect_threshold",
     }
+
+
+def test_each_setting_that_is_not_live_says_why() -> None:
+    assert all(setting.live == (setting.fixed == "") for setting in SETTINGS.values())
+    assert SETTINGS["endpoint"].fixed == "clients are connected to the old one"
+
+
+def test_a_reload_takes_the_live_part_alone() -> None:
+    wanted = load({**NAMED, "proxy_expiry": "7", "claim_timeout": "9"}, {}, None, uid=0)
+    config, changed, refused = live_part(defaults(), wanted)
+    assert config == dataclasses.replace(defaults(), proxy_expiry=7.0)
+    assert [setting.name for setting in changed] == ["proxy_expiry"]
+    assert [setting.name for setting in refused] == ["claim_timeout"]
+    assert live_part(wanted, wanted) == (wanted, [], [])
+
+
+def test_systemd_s_directory_holds_a_file_for_each_cluster_or_one_for_all(tmp_path: Path) -> None:
+    environ = {"CONFIGURATION_DIRECTORY": str(tmp_path)}
+    assert default_file(environ, "a-b") is None
+    (tmp_path / "trackd.toml").touch()
+    assert default_file(environ, "a-b") == tmp_path / "trackd.toml"
+    (tmp_path / "a\\x2db.toml").touch()
+    assert default_file(environ, "a-b") == tmp_path / "a\\x2db.toml"
+    assert default_file(environ, "c") == tmp_path / "trackd.toml"
+    assert default_file(environ, None) == tmp_path / "trackd.toml"
+    assert default_file({}, "a-b") is None
 
 
 def test_the_limits_of_the_wire_have_the_defaults_of_the_protocol() -> None:
