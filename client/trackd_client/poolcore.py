@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from abc import abstractmethod
@@ -11,7 +12,7 @@ from typing import Generic, TypeVar
 
 from trackd_client.base import BaseLease, log
 from trackd_client.discovery import parse_discovery
-from trackd_client.errors import Refused, TrackdError
+from trackd_client.errors import InvalidRequest, LimitExceeded, Refused, TrackdError
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
 
@@ -239,7 +240,11 @@ class PoolCore(Generic[LeaseT]):
         self._tell(event)
 
     def _dropped(self, error: TrackdError) -> bool:
-        log.debug("gossip dropped: %s", error)
+        # Without a daemon it comes again; what the daemon refuses will be refused again.
+        level = (
+            logging.WARNING if isinstance(error, InvalidRequest | LimitExceeded) else logging.DEBUG
+        )
+        log.log(level, "gossip dropped: %s", error)
         return False
 
     def _tell(self, event: PoolEvent) -> None:

@@ -109,6 +109,7 @@ class Conversation:
         self._unopened: Stay | None = None
         self._clock = clock
         self._clock_offset = 0.0
+        self._hello_sent = 0.0
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -196,6 +197,7 @@ class Conversation:
 
     def hello(self) -> Request:
         """Return the request that begins every conversation."""
+        self._hello_sent = self._clock()
         return self.request("hello", {}, None, None)
 
     def take_hello(self, fields: Mapping[str, Any]) -> None:
@@ -213,7 +215,9 @@ class Conversation:
             )
         clock = fields.get("clock")
         if isinstance(clock, int | float):
-            self._clock_offset = clock - self._clock()
+            # Read by the daemon between these two moments. Nearly always the clocks are one.
+            least, most = clock - self._clock(), clock - self._hello_sent
+            self._clock_offset = 0.0 if least <= 0.0 <= most else least
         told = fields.get("limits")
         if isinstance(told, dict):
             known = {name: told[name] for name in Limits._fields if type(told.get(name)) is int}

@@ -356,7 +356,7 @@ class Tracker(BaseTracker[Lease]):
         except BaseException as error:
             # No answer, interrupted, closed: the request may be served all the same.
             self._give_up(request)
-            if parks and isinstance(error, NoAnswer):
+            if parks and isinstance(error, NoAnswer) and deadline is not None:
                 return {"lease": None}
             raise
 
