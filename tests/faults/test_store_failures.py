@@ -6,17 +6,26 @@ full disk, under a limit of the kernel, and on files that are damaged.
 
 from __future__ import annotations
 
+import resource
 import sqlite3
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents import Agent
+from hosts import fill, needs_root, small_disk, started_by
 from offline import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
+from support import RawPeer, wait_until
+from trackd.peers import start_time
 from trackd.store import StoreError
 from trackd.ticker import WakeAt
-from trackd_client.errors import Code
+from trackd_client import Proxy, Tracker
+from trackd_client.errors import Code, StoreUnavailable
+from trackd_client.testing import Daemon, MakeDaemon
 
 # -- the actor alone ---------------------------------------------------------------------
 
@@ -427,3 +436,222 @@ def test_with_any_statement_failing_nothing_acknowledged_is_lost_and_nothing_ref
         assert (unavailable > 0) != late  # what was executed is found, and acknowledged
     elif length > 2:
         assert deaths > 0  # it could not even read what it had stored
+
+
+# -- real daemons --------------------------------------------------------------------------
+
+
+def names(count: int) -> list[Proxy]:
+    return [Proxy(f"proxy number {n}", generation=2**64 - 1) for n in range(count)]
+
+
+def change(tracker: Tracker, count: int) -> bool:
+    """Set the count; tell whether that could be stored."""
+    try:
+        tracker.set_connection_count(count)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+def change_until_refused(tracker: Tracker) -> int:
+    """Set the count to 1, 2, 3, ... until that is refused; return what was acknowledged last."""
+    for count in range(1, 100_000):
+        if not change(tracker, count):
+            return count - 1
+    raise AssertionError("the store never failed")
+
+
+class Burdened:
+    """A daemon with an agent, which holds one proxy and one lease in flight."""
+
+    def __init__(self, daemon: Daemon, tracker: Tracker) -> None:
+        self.daemon = daemon
+        self.tracker = tracker
+        tracker.track_expected(*names(3))
+        claimed, self.in_flight = tracker.acquire(timeout=20), tracker.acquire(timeout=20)
+        assert claimed.claim("proxy number 0")
+
+    def check_it_refuses_and_reads(self, count: int) -> None:
+        """Check that what was acknowledged is there, that changes are refused and reads are not."""
+        tracker = self.tracker
+        status = tracker.status()
+        assert status["store"] == "failing"
+        assert (status["connection_count"], status["tracked"]) == (count, 3)
+        assert (status["claimed"], status["inflight"]) == (1, 1)
+        assert tracker.is_claimed("proxy number 0")
+        with pytest.raises(StoreUnavailable):
+            tracker.track_expected(*names(5))
+        with pytest.raises(StoreUnavailable):
+            self.in_flight.claim("proxy number 1")
+        with pytest.raises(StoreUnavailable):
+            tracker.adopt("proxy number 2")
+        assert tracker.status()["tracked"] == 3
+        assert not tracker.is_claimed("proxy number 1")
+
+    def check_it_recovers(self, count: int) -> None:
+        """Check that changes are stored again, by the same process, and survive its death."""
+        pid = self.tracker.status()["pid"]
+        wait_until(lambda: change(self.tracker, count + 1))
+        assert self.tracker.status()["pid"] == pid
+        assert self.in_flight.claim("proxy number 1")
+        self.daemon.restart()
+        status = self.tracker.status()
+        assert (status["connection_count"], status["tracked"]) == (count + 1, 3)
+        assert (status["claimed"], status["inflight"]) == (2, 0)
+
+
+@contextmanager
+def nothing_may_grow(pid: int) -> Iterator[None]:
+    """Let a process write no file beyond its first byte: an error of the disk, to SQLite."""
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+
+
+def test_a_daemon_that_may_not_write_refuses_changes_and_recovers_by_itself(
+    trackd_daemon: Daemon,
+) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        burdened = Burdened(trackd_daemon, tracker)
+        with nothing_may_grow(trackd_daemon.pid):
+            count = change_until_refused(tracker)
+            burdened.check_it_refuses_and_reads(count)
+        burdened.check_it_recovers(count)
+
+
+@needs_root
+def test_a_full_disk_refuses_changes_and_room_on_it_is_found_without_a_restart(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk)
+        with Tracker(daemon.endpoint) as tracker:
+            burdened = Burdened(daemon, tracker)
+            filler = fill(disk)
+            count = change_until_refused(tracker)
+            burdened.check_it_refuses_and_reads(count)
+            filler.unlink()
+            burdened.check_it_recovers(count)
+        daemon.stop()
+
+
+@needs_root
+def test_a_kill_on_a_full_disk_loses_nothing_that_was_acknowledged(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk)
+        with Tracker(daemon.endpoint, timeout=20) as tracker:
+            burdened = Burdened(daemon, tracker)
+            filler = fill(disk)
+            count = change_until_refused(tracker)
+            daemon.kill()
+            filler.unlink()
+            daemon.start()
+            assert tracker.status()["connection_count"] == count
+            burdened.check_it_recovers(count)
+        daemon.stop()
+
+
+@needs_root
+def test_waiters_agents_that_die_and_releases_are_seen_to_once_there_is_room(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk)
+        with Tracker(daemon.endpoint) as tracker, Agent(daemon.endpoint) as waiting:
+            dying = Agent(daemon.endpoint)
+            tracker.track_expected(Proxy("p1"))
+            dying.do("claim", dying.do("acquire"), "p1")
+            waiting.tell("wait", 60)
+            wait_until(lambda: tracker.status()["waiting"] == 1)
+            filler = fill(disk)
+            change_until_refused(tracker)
+            dying.kill()
+            wait_until(lambda: start_time(dying.pid) is None)
+            assert tracker.is_claimed("p1"), "nobody may have it before that is stored"
+            filler.unlink()
+            assert waiting.answer() == 2
+            assert not tracker.is_claimed("p1")
+            wait_until(lambda: tracker.status()["sessions"] == 2)
+        daemon.stop()
+
+
+@needs_root
+def test_a_disk_that_forbids_writing_is_a_clear_error_at_the_start(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk, start=False)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(RuntimeError, match=r"trackd: error: .*[Rr]ead-only file system"):
+            daemon.start()
+
+
+#: Loaded by Python before anything else; the store of the daemon that it is loaded by obeys.
+INJECTED = """
+import os, sqlite3
+import trackd.store
+
+ORDERS = os.environ["FAULTS"]
+
+class Faulty(sqlite3.Connection):
+    def execute(self, sql, parameters=(), /):
+        if os.path.exists(ORDERS):
+            left = int(open(ORDERS).read()) - 1
+            if left > 0:
+                open(ORDERS + ".new", "w").write(str(left))
+                os.replace(ORDERS + ".new", ORDERS)
+            else:
+                os.unlink(ORDERS)
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+                raise error
+        return super().execute(sql, parameters)
+
+def connect(path):
+    return sqlite3.connect(path, isolation_level=None, timeout=0.0, factory=Faulty)
+
+trackd.store.connect = connect
+trackd.store._DUE_ROWS = 4
+"""
+
+
+@pytest.mark.slow
+def test_a_real_daemon_whose_statements_fail_one_by_one_never_lies(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    orders = tmp_path / "orders"
+    (tmp_path / "sitecustomize.py").write_text(INJECTED)
+    refused = 0
+    with (
+        started_by(f'exec env PYTHONPATH={tmp_path} FAULTS={orders} "$@"', tmp_path),
+        RawPeer((daemon := make_trackd_daemon()).endpoint) as peer,
+    ):
+        peer.open()
+        held: set[str] = set()
+        for number in range(1, 16):
+            orders.write_text(str(number))
+            for step in range(40):
+                if not orders.exists():
+                    break
+                name = f"p{number}.{step}"
+                reply = peer.request("adopt", principals=[name])
+                if "error" in reply:
+                    assert reply["error"] == Code.UNAVAILABLE
+                    refused += 1
+                else:
+                    held.add(name)
+            assert not orders.exists(), "nothing failed"
+            assert peer.request("status")["claimed"] == len(held)
+            if number % 5 == 0:
+                daemon.restart()
+            wait_until(lambda: peer.request("status")["store"] == "ok")
+            assert peer.request("status")["claimed"] == len(held)
+        for name in held:
+            assert peer.request("is_claimed", principals=[name])["claimed"] is True
+    assert refused > 0
