@@ -250,6 +250,9 @@ def test_a_stopped_service_comes_back_with_the_next_request_and_a_stopped_socket
     assert machine.show(service, "ActiveState") == "inactive", "its socket takes it along"
     ran = ping(machine)
     assert "no such socket" in ran.stderr
+    assert machine.run("ls", f"/run/trackd/{CLUSTER}").stdout, "the state is kept"
+    machine.run("systemctl", "clean", "--what=runtime", service)
+    assert machine.run("ls", "/run/trackd").stdout == ""
     assert machine.show(service, "ActiveState") == "inactive"
 
 
