@@ -339,7 +339,8 @@ class Store:
             raise DamagedError(f"written by a newer trackd (schema {version})")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        if application != _APPLICATION_ID:  # else nothing is written: the disk may be full
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             db.executescript(f"BEGIN; {migration}; PRAGMA user_version = {number}; COMMIT")
         boot = _pack("boot_id")

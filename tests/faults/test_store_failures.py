@@ -558,6 +558,25 @@ def test_a_kill_on_a_full_disk_loses_nothing_that_was_acknowledged(
 
 
 @needs_root
+def test_a_daemon_started_on_a_full_disk_reads_on_and_stores_when_there_is_room(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk)
+        with Tracker(daemon.endpoint, timeout=20) as tracker:
+            burdened = Burdened(daemon, tracker)
+            filler = fill(disk)
+            count = change_until_refused(tracker)
+            daemon.restart()
+            burdened.check_it_refuses_and_reads(count)
+            assert tracker.status()["epoch"] == 2
+            filler.unlink()
+            burdened.check_it_recovers(count)
+            assert tracker.status()["epoch"] == 3
+        daemon.stop()
+
+
+@needs_root
 def test_waiters_agents_that_die_and_releases_are_seen_to_once_there_is_room(
     make_trackd_daemon: MakeDaemon, tmp_path: Path
 ) -> None:
