@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trackd_client.aio import AsyncLease, AsyncTracker
 from trackd_client.base import log
@@ -161,13 +161,13 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             self._end(dial, error)
         for lease in dial.leases:
             await lease.release()
-        if self._sticky_to_report():
-            missing: list[str] = []
+        if self._is_suspicious():
+            explained: dict[str, Any] = {}
             try:
-                missing = (await self._tracker.explain())["missing"]
+                explained = await self._tracker.explain()
             except TrackdError as failed:
                 log.debug("the missing proxies are not known: %s", failed)
-            self._report_sticky(missing)
+            self._judge(explained)
 
     def _changed(self) -> None:
         self._change.set()

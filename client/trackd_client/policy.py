@@ -10,6 +10,7 @@ proxies that it has, and asking faster does not help.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ class Policy:
             that closed sooner by itself counts as a failure.
         duplicate_step: pause after a duplicate; it grows by this with each in a row.
         duplicate_cap: the largest that it grows.
-        sticky_after: duplicates in a row that make the balancer sticky.
+        sticky_after: duplicates in a row that make the balancer sticky, if chance does not
+            explain them: where few proxies are missing among many, it may well.
         sticky_pause: pause between dials while it is.
     """
 
@@ -106,10 +108,17 @@ class Pace:
     jitter: Callable[[float, float], float] = random.uniform
     failures: int = field(default=0, init=False)
     duplicates: int = field(default=0, init=False)
+    is_sticky: bool = field(default=False, init=False)
+    suspicious_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.suspicious_at = self.policy.sticky_after
 
     def connected(self) -> None:
         """A dial reached a proxy that was free."""
         self.duplicates = 0
+        self.is_sticky = False
+        self.suspicious_at = self.policy.sticky_after
 
     def stayed_up(self) -> None:
         """A connection lasted."""
@@ -131,11 +140,21 @@ class Pace:
         return min(self.policy.duplicate_cap, self.policy.duplicate_step * self.duplicates)
 
     @property
-    def is_sticky(self) -> bool:
-        """Whether the balancer keeps sending us to proxies that are claimed."""
-        return self.duplicates >= self.policy.sticky_after
+    def is_suspicious(self) -> bool:
+        """Whether there were so many duplicates in a row that `judge` is to be asked."""
+        return not self.is_sticky and self.duplicates >= self.suspicious_at
 
-    @property
-    def is_newly_sticky(self) -> bool:
-        """Whether the last duplicate was the one that showed it."""
-        return self.duplicates == self.policy.sticky_after
+    def judge(self, desired: int, missing: int) -> bool:
+        """Tell whether chance does not explain the duplicates, so that the balancer is sticky.
+
+        Args:
+            desired: proxies that are wanted.
+            missing: how many of them nobody has reached.
+        """
+        needed = self.policy.sticky_after
+        if 0 < missing < desired:
+            # An even balancer misses all of them so many times in a row once in a hundred.
+            needed = max(needed, math.ceil(math.log(0.01) / math.log1p(-missing / desired)))
+        self.is_sticky = self.duplicates >= needed
+        self.suspicious_at = needed
+        return self.is_sticky

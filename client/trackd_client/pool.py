@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trackd_client.base import log
 from trackd_client.connection import Wake
@@ -195,16 +195,16 @@ class AgentPool(PoolCore[Lease]):
                     lease.release()
             finally:
                 self._gone(dial)
-            self._told_of_duplicates()
+            self._look_for_stickiness()
 
-    def _told_of_duplicates(self) -> None:
-        if self._sticky_to_report():
-            missing: list[str] = []
+    def _look_for_stickiness(self) -> None:
+        if self._is_suspicious():
+            explained: dict[str, Any] = {}
             try:
-                missing = self._tracker.explain()["missing"]
+                explained = self._tracker.explain()
             except TrackdError as error:
                 log.debug("the missing proxies are not known: %s", error)
-            self._report_sticky(missing)
+            self._judge(explained)
 
     def _changed(self) -> None:
         """Wake whoever waits for room, or for the last dial to end. Holds the lock."""

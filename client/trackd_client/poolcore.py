@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from trackd_client.base import BaseLease, log
 from trackd_client.discovery import parse_discovery
@@ -74,7 +74,7 @@ class PoolCore(Generic[LeaseT]):
         self._stats = PoolStats()
         self._not_before = 0.0
         self._stopping = False
-        self._sticky = ""
+        self._met = ""  # the claimed proxy that was reached last
 
     def stats(self) -> PoolStats:
         """Return a copy of the counts."""
@@ -191,9 +191,7 @@ class PoolCore(Generic[LeaseT]):
             with self._lock:
                 self._stats.duplicates += 1
                 pause = self._pace.duplicate()
-                if self._pace.is_newly_sticky:
-                    self._stats.sticky += 1
-                    self._sticky = dial.met
+                self._met = dial.met
             self._tell(PoolEvent(change=Change.DUPLICATE, lease=lease.id, name=dial.met))
             self._back_off(pause)
         elif not self._stopping:
@@ -215,29 +213,37 @@ class PoolCore(Generic[LeaseT]):
             self._not_before = max(self._not_before, time.monotonic() + pause)
         self._tell(PoolEvent(change=Change.BACKING_OFF, pause=pause))
 
-    def _sticky_to_report(self) -> bool:
-        """Tell whether the balancer was just found sticky, once for each time."""
-        return bool(self._sticky)
+    def _is_suspicious(self) -> bool:
+        """Tell whether `_judge` is to be told what is missing."""
+        return self._pace.is_suspicious
 
-    def _report_sticky(self, missing: Iterable[str]) -> None:
+    def _judge(self, explained: Mapping[str, Any]) -> None:
+        """See whether the balancer is sticky; if so, tell it once, and slow down.
+
+        Args:
+            explained: what the daemon's `explain` says, or nothing when it cannot be asked.
+        """
         with self._lock:
-            name, self._sticky = self._sticky, ""
-        if not name:
-            return
+            pace, policy = self._pace, self._pace.policy
+            missing = explained.get("missing_count", 0)
+            if not pace.is_suspicious or not pace.judge(explained.get("desired", 0), missing):
+                return
+            self._stats.sticky += 1
         event = PoolEvent(
             change=Change.STICKY,
-            name=name,
-            pause=self._pace.policy.sticky_pause,
-            missing=tuple(missing),
+            name=self._met,
+            pause=policy.sticky_pause,
+            missing=tuple(explained.get("missing", ())),
         )
         log.warning(
             "%d dials in a row reached proxies that are claimed already, the last one %s; is the"
             " load balancer sticky? nobody has reached %s",
-            self._pace.policy.sticky_after,
-            name,
+            pace.duplicates,
+            event.name,
             ", ".join(event.missing) or "none that is known",
         )
         self._tell(event)
+        self._back_off(policy.sticky_pause)
 
     def _dropped(self, error: TrackdError) -> bool:
         # Without a daemon it comes again; what the daemon refuses will be refused again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,9 +76,33 @@ def test_many_duplicates_in_a_row_show_a_sticky_balancer_once() -> None:
     pauses = []
     for _ in range(5):
         pauses.append(pace.duplicate())
-        told.append(pace.is_newly_sticky)
+        told.append(pace.is_suspicious and pace.judge(desired=3, missing=3))
     assert told == [False, False, True, False, False]
-    assert pauses == [0.0, 0.0, 7.0, 7.0, 7.0]
+    assert pauses == [0.0, 0.0, 0.0, 7.0, 7.0]
     pace.connected()
     assert not pace.is_sticky
     assert pace.duplicate() == 0.0
+
+
+def test_duplicates_that_chance_explains_show_no_sticky_balancer() -> None:
+    pace = Pace(Policy(duplicate_step=0.0, sticky_after=20), longest)
+    for _ in range(20):
+        pace.duplicate()
+    assert pace.is_suspicious
+    assert not pace.judge(desired=60, missing=1), "an even balancer needs 60 dials on average"
+    suspected_at = []
+    for number in range(21, 280):
+        pace.duplicate()
+        if pace.is_suspicious:
+            suspected_at.append(number)
+            assert pace.judge(desired=60, missing=1)
+    assert suspected_at == [275], "an even balancer needs so many once in a hundred times"
+
+
+@pytest.mark.parametrize(("desired", "missing"), [(0, 0), (3, 0), (1, 1), (5, 5)])
+def test_where_chance_explains_nothing_the_bound_alone_counts(desired: int, missing: int) -> None:
+    pace = Pace(Policy(sticky_after=2), longest)
+    pace.duplicate()
+    assert not pace.is_suspicious
+    pace.duplicate()
+    assert pace.judge(desired, missing)

@@ -143,8 +143,8 @@ def test_a_sticky_balancer_is_reported_once_for_each_time_that_it_is() -> None:
             dial = core.begin()
             dial.lease.meets("p1")
             core.end(dial)
-            if core._sticky_to_report():
-                core._report_sticky(["p2"])
+            if core._is_suspicious():
+                core._judge({"desired": 2, "missing_count": 2, "missing": ["p2"]})
                 reported += 1
         assert reported == 1
         assert core.stats().sticky == time
