@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -212,6 +213,12 @@ class Tunnel:
 
     principals: list[str]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def __iter__(self) -> Iterator[bytes]:
         yield b'{"proxies": [{"metadata": {"name": "p1"}}, {"metadata": {"name": "p2"}}]}'
 
@@ -224,15 +231,18 @@ def test_the_client_page_s_agents_run(
     ran = [block for block in code if "pytest_plugins" not in block and "def test" not in block]
     for block in ran:
         reached = iter(["p1", "p2", "p1"])
+        stop = threading.Event()
 
-        def connect(reached: Iterator[str] = reached) -> Tunnel:
+        def connect(reached: Iterator[str] = reached, stop: threading.Event = stop) -> Tunnel:
             name = next(reached, None)
             if name is None:
+                stop.set()
                 raise Done
             return Tunnel([f"{name}.example.com"])
 
         with Tracker() as tracker, suppress(Done):
-            exec(compile(block, "client.md", "exec"), {"connect": connect, "tracker": tracker})
+            names = {"connect": connect, "tracker": tracker, "stop": stop}
+            exec(compile(block, "client.md", "exec"), names)
         assert next(reached, None) is None or "connect()" not in block, "it did not dial"
     with Tracker() as tracker:
         status = tracker.status()
