@@ -1,0 +1,209 @@
+"""The ticker: a sweep for each moment that it was told, soon after it, and never two at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pykka
+import pytest
+from pykka._envelope import Envelope
+
+from support import PATIENCE
+from trackd import ticker as module
+from trackd.supervised import Ping
+from trackd.ticker import Due, ExpiryTicker, Sweep, TimedInbox, WakeAt
+
+
+class Clock:
+    """A clock that stands still until it is set, unless it follows the real one."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def inbox(clock: Clock) -> TimedInbox:
+    return TimedInbox(clock)
+
+
+# -- the inbox ------------------------------------------------------------------------
+
+
+def test_the_inbox_gives_its_messages_in_order(inbox: TimedInbox) -> None:
+    assert inbox.empty()
+    for number in range(3):
+        inbox.put(Envelope(number))
+    assert not inbox.empty()
+    assert [inbox.get().message for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_moment_that_has_passed_is_due_at_once_and_once(inbox: TimedInbox) -> None:
+    inbox.wake_at = 999.0
+    inbox.put(Envelope("message"))
+    assert isinstance(inbox.get().message, Due)
+    assert inbox.get().message == "message"
+    assert inbox.wake_at is None
+
+
+def test_at_exactly_its_moment_nothing_is_due_yet(inbox: TimedInbox, clock: Clock) -> None:
+    """A proxy still counts at exactly its expiry."""
+    inbox.wake_at = 1000.0
+    inbox.put(Envelope("message"))
+    assert inbox.get().message == "message"
+    clock.now = 1000.002
+    assert isinstance(inbox.get().message, Due)
+
+
+def test_a_message_is_not_held_up_by_a_moment_to_come(inbox: TimedInbox) -> None:
+    inbox.wake_at = 5000.0
+    inbox.put(Envelope("message"))
+    begun = time.monotonic()
+    assert inbox.get().message == "message"
+    assert time.monotonic() - begun < 1
+
+
+def test_without_a_moment_it_sleeps_until_a_message_comes(inbox: TimedInbox, clock: Clock) -> None:
+    got: list[Any] = []
+    reader = threading.Thread(target=lambda: got.append(inbox.get().message))
+    reader.start()
+    clock.now = 10_000.0
+    reader.join(0.05)
+    assert reader.is_alive()
+    inbox.put(Envelope("message"))
+    reader.join(PATIENCE)
+    assert got == ["message"]
+
+
+def test_a_clock_that_jumps_over_the_moment_is_noticed(
+    inbox: TimedInbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timed waits stand still in suspend; the clock does not. So no wait is long."""
+    assert module.LONGEST_WAIT <= 5.0
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.02)
+    inbox.wake_at = 4000.0
+    got: list[Any] = []
+    reader = threading.Thread(target=lambda: got.append(inbox.get().message))
+    reader.start()
+    reader.join(0.05)
+    assert reader.is_alive()
+    clock.now = 4000.5
+    reader.join(PATIENCE)
+    assert isinstance(got[0], Due)
+
+
+# -- the actor ------------------------------------------------------------------------
+
+
+class Tracker(pykka.ThreadingActor):
+    """Stands where the tracker does, and keeps what it is told."""
+
+    def __init__(self, told: queue.SimpleQueue[Any]) -> None:
+        super().__init__()
+        self._told = told
+
+    def on_receive(self, message: Any) -> None:
+        self._told.put(message)
+
+
+Start = Callable[[Callable[[], float]], pykka.ActorRef[ExpiryTicker]]
+
+
+@pytest.fixture
+def told() -> queue.SimpleQueue[Any]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def ended() -> queue.SimpleQueue[str]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def start(told: queue.SimpleQueue[Any], ended: queue.SimpleQueue[str]) -> Iterator[Start]:
+    def started(clock: Callable[[], float]) -> pykka.ActorRef[ExpiryTicker]:
+        tracker = Tracker.start(told)
+        return ExpiryTicker.start(lambda name, _thread: ended.put(name), tracker, clock)
+
+    yield started
+    pykka.ActorRegistry.stop_all(timeout=PATIENCE)
+
+
+def test_it_answers_that_it_is_there(start: Start) -> None:
+    start(time.monotonic).ask(Ping(), timeout=PATIENCE)
+
+
+def test_it_tells_a_sweep_soon_after_the_moment_and_not_before(
+    start: Start, told: queue.SimpleQueue[Any]
+) -> None:
+    ticker = start(time.monotonic)
+    for _ in range(5):
+        moment = time.monotonic() + 0.02
+        ticker.tell(WakeAt(moment))
+        assert isinstance(told.get(timeout=PATIENCE), Sweep)
+        late = time.monotonic() - moment
+        assert 0 < late < 5
+    assert told.empty()
+
+
+def test_it_tells_one_sweep_for_each_moment_however_late_the_next_is(
+    start: Start, told: queue.SimpleQueue[Any], clock: Clock
+) -> None:
+    ticker = start(clock)
+    clock.now = 2000.0
+    ticker.tell(WakeAt(1500.0))
+    assert isinstance(told.get(timeout=PATIENCE), Sweep)
+    for _ in range(3):
+        ticker.ask(Ping(), timeout=PATIENCE)
+    assert told.empty(), "nothing more until the tracker says when"
+    ticker.tell(WakeAt(1600.0))
+    assert isinstance(told.get(timeout=PATIENCE), Sweep)
+
+
+def test_the_newest_moment_takes_the_place_of_the_one_before(
+    start: Start, told: queue.SimpleQueue[Any], clock: Clock
+) -> None:
+    ticker = start(clock)
+    ticker.tell(WakeAt(9000.0))
+    ticker.tell(WakeAt(1500.0))
+    ticker.ask(Ping(), timeout=PATIENCE)
+    clock.now = 1600.0
+    ticker.tell(WakeAt(None))
+    ticker.ask(Ping(), timeout=PATIENCE)
+    while not told.empty():  # it may have come between the two
+        told.get()
+    clock.now = 9500.0
+    ticker.ask(Ping(), timeout=PATIENCE)
+    assert told.empty(), "None: never"
+    ticker.tell(WakeAt(9400.0))
+    assert isinstance(told.get(timeout=PATIENCE), Sweep)
+
+
+def test_it_costs_nothing_while_nothing_is_due(start: Start, told: queue.SimpleQueue[Any]) -> None:
+    ticker = start(time.monotonic)
+    ticker.tell(WakeAt(time.monotonic() + 3600))
+    ticker.ask(Ping(), timeout=PATIENCE)
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.1
+    assert told.empty()
+
+
+def test_its_end_is_told_whether_asked_for_or_not(
+    start: Start, ended: queue.SimpleQueue[str], clock: Clock
+) -> None:
+    start(clock).stop()
+    assert ended.get(timeout=PATIENCE) == "ExpiryTicker"
+    start(clock).tell("nonsense")  # its mistake ends it, and it says so
+    assert ended.get(timeout=PATIENCE) == "ExpiryTicker"
