@@ -339,7 +339,7 @@ fields = st.sampled_from(
 )  # fmt: skip
 operations = st.sampled_from(sorted(OPERATIONS)) | st.text(max_size=10)
 quickly = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

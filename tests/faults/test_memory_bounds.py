@@ -171,7 +171,7 @@ def test_sessions_have_a_largest_number(make_trackd_daemon: MakeDaemon) -> None:
 # -- what waits inside libzmq ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("peers", [1, 4])
+@pytest.mark.parametrize("peers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_queue_of_the_largest_messages_is_bounded_for_each_peer(
     trackd_daemon: Daemon, base: int, peers: int
 ) -> None:
@@ -254,6 +254,7 @@ class Endless:
                 self._socket.sendall(self._chunk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1_000, 65_536])
 def test_a_message_that_never_ends_meets_the_memory_limit_and_a_restart_loses_nothing(
     trackd_daemon: Daemon, size: int

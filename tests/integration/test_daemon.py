@@ -293,6 +293,7 @@ def test_what_was_acknowledged_before_a_signal_is_there_after_it(trackd_daemon: 
             assert tracker.status()["claimed"] >= acknowledged
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_moment_of_the_start_leaves_nothing(directory: Path) -> None:
     command = [
         sys.executable,
@@ -450,6 +451,7 @@ def test_the_client_of_a_broken_daemon_is_told_that_it_failed(
     assert process.returncode is not None
 
 
+@pytest.mark.slow
 def test_a_daemon_that_hangs_while_it_stops_ends_all_the_same(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
@@ -498,3 +500,47 @@ def test_every_event_is_one_line_of_the_log_and_none_goes_to_standard_output(
     assert any("session ended" in line and "reason=process_exited" in line for line in lines)
     assert any("stopping" in line and "signal=SIGTERM" in line for line in lines)
     assert not any("error" in line for line in lines), "nothing that a person need act on"
+
+
+# -- nothing is left ------------------------------------------------------------------
+
+ENDS = {
+    "fails": "assert False",
+    "kills the daemon": "trackd_daemon.kill()",
+    "is interrupted": "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)",
+    "holds leases": "Tracker(trackd_daemon.endpoint).adopt('p')",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_an_agents_own_test_leaves_nothing_however_it_ends(directory: Path, end: str) -> None:
+    """What `trackd_client.testing` promises: no process, no socket, no file."""
+    (directory / "test_agent.py").write_text(
+        "import os, signal, time\n"
+        "from trackd_client import Tracker\n"
+        "def test_agent(trackd_daemon, make_trackd_daemon):\n"
+        "    make_trackd_daemon(start=False)\n"
+        "    with Tracker(trackd_daemon.endpoint) as tracker:\n"
+        "        tracker.acquire(0)\n"
+        f"    {end}\n"
+    )
+    scratch = directory / "scratch"
+    scratch.mkdir()
+    plugins = ["-p", "trackd_client.testing", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, *plugins, "test_agent.py"],
+        cwd=directory,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    codes = {ENDS["fails"]: 1, ENDS["is interrupted"]: 2}
+    assert done.returncode == codes.get(end, 0), done.stdout
+    assert left_in(scratch) == set()
+    commands = [entry / "cmdline" for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    for command in commands:
+        with contextlib.suppress(OSError):
+            assert str(directory) not in command.read_text(errors="replace")

@@ -563,6 +563,7 @@ CALLS: dict[str, Callable[[Tracker, Lease], object]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_call_has_a_deadline(trackd_daemon: Daemon) -> None:
     with Tracker(trackd_daemon.endpoint, timeout=PATIENCE) as tracker:
         lease, other = acquire(tracker), held(tracker, "other")
