@@ -407,10 +407,13 @@ os.setpgid(0, 0)
 count = int(sys.argv[2])
 for number in range(count):
     if os.fork() == 0:
-        tracker = Tracker(sys.argv[1], timeout=30)
-        lease = tracker.adopt(f"p{number}")
-        say(number, lease is not None)
-        time.sleep(600)
+        try:
+            tracker = Tracker(sys.argv[1], timeout=30)
+            lease = tracker.adopt(f"p{number}")
+            say(number, lease is not None)
+            time.sleep(600)
+        finally:
+            os._exit(1)  # whatever happened: never on to the next fork
 time.sleep(600)
 """
 
