@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -163,7 +163,7 @@ class TrackerAgainstModel(RuleBasedStateMachine):
     @rule(name=names, group=groups, generation=generations, first=st.integers(0, 50))
     def flap(self, name: str, group: str, generation: int, first: int) -> None:
         """Mention one name with ever other TTLs and generations, as a broken proxy might."""
-        for i in range(40):
+        for i in range(20):
             message = [Proxy(name, group, abs(generation - first - i), 1.0 + first + i)]
             assert set(self.tracker.track_expected(message)) == self.model.track(message)
 
@@ -276,6 +276,10 @@ class TrackerAgainstModel(RuleBasedStateMachine):
 
 
 TrackerAgainstModel.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=50, deadline=None
+    max_examples=200,
+    stateful_step_count=50,
+    deadline=None,
+    report_multiple_bugs=False,  # shrinking each of them takes minutes
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no defect
 )
 TestTrackerAgainstModel = TrackerAgainstModel.TestCase

@@ -885,6 +885,8 @@ def test_a_restored_tracker_goes_on_where_the_other_stopped(tracker: Tracker, cl
     connect(tracker, "a", "gone")
     tracker.set_connection_count(3)
     assert tracker.try_acquire() == 3
+    assert tracker.try_acquire() == 4
+    tracker.release(4)
     successor = Tracker(CLUSTER, clock=clock)
     successor.restore(
         proxies=tracker,
@@ -925,6 +927,18 @@ def test_a_restored_proxy_obeys_the_next_mention(tracker: Tracker, clock: Clock)
     assert tracker.track_expected([Proxy("a", "g", 1, 10.0), Proxy("b", "g", 1)]) == []
     clock.now += 11.0
     assert tracker.sweep() == ["a"]
+
+
+def test_a_restored_proxy_that_lives_long_does_not_keep_others_alive(
+    tracker: Tracker, clock: Clock
+) -> None:
+    tracker.restore(
+        proxies=[("long", "", 0, clock.now + 500.0)], leases={}, last_lease=0, connection_count=0
+    )
+    tracker.track_expected([Proxy("short")])
+    assert tracker.next_expiry == clock.now + 180.0
+    clock.now += 181.0
+    assert tracker.sweep() == ["short"]
 
 
 @pytest.mark.parametrize(
