@@ -248,7 +248,8 @@ def test_a_message_of_this_process_in_a_batch_is_handled_before_the_batch_ends(
     order.append(mailbox.get().message)
     peer.send(request(2))
     order.append(take(mailbox).seq)
-    assert order == ["end", 1, "local", "end", 2]
+    assert order[:4] == ["end", 1, "local", "end"]
+    assert order[-1] == 2  # its wake-up may come before it, and make a batch of nothing
 
 
 def test_no_answer_is_seen_before_its_batch_was_flushed(
