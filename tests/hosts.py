@@ -120,7 +120,7 @@ def process_with_pid(pid: int) -> subprocess.Popen[bytes]:
 
     def try_it() -> bool:
         last.write_text(str(pid - 1))
-        process = subprocess.Popen(["sleep", "600"])
+        process = subprocess.Popen(["sleep", "60"])
         if process.pid == pid:
             started.append(process)
             return True

@@ -82,7 +82,7 @@ def watching() -> Iterator[Watching]:
 @contextmanager
 def sleeper() -> Iterator[tuple[subprocess.Popen[bytes], Process]]:
     """Run a process that does nothing."""
-    with subprocess.Popen(["sleep", "600"]) as popen:
+    with subprocess.Popen(["sleep", "60"]) as popen:
         start = start_time(popen.pid)
         assert start is not None
         try:
@@ -205,7 +205,8 @@ class Script:
     """A Python program that says when it is ready and what about, and then goes on."""
 
     def __init__(self, code: str, *args: str) -> None:
-        setup = "import json, os, sys, threading, time\nfrom trackd_client import Proxy, Tracker\n"
+        setup = "import ctypes, json, os, sys, threading, time\nfrom trackd_client import Tracker\n"
+        setup += "ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG: it ends with the test
         say = "def say(*what):\n    os.write(1, (json.dumps(what) + chr(10)).encode())\n"
         self.popen = subprocess.Popen(
             [sys.executable, "-c", setup + say + code, *args],
@@ -269,9 +270,9 @@ tracker.adopt("p1")
 child = os.fork()
 if child == 0:
     say(os.getpid(), os.getppid())
-    time.sleep(600)
+    time.sleep(60)
     os._exit(0)
-time.sleep(600)
+time.sleep(60)
 """
 
 
@@ -309,7 +310,7 @@ BECOMES_ANOTHER_PROGRAM = """
 tracker = Tracker(sys.argv[1])
 tracker.adopt("p1")
 say(os.getpid())
-os.execvp("sleep", ["sleep", "600"])
+os.execvp("sleep", ["sleep", "60"])
 """
 
 
@@ -334,7 +335,7 @@ thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 say(trackers[0].is_claimed("p1"))
-time.sleep(600)
+time.sleep(60)
 """
 
 
@@ -350,10 +351,9 @@ def test_the_end_of_the_thread_that_opened_a_session_is_not_its_end(
 
 
 MAIN_THREAD_EXITS = """
-import ctypes
 tracker = Tracker(sys.argv[1])
 tracker.adopt("p1")
-threading.Thread(target=time.sleep, args=(600,)).start()
+threading.Thread(target=time.sleep, args=(60,)).start()
 say(os.getpid())
 ctypes.CDLL(None).syscall(60, 0)
 """
@@ -376,11 +376,14 @@ def test_the_end_of_the_main_thread_is_not_the_end_of_the_process(
 NEVER_REAPS = """
 child = os.fork()
 if child == 0:
-    tracker = Tracker(sys.argv[1])
-    tracker.adopt("p1")
-    say(os.getpid())
-    time.sleep(600)
-time.sleep(600)
+    try:
+        tracker = Tracker(sys.argv[1])
+        tracker.adopt("p1")
+        say(os.getpid())
+        time.sleep(60)
+    finally:
+        os._exit(1)
+time.sleep(60)
 """
 
 
@@ -411,10 +414,10 @@ for number in range(count):
             tracker = Tracker(sys.argv[1], timeout=30)
             lease = tracker.adopt(f"p{number}")
             say(number, lease is not None)
-            time.sleep(600)
+            time.sleep(60)
         finally:
             os._exit(1)  # whatever happened: never on to the next fork
-time.sleep(600)
+time.sleep(60)
 """
 
 
@@ -442,7 +445,7 @@ def test_many_sessions_of_one_process_end_together(
     code = """
 trackers = [Tracker(sys.argv[1]) for _ in range(20)]
 say(*[tracker.adopt(f"p{n}").id for n, tracker in enumerate(trackers)])
-time.sleep(600)
+time.sleep(60)
 """
     with Script(code, trackd_daemon.endpoint) as script:
         assert script.hear() == list(range(1, 21))
