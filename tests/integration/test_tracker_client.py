@@ -690,7 +690,7 @@ def test_close_under_way_ends_the_calls_of_all_threads_alike(trackd_daemon: Daem
 
 def test_threads_may_all_close_at_once(shared: Daemon) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the names alone count
-    for _ in range(50):
+    for _ in range(200):
         tracker = Tracker(shared.endpoint)
         lease = acquire(tracker)
         together = threading.Barrier(3)
@@ -700,8 +700,8 @@ def test_threads_may_all_close_at_once(shared: Daemon) -> None:
             tracker.close()
 
         threads = [in_thread(close) for _ in range(2)]
+        tracker._keeper.release(lease.id, lease._stay)  # so that the keeper is awake
         together.wait()
-        lease.release()
         for thread, outcome in threads:
             thread.join(PATIENCE)
             assert outcome == [None]
