@@ -19,7 +19,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import pykka
@@ -65,7 +64,7 @@ class ActorEnded(NamedTuple):
     thread: threading.Thread
 
 
-#: SimpleQueue, since its `put` may be called from a signal handler.
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 Events = queue.SimpleQueue[SignalCame | ActorEnded]
 
 
@@ -87,11 +86,11 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     closable = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup
     if notifier.watchdog is not None:
         faulthandler.enable()  # the watchdog's SIGABRT then logs where each thread stood
-    with _signals(events):
-        descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
-        with take_places(config, listening=descriptor is not None):
-            overseer = Overseer(config, reread, events, notifier, closable=closable)
-            return _serve(config, descriptor, overseer)
+    _take_signals(events)
+    descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
+    with take_places(config, listening=descriptor is not None):
+        overseer = Overseer(config, reread, events, notifier, closable=closable)
+        return _serve(config, descriptor, overseer)
 
 
 class Overseer:
@@ -284,20 +283,20 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
             actor.actor_inbox.close()
 
 
-@contextlib.contextmanager
-def _signals(events: Events) -> Iterator[None]:
-    """Turn SIGTERM, SIGINT and SIGHUP into events for as long as the block runs."""
+def _take_signals(events: Events) -> None:
+    """Turn SIGTERM, SIGINT and SIGHUP into events from now on, until the process has ended.
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        events.put(SignalCame(number))
+    A handler would not do: Python runs it in the main thread alone, and a signal that comes
+    just before that thread begins to wait is not seen until the wait ends. So the signals are
+    blocked in every thread, and one thread takes them from the kernel.
+    """
 
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def take() -> None:
+        while True:
+            events.put(SignalCame(signal.sigwait(_SIGNALS)))
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    threading.Thread(target=take, name="signals", daemon=True).start()
 
 
 @contextlib.contextmanager

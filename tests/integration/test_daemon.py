@@ -314,7 +314,10 @@ def test_a_signal_at_any_moment_of_the_start_leaves_nothing(directory: Path) -> 
     assert set(codes) <= {0, -signal.SIGTERM}, codes
 
 
-def test_a_second_signal_changes_nothing(trackd_daemon: Daemon) -> None:
+@pytest.mark.parametrize("_", range(8))
+def test_signals_are_never_missed_and_a_second_one_changes_nothing(
+    _: int, trackd_daemon: Daemon
+) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ProcessLookupError):
             os.kill(trackd_daemon.pid, number)
