@@ -220,6 +220,12 @@ class Config:
     max_waiters: int = _limit(
         10_000, "requests", 1, 1_000_000, "requests that wait for a lease at the same time"
     )
+    max_tracked: int = _limit(
+        1_000_000, "proxies", 1, 100_000_000, "proxies that are tracked at the same time"
+    )
+    max_leases: int = _limit(
+        200_000, "leases", 1, 100_000_000, "leases that are held at the same time"
+    )
     own_place: bool = False
 
     @property

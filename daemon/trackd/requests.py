@@ -418,6 +418,7 @@ class Requests:
                 f"{len(entries)} proxies in one message; {self._config.max_proxies} are allowed",
             )
         rows = [self._row(entry, i) for i, entry in enumerate(entries)]
+        self._check_tracked(rows)
         return {"changed": len(self._state.track(rows))}
 
     def set_connection_count(self, call: Call, _session: Session) -> Fields:
@@ -440,10 +441,12 @@ class Requests:
 
     def try_acquire(self, _call: Call, session: Session) -> Fields:
         """Grant a lease now, or refuse."""
+        self._check_leases()
         return self._granted(self._state.try_acquire(session))
 
     def acquire(self, call: Call, session: Session) -> Any:
         """Grant a lease now, or park the request until one can be granted or its deadline."""
+        self._check_leases()
         lease = self._state.try_acquire(session)
         if lease is not None:
             return self._granted(lease)
@@ -477,6 +480,7 @@ class Requests:
     def adopt(self, call: Call, session: Session) -> Fields:
         """Take up a tunnel that is open already."""
         principals = self._principals(call)
+        self._check_leases()
         adopted = self._state.adopt(session, principals)
         if adopted is None:
             return {"lease": None, "name": self._state.tracker.resolve(principals)}
@@ -491,6 +495,25 @@ class Requests:
         """Park until there is something to tell this session."""
         self._state.watch(session, Watch(call.seq, call.route))
         return PARKED
+
+    def _check_tracked(self, rows: list[Row]) -> None:
+        """Refuse gossip that would have too many proxies tracked."""
+        tracker, most = self._state.tracker, self._config.max_tracked
+        if tracker.tracked_count + len(rows) > most:  # else there is room whichever are new
+            new = {row[0] for row in rows if tracker.get(row[0]) is None}
+            if tracker.tracked_count + len(new) > most:
+                raise ProtocolError(
+                    Code.LIMIT_EXCEEDED,
+                    f"{tracker.tracked_count} proxies are tracked, and {len(new)} would be new;"
+                    f" {most} are allowed",
+                )
+
+    def _check_leases(self) -> None:
+        if len(self._state.leases) >= self._config.max_leases:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"{self._config.max_leases} leases are held; no more are allowed",
+            )
 
     def _granted(self, lease: int | None) -> Fields:
         fields = self._state.grant_fields(lease)

@@ -981,3 +981,33 @@ def test_a_copy_of_a_grant_that_nobody_awaits_is_given_back(trackd_daemon: Daemo
         tracker.ping()
         wait_until(lambda: raw.request("status")["inflight"] == 0)
         acquire(tracker)
+
+
+# -- what all agents together may have --------------------------------------------------
+
+
+def test_gossip_that_would_track_too_many_proxies_is_refused_whole(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    daemon = make_trackd_daemon(max_tracked=3)
+    with Tracker(daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("a"), Proxy("b"))
+        with pytest.raises(LimitExceeded, match="2 proxies are tracked, and 2 would be new; 3 are"):
+            tracker.track_expected(Proxy("a", generation=7), Proxy("c"), Proxy("d"))
+        assert tracker.status()["groups"][0]["generation"] == 0
+        tracker.track_expected(Proxy("a"), Proxy("b"), Proxy("c"))
+        tracker.track_expected(Proxy("a"), Proxy("b"), Proxy("c"))
+        assert tracker.status()["tracked"] == 3
+
+
+def test_no_more_leases_are_granted_than_are_allowed(make_trackd_daemon: MakeDaemon) -> None:
+    daemon = make_trackd_daemon(max_leases=2)
+    with Tracker(daemon.endpoint) as tracker, Tracker(daemon.endpoint) as other:
+        first = tracker.adopt("a")
+        assert first is not None
+        assert other.adopt("b") is not None
+        for call in (tracker.try_acquire, lambda: tracker.acquire(1), lambda: tracker.adopt("c")):
+            with pytest.raises(LimitExceeded, match="2 leases are held; no more are allowed"):
+                call()
+        first.release()
+        assert tracker.adopt("c") is not None

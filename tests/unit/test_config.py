@@ -96,6 +96,8 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "max_sessions": ("7", "7", 7),
         "max_outstanding": ("7", "7", 7),
         "max_waiters": ("7", "7", 7),
+        "max_tracked": ("7", "7", 7),
+        "max_leases": ("7", "7", 7),
     }
     assert set(samples) == set(SETTINGS)
     for setting in SETTINGS.values():
