@@ -28,7 +28,7 @@ KILLS = 100
 #: Runs agents, one a thread, each with a session of its own, and keeps a ledger for each. A line
 #: on standard input has them stop between two calls and tell; the next one lets them go on.
 AGENTS = """
-import json, random, sys, threading
+import json, os, random, sys, threading, traceback
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import AcquireTimeout, DaemonAbsent, NoAnswer
 
@@ -85,6 +85,13 @@ class Agent(threading.Thread):
         self.calls += 1
 
     def run(self):
+        try:
+            self.work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # so that the test hears of it
+
+    def work(self):
         global resting
         while True:
             with gate:
