@@ -55,7 +55,7 @@ class Client(AgentOf):
         over: whether its session has ended for all that the daemon committed.
     """
 
-    def __init__(self, number: int, process: Process) -> None:
+    def __init__(self, number: int, process: Process | None) -> None:
         super().__init__(number, process)
         self.sent: dict[int, dict[str, Any]] = {}
         self.outstanding: set[int] = set()
@@ -97,6 +97,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.ledger: dict[int, tuple[bytes, str | None]] = {}
         self.queue: list[tuple[bytes, int]] = []
         self.connected: set[tuple[bytes, int]] = set()  # sent to the present process
+        self.watching: set[tuple[bytes, int]] = set()  # watch_session that nobody has answered
         self.revision = 0
         self.batch = 0  # messages of the batch that is not committed
         self.failing = False
@@ -114,6 +115,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.desk = Desk(self.directory, self.clock, self.faults, **self.settings)
         self.batch = 0
         self.connected = set()
+        self.watching = set()
         self.settle(self.desk.sent, arrive=False)
 
     def teardown(self) -> None:
@@ -136,7 +138,8 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule()
     def open(self) -> None:
         number = len(self.clients) + 1
-        client = Client(number, self.host.start(100 + number))
+        process = self.host.start(100 + number) if number != 3 else None  # one is not to be seen
+        client = Client(number, process)
         self.clients.append(client)
         self.send(client, client.new("open", name=f"client {number}"))
 
@@ -158,6 +161,14 @@ class ExactlyOnce(RuleBasedStateMachine):
     def plain(self, pick: int, op: str) -> None:
         client = self.client(pick)
         self.send(client, client.new(op, deadline=self.clock.now + 5.0))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks)
+    def watch(self, pick: int) -> None:
+        client = self.client(pick)
+        body = client.new("watch_session")
+        self.watching.add((client.token, body["seq"]))
+        self.send(client, body)
 
     @precondition(lambda self: self.clients)
     @rule(pick=picks, patience=st.sampled_from((None, 0.0, 7.0, 100.0)))
@@ -219,6 +230,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         known = session is not None and (
             seq in session.done or seq in session.replies or seq in session.parked
         )
+        if body["op"] == "watch_session" and not known:
+            self.watching.add((client.token, seq))
         ran = (client.token, seq) in self.committed
         assert known or session is None or not ran, "forgot that it has run"
         for _ in range(times):
@@ -295,6 +308,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         by_token = {client.token: client for client in self.clients}
         for sent in replies:
             client = by_token[sent.route]
+            self.watching.discard((client.token, sent.body["seq"]))
             self.take(client, sent)
             if arrive:
                 client.outstanding.discard(sent.body["seq"])
@@ -415,6 +429,17 @@ class ExactlyOnce(RuleBasedStateMachine):
             for waiter in self.desk.state.queue:
                 known = (waiter.session.token, waiter.seq) in self.connected
                 assert (waiter.route is not None) == known
+
+    @invariant()
+    def whoever_watches_is_answered_or_still_parked(self) -> None:
+        if not self.batch and hasattr(self, "desk"):
+            parked = {
+                (session.token, session.watch.seq)
+                for session in self.desk.state.sessions
+                if session.watch is not None
+            }
+            # One that came with a batch that got lost is both: answered, and parked again.
+            assert self.watching <= parked
 
     @invariant()
     def the_store_keeps_nothing_that_is_no_more(self) -> None:
