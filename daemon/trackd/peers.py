@@ -10,6 +10,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import select
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,24 @@ def start_time(pid: int) -> int | None:
     if fields[0] in (b"Z", b"X") and int(fields[17]) < 2:
         return None
     return int(fields[19])
+
+
+def has_exited(pid: int) -> bool:
+    """Tell whether a process is gone for certain, also where /proc hides it.
+
+    Raises:
+        OSError: it cannot be found out just now, for want of descriptors, say.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)  # readable once it has exited, reaped or not
+        return bool(poll.poll(0))
+    finally:
+        os.close(pidfd)
 
 
 def command_of(pid: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from trackd.logs import fields as about
 from trackd.mailbox import Call
-from trackd.peers import Peer, Roles, start_time
+from trackd.peers import Peer, Roles, has_exited, start_time
 from trackd.probe import PROBE
 from trackd.sessions import Process, Session, Watch, sentence_of
 from trackd.state import State
@@ -377,11 +377,7 @@ class Requests:
                 Code.LIMIT_EXCEEDED,
                 f"the daemon has {self._config.max_sessions} sessions; no more are allowed",
             )
-        process = None
-        # Without descriptors to look, the session lives by heartbeats as if /proc were hidden.
-        with contextlib.suppress(OSError):
-            start = start_time(peer.pid) if peer.pid else None
-            process = None if start is None else Process(peer.pid, start)
+        process = _process_of(peer)
         return self._opened(state.open_session(token, peer, process, name, version, labels))
 
     def open_again(self, call: Call, session: Session) -> Fields:
@@ -561,6 +557,24 @@ class Requests:
         except ProtocolError as error:
             raise ProtocolError(error.code, f"proxies[{index}].{error}") from None
         return name, group, generation, ttl if ttl is not None and ttl > 0 else None
+
+
+def _process_of(peer: Peer) -> Process | None:
+    """Return the process of a peer, or None when it cannot be seen and must show signs of life.
+
+    Raises:
+        ProtocolError: it was gone before its request was read.
+    """
+    if peer.pid == 0:
+        return None
+    with contextlib.suppress(OSError):  # no descriptors to look: as if /proc were hidden
+        start = start_time(peer.pid)
+        if start is not None:
+            return Process(peer.pid, start)
+        if has_exited(peer.pid):
+            reason = "process_exited"
+            raise ProtocolError(Code.SESSION_ENDED, sentence_of(reason), reason=reason)
+    return None
 
 
 class Operation(NamedTuple):

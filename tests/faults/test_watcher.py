@@ -20,7 +20,7 @@ import pykka
 import pytest
 
 from agents import Agent
-from support import PATIENCE, RawPeer, descriptors, wait_until
+from support import PATIENCE, RawPeer, descriptors, paused, wait_until
 from trackd import watcher as watcher_module
 from trackd.peers import start_time
 from trackd.sessions import Process
@@ -468,3 +468,43 @@ def test_a_session_that_was_closed_is_not_ended_again_by_its_process(
         agent.kill()
         wait_until(lambda: not observer.is_claimed("p1"))
         assert observer.is_claimed("p2")
+
+
+DIES_BEFORE_IT_IS_HEARD = """
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from support import GREETING, pack, plain_socket, ready, zmtp_frame
+socket = plain_socket(Path(sys.argv[1].removeprefix("ipc://")))
+socket.sendall(GREETING)
+token = os.urandom(16)
+bodies = [{"op": "open"}, {"op": "adopt", "principals": ["p1"]}, {"op": "try_acquire"}]
+frames = [zmtp_frame(pack({**body, "seq": n, "token": token})) for n, body in enumerate(bodies, 1)]
+say("connected")
+sys.stdin.readline()
+socket.sendall(ready(Socket_Type=b"DEALER", Identity=b"") + b"".join(frames))
+say("sent")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("reaped", [False, True], ids=["a zombie", "reaped"])
+def test_a_process_that_was_dead_before_its_requests_were_read_gets_nothing(
+    trackd_daemon: Daemon, observer: Tracker, *, reaped: bool
+) -> None:
+    tests = str(Path(__file__).parent.parent)
+    with Script(DIES_BEFORE_IT_IS_HEARD, trackd_daemon.endpoint, tests) as script:
+        assert script.hear() == ["connected"]
+        requests = observer.status()["requests"]
+        with paused(trackd_daemon.pid):
+            assert script.popen.stdin is not None
+            script.popen.stdin.write(b"go on\n")
+            script.popen.stdin.flush()
+            assert script.hear() == ["sent"]
+            script.kill()
+            if reaped:
+                script.popen.wait()
+            else:
+                wait_until(lambda: start_time(script.pid) is None)
+        wait_until(lambda: observer.status()["requests"] >= requests + 4)
+        status = observer.status()
+        assert (status["sessions"], status["claimed"], status["inflight"]) == (0, 0, 0)

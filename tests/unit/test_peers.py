@@ -14,7 +14,15 @@ import pytest
 
 from support import wait_until
 from trackd import peers
-from trackd.peers import Peer, PeerCache, Roles, command_of, parse_address, start_time
+from trackd.peers import (
+    Peer,
+    PeerCache,
+    Roles,
+    command_of,
+    has_exited,
+    parse_address,
+    start_time,
+)
 
 # -- Peer-Address ------------------------------------------------------------------------
 
@@ -100,6 +108,15 @@ def test_a_zombie_has_exited() -> None:
         assert start_time(pid) is None
     finally:
         os.waitpid(pid, 0)
+
+
+def test_a_process_has_exited_for_certain_once_it_is_a_zombie_and_when_it_is_gone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not has_exited(process.pid)
+        process.kill()
+        wait_until(lambda: has_exited(process.pid))
+        assert process.returncode is None
+    assert has_exited(process.pid)
 
 
 @pytest.mark.parametrize("name", ["a) Z 0 0", ")))) ", "x y\n", "((", "é) R 1"])
