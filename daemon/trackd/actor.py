@@ -88,6 +88,7 @@ class TrackerActor(SupervisedActor):
         self._config = config
         self._roles = Roles(config.admin_users, config.admin_groups)
         self._clock = clock
+        self._moment = clock()
         self._store_connect = store_connect
         self._store: Store | None = None
         self._facts = Facts(boot_id(), clock())
@@ -116,6 +117,7 @@ class TrackerActor(SupervisedActor):
         """Handle one message; what it answers is seen once its batch is stored."""
         if self._failed:
             return None
+        self._moment = self._clock()
         if isinstance(message, Recover):
             return self._recover()
         if isinstance(message, Serve):
@@ -192,8 +194,11 @@ class TrackerActor(SupervisedActor):
     # -- what the state asks of its surroundings --------------------------------------
 
     def now(self) -> float:
-        """Return seconds of CLOCK_BOOTTIME."""
-        return self._clock()
+        """Return seconds of CLOCK_BOOTTIME: one moment for all that a message does.
+
+        Else a proxy might expire within one grant, after the purge that counts such proxies.
+        """
+        return self._moment
 
     def wall(self) -> float:
         """Return Unix time."""

@@ -643,3 +643,33 @@ def test_an_admin_alone_may_set_the_count_where_it_is_configured_so(
     assert results == {0: None, 1000: Code.PERMISSION_DENIED, 1001: None, 1002: None}
     assert desk.state.tracker.connection_count == 4
     desk.kill()
+
+
+# time
+
+
+class RestlessClock(Clock):
+    """A clock that goes on with every reading, as a real one does."""
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_message_has_one_moment_so_that_no_expiry_slips_in_between(host: Host) -> None:
+    """Whatever expires while a message is handled is counted, and leaves the store too."""
+    for ttl in range(1, 12):
+        desk = Desk(None, RestlessClock())
+        agent = AgentOf(1, host.start(10))
+        agent.ask(desk, "open")
+        agent.ask(desk, "track_expected", proxies=[["p1", "", 1, float(ttl)]])
+        store = desk.actor._store
+        assert store is not None
+        while store._touched or store._checkpoint_to is not None:
+            store.checkpoint_step(desk.state.value_of)
+        revision = desk.state.revision
+        while desk.state.tracker.tracked_count:
+            agent.ask(desk, "release", lease=agent.ask(desk, "try_acquire")["lease"] or 99)
+            assert desk.state.revision >= revision
+        assert ("proxy", "p1") in store._touched, f"a TTL of {ttl}"
+        desk.kill()
