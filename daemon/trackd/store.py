@@ -32,8 +32,9 @@ log = logging.getLogger("trackd.store")
 FILE_NAME = "trackd.db"
 #: Marks the file as ours ("trkd"); another one is moved aside.
 _APPLICATION_ID = 0x74726B64
-#: Seconds that one checkpoint step may take, and the rows between two looks at the clock.
-_STEP_SECONDS = 0.001
+#: Seconds that one checkpoint step may take before its commit, which takes several times that
+#: (2 ms for both, measured), and the rows between two looks at the clock.
+_STEP_SECONDS = 0.0003
 _STEP_ROWS = 50
 #: The journal is taken into the checkpoint when it has grown by this much.
 _DUE_ROWS = 4096
@@ -208,7 +209,7 @@ class Store:
         )
 
     def checkpoint_step(self, value_of: Callable[[Key], Any]) -> None:
-        """Take the checkpoint a small step forward, for about a millisecond.
+        """Take the checkpoint a small step forward, for a millisecond or two at the most.
 
         Args:
             value_of: gives the present value of a key, or None when that thing is no more.
@@ -296,12 +297,12 @@ class Store:
     def _delete_overtaken(self, stop: float) -> bool:
         """Delete journal rows that the checkpoint covers; tell whether none is left."""
         while time.perf_counter() < stop:
+            # One at a time: a large one alone takes half of the time that there is.
             cursor = self._db.execute(
-                "DELETE FROM journal WHERE id IN"
-                " (SELECT id FROM journal WHERE id <= ? ORDER BY id LIMIT 10)",
+                "DELETE FROM journal WHERE id = (SELECT min(id) FROM journal) AND id <= ?",
                 (self._checkpoint_to,),
             )
-            if cursor.rowcount < 10:
+            if not cursor.rowcount:
                 return True
         return False
 

@@ -53,6 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**6))
     fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=lambda: 1)
     monkeypatch.setattr(store_module, "time", fake)
+    monkeypatch.setattr(store_module, "_STEP_SECONDS", 0.001)
     monkeypatch.setattr(store_module, "_STEP_ROWS", 1)
 
 
