@@ -186,7 +186,7 @@ def test_a_stopped_agent_keeps_its_leases_far_beyond_the_time_to_live(
         agent.do("adopt", "p1")
         begun = observer.status()["uptime"]
         with paused(agent.pid):
-            wait_until(lambda: observer.status()["uptime"] > begun + 3.5)
+            wait_until(lambda: observer.status()["uptime"] > begun + 2.5)
             assert observer.is_claimed("p1")
             assert observer.status()["sessions"] == 2
         assert agent.do("is_claimed", "p1") is True
