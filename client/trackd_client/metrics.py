@@ -1,0 +1,86 @@
+"""The daemon's metrics in Prometheus' text format, for `trackctl metrics` and the HTTP listener.
+
+The daemon counts and answers the operation `metrics` with plain values; prometheus_client makes
+the text of them here, on the reader's side, so that the writer never formats anything. Nothing
+is kept between two calls. Needs prometheus-client (`trackd[cli]` and `trackd[daemon]` have it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+#: What an HTTP response with the text calls it.
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def exposition(families: Iterable[Sequence[Any]]) -> str:
+    """Return families of metrics as Prometheus reads them.
+
+    Args:
+        families: as the operation `metrics` gives them (docs/protocol.md): `[name, kind, help,
+            [label names], samples]`. A counter's name is without its `_total`. A family of a
+            kind that this version does not know, which a newer daemon may send, is left out.
+
+    Raises:
+        ModuleNotFoundError: prometheus-client is not installed.
+        ValueError: a family is not what the operation gives.
+    """
+    from prometheus_client import generate_latest
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for family in families:
+                if (metric := _metric(*family)) is not None:
+                    yield metric
+
+    return generate_latest(Families()).decode()
+
+
+def total(
+    families: Iterable[Sequence[Any]], name: str, labels: Mapping[str, str] | None = None
+) -> float:
+    """Return the sum over a counter's or gauge's samples; 0 for a family that is not there.
+
+    Args:
+        families: as for `exposition`.
+        name: of the family.
+        labels: only samples with these are counted.
+    """
+    wanted = labels or {}
+    return sum(
+        float(value)
+        for found, _kind, _help, names, samples in families
+        if found == name
+        for values, value in samples
+        if wanted.items() <= dict(zip(names, values, strict=True)).items()
+    )
+
+
+def _metric(
+    name: str, kind: str, text: str, names: Sequence[str], samples: Iterable[Sequence[Any]]
+) -> Metric | None:
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+
+    if kind == "histogram":
+        histogram = HistogramMetricFamily(name, text, labels=names)
+        for values, buckets, summed in samples:
+            bounds = [(str(bound), float(count)) for bound, count in buckets]
+            histogram.add_metric(values, bounds, float(summed))
+        return histogram
+    if kind not in {"counter", "gauge"}:
+        return None
+    plain = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(
+        name, text, labels=names
+    )
+    for values, value in samples:
+        plain.add_metric(values, float(value))
+    return plain
