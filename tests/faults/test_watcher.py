@@ -61,6 +61,10 @@ class Watching:
         self.watcher.tell(Watch(process))
         self.watcher.ask(Ping(), timeout=PATIENCE)
 
+    def unwatch(self, process: Process) -> None:
+        self.watcher.tell(Unwatch(process))
+        self.watcher.ask(Ping(), timeout=PATIENCE)
+
     def exited(self) -> Process:
         return self.heard.get(timeout=PATIENCE)
 
@@ -140,7 +144,7 @@ def test_nothing_is_told_of_a_process_that_is_watched_no_more(watching: Watching
     with sleeper() as (popen, process), sleeper() as (other, last):
         watching.watch(process)
         watching.watch(last)
-        watching.watcher.tell(Unwatch(process))
+        watching.unwatch(process)
         popen.kill()
         popen.wait()
         other.kill()
