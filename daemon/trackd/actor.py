@@ -35,7 +35,7 @@ from trackd.requests import Facts, Requests
 from trackd.sessions import Process
 from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
-from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd.ticker import Sweep, WakeAt
 from trackd.watcher import ProcessExited, Unwatch, Watch
 from trackd_client.clock import boot_id
@@ -130,11 +130,13 @@ class TrackerActor(SupervisedActor):
 
     def on_stop(self) -> None:
         """Store and send what the last batch did."""
-        if not self._failed:
-            self._end_batch()
-        if self._store is not None:
-            self._store.close()
-        super().on_stop()
+        try:
+            if not self._failed:
+                self._end_batch()
+            if self._store is not None:
+                self._store.close()
+        finally:
+            super().on_stop()
 
     def _handle(self, message: Any) -> Any:
         if isinstance(message, Call):
@@ -211,12 +213,12 @@ class TrackerActor(SupervisedActor):
     def watch(self, process: Process) -> None:
         """Have the kernel tell when a process exits."""
         if self._watcher is not None:
-            self._watcher.tell(Watch(process))
+            tell(self._watcher, Watch(process))
 
     def unwatch(self, process: Process) -> None:
         """No longer."""
         if self._watcher is not None:
-            self._watcher.tell(Unwatch(process))
+            tell(self._watcher, Unwatch(process))
 
     # -- batches ----------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class TrackerActor(SupervisedActor):
             due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
             self._announced = due
-            self._ticker.tell(WakeAt(due))
+            tell(self._ticker, WakeAt(due))
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:
         """Answer a batch that could not be stored as if it had never been handled."""

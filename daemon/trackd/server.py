@@ -42,9 +42,13 @@ from trackd_client.places import check_ipc_path
 
 log = logging.getLogger("trackd")
 
-#: Seconds that each step of starting and stopping may take.
+#: Seconds that each step of starting may take.
 START_SECONDS = 30.0
-STOP_SECONDS = 1.0
+#: Seconds that a reload may take to reach the tracker.
+RELOAD_SECONDS = 5.0
+#: Seconds after which an actor that does not stop is taken for one that hangs. Stopping takes
+#: milliseconds; on a machine with far too much to do it must not be taken for that.
+STOP_SECONDS = 5.0
 #: Seconds between two looks at how things are, when the watchdog does not ask for more.
 STATUS_SECONDS: Final = 5.0
 #: Signs of life within the time that the watchdog allows.
@@ -175,7 +179,7 @@ class Overseer:
         try:
             config, changed, refused = live_part(self._config, self._reread())
             roles = Roles(config.admin_users, config.admin_groups)
-            tracker.ask(Reload(config, roles), timeout=STOP_SECONDS)
+            tracker.ask(Reload(config, roles), timeout=RELOAD_SECONDS)
         except (ConfigError, ValueError) as error:
             log.error("reload refused; nothing changed", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
             self._refused = "the last reload was refused, see the log"
@@ -262,11 +266,11 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
 def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
     """Stop the actors, the last one first, and close the sockets once their threads have ended."""
     threads: dict[str, threading.Thread] = {}
+    deadline = time.monotonic() + STOP_SECONDS
     for actor in reversed(actors):
         with contextlib.suppress(pykka.ActorDeadError):
             actor.stop(block=False)
         name = actor.actor_class.__name__
-        deadline = time.monotonic() + STOP_SECONDS
         while name not in threads and (remaining := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 event = events.get(timeout=remaining)

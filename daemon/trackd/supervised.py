@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -23,7 +24,11 @@ class SupervisedActor(pykka.ThreadingActor):
         self._on_end = on_end
 
     def on_stop(self) -> None:
-        """Tell the end; asked for or not, the server knows. Runs in the actor's thread."""
+        """Tell the end; asked for or not, the server knows. Runs in the actor's thread.
+
+        Whoever overrides this calls it last, whatever fails before: an end that is not told is
+        taken for an actor that hangs.
+        """
         self._on_end(type(self).__name__, threading.current_thread())
 
     def on_failure(
@@ -38,6 +43,16 @@ class SupervisedActor(pykka.ThreadingActor):
 
 class Ping:
     """Asked of any actor, to see whether it answers."""
+
+
+def tell(actor: pykka.ActorRef[Any], message: Any) -> None:
+    """Tell another actor something; one that has ended needs to know nothing any more.
+
+    The actors stop one after the other, and one that fails is told of to the server, which ends
+    the process. Those that still serve until then must not fail over it.
+    """
+    with contextlib.suppress(pykka.ActorDeadError):
+        actor.tell(message)
 
 
 def unexpected(actor: pykka.Actor, message: Any) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any
 import pykka
 from pykka._envelope import Envelope
 
-from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 
 LONGEST_WAIT = 5.0
 
@@ -91,6 +91,6 @@ class ExpiryTicker(SupervisedActor):
         if isinstance(message, WakeAt):
             self._inbox.wake_at = message.time
         elif isinstance(message, Due):
-            self._tracker.tell(Sweep())
+            tell(self._tracker, Sweep())
         elif not isinstance(message, Ping):
             unexpected(self, message)

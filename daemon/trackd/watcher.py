@@ -7,7 +7,6 @@ fail falsely. The start time guards against pids that were reused before the pid
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -22,7 +21,7 @@ from pykka._envelope import Envelope
 from trackd.logs import fields
 from trackd.peers import start_time
 from trackd.sessions import Process
-from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 
 log = logging.getLogger("trackd.watcher")
 
@@ -154,8 +153,10 @@ class ProcessWatcher(SupervisedActor):
 
     def on_stop(self) -> None:
         """Close the descriptors. Runs in the actor's thread."""
-        self._inbox.close()
-        super().on_stop()
+        try:
+            self._inbox.close()
+        finally:
+            super().on_stop()
 
     def on_receive(self, message: Any) -> Any:
         """Handle one message. Runs in the actor's thread."""
@@ -164,8 +165,7 @@ class ProcessWatcher(SupervisedActor):
         elif isinstance(message, Unwatch):
             self._inbox.unwatch(message.process)
         elif isinstance(message, ProcessExited):
-            with contextlib.suppress(pykka.ActorDeadError):
-                self._tracker.tell(message)
+            tell(self._tracker, message)
         elif not isinstance(message, Ping):
             unexpected(self, message)
 
@@ -180,4 +180,4 @@ class ProcessWatcher(SupervisedActor):
                 log.error("cannot watch a process for now", extra=reason)  # noqa: TRY400 - it says it all
             return
         if not alive:
-            self._tracker.tell(ProcessExited(process))
+            tell(self._tracker, ProcessExited(process))
