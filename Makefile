@@ -12,6 +12,7 @@ DESTDIR ?=
 SYSTEMD_LIB ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_OF = $(PREFIX)/lib/trackd
 DOC_OF = $(PREFIX)/share/doc/trackd
+MAN_OF = $(PREFIX)/share/man/man1
 UNITS = $(SYSTEMD_LIB)/systemd/system
 SYSUSERS = $(SYSTEMD_LIB)/sysusers.d/trackd.conf
 TMPFILES = $(SYSTEMD_LIB)/tmpfiles.d/trackd.conf
@@ -20,7 +21,7 @@ EXAMPLE = /etc/trackd/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast fleet clean install uninstall test-systemd
+.PHONY: help venv demo test check format lint types fast fleet man clean install uninstall test-systemd
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +72,7 @@ install: ## daemon, units and example configuration (as root; PREFIX, DESTDIR)
 	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
 	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md systemd/trackd.toml systemd/http-over-tcp.conf
+	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m trackd_client.cli.man "$(DESTDIR)$(MAN_OF)"
 	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
 	if $(ON_HOST); then \
 		systemd-sysusers "$(SYSUSERS)" && systemd-tmpfiles --create "$(TMPFILES)" && systemctl daemon-reload; \
@@ -88,8 +90,9 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 	rm -rf "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(DOC_OF)"
 	rm -f "$(DESTDIR)$(PREFIX)/bin/trackd" "$(DESTDIR)$(PREFIX)/bin/trackctl" \
 		"$(DESTDIR)$(UNITS)/trackd@.service" "$(DESTDIR)$(UNITS)/trackd@.socket" \
-		"$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
-	for place in lib/systemd/system lib/systemd lib/sysusers.d lib/tmpfiles.d share/doc; do \
+		"$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)" "$(DESTDIR)$(MAN_OF)/trackctl.1"
+	for place in lib/systemd/system lib/systemd lib/sysusers.d lib/tmpfiles.d share/doc \
+		share/man/man1 share/man; do \
 		rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$place" 2>/dev/null || true; \
 	done
 	if $(ON_HOST); then \
@@ -97,6 +100,9 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 		if getent passwd trackd >/dev/null; then userdel trackd; fi; \
 		if getent group trackd >/dev/null; then groupdel trackd; fi; \
 	fi
+
+man: $(STAMP) ## build/man/trackctl.1, from the help of the commands
+	$(BIN)/python -m trackd_client.cli.man build/man
 
 fleet: $(STAMP) ## simulated agents: time and dials to reach every proxy (ARGS="--proxies 60")
 	$(BIN)/python tests/benchmarks/fleet.py $(ARGS)

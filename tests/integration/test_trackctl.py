@@ -1,27 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from operators import trackctl
 from trackd_client import Proxy, Tracker
-from trackd_client.cli.status import duration, verdict
+from trackd_client.cli.render import duration
+from trackd_client.cli.status import verdict
 from trackd_client.testing import Daemon
-
-
-def trackctl(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("TRACKD_")}
-    return subprocess.run(
-        [sys.executable, "-c", "from trackd_client.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=plain | environ,
-    )
 
 
 def test_status_tells_the_counts_to_people_and_to_scripts(trackd_daemon: Daemon) -> None:
@@ -81,7 +68,7 @@ def test_an_endpoint_that_no_socket_can_have_is_wrong_usage() -> None:
 )
 def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
     calm = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0}
-    assert words in verdict(calm | told)
+    assert words in verdict(calm | told).text
 
 
 @pytest.mark.parametrize(

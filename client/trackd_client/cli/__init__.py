@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 
 def main() -> int:
     """Run `trackctl`; the entry point of the distribution."""
     try:
-        from trackd_client.cli import command, status
+        trackctl = commands()
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
         sys.stderr.write("trackctl needs click and rich; pip install 'trackd[cli]'\n")
         return 2
-    command.trackctl.add_command(status.status)
-    command.trackctl()
+    trackctl(prog_name="trackctl")
     return 0
+
+
+def commands() -> click.Group:
+    """Return `trackctl` with all of its subcommands.
+
+    Raises:
+        ModuleNotFoundError: click or rich is not installed.
+    """
+    from trackd_client.cli import command, completion, connection_count, gossip, hold, status
+
+    for each in (
+        status.status,
+        hold.hold,
+        gossip.gossip,
+        connection_count.set_connection_count,
+        completion.completion,
+    ):
+        command.trackctl.add_command(each)
+    return command.trackctl

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.connection import absent, diagnose
-from trackd_client.errors import DaemonAbsent, NoAnswer, TrackdError
+from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
+
+if TYPE_CHECKING:
+    from trackd_client import AsyncTracker
+
+TrackerT = TypeVar("TrackerT", "Tracker", "AsyncTracker")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Exit codes, as `trackctl --help` tells them.
-FAILED = 1
-NO_DAEMON = 3
+FAILED: Final = 1
+USAGE: Final = 2
+NO_DAEMON: Final = 3
+
+#: The subcommands as `trackctl --help` lists them: by what somebody wants.
+SECTIONS: Final = {
+    "See how things stand": ("status",),
+    "Agents that are scripts": ("hold", "gossip"),
+    "For admins": ("set-connection-count",),
+    "For shells": ("completion",),
+}
 
 _EPILOG = """\b
+Examples:
+  trackctl status
+  trackctl --cluster example.com status --json | jq .claimed
+  trackctl hold -- ./agent.sh
+
+\b
 The daemon is found as the client library finds it: --endpoint, else
 $TRACKD_ENDPOINT, else trackd.sock in the directory of --cluster, else in
 /run/trackd/default, else in $XDG_RUNTIME_DIR/trackd/default.
@@ -27,9 +48,13 @@ $TRACKD_ENDPOINT, else trackd.sock in the directory of --cluster, else in
 \b
 Exit codes:
   0  done
-  1  the daemon refused
+  1  the daemon refused, or there was nothing to do it to
   2  wrong usage
   3  no daemon answers
+  hold ends with the code of its command: see trackctl hold --help
+
+Colours are for terminals alone, and not with NO_COLOR set. Each command's own
+--help has examples; docs/trackctl.md has every field of --json.
 """
 
 
@@ -40,6 +65,7 @@ class Options:
     endpoint: str | None
     cluster: str | None
     timeout: float
+    as_json: bool
 
     def tracker(self) -> Tracker:
         """Return a tracker for a daemon that is there.
@@ -47,10 +73,12 @@ class Options:
         Raises:
             DaemonAbsent: nobody listens; said at once, without waiting for a restart.
         """
+        return self.made(Tracker, name="trackctl")
+
+    def made(self, kind: type[TrackerT], **more: Any) -> TrackerT:
+        """Return a tracker of a kind, with what only it is given; else as `tracker`."""
         try:
-            tracker = Tracker(
-                self.endpoint, cluster=self.cluster, timeout=self.timeout, name="trackctl"
-            )
+            tracker = kind(self.endpoint, cluster=self.cluster, timeout=self.timeout, **more)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if diagnose(tracker.endpoint) is not None:
@@ -58,7 +86,26 @@ class Options:
         return tracker
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """A group whose help lists its commands in sections."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections; what is in none of them comes last."""
+        known = [name for names in SECTIONS.values() for name in names]
+        rest = tuple(name for name in self.list_commands(ctx) if name not in known)
+        for title, names in [*SECTIONS.items(), ("Others", rest)]:
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [
+                (name, each.get_short_help_str(limit=60))
+                for name, each in found
+                if each is not None
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--endpoint", metavar="E", help="The daemon's socket: ipc:///PATH or a path.")
 @click.option("--cluster", metavar="NAME", help="The cluster whose daemon to ask.")
 @click.option(
@@ -69,13 +116,33 @@ class Options:
     metavar="SECONDS",
     help="How long a daemon may take to answer.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; the same after the command.")
 @click.version_option(__version__, prog_name="trackctl")
 @click.pass_context
 def trackctl(
-    context: click.Context, endpoint: str | None, cluster: str | None, timeout: float
+    context: click.Context,
+    *,
+    endpoint: str | None,
+    cluster: str | None,
+    timeout: float,
+    as_json: bool,
 ) -> None:
-    """See what the trackd daemon of this host does."""
-    context.obj = Options(endpoint, cluster, timeout)
+    """See what the trackd daemon of this host does, and tell it what to do."""
+    context.obj = Options(endpoint, cluster, timeout, as_json)
+
+
+def _or_before(context: click.Context, _option: click.Parameter, value: bool) -> bool:
+    options = context.obj
+    return value or (isinstance(options, Options) and options.as_json)
+
+
+def json_option(what: str) -> Callable[[F], F]:
+    """Add `--json` to a command, as its argument `as_json`; it counts before the command as well.
+
+    Args:
+        what: what is printed, for the help.
+    """
+    return click.option("--json", "as_json", is_flag=True, callback=_or_before, help=what)
 
 
 @contextmanager
@@ -83,9 +150,19 @@ def ended() -> Iterator[None]:
     """Turn the client's errors into one line on standard error and an exit code."""
     try:
         yield
+    except PermissionRefused as error:
+        fail(
+            f"{error} (admins are root, the daemon's own user, and whom its settings"
+            " admin_users and admin_groups name)"
+        )
     except TrackdError as error:
-        click.echo(f"trackctl: {error}", err=True)
-        sys.exit(NO_DAEMON if isinstance(error, DaemonAbsent | NoAnswer) else FAILED)
+        fail(str(error), NO_DAEMON if isinstance(error, DaemonAbsent | NoAnswer) else FAILED)
+
+
+def fail(sentence: str, code: int = FAILED) -> NoReturn:
+    """Say on standard error what is wrong, and end with an exit code."""
+    click.echo(f"trackctl: {sentence}", err=True)
+    sys.exit(code)
 
 
 def print_json(value: Any) -> None:

@@ -2,95 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from trackd_client.cli import command
+from trackd_client.cli.render import (
+    Cell,
+    Column,
+    Page,
+    duration,
+    moment,
+    more,
+    names,
+    plain,
+    plural,
+    shown,
+    size,
+)
 
 _EPILOG = """\b
 Examples:
   trackctl status
   trackctl --cluster example.com status --json | jq .claimed
+
+\b
+JSON: the fields of the operation status in docs/protocol.md, and
+"verdict", the sentence that people get.
 """
+_COLUMNS = (
+    Column("group", shrinks=True),
+    *(Column(name, right=True) for name in ("generation", "tracked", "desired", "claimed")),
+)
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/protocol.md, status).")
+@command.json_option("Print JSON.")
 @click.pass_obj
 def status(options: command.Options, *, as_json: bool) -> None:
     """Show how many proxies are wanted, claimed and being dialled."""
     with command.ended(), options.tracker() as tracker:
         told = tracker.status()
     if as_json:
-        command.print_json(told)
+        command.print_json({**told, "verdict": verdict(told).text})
     else:
-        show(told, Console(highlight=False))
+        show(told, Page())
 
 
-def show(told: dict[str, Any], console: Console) -> None:
+def show(told: dict[str, Any], page: Page) -> None:
     """Print a status for people."""
-    console.print(f"[bold]{told['cluster']}[/]  {verdict(told)}")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="dim")
-    table.add_column()
-    for name, value in rows(told):
-        table.add_row(name, value)
-    console.print(table)
+    sentence = verdict(told)
+    cluster = page.paint(plain(told["cluster"]), "bold")
+    page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
+    page.facts(facts(told))
     if told["groups"]:
-        groups = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("group", "generation", "tracked", "desired", "claimed"):
-            groups.add_column(column, justify="left" if column == "group" else "right")
-        for group in told["groups"]:
-            groups.add_row(
-                group["group"] or '""',
-                *(str(group[name]) for name in ("generation", "tracked", "desired", "claimed")),
-            )
-        console.print(groups)
+        page.table(
+            _COLUMNS,
+            [
+                [
+                    shown(group["group"]),
+                    *(str(group[name]) for name in ("generation", "tracked", "desired")),
+                    Cell(str(group["claimed"]), _fullness(group)),
+                ]
+                for group in told["groups"]
+            ],
+        )
+        more(len(told["groups"]), told["group_count"], page)
 
 
-def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the lines of the table: name and value."""
     count = told["connection_count"]
-    limit = "" if count <= 0 else f", at most {count} connections"
+    limit = "" if count <= 0 else f", at most {plural(count, 'connection')}"
     claimed = f"{told['claimed_desired']} desired; target {told['target']}"
     daemon = f"{told['server']}, pid {told['pid']}, up {duration(told['uptime'])}"
-    return [
-        ("mode", told["mode"] + limit),
-        ("proxies", f"{told['tracked']} tracked, {told['desired']} desired"),
-        ("claimed", f"{told['claimed']}, of which {claimed}"),
-        ("in flight", str(told["inflight"])),
-        ("waiting", str(told["waiting"])),
-        ("sessions", str(told["sessions"])),
-        ("store", told["store_problem"] or told["store"]),
-        ("daemon", f"{daemon}, epoch {told['epoch']}, revision {told['revision']}"),
-    ]
+    yield "mode", told["mode"] + limit
+    yield "proxies", f"{told['tracked']} tracked, {told['desired']} desired"
+    yield "claimed", f"{told['claimed']}, of which {claimed}"
+    yield "in flight", str(told["inflight"])
+    yield "waiting", str(told["waiting"])
+    yield "sessions", str(told["sessions"])
+    yield "store", store(told)
+    if told.get("http"):
+        yield "http", plain(told["http"])
+    if (last := told.get("reload")) is not None:
+        yield "reloaded", reloaded(last)
+    yield "daemon", f"{daemon}, epoch {told['epoch']}, revision {told['revision']}"
 
 
-def verdict(told: dict[str, Any]) -> str:
+def store(told: dict[str, Any]) -> str:
+    """Return in words how the store is."""
+    words = [plain(told["store_problem"] or told["store"])]
+    if (stored := told.get("store_bytes")) is not None:
+        words.append(size(stored))
+    if (kept := told.get("history")) is not None:
+        words.append(f"{plural(kept, 'event')} kept")
+    return ", ".join(words)
+
+
+def reloaded(last: dict[str, Any]) -> str:
+    """Return in words what came of the last reload."""
+    words = [moment(last["wall"])]
+    if last["error"] is not None:
+        words.append(f"refused, nothing changed: {plain(last['error'])}")
+    else:
+        words.append(f"changed {names(last['changed'])}" if last["changed"] else "nothing changed")
+        if last["refused"]:
+            words.append(f"needs a restart: {names([name for name, _ in last['refused']])}")
+    return "; ".join(words)
+
+
+def verdict(told: dict[str, Any]) -> Cell:
     """Return in words how things stand."""
     missing = told["target"] - told["claimed_desired"]
     if told["store"] == "failing":
-        return "[red]changes cannot be stored[/]: agents are refused until they can"
+        return Cell("changes cannot be stored: agents are refused until they can", "red")
     if not told["tracked"]:
-        return "[yellow]no proxy is known[/]: the first dial brings gossip"
+        return Cell("no proxy is known: the first dial brings gossip", "yellow")
     if missing <= 0:
-        return "[green]every wanted proxy is claimed[/]"
+        return Cell("every wanted proxy is claimed", "green")
     if told["inflight"]:
-        return f"[yellow]{missing} wanted, {told['inflight']} being dialled[/]"
-    return f"[yellow]{missing} wanted, and nobody dials[/]"
+        return Cell(f"{missing} wanted, {told['inflight']} being dialled", "yellow")
+    return Cell(f"{missing} wanted, and nobody dials", "yellow")
 
 
-def duration(seconds: float) -> str:
-    """Return a duration as people say it: 59s, 3m 20s, 5h 2m, 3d 4h."""
-    whole = int(seconds)
-    for size, unit, small_size, small in (
-        (86_400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // small_size}{small}"
-    return f"{whole}s"
+def _fullness(group: dict[str, Any]) -> str:
+    if group["claimed"] >= group["desired"]:
+        return "green"
+    return "yellow" if group["claimed"] else "red"

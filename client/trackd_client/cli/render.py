@@ -1,0 +1,193 @@
+"""How things look: tables, times, and colours on a terminal alone. Shared by the subcommands."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import click
+from rich.cells import cell_len, set_cell_size
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+
+#: Rows of a table on a terminal, when nobody says how many.
+TERMINAL_ROWS: Final = 50
+#: A column is not made narrower than this.
+_LEAST_WIDTH: Final = 8
+_GAP: Final = "  "
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        name: its heading.
+        right: whether it is a number, which stands at the right.
+        shrinks: whether a narrow terminal may cut it.
+    """
+
+    name: str
+    right: bool = False
+    shrinks: bool = False
+
+
+class Cell(NamedTuple):
+    """A cell that is not just text."""
+
+    text: str
+    style: str = ""
+
+
+class Page:
+    """Standard output: how wide it is, and whether it takes colours."""
+
+    def __init__(self) -> None:
+        console = Console(highlight=False)
+        colourful = console.color_system is not None and not console.no_color
+        self._colours = ColorSystem.STANDARD if colourful else None
+        self.terminal = sys.stdout.isatty()
+        #: Columns of the terminal; None: nobody cares, it is a pipe or a file.
+        self.width = console.width if self.terminal else None
+
+    def paint(self, text: str, style: str) -> str:
+        """Return a text in a style, where there are colours."""
+        return Style.parse(style).render(text, color_system=self._colours) if style else text
+
+    def line(self, text: str = "") -> None:
+        """Print a line."""
+        click.echo(text, color=True)  # paint knows better whether there are colours
+
+    def limit(self, asked: int | None) -> int | None:
+        """Return how many rows to show: as many as asked for (0: all), or what a person reads."""
+        if asked is None:
+            return TERMINAL_ROWS if self.terminal else None
+        return asked or None
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
+        """Print a table: whole in a pipe, cut to the width of a terminal."""
+        cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+        widths = [
+            max([cell_len(column.name), *(cell_len(row[i].text) for row in cells)])
+            for i, column in enumerate(columns)
+        ]
+        if self.width is not None:
+            _shrink(widths, columns, self.width)
+        heading = [Cell(column.name, "dim") for column in columns]
+        for row in [heading, *cells]:
+            line = ""
+            for column, cell, width in zip(columns, row, widths, strict=True):
+                text = _fit(cell.text, width)
+                blank = " " * (width - cell_len(text))
+                painted = self.paint(text, cell.style)
+                line += blank + painted if column.right else painted + blank
+                line += _GAP
+            self.line(line.rstrip())
+
+    def facts(self, facts: Iterable[tuple[str, str]]) -> None:
+        """Print names and what they are, one a line; a name may be empty."""
+        listed = list(facts)
+        width = max((len(name) for name, _ in listed), default=0)
+        for name, text in listed:
+            self.line(f"{self.paint(name.ljust(width), 'dim')}{_GAP}{text}".rstrip())
+
+
+def more(shown: int, total: int, page: Page) -> None:
+    """Say on standard error how many rows were left out, so that a pipe holds rows alone."""
+    if shown < total:
+        note = f"{total - shown} more of {total}; --limit 0 shows all, filters show fewer"
+        click.echo(page.paint(note, "dim") if page.terminal else note, err=True)
+
+
+def _shrink(widths: list[int], columns: Sequence[Column], most: int) -> None:
+    """Make the widest columns narrower until the table fits, or none can be."""
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > most:
+        wide = [
+            i
+            for i, column in enumerate(columns)
+            if column.shrinks and widths[i] > max(_LEAST_WIDTH, len(column.name))
+        ]
+        if not wide:
+            return
+        widths[max(wide, key=lambda i: widths[i])] -= 1
+
+
+def _fit(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"
+
+
+def plain(text: object) -> str:
+    r"""Return what a peer called something as text that a terminal takes for nothing else.
+
+    Control characters, among them those that move the cursor or colour what follows, and those
+    that turn the direction of writing, are written as `\x1b` or `\u202e`.
+    """
+    return "".join(
+        c if unicodedata.category(c) not in _HARMFUL else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+_HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_DIGITS: Final = re.compile(r"(\d+)")
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts p2 before p10."""
+    parts = _DIGITS.split(text)
+    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
+
+
+def shown(value: object) -> str:
+    """Return a value as a cell shows it: a dash for nothing, and an empty name as it is."""
+    if value is None:
+        return "-"
+    return plain(value) if value != "" else '""'
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: 59s, 3m 20s, 5h 2m, 3d 4h."""
+    whole = int(seconds)
+    for size, unit, small_size, small in (
+        (86_400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // small_size}{small}"
+    return f"{whole}s"
+
+
+def remaining(seconds: float) -> str:
+    """Return how long something lasts yet."""
+    return duration(seconds) if seconds >= 0 else "over"
+
+
+def moment(wall: float) -> str:
+    """Return a moment of Unix time in this host's zone, to the millisecond."""
+    return datetime.fromtimestamp(wall).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people say it."""
+    for unit, divisor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= divisor:
+            return f"{count / divisor:.1f} {unit}"
+    return f"{count} B"
+
+
+def plural(count: int, word: str, many: str = "") -> str:
+    """Return a count with its word: 1 lease, 2 leases."""
+    return f"{count} {word if count == 1 else many or f'{word}s'}"
+
+
+def names(found: Sequence[Any], total: int | None = None, most: int = 10) -> str:
+    """Return a list of names in words, cut when it is long."""
+    total = len(found) if total is None else total
+    text = ", ".join(shown(name) for name in found[:most])
+    rest = total - min(len(found), most)
+    return f"{text} and {rest} more" if rest > 0 else text

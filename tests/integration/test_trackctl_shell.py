@@ -1,0 +1,117 @@
+"""What `trackctl` gives to shells and manual readers: help, completion, the manual page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from operators import PLAIN, TRACKCTL, trackctl
+from trackd_client.cli import commands, man
+from trackd_client.cli.command import SECTIONS
+
+COMMANDS = sorted(commands().commands)
+
+
+def test_every_command_stands_in_a_section_of_the_help() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == COMMANDS
+    told = trackctl("--help")
+    assert told.returncode == 0
+    for title, names in SECTIONS.items():
+        assert f"{title}:" in told.stdout
+        for name in names:
+            assert f"\n  {name} " in told.stdout
+    assert "..." not in told.stdout.partition("Examples")[2], "a summary is cut"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_has_examples_that_it_understands(name: str) -> None:
+    told = trackctl(name, "--help")
+    assert told.returncode == 0
+    assert "Examples:" in told.stdout
+    assert f"trackctl {name}" in told.stdout or f"trackctl --cluster example.com {name}" in (
+        told.stdout
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_prints_json_takes_the_option_and_says_what_is_in_it(name: str) -> None:
+    command = commands().commands[name]
+    has_option = any("--json" in option.opts for option in command.params)
+    assert has_option == (name not in {"completion", "hold", "top", "metrics", "dump"})
+    if has_option:
+        assert "JSON:" in (command.epilog or ""), "its fields are not documented"
+
+
+def test_bash_completes_commands_and_options() -> None:
+    script = trackctl("completion", "bash")
+    assert script.returncode == 0, script.stderr
+
+    def complete(*words: str) -> list[str]:
+        """Have bash load the script and complete the last word."""
+        function = f'trackctl() {{ {" ".join(map(repr, TRACKCTL))} "$@"; }}'
+        # The script runs "$1", which is the command's name.
+        call = f"""{function}
+            {script.stdout}
+            COMP_WORDS=({" ".join(("trackctl", *words))}); COMP_CWORD={len(words)}
+            _trackctl_completion trackctl
+            printf '%s\\n' "${{COMPREPLY[@]}}\""""
+        done = subprocess.run(
+            ["bash", "--norc", "-c", call],
+            env=PLAIN,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert complete("sta") == ["status"]
+    assert "--reply-fd" in complete("hold", "--re")
+    assert complete("completion", "f") == ["fish"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_it_can_read(shell: str) -> None:
+    script = trackctl("completion", shell)
+    assert script.returncode == 0
+    assert "_TRACKCTL_COMPLETE" in script.stdout
+    assert shell in script.stdout
+    if shutil.which(shell) is not None:
+        checked = subprocess.run([shell, "-n"], input=script.stdout, text=True, check=False)
+        assert checked.returncode == 0
+
+
+def test_the_manual_page_tells_every_command_and_option(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "trackd_client.cli.man", tmp_path], check=True)
+    page = (tmp_path / "trackctl.1").read_text()
+    for section in ("NAME", "SYNOPSIS", "OPTIONS", "COMMANDS", "NOTES"):
+        assert f"\n.SH {section}\n" in page
+    for name, command in commands().commands.items():
+        assert f"\\fBtrackctl {man.escaped(name)}\\fR" in page
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert man.escaped(option.opts[0]) in page
+
+
+def test_a_formatter_of_manual_pages_finds_nothing_to_complain_about(tmp_path: Path) -> None:
+    if shutil.which("groff") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI has no groff")
+        pytest.skip("there is no groff to format a manual page with")
+    man.main(str(tmp_path))
+    formatted = subprocess.run(
+        ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", tmp_path / "trackctl.1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert formatted.stderr == ""
+    assert "trackctl hold [OPTIONS] -- COMMAND..." in formatted.stdout
+    assert "while trackctl hold -- ./agent.sh; do :; done" in formatted.stdout
