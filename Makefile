@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 ARGS ?=
 
 # `sudo make install` puts the daemon and its units on this host; DESTDIR is for packagers.
@@ -21,7 +22,8 @@ EXAMPLE = /etc/trackd/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast fleet man clean install uninstall test-systemd
+.PHONY: help venv demo test check format lint types fast fleet bench bench-quick plots man clean install uninstall \
+	test-systemd
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +31,10 @@ help: ## show this list
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
 
 venv: $(STAMP) ## create the virtual environment
@@ -106,6 +112,15 @@ man: $(STAMP) ## build/man/trackctl.1, from the help of the commands
 
 fleet: $(STAMP) ## simulated agents: time and dials to reach every proxy (ARGS="--proxies 60")
 	$(BIN)/python tests/benchmarks/fleet.py $(ARGS)
+
+bench: $(BENCH_STAMP) ## figures side by side with an echo, Redis and the standard library (ARGS="--only kills")
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
+
+bench-quick: $(STAMP) ## the ratios that matter most, in less than a minute
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --quick $(ARGS)
+
+plots: $(BENCH_STAMP) ## draw docs/performance*.svg from the figures of `make bench`
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.plots build/bench.json docs
 
 clean: ## remove what make created
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
