@@ -21,10 +21,12 @@ from trackd.actor import Recover, Serve, TrackerActor
 from trackd.config import Config
 from trackd.image import Image
 from trackd.mailbox import Call
+from trackd.metrics import Metrics
 from trackd.peers import Peer
 from trackd.sessions import Process
 from trackd.state import State
 from trackd.store import Connect, connect
+from trackd.stored import load
 from trackd.ticker import Sweep
 from trackd.watcher import ProcessExited
 from trackd_client.protocol import Done, decode_reply
@@ -106,7 +108,7 @@ class Desk:
         try:
             self.actor.on_receive(Recover())
             with patch.object(self.actor.mailbox, "bind"):
-                self.actor.on_receive(Serve(config.endpoint, None, None))  # type: ignore[arg-type] # neither ticker nor watcher
+                self.actor.on_receive(Serve(config.endpoint, None, None, None, ""))  # type: ignore[arg-type] # no other actors
         except BaseException:
             self.kill()
             raise
@@ -154,7 +156,7 @@ class Desk:
 
     def exited(self, process: Process) -> list[Sent]:
         """Let the kernel tell of an exit."""
-        self.actor.on_receive(ProcessExited(process))
+        self.actor.on_receive(ProcessExited(process, self.actor.now()))
         return self.end_batch()
 
     def kill(self) -> None:
@@ -172,8 +174,8 @@ class Desk:
         image.take(rows)
         for record in itertools.chain.from_iterable(batches):
             image.replay(record)
-        state = State(self.actor._config, self.actor)
-        state.load(image)
+        state = State(self.actor._config, self.actor, Metrics())
+        load(state, image)
         return state
 
 
@@ -265,11 +267,17 @@ def observe(state: State) -> dict[str, Any]:
         "groups": tracker.groups(),
         "counts": (tracker.inflight, tracker.claimed_count, tracker.claimed_desired_count),
         "leases": {
-            lease: (held.session.token, tracker.lease_name(lease), held.granted, held.wall)
+            lease: (
+                held.session.token,
+                tracker.lease_name(lease),
+                held.granted,
+                held.wall,
+                held.principals,
+            )
             for lease, held in state.leases.items()
         },
         "tracker_leases": dict(tracker.leases),
-        "in_flight": list(state._in_flight),
+        "in_flight": list(state.in_flight),
         "sessions": {
             session.token: (
                 session.id,
@@ -278,6 +286,7 @@ def observe(state: State) -> dict[str, Any]:
                 session.name,
                 session.version,
                 session.labels,
+                session.command,
                 session.opened,
                 session.wall,
                 sorted(session.leases),
@@ -287,6 +296,9 @@ def observe(state: State) -> dict[str, Any]:
             for session in state.sessions
         },
         "ended": dict(state.sessions.ended),
+        "mentions": dict(state.mentions),
+        "forgotten": dict(state.forgotten),
+        "events": state.history.after(0, 1_000_000),
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
 
@@ -304,7 +316,8 @@ def remembered(state: State) -> dict[tuple[bytes, int], tuple[bytes, int | None]
 def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None:
     """Check that a restart forgets nothing, and makes nothing up."""
     # What a start does about time gone by.
-    reloaded.tracker.sweep()
+    for name in reloaded.tracker.sweep():
+        del reloaded.mentions[name]
     reloaded.sessions.forget_ended(now_at)
     assert observe(reloaded) == observe(now)
     before, after = remembered(now), remembered(reloaded)

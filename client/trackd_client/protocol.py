@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -33,7 +33,12 @@ MAX_UINT64: Final = 2**64 - 1
 FRAME_SLACK: Final = 64 * 1024
 
 #: Operations that need no session.
-SESSIONLESS: Final = frozenset({"hello", "ping", "status", "explain"})
+SESSIONLESS: Final = frozenset(
+    {"hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config"}
+)
+
+WireEvent = tuple[int, float, float, str, Mapping[str, Any]]
+"""A change: revision, CLOCK_BOOTTIME of the daemon, Unix time, kind, fields. Sent as an array."""
 
 # What msgpack raises for bytes that are no message of ours. `unpackb` has no common base class.
 _DECODE_ERRORS = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
@@ -109,6 +114,26 @@ def encode(kind: int, body: Mapping[str, Any]) -> bytes:
     except (OverflowError, ValueError, TypeError) as error:
         raise ProtocolError(Code.INVALID_ARGUMENT, f"cannot be sent: {error}") from None
     return frame
+
+
+def event_frame(epoch: int, tracker_id: str, revision: int, packed: Sequence[bytes]) -> bytes:
+    """Return the frame of a notice that publishes events.
+
+    Args:
+        epoch: as `hello` tells it.
+        tracker_id: likewise.
+        revision: of the last event.
+        packed: the events, each in msgpack already.
+    """
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(3)
+    packer.pack(VERSION)
+    packer.pack(NOTICE)
+    packer.pack_map_header(4)
+    for field in ("epoch", epoch, "tracker_id", tracker_id, "revision", revision, "events"):
+        packer.pack(field)
+    packer.pack_array_header(len(packed))
+    return b"".join((packer.bytes(), *packed))
 
 
 def decode(frame: bytes) -> tuple[int, dict[str, Any]] | None:

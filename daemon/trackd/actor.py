@@ -14,6 +14,8 @@ process: half-changed memory never lives on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import math
 import os
@@ -27,14 +29,17 @@ import pykka
 import zmq
 
 from trackd.config import Config
+from trackd.facts import Facts
 from trackd.image import Image
 from trackd.logs import fields
 from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.peers import Roles, start_time
-from trackd.requests import Facts, Requests
+from trackd.publisher import Audience, Publish
+from trackd.requests import OPERATIONS, Requests
 from trackd.sessions import Process
-from trackd.state import SWEEP_INTERVAL, State
+from trackd.state import SWEEP_INTERVAL, Batch, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
+from trackd.stored import load, value_of
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd.ticker import Sweep, WakeAt
 from trackd.watcher import ProcessExited, Unwatch, Watch
@@ -60,15 +65,39 @@ class Serve:
     endpoint: str
     ticker: pykka.ActorRef[Any]
     watcher: pykka.ActorRef[Any]
+    publisher: pykka.ActorRef[Any]
+    events: str
     descriptor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadOutcome:
+    """What a reload did. To the tracker by itself: it did nothing.
+
+    Attributes:
+        changed: settings that changed.
+        refused: settings that need a restart, and why.
+        error: why nothing at all could change, or None.
+    """
+
+    changed: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
-    """To the tracker: from now on these settings, which differ in live ones alone. Ask."""
+    """To the tracker: from now on these settings, which differ in live ones alone. Ask.
+
+    Attributes:
+        config: the settings.
+        roles: who is admin from now on.
+        outcome: what the reload has changed and refused, as `status` tells it.
+    """
 
     config: Config
     roles: Roles
+    outcome: ReloadOutcome
 
 
 class TrackerActor(SupervisedActor):
@@ -81,6 +110,9 @@ class TrackerActor(SupervisedActor):
         config: Config,
         clock: Callable[[], float],
         store_connect: Connect = connect,
+        *,
+        audience: Audience | None = None,
+        ask_reload: Callable[[], None] | None = None,
     ) -> None:
         self._mailbox = RouterMailbox(context, config.max_frame)
         self._mailbox.end_batch = self._end_batch
@@ -91,12 +123,16 @@ class TrackerActor(SupervisedActor):
         self._moment = clock()
         self._store_connect = store_connect
         self._store: Store | None = None
-        self._facts = Facts(boot_id(), clock())
-        self._state = State(config, self)
+        self._facts = Facts(boot_id(), clock(), time.time())
+        self._facts.ask_reload = ask_reload or self._facts.ask_reload
+        self._state = State(config, self, self._facts.metrics)
         self._requests = Requests(self._state, self._roles, clock, self._facts)
         self._batch: list[Call] = []
         self._ticker: pykka.ActorRef[Any] | None = None
         self._watcher: pykka.ActorRef[Any] | None = None
+        self._publisher: pykka.ActorRef[Any] | None = None
+        self._audience = audience or Audience()
+        self._crashes: list[float] = []  # when the kernel told of those whose leases are freed
         self._announced: float | None = None  # when the ticker will wake us
         self._timer_due = True  # whether to look when that should be
         self._failed = False
@@ -151,9 +187,12 @@ class TrackerActor(SupervisedActor):
         if isinstance(message, Sweep):
             self._sweep()
         elif isinstance(message, ProcessExited):
-            self._end_sessions(message.process)
+            if self._end_sessions(message.process):
+                self._crashes.append(message.at)
         elif isinstance(message, Reload):
             self._reload(message)
+        elif isinstance(message, ReloadOutcome):
+            self._reloaded(message)
         elif not isinstance(message, Ping):
             unexpected(self, message)
         self._serve_waiters()
@@ -168,10 +207,15 @@ class TrackerActor(SupervisedActor):
             for session in self._state.sweep():
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
-    def _end_sessions(self, process: Process) -> None:
-        """End the sessions of a process that is gone; while nothing can be stored, later."""
+    def _end_sessions(self, process: Process) -> int:
+        """End the sessions of a process that is gone; while nothing can be stored, later.
+
+        Returns:
+            How many leases are free now.
+        """
+        total = 0
         if self._facts.store_problem is not None:
-            return
+            return total
         for session in self._state.sessions.of_process(process):
             freed = self._state.end_session(session, "process_exited")
             log.info(
@@ -180,6 +224,8 @@ class TrackerActor(SupervisedActor):
                     session=session.id, pid=process.pid, reason="process_exited", freed=len(freed)
                 ),
             )
+            total += len(freed)
+        return total
 
     def _reload(self, message: Reload) -> None:
         self._config, self._roles = message.config, message.roles
@@ -188,6 +234,11 @@ class TrackerActor(SupervisedActor):
         self._announced = None  # the next thing may be due earlier
         self._timer_due = True
         self._requests = Requests(self._state, self._roles, self._clock, self._facts)
+        self._reloaded(message.outcome)
+
+    def _reloaded(self, outcome: ReloadOutcome) -> None:
+        self._facts.reloads += 1
+        self._facts.reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
 
     def _serve_waiters(self) -> None:
         if self._facts.store_problem is None:
@@ -227,8 +278,10 @@ class TrackerActor(SupervisedActor):
         store = self._store
         if store is None or self._failed:
             return
-        records, touched = self._state.take_records()
+        batch = self._state.take_batch()
+        records, touched = batch.records, batch.touched
         if records:
+            began = time.perf_counter()
             try:
                 store.append(records, time.time())
             except (StoreError, DamagedError) as error:
@@ -236,19 +289,44 @@ class TrackerActor(SupervisedActor):
             else:
                 store.touch(touched)
                 self._epoch_stored = True
+                self._facts.metrics.commit_seconds.observe(time.perf_counter() - began)
+                self._tell_events(batch)
         elif touched:
             store.touch(touched)
-        self._batch.clear()
         self._state.batch_ended()
         self._mailbox.flush()
+        if self._batch:
+            self._count_requests()
         if store.checkpoint_due and self._facts.store_problem is None:
             try:
-                store.checkpoint_step(self._state.value_of)
+                store.checkpoint_step(functools.partial(value_of, self._state))
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
         if records or touched or self._timer_due:
             self._timer_due = False
             self._set_timer()
+
+    def _tell_events(self, batch: Batch) -> None:
+        """Count what is stored now, and tell it to whoever listens."""
+        self._facts.metrics.take(batch.counts)
+        for crashed in self._crashes:
+            self._facts.metrics.crash_seconds.observe(self._clock() - crashed)
+        self._crashes.clear()
+        if batch.events and self._audience.listening and self._publisher is not None:
+            state = self._state
+            publish = Publish(state.epoch, state.tracker_id, state.revision, batch.events)
+            tell(self._publisher, publish)
+
+    def _count_requests(self) -> None:
+        """Count the requests of a batch, and how long they took from their receipt on."""
+        metrics = self._facts.metrics
+        metrics.batch_requests.observe(len(self._batch))
+        seconds = time.perf_counter() - self._mailbox.batch_began
+        for call in self._batch:
+            op = call.body.get("op")
+            known = type(op) is str and op in OPERATIONS
+            metrics.request(str(op) if known else "unknown", seconds)
+        self._batch.clear()
 
     def _set_timer(self) -> None:
         """Have the ticker wake us for the next thing that time brings, if it does not already."""
@@ -271,6 +349,7 @@ class TrackerActor(SupervisedActor):
             self._set_aside(str(error))
         log.error("changes cannot be stored", extra=fields(reason=str(error)))
         self._facts.store_problem = str(error)
+        self._crashes.clear()
         self._mailbox.discard()
         lost = self._state
         waiters = [*lost.left, *lost.queue]
@@ -287,7 +366,7 @@ class TrackerActor(SupervisedActor):
             waiter.route = routes.get((waiter.session.token, waiter.seq))
         for call in self._batch:
             call.set(self._requests.answer(call))
-        self._state.take_records()  # answering found nothing to change; see Requests
+        self._state.take_batch()  # answering found nothing to change; see Requests
 
     def _probe(self) -> None:
         """See whether the store works again; then catch up on what was put off."""
@@ -326,6 +405,7 @@ class TrackerActor(SupervisedActor):
         state_dir = self._config.state_dir
         directory = Path(state_dir) if state_dir else None
         self._store = Store(directory, self._facts.boot_id, self._store_connect)
+        self._facts.store_bytes = self._store.size
         self._load()
         if self._state.cluster not in ("", self._config.cluster_name):
             self._set_aside(f"it belongs to the cluster {self._state.cluster!r}")
@@ -337,17 +417,17 @@ class TrackerActor(SupervisedActor):
     def _load(self) -> None:
         """Build the state from what is committed."""
         assert self._store is not None
-        state = State(self._config, self)
+        state = State(self._config, self, self._facts.metrics)
         try:
             rows, batches = self._store.load()
             image = Image()
             image.take(rows)
             touched = [key for batch in batches for record in batch for key in image.replay(record)]
-            state.load(image)
+            load(state, image)
         except (DamagedError, ValueError, TypeError, LookupError, AttributeError) as error:
             self._set_aside(f"cannot be read: {error}")
-            state, touched = State(self._config, self), []
-            state.load(Image())
+            state, touched = State(self._config, self, self._facts.metrics), []
+            load(state, Image())
         self._state = state
         self._requests = Requests(self._state, self._roles, self._clock, self._facts)
         self._store.touch(touched)
@@ -362,6 +442,8 @@ class TrackerActor(SupervisedActor):
     def _serve(self, message: Serve) -> None:
         self._ticker = message.ticker
         self._watcher = message.watcher
+        self._publisher = message.publisher
+        self._facts.events = message.events
         self._end_gone_sessions()
         if self._facts.store_problem is None:
             self._state.sweep()

@@ -209,6 +209,11 @@ class Config:
         "close; 0: never",
         fixed="it is counted from the start",
     )
+    history: int = _setting(
+        10_000,
+        kinds.whole("events", 0, 1_000_000),
+        "the last events that are kept for `trackctl log`; 0: none",
+    )
     max_frame: int = _limit(1 << 20, "bytes", 1 << 10, 64 << 20, "size of one message")
     max_proxies: int = _limit(10_000, "proxies", 1, 1_000_000, "proxies in one gossip message")
     max_principals: int = _limit(64, "principals", 1, 4_096, "principals in one request")

@@ -122,6 +122,11 @@ class DesiredSet:
         """Number of groups."""
         return len(self._groups)
 
+    def largest(self, group: str) -> int | None:
+        """Return the largest generation of a group, or None when there is no such group."""
+        members = self._groups.get(group)
+        return None if members is None or members.largest is None else members.largest.generation
+
     def groups(self, limit: int | None = None) -> Iterator[tuple[str, Cohort, list[Cohort]]]:
         """Yield each group's name, its desired cohort, and all its cohorts, the first by name."""
         names = sorted(self._groups) if limit is None else nsmallest(limit, self._groups)

@@ -5,7 +5,7 @@ first-in-first-out queue for each TTL in use, nearly always one or two, and a he
 by the expiry of their heads. Mentioning a name again moves it to the end of its queue and leaves
 the heap alone, however often it happens.
 
-The index never reads a clock, and forgets a name in `pop_expired` and nowhere else.
+The index never reads a clock, and forgets a name in `pop_expired`, or in `drop` when it is told to.
 """
 
 from collections import OrderedDict
@@ -88,6 +88,15 @@ class Expiries:
                 heappop(heap)
                 del self._queues[ttl]
         return expired
+
+    def drop(self, name: str) -> None:
+        """Forget a name before its time; KeyError when it is not here."""
+        del self._queue_of.pop(name)[name]
+
+    def ttl_of(self, name: str) -> float | None:
+        """Return the TTL of a name's last mention; None when it was restored."""
+        queue = self._queue_of[name]
+        return next(ttl for ttl, each in self._queues.items() if each is queue) or None
 
     def next_expiry(self) -> float | None:
         """Return the earliest expiry, or None without names. O(1) amortised."""

@@ -17,9 +17,11 @@ record      fields                                               changes the key
 ``wait``    token, number, order, deadline                       (session, token)
 ``unwait``  token, number                                        (session, token)
 ``expire``  token, lease                                         (session, token), (lease, id)
-``lease``   id, [token, name or None, granted, wall]             (lease, id)
+``lease``   id, lease row                                        (lease, id)
 ``free``    id                                                   (lease, id)
-``gossip``  when, default TTL, proxies as on the wire            (proxy, name) for each
+``gossip``  when, default TTL, proxies as on the wire, session   (proxy, name) for each
+``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
+``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
 """
 
@@ -29,6 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from trackd.history import CHUNK
 from trackd.store import Key, Record, Row
 from trackd_client.protocol import Done
 
@@ -51,6 +54,7 @@ class SessionRow:
     replies: dict[int, list[Any]] = field(default_factory=dict)  # number: [frame, lease]
     waits: dict[int, list[Any]] = field(default_factory=dict)  # number: [order, deadline]
     expired: list[int] = field(default_factory=list)
+    command: str = ""
 
     def values(self) -> list[Any]:
         """Return the fields in order, as they are stored."""
@@ -65,10 +69,11 @@ class LeaseRow:
     name: str | None
     granted: float
     wall: float
+    principals: list[str] = field(default_factory=list)
 
     def values(self) -> list[Any]:
         """Return the fields in order, as they are stored."""
-        return [self.token, self.name, self.granted, self.wall]
+        return [self.token, self.name, self.granted, self.wall, self.principals]
 
 
 @dataclass(slots=True)
@@ -79,7 +84,12 @@ class Image:
     sessions: dict[bytes, SessionRow] = field(default_factory=dict)
     ended: dict[bytes, list[Any]] = field(default_factory=dict)  # token: [reason, when, uid]
     leases: dict[int, LeaseRow] = field(default_factory=dict)
-    proxies: dict[str, list[Any]] = field(default_factory=dict)  # name: [group, generation, expiry]
+    # name: [group, generation, expiry, number of the session that mentioned it last]
+    proxies: dict[str, list[Any]] = field(default_factory=dict)
+    forgotten: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # name: [group, generation, until]
+    events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
 
     def take(self, rows: Iterable[Row]) -> None:
         """Read the checkpoint."""
@@ -95,6 +105,10 @@ class Image:
                     self.leases[key] = LeaseRow(*value)
                 case "proxy":
                     self.proxies[key] = value
+                case "forgotten":
+                    self.forgotten[key] = value
+                case "history":
+                    self._take_events(*value)
                 case _:
                     pass  # the store's own, or of a newer version
 
@@ -115,12 +129,24 @@ class Image:
                 self.leases.pop(values[0], None)
                 return [("lease", values[0])]
             case "gossip":
-                now, default_ttl, proxies = values
+                now, default_ttl, proxies, *session = values
                 for name, group, generation, ttl in proxies:
-                    self.proxies[name] = [group, generation, now + (ttl or default_ttl)]
+                    self.proxies[name] = [group, generation, now + (ttl or default_ttl), *session]
                 return [("proxy", proxy[0]) for proxy in proxies]
+            case "forget":
+                name, *tombstone = values
+                self.proxies.pop(name, None)
+                self.forgotten[name] = tombstone
+                return [("proxy", name), ("forgotten", name)]
+            case "events":
+                return [("history", chunk) for chunk in self._take_events(*values)]
             case _:
                 return self._replay_of_session(kind, values)
+
+    def _take_events(self, first: int, packed: list[bytes]) -> set[int]:
+        """Take in events; return the chunks that hold them."""
+        self.events.update(enumerate(packed, first))
+        return {revision - revision % CHUNK for revision in range(first, first + len(packed))}
 
     def _replay_of_session(self, kind: str, values: list[Any]) -> list[Key]:
         token, *rest = values

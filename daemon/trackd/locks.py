@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from trackd.exits import LockHeldError, UnusableError
-from trackd_client.places import check_ipc_path
+from trackd_client.places import SCHEME, PlaceError, check_ipc_path
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -114,6 +114,15 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
 def lock_path(socket_path: Path) -> Path:
     """Return the lock file that stands for a socket."""
     return socket_path.with_name(f"{socket_path.name}.lock")
+
+
+def events_endpoint(endpoint: str) -> str:
+    """Return where a daemon on this endpoint publishes events; "" when no path has room for it."""
+    events = f"{SCHEME}{check_ipc_path(endpoint)}.events"
+    with contextlib.suppress(PlaceError):
+        check_ipc_path(events)
+        return events
+    return ""
 
 
 def make_directory(directory: Path, what: str, *, levels: int, mode: int) -> None:
@@ -210,6 +219,8 @@ def take_places(config: Config, *, listening: bool = False) -> contextlib.ExitSt
         locks.enter_context(acquire_lock(lock_path(path), what, config.cluster_name))
         if not listening:
             prepare_socket_path(path)
+        if events := events_endpoint(config.endpoint):
+            prepare_socket_path(check_ipc_path(events))
         if config.state_dir:
             state_dir, what = Path(config.state_dir), f"the state directory {config.state_dir}"
             make_directory(state_dir, what, levels=1, mode=0o700)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class RouterMailbox:
         """
         self.end_batch: Callable[[], None] = lambda: None
         self.received = 0
+        self.batch_began = 0.0  # by time.perf_counter
         self._max_frame = max_frame
         self._peers = PeerCache()
         self._outbox: list[tuple[bytes, bytes]] = []
@@ -235,6 +237,7 @@ class RouterMailbox:
         """Wait for one message, then take what else has arrived."""
         router = self._router
         room = BATCH_BYTES - self._receive(0)
+        self.batch_began = time.perf_counter()
         for _ in range(BATCH - 1):
             if room <= 0 or not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator] # an int
                 break

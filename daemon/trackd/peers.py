@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+#: How much of a command is told.
+_COMMAND_WORDS = 3
+_COMMAND_CHARACTERS = 80
 #: Distinct addresses remembered; one per process that ever connected.
 _CACHE_SIZE = 4096
 
@@ -103,11 +106,25 @@ def has_exited(pid: int) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """Return the command name of a process for people to read, or "" when it is hidden."""
+    """Return what a process runs, for people to read, or "" when that is hidden.
+
+    The program, and with it what an interpreter was told to run (`python3 agent.py`), but none of
+    the arguments that follow, since they may be secrets.
+    """
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
+    program, *words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
+    told = [os.path.basename(program)]  # noqa: PTH119 - a word, not a path that is used
+    for word in words[:_COMMAND_WORDS]:
+        if word.startswith("--"):
+            break
+        told.append(word)
+        if not word.startswith("-"):
+            break
+    text = " ".join(told)[:_COMMAND_CHARACTERS]
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 class Roles:

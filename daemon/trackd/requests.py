@@ -1,24 +1,25 @@
 """From a request on the wire to a change of the state, and back to a reply.
 
 `Requests.answer` is the whole way of one request: who asks, for which session, has it been
-answered before, is it stale, what does it want. Each operation is one function below that
-decodes its own fields and returns the fields of its reply. It runs in the actor's thread
-and does no I/O; what the peer got wrong is a `ProtocolError`, everything else that is
-raised is a fault of ours.
+answered before, is it stale, what does it want. Each operation of agents is one method below
+that decodes its own fields and returns the fields of its reply; those of operators are in
+`trackd.operators`. It runs in the actor's thread and does no I/O; what the peer got wrong is a
+`ProtocolError`, everything else that is raised is a fault of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from trackd import operators
+from trackd.facts import Facts
 from trackd.logs import fields as about
 from trackd.mailbox import Call
-from trackd.peers import Peer, Roles, has_exited, start_time
+from trackd.operation import PARKED, Fields, Operation
+from trackd.peers import Peer, Roles, command_of, has_exited, start_time
 from trackd.probe import PROBE
 from trackd.sessions import Process, Session, Watch, sentence_of
 from trackd.state import State
@@ -46,16 +47,10 @@ from trackd_client.protocol import (
 
 log = logging.getLogger("trackd.requests")
 
-Fields = dict[str, Any]
 #: Operations that need no session; `probe` is the daemon's own.
 _SESSIONLESS = SESSIONLESS | {PROBE}
-#: A request that waits: its reply comes later.
-PARKED = object()
 #: What this daemon can do beyond minor version 0; told by `hello`.
 FEATURES: tuple[str, ...] = ()
-#: Groups that `status`, and proxies that `explain` tells by name.
-MOST_GROUPS = 100
-MOST_MISSING = 100
 #: Seconds after which a mutation that could not be stored is worth another try.
 STORE_RETRY = 1.0
 _INT64 = 2**63
@@ -63,32 +58,15 @@ _INT64 = 2**63
 _OUTCOMES = ("claimed", "released", "cancelled", "changed", "retry_after", "error")
 
 
-@dataclass(slots=True)
-class Facts:
-    """What the actor knows of the process, beside the state.
-
-    Attributes:
-        boot_id: of the running kernel.
-        started: when the process began to serve, in seconds of CLOCK_BOOTTIME.
-        requests: served since then.
-        store_problem: why changes cannot be stored just now, or None.
-    """
-
-    boot_id: str
-    started: float
-    requests: int = 0
-    store_problem: str | None = None
-
-
 class Requests:
     """Answers requests against one state."""
 
     def __init__(self, state: State, roles: Roles, now: Callable[[], float], facts: Facts) -> None:
-        self._state = state
-        self._facts = facts
-        self._roles = roles
-        self._now = now
-        self._config = state.config
+        self.state = state
+        self.facts = facts
+        self.roles = roles
+        self.now = now
+        self.config = state.config
 
     def answer(self, call: Call) -> bytes | None:
         """Serve one request; return the frame of its reply, or None when it gets none now."""
@@ -100,7 +78,8 @@ class Requests:
             return self._refuse(call, error)
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
-        body = error_body(call.seq, self._state.revision, error.code, str(error))
+        self.facts.metrics.errors[error.code] += 1
+        body = error_body(call.seq, self.state.revision, error.code, str(error))
         body.update(error.fields)
         if error.code == Code.UNAVAILABLE:
             body["retry_after"] = STORE_RETRY
@@ -122,17 +101,18 @@ class Requests:
         token = body.get("token")
         if type(token) is not bytes or len(token) != TOKEN_BYTES:
             raise ProtocolError(Code.INVALID_ARGUMENT, f"token must be {TOKEN_BYTES} bytes")
-        session = self._state.sessions.by_token.get(token)
+        session = self.state.sessions.by_token.get(token)
         if session is None:
             return self._without_session(call, op, token, call.peer)
         if session.peer.uid != call.peer.uid:
             raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
-        self._state.heard_of(session)
+        self.state.heard_of(session)
+        session.requests += 1
         if "done" in body:
-            done = check_done(body["done"], self._config.max_done_ranges)
+            done = check_done(body["done"], self.config.max_done_ranges)
             # It can end waiting, which the store must know of; it comes again with each request.
-            if self._facts.store_problem is None:
-                self._state.acknowledge(session, done)
+            if self.facts.store_problem is None:
+                self.state.acknowledge(session, done)
 
         seq = call.seq
         if seq in session.done:
@@ -149,19 +129,21 @@ class Requests:
             return None
         if not operation.never_stale and self._is_stale(call):
             return None
+        if operation.admin and not self.roles.is_admin(call.peer):
+            raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()
             if not self._has_room(session) and not operation.never_stale:
                 raise ProtocolError(
                     Code.LIMIT_EXCEEDED,
-                    f"the session has {self._config.max_outstanding} requests that wait or whose"
+                    f"the session has {self.config.max_outstanding} requests that wait or whose"
                     " replies it has not marked as done",
                 )
         return self._run(session, call, operation)
 
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
         """Run an operation of a session, and remember what it was answered."""
-        state = self._state
+        state = self.state
         before = len(state.records)
         try:
             fields = operation.run(self, call, session)
@@ -198,7 +180,7 @@ class Requests:
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:
         """Answer a request whose token has no session: `open`, or one that came too late."""
-        ended = self._state.sessions.ended.get(token)
+        ended = self.state.sessions.ended.get(token)
         if ended is not None:
             if ended.uid != peer.uid:
                 raise ProtocolError(Code.PERMISSION_DENIED, "the session belonged to another user")
@@ -218,150 +200,59 @@ class Requests:
         return self._reply(call, self.open(call, token, peer))
 
     def _reply(self, call: Call, fields: Fields) -> bytes:
-        return encode(REPLY, {"seq": call.seq, "revision": self._state.revision, **fields})
+        return encode(REPLY, {"seq": call.seq, "revision": self.state.revision, **fields})
 
     def _check_store(self) -> None:
-        if self._facts.store_problem is not None:
+        if self.facts.store_problem is not None:
             raise ProtocolError(
                 Code.UNAVAILABLE,
-                f"changes cannot be stored just now ({self._facts.store_problem});"
+                f"changes cannot be stored just now ({self.facts.store_problem});"
                 " nothing was changed",
             )
 
     def _is_stale(self, call: Call) -> bool:
         deadline = call.body.get("deadline")
-        return deadline is not None and check_seconds(deadline, "deadline") < self._now()
+        return deadline is not None and check_seconds(deadline, "deadline") < self.now()
 
     def _has_room(self, session: Session) -> bool:
-        return len(session.replies) + len(session.parked) < self._config.max_outstanding
+        return len(session.replies) + len(session.parked) < self.config.max_outstanding
 
     # -- operations without a session ----------------------------------------------------
 
     def hello(self, _call: Call) -> Fields:
         """Tell who the daemon is and what it accepts."""
-        state, config = self._state, self._config
+        state, config = self.state, self.config
         return {
             "server": __version__,
             "protocol": VERSION,
             "minor": MINOR,
             "features": FEATURES,
-            "cluster": self._config.cluster_name,
+            "cluster": self.config.cluster_name,
             "epoch": state.epoch,
             "tracker_id": state.tracker_id,
-            "boot_id": self._facts.boot_id,
-            "clock": self._now(),
+            "boot_id": self.facts.boot_id,
+            "clock": self.now(),
             "limits": config.limits._asdict(),
-            "events": "",
+            "events": self.facts.events,
         }
 
     def ping(self, _call: Call) -> Fields:
         """Answer, no more."""
         return {}
 
-    def probe(self, call: Call) -> Fields:
-        """Store something, and answer this very process with the counts that people want."""
-        if call.peer is None or call.peer.pid != os.getpid():
-            raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
-        state, tracker = self._state, self._state.tracker
-        self._facts.requests -= 1  # nobody asked for anything
-        if self._facts.store_problem is None:
-            state.mark()
-        return {
-            "desired": tracker.desired_count,
-            "claimed_desired": tracker.claimed_desired_count,
-            "claimed": tracker.claimed_count,
-            "inflight": tracker.inflight,
-            "waiting": len(state.queue),
-            "sessions": len(state.sessions),
-            "store": self._store_word(),
-        }
-
-    def status(self, _call: Call) -> Fields:
-        """Tell the counts of everything."""
-        state, tracker = self._state, self._state.tracker
-        return {
-            "cluster": tracker.cluster_name,
-            "server": __version__,
-            "pid": os.getpid(),
-            "epoch": state.epoch,
-            "tracker_id": state.tracker_id,
-            "uptime": self._now() - self._facts.started,
-            "mode": "agent mesh" if tracker.connection_count <= 0 else "proxy peering",
-            "connection_count": tracker.connection_count,
-            "proxy_expiry": tracker.proxy_expiry,
-            "tracked": tracker.tracked_count,
-            "desired": tracker.desired_count,
-            "target": tracker.target,
-            "claimed": tracker.claimed_count,
-            "claimed_desired": tracker.claimed_desired_count,
-            "inflight": tracker.inflight,
-            "waiting": len(state.queue),
-            "sessions": len(state.sessions),
-            "last_lease": tracker.last_lease,
-            "requests": self._facts.requests,
-            "store": self._store_word(),
-            "store_problem": self._facts.store_problem,
-            "group_count": tracker.group_count,
-            "groups": [
-                {
-                    "group": group.name,
-                    "generation": group.generation,
-                    "tracked": group.tracked,
-                    "desired": group.desired,
-                    "claimed": group.claimed,
-                }
-                for group in tracker.groups(MOST_GROUPS)
-            ],
-        }
-
-    def explain(self, _call: Call) -> Fields:
-        """Tell each number of rule 6, what it decides now, and which proxies are missing."""
-        state, tracker = self._state, self._state.tracker
-        bootstrap, need = tracker.bootstrap, tracker.need
-        if self._facts.store_problem is not None:
-            reason = "store"
-        elif state.queue:
-            reason = "waiters"
-        elif (bootstrap or need) and state.retry_after() is not None:
-            reason = "budget"
-        else:
-            reason = "bootstrap" if bootstrap else "need" if need else "satisfied"
-        return {
-            "would_grant": reason in ("bootstrap", "need"),
-            "reason": reason,
-            "bootstrap": bootstrap,
-            "need": need,
-            "connection_count": tracker.connection_count,
-            "tracked": tracker.tracked_count,
-            "desired": tracker.desired_count,
-            "target": tracker.target,
-            "claimed": tracker.claimed_count,
-            "claimed_desired": tracker.claimed_desired_count,
-            "inflight": tracker.inflight,
-            "waiting": len(state.queue),
-            "missing": tracker.missing(MOST_MISSING),
-            "missing_count": tracker.desired_count - tracker.claimed_desired_count,
-        }
-
-    def _store_word(self) -> str:
-        if self._facts.store_problem is not None:
-            return "failing"
-        return "ok" if self._config.state_dir else "off"
-
     # -- operations of a session ---------------------------------------------------------
 
     def open(self, call: Call, token: bytes, peer: Peer) -> Fields:
         """Begin a session for the process that asks."""
-        body, state = call.body, self._state
+        body, state = call.body, self.state
         cluster = body.get("cluster")
-        if cluster is not None and cluster != self._config.cluster_name:
+        if cluster is not None and cluster != self.config.cluster_name:
             raise ProtocolError(
                 Code.WRONG_CLUSTER,
-                f"this daemon serves the cluster {self._config.cluster_name!r},"
-                f" not {cluster!r:.99}",
+                f"this daemon serves the cluster {self.config.cluster_name!r}, not {cluster!r:.99}",
             )
-        name = check_text(body.get("name", ""), "name", self._config.max_name)
-        version = check_text(body.get("version", ""), "version", self._config.max_name)
+        name = check_text(body.get("name", ""), "name", self.config.max_name)
+        version = check_text(body.get("version", ""), "version", self.config.max_name)
         labels = body.get("labels", {})
         if type(labels) is not dict:
             raise ProtocolError(Code.INVALID_ARGUMENT, "labels must be a map")
@@ -372,13 +263,16 @@ class Requests:
         for key, value in labels.items():
             check_name(key, "a label's name", MAX_LABEL_BYTES)
             check_text(value, f"label {key}", MAX_LABEL_BYTES)
-        if len(state.sessions) >= self._config.max_sessions:
+        if len(state.sessions) >= self.config.max_sessions:
             raise ProtocolError(
                 Code.LIMIT_EXCEEDED,
-                f"the daemon has {self._config.max_sessions} sessions; no more are allowed",
+                f"the daemon has {self.config.max_sessions} sessions; no more are allowed",
             )
         process = _process_of(peer)
-        return self._opened(state.open_session(token, peer, process, name, version, labels))
+        command = command_of(peer.pid) if peer.pid else ""
+        return self._opened(
+            state.open_session(token, peer, process, name, version, labels, command)
+        )
 
     def open_again(self, call: Call, session: Session) -> Fields:
         """Open a session that is open: the same one, for the process that opened it."""
@@ -391,68 +285,71 @@ class Requests:
         return self._opened(session)
 
     def _opened(self, session: Session) -> Fields:
-        ttl = None if session.process is not None else self._config.heartbeat_ttl
+        ttl = None if session.process is not None else self.config.heartbeat_ttl
         return {"session": session.id, "heartbeat_ttl": ttl}
 
     def close(self, _call: Call, session: Session) -> Fields:
         """End the session, and release what it holds."""
-        self._state.end_session(session, "closed")
+        self.state.end_session(session, "closed")
         return {}
 
     def heartbeat(self, _call: Call, _session: Session) -> Fields:
         """Show a sign of life; every request of the session is one."""
         return {}
 
-    def track_expected(self, call: Call, _session: Session) -> Fields:
+    def track_expected(self, call: Call, session: Session) -> Fields:
         """Take in gossip."""
         entries = call.body.get("proxies")
         if type(entries) is not list:
             raise ProtocolError(Code.INVALID_ARGUMENT, "proxies must be an array")
-        if len(entries) > self._config.max_proxies:
+        if len(entries) > self.config.max_proxies:
             raise ProtocolError(
                 Code.LIMIT_EXCEEDED,
-                f"{len(entries)} proxies in one message; {self._config.max_proxies} are allowed",
+                f"{len(entries)} proxies in one message; {self.config.max_proxies} are allowed",
             )
         rows = [self._row(entry, i) for i, entry in enumerate(entries)]
         self._check_tracked(rows)
-        return {"changed": len(self._state.track(rows))}
+        return {"changed": self.state.track(session, rows)}
 
     def set_connection_count(self, call: Call, _session: Session) -> Fields:
         """Set how many connections are wanted."""
         count = check_count(call.body.get("count"), "count", least=-_INT64, most=_INT64 - 1)
         assert call.peer is not None
-        if self._config.count_role == "admin" and not self._roles.is_admin(call.peer):
+        if self.config.count_role == "admin" and not self.roles.is_admin(call.peer):
             raise ProtocolError(
                 Code.PERMISSION_DENIED, "setting the connection count needs the role admin here"
             )
-        self._state.set_count(count)
+        if count != self.state.tracker.connection_count:
+            operators.log_act(self, call, "set_connection_count", count=count)
+            self.state.set_count(count)
         return {}
 
     def is_claimed(self, call: Call, _session: Session) -> Fields:
         """Tell whether a lease holds the proxy that is meant."""
         principals = self._principals(call)
-        tracker = self._state.tracker
+        tracker = self.state.tracker
         name = tracker.resolve(principals)
         return {"claimed": name is not None and tracker.holder(name) is not None, "name": name}
 
     def try_acquire(self, _call: Call, session: Session) -> Fields:
         """Grant a lease now, or refuse."""
         self._check_leases()
-        return self._granted(self._state.try_acquire(session))
+        return self._granted(self.state.try_acquire(session))
 
     def acquire(self, call: Call, session: Session) -> Any:
         """Grant a lease now, or park the request until one can be granted or its deadline."""
         self._check_leases()
-        lease = self._state.try_acquire(session)
+        lease = self.state.try_acquire(session)
         if lease is not None:
             return self._granted(lease)
-        if len(self._state.queue) >= self._config.max_waiters:
+        if len(self.state.queue) >= self.config.max_waiters:
             raise ProtocolError(
                 Code.LIMIT_EXCEEDED,
-                f"{self._config.max_waiters} requests wait for a lease; no more are allowed",
+                f"{self.config.max_waiters} requests wait for a lease; no more are allowed",
             )
+        self.facts.metrics.refusals[self.state.refusal()] += 1
         deadline = call.body.get("deadline")
-        self._state.park(session, call.seq, deadline, call.route)
+        self.state.park(session, call.seq, deadline, call.route)
         return PARKED
 
     def claim(self, call: Call, session: Session) -> Fields:
@@ -462,39 +359,37 @@ class Requests:
             raise ProtocolError(
                 Code.LEASE_EXPIRED,
                 f"lease {lease} did not claim within"
-                f" {self._config.claim_timeout:g} s and was taken back; acquire another",
+                f" {self.config.claim_timeout:g} s and was taken back; acquire another",
             )
-        name, reason = self._state.claim(session, lease, self._principals(call))
+        name, reason = self.state.claim(session, lease, self._principals(call))
         if reason is not None:
             return {"claimed": False, "name": name, "reason": reason}
         return {"claimed": True, "name": name}
 
     def release(self, call: Call, session: Session) -> Fields:
         """Release a lease; a second time is no error."""
-        return {"released": self._state.release(session, self._own_lease(call, session))}
+        return {"released": self.state.release(session, self._own_lease(call, session))}
 
     def adopt(self, call: Call, session: Session) -> Fields:
         """Take up a tunnel that is open already."""
         principals = self._principals(call)
         self._check_leases()
-        adopted = self._state.adopt(session, principals)
-        if adopted is None:
-            return {"lease": None, "name": self._state.tracker.resolve(principals)}
-        return {"lease": adopted[0], "name": adopted[1]}
+        lease, name = self.state.adopt(session, principals)
+        return {"lease": lease, "name": name}
 
     def cancel(self, call: Call, session: Session) -> Fields:
         """Give up an earlier request: what it was granted is taken back, and it never runs."""
         target = check_count(call.body.get("target"), "target", least=1)
-        return {"cancelled": self._state.give_up(session, target)}
+        return {"cancelled": self.state.give_up(session, target)}
 
     def watch_session(self, call: Call, session: Session) -> Any:
         """Park until there is something to tell this session."""
-        self._state.watch(session, Watch(call.seq, call.route))
+        self.state.watch(session, Watch(call.seq, call.route))
         return PARKED
 
     def _check_tracked(self, rows: list[Row]) -> None:
         """Refuse gossip that would have too many proxies tracked."""
-        tracker, most = self._state.tracker, self._config.max_tracked
+        tracker, most = self.state.tracker, self.config.max_tracked
         if tracker.tracked_count + len(rows) > most:  # else there is room whichever are new
             new = {row[0] for row in rows if tracker.get(row[0]) is None}
             if tracker.tracked_count + len(new) > most:
@@ -505,30 +400,32 @@ class Requests:
                 )
 
     def _check_leases(self) -> None:
-        if len(self._state.leases) >= self._config.max_leases:
+        if len(self.state.leases) >= self.config.max_leases:
             raise ProtocolError(
                 Code.LIMIT_EXCEEDED,
-                f"{self._config.max_leases} leases are held; no more are allowed",
+                f"{self.config.max_leases} leases are held; no more are allowed",
             )
 
     def _granted(self, lease: int | None) -> Fields:
-        fields = self._state.grant_fields(lease)
-        if lease is None and (wait := self._state.retry_after()) is not None:
-            fields["retry_after"] = wait
+        fields = self.state.grant_fields(lease)
+        if lease is None:
+            self.facts.metrics.refusals[self.state.refusal()] += 1
+            if (wait := self.state.retry_after()) is not None:
+                fields["retry_after"] = wait
         return fields
 
     # -- fields that several operations have --------------------------------------------
 
     def _own_lease(self, call: Call, session: Session) -> int:
         lease = check_count(call.body.get("lease"), "lease", least=1)
-        held = self._state.leases.get(lease)
+        held = self.state.leases.get(lease)
         if held is not None and held.session is not session:
             raise ProtocolError(Code.NOT_OWNER, f"lease {lease} belongs to another session")
         return lease
 
     def _principals(self, call: Call) -> list[str]:
         principals = call.body.get("principals")
-        config = self._config
+        config = self.config
         if type(principals) is not list:
             raise ProtocolError(Code.INVALID_ARGUMENT, "principals must be an array")
         if len(principals) > config.max_principals:
@@ -548,8 +445,8 @@ class Requests:
             )
         name, group, generation, ttl = entry[:4]
         try:
-            check_name(name, "name", self._config.max_name)
-            check_text(group, "group", self._config.max_name)
+            check_name(name, "name", self.config.max_name)
+            check_text(group, "group", self.config.max_name)
             if type(generation) is not int or not 0 <= generation <= MAX_UINT64:
                 check_count(generation, "generation")
             if ttl is not None:
@@ -577,26 +474,10 @@ def _process_of(peer: Peer) -> Process | None:
     return None
 
 
-class Operation(NamedTuple):
-    """One operation of the protocol.
-
-    Attributes:
-        run: the method of `Requests` that does it.
-        changes: whether it can change the state; then its reply is remembered.
-        never_stale: whether it is done however late it arrives.
-    """
-
-    run: Callable[..., Any]
-    changes: bool = False
-    never_stale: bool = False
-
-
 OPERATIONS: dict[str, Operation] = {
     "hello": Operation(Requests.hello),
     "ping": Operation(Requests.ping),
-    "status": Operation(Requests.status),
-    "explain": Operation(Requests.explain),
-    PROBE: Operation(Requests.probe),
+    **operators.OPERATIONS,
     "open": Operation(Requests.open_again),
     "heartbeat": Operation(Requests.heartbeat),
     "watch_session": Operation(Requests.watch_session),

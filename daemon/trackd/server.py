@@ -16,22 +16,25 @@ import logging
 import os
 import queue
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pykka
 import zmq
 
 from trackd import exits
-from trackd.actor import Recover, Reload, Serve, TrackerActor
+from trackd.actor import Recover, Reload, ReloadOutcome, Serve, TrackerActor
 from trackd.config import Config, ConfigError, live_part
-from trackd.locks import take_places
+from trackd.locks import events_endpoint, take_places
 from trackd.logs import fields, set_level
 from trackd.mailbox import RouterMailbox
 from trackd.peers import Roles
 from trackd.probe import Probe
+from trackd.publisher import Audience, Bind, EventPublisher, SubscriptionInbox
 from trackd.store import StoreError
 from trackd.supervised import Ping
 from trackd.systemd import Notifier, listening_socket
@@ -126,6 +129,10 @@ class Overseer:
         self._refused = ""  # what the last reload did not do
         self._had_terminal = closable and _has_terminal()
 
+    def ask_reload(self) -> None:
+        """Read the configuration again as soon as may be. Any thread."""
+        self.events.put(SignalCame(signal.SIGHUP))
+
     def ended(self, name: str, thread: threading.Thread) -> None:
         """Take note of an actor's end. That actor's thread."""
         self.events.put(ActorEnded(name, thread))
@@ -179,10 +186,16 @@ class Overseer:
         try:
             config, changed, refused = live_part(self._config, self._reread())
             roles = Roles(config.admin_users, config.admin_groups)
-            tracker.ask(Reload(config, roles), timeout=RELOAD_SECONDS)
+            outcome = ReloadOutcome(
+                tuple(each.name for each in changed),
+                tuple((each.name, each.fixed) for each in refused),
+            )
+            tracker.ask(Reload(config, roles, outcome), timeout=RELOAD_SECONDS)
         except (ConfigError, ValueError) as error:
             log.error("reload refused; nothing changed", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
             self._refused = "the last reload was refused, see the log"
+            with contextlib.suppress(pykka.ActorDeadError):
+                tracker.tell(ReloadOutcome(error=str(error)))
         except (pykka.ActorDeadError, pykka.Timeout):
             log.exception("reload not done: the daemon does not answer itself")
         else:
@@ -205,20 +218,34 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     _seed_routing_ids()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     actors: list[pykka.ActorRef[Any]] = []
+    events = events_endpoint(config.endpoint)
+    audience = Audience()
     probe: Probe | None = None
     notifier = overseer.notifier
     try:
-        tracker = TrackerActor.start(overseer.ended, context, config, boottime)
+        tracker = TrackerActor.start(
+            overseer.ended,
+            context,
+            config,
+            boottime,
+            audience=audience,
+            ask_reload=overseer.ask_reload,
+        )
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)
         ticker = ExpiryTicker.start(overseer.ended, tracker, boottime)
         actors.append(ticker)
         watcher = ProcessWatcher.start(overseer.ended, tracker)
         actors.append(watcher)
+        publisher = EventPublisher.start(overseer.ended, context, audience)
+        actors.append(publisher)
         for actor in actors:
             actor.ask(Ping(), timeout=START_SECONDS)
-        serve = Serve(config.endpoint, ticker, watcher, descriptor)
+        serve = Serve(config.endpoint, ticker, watcher, publisher, events, descriptor)
         with _umask_for(config.socket_mode):
+            if events:
+                publisher.ask(Bind(events), timeout=START_SECONDS)
+                _let_in(check_ipc_path(events), config, activated=descriptor is not None)
             tracker.ask(serve, timeout=START_SECONDS)
         if descriptor is None:
             check_ipc_path(config.endpoint).chmod(config.socket_mode)
@@ -237,6 +264,8 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
                 activated=descriptor is not None,
             ),
         )
+        if not events:
+            log.warning("no events are published: the socket's path is too long for a second one")
         if not config.state_dir:
             log.warning("state is kept in memory alone: a restart forgets who holds what")
         event = overseer.wait(tracker, probe)
@@ -261,6 +290,8 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         context.term()
         if descriptor is None:  # otherwise it is systemd's, and agents already wait there
             check_ipc_path(config.endpoint).unlink(missing_ok=True)
+        if events:
+            check_ipc_path(events).unlink(missing_ok=True)
 
 
 def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
@@ -283,7 +314,7 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
             log.critical("an actor does not stop", extra=fields(actor=name))
             os._exit(exits.FAILED)
     for actor in actors:
-        if isinstance(actor.actor_inbox, RouterMailbox):
+        if isinstance(actor.actor_inbox, RouterMailbox | SubscriptionInbox):
             actor.actor_inbox.close()
 
 
@@ -311,6 +342,23 @@ def _umask_for(mode: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def _let_in(events: Path, config: Config, *, activated: bool) -> None:
+    """Give the socket of events the permissions of the one that agents connect to."""
+    if not activated:
+        events.chmod(config.socket_mode)
+        return
+    like = check_ipc_path(config.endpoint).stat()
+    try:
+        os.chown(events, -1, like.st_gid)
+    except PermissionError:
+        log.warning(
+            "events are for the daemon's own user: its group is not that of the socket",
+            extra=fields(gid=like.st_gid),
+        )
+        return
+    events.chmod(stat.S_IMODE(like.st_mode))
 
 
 def _seed_routing_ids() -> None:

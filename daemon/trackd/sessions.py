@@ -97,6 +97,9 @@ class Session:
         labels: the client's own, for operators.
         opened: seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
+        command: what its process ran at that moment, for people; "" when that is hidden.
+        requests: made since this daemon started.
+        gossip: how many of those were gossip.
         deadline: when it ends for want of a heartbeat, or None.
         leases: ids of the leases that it owns.
         expired: leases that were taken back from it because they never claimed.
@@ -117,6 +120,9 @@ class Session:
     labels: dict[str, str]
     opened: float
     wall: float
+    command: str = ""
+    requests: int = 0
+    gossip: int = 0
     deadline: float | None = None
     leases: set[int] = field(default_factory=set)
     expired: set[int] = field(default_factory=set)
@@ -158,6 +164,23 @@ class Session:
         return [seq for seq in self.parked if seq in self.done] if self.parked else []
 
 
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A lease that a session owns. Whether it has claimed, the tracker knows.
+
+    Attributes:
+        session: its owner.
+        granted: seconds of CLOCK_BOOTTIME.
+        wall: the same moment in Unix time.
+        principals: what its claim presented, the first few of them.
+    """
+
+    session: Session
+    granted: float
+    wall: float
+    principals: list[str]
+
+
 class Ended(NamedTuple):
     """What is remembered of a session that has ended."""
 
@@ -173,6 +196,7 @@ class Sessions:
         self.by_token: dict[bytes, Session] = {}
         self.ended: OrderedDict[bytes, Ended] = OrderedDict()
         self.last_id = 0
+        self.by_id: dict[int, Session] = {}
         self._by_process: dict[Process, set[Session]] = {}
         self._by_heartbeat: set[Session] = set()
 
@@ -185,6 +209,7 @@ class Sessions:
     def add(self, session: Session) -> bool:
         """Take in a session; tell whether it is the first one of its process."""
         self.by_token[session.token] = session
+        self.by_id[session.id] = session
         self.last_id = max(self.last_id, session.id)
         if session.process is None:
             self._by_heartbeat.add(session)
@@ -197,6 +222,7 @@ class Sessions:
         """Drop a session and remember its end; tell whether it was the last of its process."""
         session.ended = True
         del self.by_token[session.token]
+        del self.by_id[session.id]
         self.ended[session.token] = Ended(reason, now, session.peer.uid)
         if session.process is None:
             self._by_heartbeat.discard(session)

@@ -1,24 +1,26 @@
 """Everything that the daemon knows, and each way in which it changes.
 
 `State` joins the pure rules (`trackd.tracker`) with who owns what (`trackd.sessions`) and
-who waits (`trackd.waiting`). Each change leaves a record for the store (`trackd.image` says
-what the records mean). It runs in the actor's thread alone, and does no I/O: the clock, the
-reply channel and the watch over processes are given to it.
+who waits (`trackd.waiting`). Each change is an event with a revision of its own, and leaves a
+record for the store (`trackd.stored` and `trackd.image` say what the records mean). It runs in
+the actor's thread alone, and does no I/O: the clock, the reply channel and the watch over
+processes are given to it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, Protocol
+import os
+from collections import Counter, OrderedDict, deque
+from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.budget import Budget
 from trackd.config import Config
-from trackd.image import Image, LeaseRow, SessionRow
+from trackd.history import History, pack
+from trackd.metrics import Metrics
 from trackd.peers import Peer
 from trackd.sessions import (
     EXPIRED_LEASES,
-    Ended,
+    Lease,
     Process,
     Remembered,
     Session,
@@ -28,15 +30,22 @@ from trackd.sessions import (
     sentence_of,
 )
 from trackd.store import Key, Record
-from trackd.tracker import Row, Tracker
+from trackd.stored import Tombstone, lease_row, session_row
+from trackd.tracker import Place, Row, Tracker
 from trackd.waiting import Queue
+from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.protocol import REPLY, Done, encode
+from trackd_client.protocol import REPLY, encode
 
 #: Seconds between two sweeps while nobody waits for what they might free.
 SWEEP_INTERVAL = 1.0
 #: Notices kept for a session that does not ask for them.
 MOST_NOTICES = 1024
+#: Names remembered of those that a claim presented, and claims that `explain` speaks of.
+MOST_ALIASES: Final = 8
+RECENT_CLAIMS: Final = 256
+#: Proxies that an administrator had forgotten, until their gossip is stale.
+MOST_FORGOTTEN: Final = 10_000
 
 
 class Surroundings(Protocol):
@@ -58,26 +67,36 @@ class Surroundings(Protocol):
         """No longer ask for that."""
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
-    """A lease that somebody holds. Whether it has claimed, the tracker knows.
+class RecentClaim(NamedTuple):
+    """How a claim went: when, the name that was meant, and whether another lease held it."""
+
+    time: float
+    name: str
+    held: bool
+
+
+class Batch(NamedTuple):
+    """What a batch has changed.
 
     Attributes:
-        session: its owner.
-        granted: seconds of CLOCK_BOOTTIME.
-        wall: the same moment in Unix time.
+        records: for the journal.
+        touched: what the next checkpoint must take in.
+        events: packed, for whoever listens.
+        counts: how many of them there are by kind and reason, for the metrics.
     """
 
-    session: Session
-    granted: float
-    wall: float
+    records: list[Record]
+    touched: list[Key]
+    events: list[bytes]
+    counts: Counter[tuple[str, str]]
 
 
 class State:
     """The daemon's whole state."""
 
-    def __init__(self, config: Config, surroundings: Surroundings) -> None:
+    def __init__(self, config: Config, surroundings: Surroundings, metrics: Metrics) -> None:
         self.config = config
+        self.metrics = metrics
         self.tracker = Tracker(config.cluster_name, config.proxy_expiry, surroundings.now)
         self.tracker.set_connection_count(config.connection_count)
         self.sessions = Sessions()
@@ -89,15 +108,20 @@ class State:
         self.cluster = ""  # whose state it is, as the store says
         self.records: list[Record] = []
         self.touched: list[Key] = []
+        self.events: list[bytes] = []  # of this batch, packed
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.history = History(config.history)
+        self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
+        self.forgotten: OrderedDict[str, Tombstone] = OrderedDict()
+        self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.budget = Budget(config.dial_rate, config.dial_burst)
         self.left: list[Waiter] = []  # the queue, in this batch
         self.watches_answered: list[Watch] = []  # in this batch
-        self._around = surroundings
-        self._in_flight: OrderedDict[int, None] = OrderedDict()
+        self.around = surroundings
+        self.in_flight: OrderedDict[int, None] = OrderedDict()
+        self.advise_at = 0.0
         self._swept = 0.0
-        self._stored_revision = 0
         self._advised: int | None = None  # the lease that was last told to close
-        self._advise_at = 0.0
 
     # -- sessions ---------------------------------------------------------------------
 
@@ -109,6 +133,7 @@ class State:
         name: str,
         version: str,
         labels: dict[str, str],
+        command: str,
     ) -> Session:
         """Begin a session; the token must be new."""
         session = Session(
@@ -119,47 +144,66 @@ class State:
             name=name,
             version=version,
             labels=labels,
-            opened=self._around.now(),
-            wall=self._around.wall(),
+            opened=self.around.now(),
+            wall=self.around.wall(),
+            command=command,
         )
         self.heard_of(session)
         if self.sessions.add(session) and process is not None:
-            self._around.watch(process)
-        self._record(["open", token, _session_row(session).values()], ("session", token))
+            self.around.watch(process)
+        self._record(["open", token, session_row(session).values()], ("session", token))
         self._record(["meta", "last_session", session.id], ("meta", "last_session"))
-        self._changed()
+        self._changed(
+            "session_opened",
+            session=session.id,
+            uid=peer.uid,
+            pid=peer.pid,
+            name=name,
+            command=command,
+        )
         return session
 
-    def end_session(self, session: Session, reason: str) -> list[int]:
-        """End a session and release its leases, in one mutation; return their ids."""
-        self._changed()
-        over = {
-            "error": Code.SESSION_ENDED,
-            "message": sentence_of(reason),
-            "reason": reason,
-        }
-        for waiter in list(session.parked.values()):
+    def end_session(self, session: Session, reason: str, by: Peer | None = None) -> list[int]:
+        """End a session and release its leases, in one batch; return their ids.
+
+        Args:
+            session: which.
+            reason: one of `trackd.sessions.REASONS`.
+            by: the administrator whose act it is.
+        """
+        waiters = list(session.parked.values())
+        for waiter in waiters:
             self._leave(waiter)
-            if waiter.route is not None:
-                body = {"seq": waiter.seq, "revision": self.revision, **over}
-                self._around.deliver(waiter.route, encode(REPLY, body))
-        self._answer_watch(session, over)
         freed = sorted(session.leases)
         for lease in freed:
-            self._free(session, lease)
-        now = self._around.now()
+            self._free(session, lease, reason, by)
+        now = self.around.now()
         if self.sessions.remove(session, reason, now) and session.process is not None:
-            self._around.unwatch(session.process)
+            self.around.unwatch(session.process)
         key: Key = ("session", session.token)
         self._record(["end", session.token, reason, now, session.peer.uid], key)
         self.touched.append(("ended", session.token))
+        self._changed(
+            "session_ended",
+            session=session.id,
+            reason=reason,
+            name=session.name,
+            pid=session.peer.pid,
+            **_act_of(by),
+        )
+        over = {"error": Code.SESSION_ENDED, "message": sentence_of(reason), "reason": reason}
+        for waiter in waiters:
+            if waiter.route is not None:
+                body = {"seq": waiter.seq, "revision": self.revision, **over}
+                self.around.deliver(waiter.route, encode(REPLY, body))
+        self._answer_watch(session, over)
         self._forget_ended(now)  # here too: without anything tracked nothing is ever swept
         return freed
 
     def heard_of(self, session: Session) -> None:
         """Note a sign of life, where that is what keeps a session."""
         if session.process is None:
-            session.deadline = self._around.now() + self.config.heartbeat_ttl
+            session.deadline = self.around.now() + self.config.heartbeat_ttl
 
     def remember(
         self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
@@ -183,21 +227,61 @@ class State:
 
     # -- the rules --------------------------------------------------------------------
 
-    def track(self, rows: list[Row]) -> list[str]:
-        """Take in gossip, whose fields the caller has checked; return the names that changed."""
+    def track(self, session: Session, rows: list[Row]) -> int:
+        """Take in gossip, whose fields the caller has checked; return how many proxies changed."""
+        session.gossip += 1
+        self.metrics.gossip_messages += 1
+        self.metrics.gossip_proxies += len(rows)
+        if self.forgotten:
+            rows = [row for row in rows if not self._is_forgotten(row)]
+        if not rows:
+            return 0
         changed = self.tracker.track_rows(rows)
-        if rows:
-            self.records.append(["gossip", self._around.now(), self.tracker.proxy_expiry, rows])
-            self.touched.extend([("proxy", row[0]) for row in rows])
+        names = [row[0] for row in rows]
+        self.mentions.update(dict.fromkeys(names, session.id))
+        self.records.append(
+            ["gossip", self.around.now(), self.tracker.proxy_expiry, rows, session.id]
+        )
+        self.touched.extend([("proxy", name) for name in names])
         if changed:
+            self._tell_changed(session, changed)
             self._topology_changed()
-        return changed
+        return len(changed)
+
+    def forget(self, name: str, by: Peer) -> Tombstone | None:
+        """Drop a proxy, and keep old gossip from bringing it back until its TTL has passed.
+
+        Returns:
+            What keeps it away; None when it is not tracked.
+        """
+        if self.tracker.get(name) is None:
+            return None
+        until = self.around.now() + self.tracker.ttl_of(name)
+        place = self.tracker.forget(name)
+        assert place is not None
+        del self.mentions[name]
+        tombstone = self.forgotten[name] = Tombstone(*place, until)
+        self._record(["forget", name, *tombstone], ("forgotten", name))
+        self.touched.append(("proxy", name))
+        if len(self.forgotten) > MOST_FORGOTTEN:
+            self.touched.append(("forgotten", self.forgotten.popitem(last=False)[0]))
+        self._changed(
+            "proxy_forgotten",
+            name=name,
+            group=place.group,
+            generation=place.generation,
+            **_act_of(by),
+        )
+        self._topology_changed()
+        return tombstone
 
     def set_count(self, count: int) -> None:
         """Set the connection count; it holds over restarts until the configured one changes."""
-        if count != self.tracker.connection_count:
+        before = self.tracker.connection_count
+        if count != before:
             self.tracker.set_connection_count(count)
             self._record(["meta", "connection_count", count], ("meta", "connection_count"))
+            self._changed("connection_count", count=count, before=before)
             self._topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
@@ -205,10 +289,13 @@ class State:
         self.serve_waiters()
         if self.queue:
             return None
-        lease = self._try_grant()
-        if lease is not None:
-            self._own(session, lease)
-        return lease
+        return self._try_grant(session)
+
+    def refusal(self) -> str:
+        """Return why no lease is granted now: `waiters`, `budget` or `satisfied`."""
+        if self.queue:
+            return "waiters"
+        return "satisfied" if self._budget_wait() is None else "budget"
 
     def retry_after(self) -> float | None:
         """Return the seconds after which the dial budget has a token for one more, or None."""
@@ -234,10 +321,9 @@ class State:
     def serve_waiters(self) -> None:
         """Grant to the longest waiter for as long as the rules allow."""
         while (waiter := self.queue.first()) is not None:
-            lease = self._try_grant()
+            lease = self._try_grant(waiter.session)
             if lease is None:
                 return
-            self._own(waiter.session, lease)
             self._answer(waiter, lease)
 
     def claim(
@@ -257,26 +343,43 @@ class State:
         if name is None:
             return None, "no_name"
         if tracker.claim(lease, principals) is None:
+            self._met(name)
             return name, "held"
-        self._in_flight.pop(lease, None)
-        self._record(self._lease_record(lease), ("lease", lease))
-        self._changed()
+        self._claimed(session, lease, name, principals)
         return name, None
 
     def release(self, session: Session, lease: int) -> bool:
         """Release a lease of this session; tell whether it held anything."""
         if lease not in session.leases:
             return False
-        self._free(session, lease)
-        self._changed()
+        self._free(session, lease, "asked")
         return True
 
-    def adopt(self, session: Session, principals: list[str]) -> tuple[int, str] | None:
-        """Take up an open tunnel by rule 14; return lease and name, or None."""
+    def force_release(self, lease: int, by: Peer) -> tuple[Session, str | None] | None:
+        """Take a lease back from whoever holds it, and tell them.
+
+        Returns:
+            Whose it was and the name that it held; None when there is no such lease.
+        """
+        held = self.leases.get(lease)
+        if held is None:
+            return None
+        name = self.tracker.lease_name(lease)
+        self._free(held.session, lease, "admin", by)
+        self.notify(held.session, {"notice": "lease_revoked", "lease": lease})
+        return held.session, name
+
+    def adopt(self, session: Session, principals: list[str]) -> tuple[int | None, str | None]:
+        """Take up an open tunnel by rule 14; return the lease, or None, and the name meant."""
         adopted = self.tracker.adopt(principals)
-        if adopted is not None:
-            self._own(session, adopted[0])
-            self._in_flight.pop(adopted[0])
+        if adopted is None:
+            name = self.tracker.resolve(principals)
+            if name is not None:
+                self._met(name)
+            return None, name
+        lease, name = adopted
+        self._own(session, lease, "adopt")
+        self._claimed(session, lease, name, principals)
         return adopted
 
     def give_up(self, session: Session, seq: int) -> bool:
@@ -288,14 +391,14 @@ class State:
         session.acknowledge([seq, seq], self.config.max_done_ranges)
         if waiter is not None:
             self._unpark(waiter)
-        if remembered is not None and remembered.lease is not None:
-            self.release(session, remembered.lease)
+        if remembered is not None and remembered.lease in session.leases:
+            self._free(session, remembered.lease, "given_up")
         self._record(["done", session.token, [seq, seq]], ("session", session.token))
         return True
 
     def sweep(self) -> list[Session]:
         """Do all that time brings about; return the sessions that fell silent and were ended."""
-        now = self._around.now()
+        now = self.around.now()
         self._swept = now
         self._purge()
         for waiter in self.queue.late(now):
@@ -306,7 +409,8 @@ class State:
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
         self._forget_ended(now)
-        if self._surplus() and now >= self._advise_at:
+        self._forget_forgotten(now)
+        if self._surplus() and now >= self.advise_at:
             self._advise(now)
         return silent
 
@@ -317,11 +421,11 @@ class State:
             expiry = max(expiry, self._swept + SWEEP_INTERVAL)
         times = [expiry, self.queue.next_deadline(), self.sessions.next_heartbeat()]
         if self.queue and (wait := self._budget_wait()) is not None:
-            times.append(self._around.now() + wait)
+            times.append(self.around.now() + wait)
         if self._surplus():
-            times.append(self._advise_at)
-        if self.config.claim_timeout > 0 and self._in_flight:
-            oldest = self.leases[next(iter(self._in_flight))].granted
+            times.append(self.advise_at)
+        if self.config.claim_timeout > 0 and self.in_flight:
+            oldest = self.leases[next(iter(self.in_flight))].granted
             times.append(oldest + self.config.claim_timeout)
         return min((time for time in times if time is not None), default=None)
 
@@ -334,7 +438,8 @@ class State:
             configured = ("meta", "configured_count")
             self._record([*configured, config.connection_count], configured)
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
-            self.budget.change(config.dial_rate, config.dial_burst, self._around.now())
+            self.budget.change(config.dial_rate, config.dial_burst, self.around.now())
+        self.touched.extend([("history", chunk) for chunk in self.history.keep(config.history)])
 
     # -- notices ----------------------------------------------------------------------
 
@@ -366,51 +471,9 @@ class State:
         frame = encode(REPLY, {"seq": watch.seq, "revision": self.revision, **fields})
         if len(session.replies) + len(session.parked) < self.config.max_outstanding:
             self.remember(session, watch.seq, frame, stored=False, lease=None)
-        self._around.deliver(watch.route, frame)
+        self.around.deliver(watch.route, frame)
 
     # -- the store --------------------------------------------------------------------
-
-    def load(self, image: Image) -> None:
-        """Take over what an earlier process left; all of its sessions are checked by the caller."""
-        around = self._around
-        meta = image.meta
-        self.revision = self._stored_revision = meta.get("revision", 0)
-        self.epoch = meta.get("epoch", 0)
-        self.tracker_id = meta.get("tracker_id", "")
-        self.cluster = meta.get("cluster", "")
-        self.sessions.last_id = meta.get("last_session", 0)
-        if "budget" in meta:
-            self.budget.restore(*meta["budget"])
-        self._advise_at = around.now() + self.config.disconnect_threshold
-        count = self.config.connection_count
-        if meta.get("configured_count") == count:
-            count = meta.get("connection_count", count)
-        self.tracker.restore(
-            proxies=[(name, *row) for name, row in image.proxies.items()],
-            leases={lease: row.name for lease, row in image.leases.items()},
-            last_lease=meta.get("last_lease", 0),
-            connection_count=count,
-        )
-        for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
-            self.sessions.ended[token] = Ended(*ended)
-        waiters: list[Waiter] = []
-        for token, row in image.sessions.items():
-            session = _session(token, row)
-            self.heard_of(session)
-            if self.sessions.add(session) and session.process is not None:
-                around.watch(session.process)
-            for seq, (order, deadline) in row.waits.items():
-                waiter = Waiter(session, seq, order, deadline, None)
-                session.parked[seq] = waiter
-                waiters.append(waiter)
-        for waiter in sorted(waiters, key=lambda waiter: waiter.order):
-            self.queue.add(waiter)
-        for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
-            session = self.sessions.by_token[held.token]
-            session.leases.add(lease)
-            self.leases[lease] = Lease(session, held.granted, held.wall)
-            if held.name is None:
-                self._in_flight[lease] = None
 
     def begin_epoch(self, tracker_id: str) -> None:
         """Count a start; `tracker_id` names the state when it is new."""
@@ -420,58 +483,39 @@ class State:
 
     def record_epoch(self) -> None:
         """Have the store take in what `begin_epoch` and the configuration say."""
-        for name in ("epoch", "tracker_id", "cluster", "connection_count", "configured_count"):
-            key: Key = ("meta", name)
-            self._record(["meta", name, self.value_of(key)], key)
+        told = {
+            "epoch": self.epoch,
+            "tracker_id": self.tracker_id,
+            "cluster": self.cluster,
+            "connection_count": self.tracker.connection_count,
+            "configured_count": self.config.connection_count,
+        }
+        for name, value in told.items():
+            self._record(["meta", name, value], ("meta", name))
+        self._changed("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
 
     def mark(self) -> None:
         """Have this batch store something, though nothing changed."""
-        self.records.append(["meta", "probed", self._around.wall()])
+        self.records.append(["meta", "probed", self.around.wall()])
 
-    def take_records(self) -> tuple[list[Record], list[Key]]:
-        """Return what the batch has changed, for the store, and begin a new batch."""
-        if self.revision != self._stored_revision:
+    def take_batch(self) -> Batch:
+        """Return what the batch has changed, and begin a new one."""
+        if self.events:
+            kept = self.events[-self.history.most :] if self.history.most else []
+            first = self.revision - len(kept) + 1
+            if kept:
+                chunks = self.history.extend(first, kept)
+                self.records.append(["events", first, kept])
+                self.touched.extend([("history", chunk) for chunk in chunks])
             self._record(["meta", "revision", self.revision], ("meta", "revision"))
-            self._stored_revision = self.revision
-        records, touched = self.records, self.touched
-        self.records, self.touched = [], []
-        return records, touched
+        batch = Batch(self.records, self.touched, self.events, self.counts)
+        self.records, self.touched, self.events, self.counts = [], [], [], Counter()
+        return batch
 
     def batch_ended(self) -> None:
         """Forget who was answered in the batch: it is stored, and their answers are sent."""
         self.left.clear()
         self.watches_answered.clear()
-
-    def value_of(self, key: Key) -> Any:
-        """Return what the checkpoint holds of a thing, or None when it is no more."""
-        kind, name = key
-        match kind:
-            case "session":
-                session = self.sessions.by_token.get(name)
-                return None if session is None else _session_row(session).values()
-            case "lease":
-                lease = self.leases.get(name)
-                return None if lease is None else self._lease_row(name, lease).values()
-            case "proxy":
-                proxy = self.tracker.get(name)
-                return None if proxy is None else [proxy.group, proxy.generation, proxy.expiry]
-            case "ended":
-                ended = self.sessions.ended.get(name)
-                return None if ended is None else list(ended)
-            case "meta":
-                return {
-                    "revision": self.revision,
-                    "epoch": self.epoch,
-                    "tracker_id": self.tracker_id,
-                    "cluster": self.cluster,
-                    "last_lease": self.tracker.last_lease,
-                    "last_session": self.sessions.last_id,
-                    "connection_count": self.tracker.connection_count,
-                    "configured_count": self.config.connection_count,
-                    "budget": list(self.budget.level()),
-                }.get(name)
-            case _:
-                return None
 
     # -- inside -----------------------------------------------------------------------
 
@@ -479,60 +523,114 @@ class State:
         self.records.append(record)
         self.touched.append(key)
 
-    def _changed(self) -> None:
+    def _changed(self, kind: str, **fields: Any) -> None:
+        """Note a change: an event, with the next revision."""
         self.revision += 1
+        around = self.around
+        self.events.append(pack((self.revision, around.now(), around.wall(), kind, fields)))
+        self.counts[kind, fields.get("reason") or fields.get("cause") or ""] += 1
+
+    def _tell_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
+        for name, before in changed.items():
+            after = self.tracker.place(name)
+            place = {"name": name, "group": after.group, "generation": after.generation}
+            if before is None:
+                self._changed("proxy_tracked", **place, session=session.id)
+            else:
+                old = {"old_group": before.group, "old_generation": before.generation}
+                self.metrics.lowered_generations += (
+                    after.group == before.group and after.generation < before.generation
+                )
+                self._changed("proxy_changed", **place, **old, session=session.id)
 
     def _topology_changed(self) -> None:
-        self._changed()
-        self._advise_at = self._around.now() + self.config.disconnect_threshold
+        """Count the time of stillness, after which connections are advised to close, anew."""
+        self.advise_at = self.around.now() + self.config.disconnect_threshold
 
-    def _try_grant(self) -> int | None:
+    def _try_grant(self, session: Session) -> int | None:
         self._purge()  # the one that opens try_acquire, made where what it changed is known
         if self._budget_wait() is not None:
             return None
+        reason = "bootstrap" if self.tracker.bootstrap else "need"
         lease = self.tracker.try_acquire()
-        if lease is not None and self.budget.limited:
-            self.budget.take(self._around.now())
+        if lease is None:
+            return None
+        if self.budget.limited:
+            self.budget.take(self.around.now())
             self._record(["meta", "budget", self.budget.level()], ("meta", "budget"))
+        self._own(session, lease, reason)
         return lease
 
     def _purge(self) -> None:
         """Drop the proxies that have expired, from the checkpoint too."""
-        expired = self.tracker.sweep()
+        expired = self.tracker.expire()
         if expired:
-            self.touched.extend([("proxy", name) for name in expired])
+            for name, place in expired.items():
+                self.mentions.pop(name, None)
+                self.touched.append(("proxy", name))
+                self._changed(
+                    "proxy_expired", name=name, group=place.group, generation=place.generation
+                )
             self._topology_changed()
+
+    def _is_forgotten(self, row: Row) -> bool:
+        name, group, generation, _ = row
+        tombstone = self.forgotten.get(name)
+        return (
+            tombstone is not None
+            and tombstone.group == group
+            and tombstone.generation >= generation
+            and tombstone.until >= self.around.now()
+        )
+
+    def _forget_forgotten(self, now: float) -> None:
+        """Drop the tombstones whose time is over."""
+        if self.forgotten:
+            over = [name for name, tombstone in self.forgotten.items() if tombstone.until < now]
+            for name in over:
+                del self.forgotten[name]
+                self.touched.append(("forgotten", name))
 
     def _budget_wait(self) -> float | None:
         """Return the seconds until the next token, when nothing but that refuses; else None."""
         if not self.budget.limited or not (self.tracker.bootstrap or self.tracker.need):
             return None
-        return self.budget.wait(self._around.now()) or None
+        return self.budget.wait(self.around.now()) or None
 
-    def _own(self, session: Session, lease: int) -> None:
+    def _own(self, session: Session, lease: int, reason: str) -> None:
         session.leases.add(lease)
-        self.leases[lease] = Lease(session, self._around.now(), self._around.wall())
-        self._in_flight[lease] = None
-        self._record(self._lease_record(lease), ("lease", lease))
+        held = self.leases[lease] = Lease(session, self.around.now(), self.around.wall(), [])
+        self.in_flight[lease] = None
+        self._record(["lease", lease, lease_row(self, lease, held).values()], ("lease", lease))
         self.touched.append(("meta", "last_lease"))
-        self._changed()
+        self._changed("lease_granted", lease=lease, session=session.id, reason=reason)
 
-    def _free(self, session: Session, lease: int) -> None:
+    def _claimed(self, session: Session, lease: int, name: str, principals: list[str]) -> None:
+        self.in_flight.pop(lease, None)
+        held = self.leases[lease]
+        held.principals = principals[:MOST_ALIASES]
+        self._record(["lease", lease, lease_row(self, lease, held).values()], ("lease", lease))
+        self.recent.append(RecentClaim(self.around.now(), name, False))
+        self._changed("proxy_claimed", name=name, lease=lease, session=session.id)
+
+    def _met(self, name: str) -> None:
+        """Note a dial that reached a proxy which another lease holds."""
+        self.metrics.duplicates += 1
+        self.recent.append(RecentClaim(self.around.now(), name, True))
+
+    def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
+        name = self.tracker.lease_name(lease)
         self.tracker.release(lease)
-        self._in_flight.pop(lease, None)
+        self.in_flight.pop(lease, None)
         session.leases.discard(lease)
         del self.leases[lease]
         self._record(["free", lease], ("lease", lease))
+        told = {"lease": lease, "session": session.id, "name": name, "cause": cause}
+        self._changed("lease_released", **told, **_act_of(by))
 
     def _forget_ended(self, now: float) -> None:
         """Drop what is remembered of sessions that ended long ago, or of too many."""
         self.touched.extend([("ended", token) for token in self.sessions.forget_ended(now)])
-
-    def _lease_row(self, lease: int, held: Lease) -> LeaseRow:
-        return LeaseRow(held.session.token, self.tracker.lease_name(lease), held.granted, held.wall)
-
-    def _lease_record(self, lease: int) -> Record:
-        return ["lease", lease, self._lease_row(lease, self.leases[lease]).values()]
 
     def _answer(self, waiter: Waiter, lease: int | None) -> None:
         """Answer a parked acquire: with a lease, or with None because its time is up."""
@@ -544,7 +642,7 @@ class State:
         frame = encode(REPLY, fields)
         self.remember(session, seq, frame, stored=True, lease=lease)
         if waiter.route is not None:
-            self._around.deliver(waiter.route, frame)
+            self.around.deliver(waiter.route, frame)
 
     def _leave(self, waiter: Waiter) -> None:
         self.queue.remove(waiter)
@@ -557,8 +655,8 @@ class State:
         self._record(["unwait", token, waiter.seq], ("session", token))
 
     def _expire_leases(self, before: float) -> None:
-        while self._in_flight:
-            lease = next(iter(self._in_flight))
+        while self.in_flight:
+            lease = next(iter(self.in_flight))
             held = self.leases[lease]
             if held.granted >= before:
                 return
@@ -567,8 +665,7 @@ class State:
                 session.expired.remove(min(session.expired))
             session.expired.add(lease)
             self._record(["expire", session.token, lease], ("session", session.token))
-            self._free(session, lease)
-            self._changed()
+            self._free(session, lease, "claim_timeout")
             self.notify(session, {"notice": "lease_expired", "lease": lease})
 
     def _surplus(self) -> bool:
@@ -595,52 +692,12 @@ class State:
             if chosen is None and tracker.claimed_desired_count > tracker.target:
                 chosen = lease
         if chosen is None:
-            self._advise_at = now + SWEEP_INTERVAL
+            self.advise_at = now + SWEEP_INTERVAL
             return
         self._advised = chosen
         self.notify(self.leases[chosen].session, {"notice": "should_close", "lease": chosen})
 
 
-def _session_row(session: Session) -> SessionRow:
-    process = session.process
-    return SessionRow(
-        id=session.id,
-        uid=session.peer.uid,
-        gid=session.peer.gid,
-        pid=session.peer.pid,
-        start=None if process is None else process.start,
-        name=session.name,
-        version=session.version,
-        labels=session.labels,
-        opened=session.opened,
-        wall=session.wall,
-        done=list(session.done.ranges),
-        replies={
-            seq: [reply.frame, reply.lease]
-            for seq, reply in session.replies.items()
-            if reply.stored
-        },
-        waits={seq: [waiter.order, waiter.deadline] for seq, waiter in session.parked.items()},
-        expired=sorted(session.expired),
-    )
-
-
-def _session(token: bytes, row: SessionRow) -> Session:
-    return Session(
-        id=row.id,
-        token=token,
-        peer=Peer(row.uid, row.gid, row.pid),
-        process=None if row.start is None else Process(row.pid, row.start),
-        name=row.name,
-        version=row.version,
-        labels=row.labels,
-        opened=row.opened,
-        wall=row.wall,
-        expired=set(sorted(row.expired)[-EXPIRED_LEASES:]),
-        # Whether it was told before the restart is not known; twice does no harm.
-        notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
-        done=Done(row.done),
-        replies={
-            seq: Remembered(frame, True, lease) for seq, (frame, lease) in row.replies.items()
-        },
-    )
+def _act_of(by: Peer | None) -> dict[str, Any]:
+    """Return what an event tells of an administrator's act."""
+    return {} if by is None else {"by_uid": by.uid, "by_pid": by.pid}

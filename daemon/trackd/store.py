@@ -14,6 +14,7 @@ records mean (`trackd.image` does), and runs in the actor's thread alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -246,6 +247,16 @@ class Store:
             del self._dirty[key]
         if finished:
             self._checkpoint_to = None
+
+    def size(self) -> int | None:
+        """Return the bytes of the file and its WAL; None without a file."""
+        if self._path is None:
+            return None
+        total = 0
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                total += self._path.with_name(self._path.name + suffix).stat().st_size
+        return total
 
     def close(self) -> None:
         """Close the file."""

@@ -28,12 +28,19 @@ from trackd.desired import Cohort, DesiredSet
 from trackd.expiry import Expiries, Row
 from trackd_client.proxy import Proxy
 
-__all__ = ["DEFAULT_PROXY_EXPIRY", "GroupSummary", "Row", "TrackedProxy", "Tracker"]
+__all__ = ["DEFAULT_PROXY_EXPIRY", "GroupSummary", "Place", "Row", "TrackedProxy", "Tracker"]
 
 DEFAULT_PROXY_EXPIRY = 180.0
 """Seconds after which a proxy expires when neither gossip nor the configuration says."""
 
 _UNKNOWN = object()
+
+
+class Place(NamedTuple):
+    """Where a proxy belongs: its group, and the generation of that."""
+
+    group: str
+    generation: int
 
 
 class TrackedProxy(NamedTuple):
@@ -155,15 +162,19 @@ class Tracker:
             The names that are new, or whose group or generation is another now; empty when only
             expiries have moved.
         """
-        return self.track_rows(check_proxies(proxies))
+        return list(self.track_rows(check_proxies(proxies)))
 
-    def track_rows(self, rows: Sequence[Row]) -> list[str]:
-        """Do what `track_expected` does, for a caller that has checked every field itself."""
+    def track_rows(self, rows: Sequence[Row]) -> dict[str, Place | None]:
+        """Do what `track_expected` does, for a caller that has checked every field itself.
+
+        Returns:
+            What `track_expected` returns, and where each was before; None: it is new.
+        """
         if not rows:
-            return []
+            return {}
         now = self._clock()
         tracked = self._tracked
-        before: dict[str, tuple[str, int] | None] = {}
+        before: dict[str, Place | None] = {}
         for name, group, generation, _ in rows:
             cohort = tracked.get(name)
             if cohort is not None and cohort.generation == generation and cohort.group == group:
@@ -173,25 +184,41 @@ class Tracker:
             if cohort is None:
                 before.setdefault(name, None)
             else:
-                before.setdefault(name, (cohort.group, cohort.generation))
+                before.setdefault(name, Place(cohort.group, cohort.generation))
                 self._desired.remove(cohort, claimed=claimed)
         self._expiries.mention(rows, now, self._proxy_expiry)
         # A message may mention a name twice, and end where it began.
-        return [
-            name
+        return {
+            name: place
             for name, place in before.items()
             if place != (tracked[name].group, tracked[name].generation)
-        ]
+        }
 
     def sweep(self) -> list[str]:
         """Drop the proxies whose expiry has passed, and return their names (rules 3, 4).
 
         A claim on one of them lives on (rule 5).
         """
+        return list(self.expire())
+
+    def expire(self) -> dict[str, Place]:
+        """Do what `sweep` does, and return where each of the dropped proxies was."""
         expired = self._expiries.pop_expired(self._clock())
-        for name in expired:
-            self._desired.remove(self._tracked.pop(name), claimed=name in self._holders)
-        return expired
+        return {name: self._drop(name) for name in expired} if expired else {}
+
+    def forget(self, name: str) -> Place | None:
+        """Drop a proxy before its time, as an administrator asks; no rule does this.
+
+        A claim on it lives on.
+
+        Returns:
+            Where it was; None when it is not tracked.
+        """
+        check_str(name, "name")
+        if name not in self._tracked:
+            return None
+        self._expiries.drop(name)
+        return self._drop(name)
 
     # -- leases -----------------------------------------------------------------------
 
@@ -341,6 +368,23 @@ class Tracker:
         check_str(name, "name")
         return self._holders.get(name)
 
+    def place(self, name: str) -> Place:
+        """Return where a tracked proxy belongs; KeyError when it is not tracked."""
+        cohort = self._tracked[name]
+        return Place(cohort.group, cohort.generation)
+
+    def largest(self, group: str) -> int | None:
+        """Return the largest generation of a group; None when it has no tracked proxy."""
+        return self._desired.largest(group)
+
+    def names(self) -> list[str]:
+        """Return the tracked names, and those that are claimed without being tracked."""
+        return [*self._tracked, *(name for name in self._holders if name not in self._tracked)]
+
+    def ttl_of(self, name: str) -> float:
+        """Return the TTL, in seconds, with which a tracked proxy was mentioned last."""
+        return self._expiries.ttl_of(name) or self._proxy_expiry
+
     def is_desired(self, name: str) -> bool:
         """Tell whether a name, exactly as written, is a desired proxy."""
         check_str(name, "name")
@@ -447,6 +491,11 @@ class Tracker:
         self._expiries.restore((expiry, name) for name, (_, _, expiry) in rows.items())
 
     # -- inside -----------------------------------------------------------------------
+
+    def _drop(self, name: str) -> Place:
+        cohort = self._tracked.pop(name)
+        self._desired.remove(cohort, claimed=name in self._holders)
+        return Place(cohort.group, cohort.generation)
 
     def _grant(self) -> int:
         self._last_lease += 1

@@ -22,6 +22,7 @@ from trackd.logs import fields
 from trackd.peers import start_time
 from trackd.sessions import Process
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
+from trackd_client.clock import boottime
 
 log = logging.getLogger("trackd.watcher")
 
@@ -51,9 +52,15 @@ class Unwatch:
 
 @dataclass(frozen=True, slots=True)
 class ProcessExited:
-    """To the tracker, from the watcher's inbox through the watcher."""
+    """To the tracker, from the watcher's inbox through the watcher.
+
+    Attributes:
+        process: which.
+        at: when the kernel told so, in seconds of CLOCK_BOOTTIME.
+    """
 
     process: Process
+    at: float
 
 
 class PidfdInbox:
@@ -89,7 +96,7 @@ class PidfdInbox:
                     os.eventfd_read(self._wake)
                 elif (process := self._process_of.get(descriptor)) is not None:
                     self.unwatch(process)
-                    self._messages.append(Envelope(ProcessExited(process)))
+                    self._messages.append(Envelope(ProcessExited(process, boottime())))
             if self._later and time.monotonic() >= self._retry_at:
                 self._messages.extend(Envelope(Watch(each, again=True)) for each in self._later)
                 self._later.clear()
@@ -180,4 +187,4 @@ class ProcessWatcher(SupervisedActor):
                 log.error("cannot watch a process for now", extra=reason)  # noqa: TRY400 - it says it all
             return
         if not alive:
-            tell(self._tracker, ProcessExited(process))
+            tell(self._tracker, ProcessExited(process, boottime()))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import zmq
 
 from support import PATIENCE, RawPeer, pack, paused, python_of, run_script, socket_path, wait_until
 from trackd_client import DaemonAbsent, NoAnswer, Proxy, Refused, Tracker
@@ -356,6 +357,10 @@ BREAKAGES = {
         "from trackd.watcher import ProcessWatcher; fail_after(0, ProcessWatcher, '_watch')",
         "actor=ProcessWatcher",
     ),
+    "the publisher": (
+        "from trackd.publisher import EventPublisher; fail_after(0, EventPublisher, '_send')",
+        "actor=EventPublisher",
+    ),
     "the tracker": (
         "from trackd.state import State; fail_after(1, State, 'sweep')",
         "actor=TrackerActor",
@@ -385,11 +390,14 @@ def test_the_end_of_any_actor_ends_the_process(
     make_trackd_daemon: MakeDaemon, breakage: str, says: str
 ) -> None:
     daemon = make_trackd_daemon(start=False)
-    with broken(daemon, breakage) as process:
+    with broken(daemon, breakage) as process, zmq.Context() as context:
         with (
+            context.socket(zmq.SUB) as subscriber,
             Tracker(daemon.endpoint, timeout=0.5) as tracker,
             contextlib.suppress(DaemonAbsent, TimeoutError, Refused),
         ):
+            subscriber.subscribe(b"")
+            subscriber.connect(f"{daemon.endpoint}.events")
             for i in range(20):
                 tracker.track_expected(Proxy(f"p{i}", ttl=0.01))
         assert process.wait(PATIENCE) == 1

@@ -359,7 +359,7 @@ def test_whatever_is_sent_again_in_any_order_before_and_after_restarts_changes_n
         make("cancel", target=made[5][0]["seq"])  # the fourth try_acquire
         assert len({reply["revision"] for _, reply in made}) == len(made)  # each changed something
         before = peer.request("status")
-        for _ in range(2):
+        for restarts in range(2):
             for _ in range(3):
                 chance.shuffle(made)
                 for body, reply in made:
@@ -369,10 +369,11 @@ def test_whatever_is_sent_again_in_any_order_before_and_after_restarts_changes_n
                         else:
                             assert sender.ask(body) == reply
             after = peer.request("status")
-            changing = ("uptime", "requests", "pid", "epoch")
+            changing = ("uptime", "requests", "pid", "epoch", "store_bytes", "revision", "history")
             assert {k: v for k, v in after.items() if k not in ("seq", *changing)} == {
                 k: v for k, v in before.items() if k not in ("seq", *changing)
             }
+            assert after["revision"] == before["revision"] + restarts  # each start is a change
             daemon.restart()
 
 

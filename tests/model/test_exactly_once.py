@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 
 from offline import AgentOf, Clock, Desk, Faults, Host, Sent, assert_same_after_reload, observe
 from trackd.sessions import Process
+from trackd.stored import value_of
 from trackd_client.errors import Code
 from trackd_client.protocol import Done, decode_reply
 
@@ -398,7 +399,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert held == self.ledger
         assert dict(state.tracker.leases) == {k: v[1] for k, v in held.items()}
         assert state.tracker.inflight == sum(name is None for _, name in held.values())
-        assert set(state._in_flight) == {k for k, v in held.items() if v[1] is None}
+        assert set(state.in_flight) == {k for k, v in held.items() if v[1] is None}
         for session in state.sessions:
             assert session.leases == {k for k, v in held.items() if v[0] == session.token}
             assert len(session.replies) + len(session.parked) <= 12
@@ -449,7 +450,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             assert store is not None
             pending = store._dirty.keys() | store._touched.keys()
             for kind, key, _ in store.load()[0]:
-                kept = kind == "boot" or self.desk.state.value_of((kind, key)) is not None
+                kept = kind == "boot" or value_of(self.desk.state, (kind, key)) is not None
                 assert kept or (kind, key) in pending, f"{kind} {key!r} stays for ever"
 
     @invariant()

@@ -89,6 +89,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "dial_rate": ("1e3", "1e3", 1000.0),
         "dial_burst": ("7", "7", 7),
         "disconnect_threshold": ("9", "9", 9.0),
+        "history": ("7", "7", 7),
         "max_frame": ("2048", "2048", 2048),
         "max_proxies": ("7", "7", 7),
         "max_principals": ("7", "7", 7),

@@ -93,6 +93,8 @@ def test_our_client_sends_the_bytes_of_the_requests(
     for message in said:
         if message.value[0] != VERSION:
             continue
+        if message.kind == NOTICE:
+            continue
         if message.kind == REPLY:
             hear(talk, stay, asked, message)
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from offline import AgentOf, Clock, Desk, Host, observe
 from trackd import sessions as sessions_module
 from trackd.peers import Peer
 from trackd.sessions import ENDED_SECONDS, Process, Remembered, Session, Sessions, Waiter, Watch
+from trackd.stored import value_of
 from trackd_client.errors import Code
 from trackd_client.protocol import MAX_UINT64
 
@@ -666,7 +668,7 @@ def test_a_message_has_one_moment_so_that_no_expiry_slips_in_between(host: Host)
         store = desk.actor._store
         assert store is not None
         while store._touched or store._checkpoint_to is not None:
-            store.checkpoint_step(desk.state.value_of)
+            store.checkpoint_step(functools.partial(value_of, desk.state))
         revision = desk.state.revision
         while desk.state.tracker.tracked_count:
             agent.ask(desk, "release", lease=agent.ask(desk, "try_acquire")["lease"] or 99)

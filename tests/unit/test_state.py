@@ -16,10 +16,12 @@ from offline import CLUSTER, Clock, assert_same_after_reload, observe, through_m
 from trackd import sessions as sessions_module
 from trackd.config import Config
 from trackd.image import Image
+from trackd.metrics import Metrics
 from trackd.peers import Peer
 from trackd.sessions import EXPIRED_LEASES, Process, Session, Watch
 from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Key, Record, Row
+from trackd.stored import load, value_of
 from trackd_client.protocol import decode_reply
 
 LARGEST = 2**64 - 1
@@ -40,10 +42,12 @@ class World:
         self.state.begin_epoch("tracker")
         self.state.record_epoch()
         self.clients = 0
+        #: Whoever gossips; it is at no daemon, and holds nothing.
+        self.gossip = Session(0, b"", Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
 
     def empty(self, **settings: Any) -> State:
         config = Config(cluster_name=CLUSTER, **{**self.settings, **settings})
-        return State(config, self)
+        return State(config, self, Metrics())
 
     # what a state asks of its surroundings
 
@@ -70,10 +74,12 @@ class World:
         self.clients += 1
         token = self.clients.to_bytes(16, "big")
         pid = 0 if process is None else process.pid
-        return self.state.open_session(token, Peer(uid, uid, pid), process, "name", "1", {"a": "b"})
+        return self.state.open_session(
+            token, Peer(uid, uid, pid), process, "name", "1", {"a": "b"}, "agent"
+        )
 
-    def track(self, *names: str, generation: int = 1, ttl: float | None = None) -> list[str]:
-        return self.state.track([(name, "", generation, ttl) for name in names])
+    def track(self, *names: str, generation: int = 1, ttl: float | None = None) -> int:
+        return self.state.track(self.gossip, [(name, "", generation, ttl) for name in names])
 
     def acquire(self, session: Session) -> int:
         lease = self.state.try_acquire(session)
@@ -81,15 +87,15 @@ class World:
         return lease
 
     def commit(self) -> None:
-        records, touched = self.state.take_records()
-        self.journal += through_msgpack(records)
-        self.touched |= set(touched)
+        batch = self.state.take_batch()
+        self.journal += through_msgpack(batch.records)
+        self.touched |= set(batch.touched)
 
     def take_checkpoint(self) -> None:
         """Move everything into the checkpoint, as many small steps would."""
         self.commit()
         for key in self.touched:
-            value = self.state.value_of(key)
+            value = value_of(self.state, key)
             if value is None:
                 self.checkpoint.pop(key, None)
             else:
@@ -108,7 +114,7 @@ class World:
             image.replay(record)
         watched = list(self.watched)
         state = self.empty(**settings)
-        state.load(image)
+        load(state, image)
         self.watched = watched
         return state
 
@@ -215,11 +221,11 @@ def test_the_revision_goes_on_and_never_back(world: World) -> None:
     world.open()
     world.track("p1")
     revision = world.state.revision
-    assert revision == 2
+    assert revision == 3  # the start was the first change
     world.restart()
-    assert world.state.revision == revision
-    world.track("p2")
     assert world.state.revision == revision + 1
+    world.track("p2")
+    assert world.state.revision == revision + 2
 
 
 def test_a_ttl_runs_through_the_time_without_a_daemon(world: World) -> None:
@@ -272,7 +278,7 @@ def test_every_mutation_raises_the_revision_and_nothing_else_does(world: World) 
     assert raised()
     assert state.claim(session, lease, ["p1"]) == ("p1", "has_claimed")
     assert not raised()
-    assert state.adopt(session, ["p1"]) is None
+    assert state.adopt(session, ["p1"]) == (None, "p1")
     assert not raised()
     state.set_count(state.tracker.connection_count)
     assert not raised()
@@ -397,7 +403,7 @@ def test_a_configured_count_that_changed_wins_over_the_one_that_was_set(world: W
 # -- sessions ----------------------------------------------------------------------------
 
 
-def test_ending_a_session_frees_all_that_it_holds_in_one_mutation(world: World) -> None:
+def test_ending_a_session_frees_all_that_it_holds_in_one_batch(world: World) -> None:
     session, other = world.open(), world.open()
     world.track("p1", "p2", "p3")
     claimed, in_flight = world.acquire(session), world.acquire(session)
@@ -406,7 +412,7 @@ def test_ending_a_session_frees_all_that_it_holds_in_one_mutation(world: World) 
     world.state.park(session, 9, None, b"route")
     revision = world.state.revision
     assert world.state.end_session(session, "closed") == [claimed, in_flight]
-    assert world.state.revision == revision + 1
+    assert world.state.revision == revision + 3  # two leases, and the session
     assert not world.state.tracker.is_claimed(["p1"])
     assert list(world.state.leases) == [kept]
     assert not world.state.queue

@@ -134,7 +134,8 @@ def test_a_purge_pays_for_each_proxy_once() -> None:
         return steps(tracker.sweep)
 
     each = (purge(2 * LARGE) - purge(LARGE)) / LARGE
-    assert each == pytest.approx((purge(2 * SMALL) - purge(SMALL)) / SMALL)
+    # Not quite the same: the collector's own callbacks count as well.
+    assert each == pytest.approx((purge(2 * SMALL) - purge(SMALL)) / SMALL, rel=0.01)
     assert each < 30
 
 

@@ -216,9 +216,11 @@ def test_a_name_that_ends_a_message_where_it_began_has_not_changed(tracker: Trac
 
 
 def test_rows_that_are_already_checked_do_the_same(tracker: Tracker, clock: Clock) -> None:
-    assert tracker.track_rows([("a", "g", 7, 30.0), ("b", "", 0, None)]) == ["a", "b"]
+    rows = [("a", "g", 7, 30.0), ("b", "", 0, None)]
+    assert tracker.track_rows(rows) == {"a": None, "b": None}
     assert tracker.get("a") == TrackedProxy("a", "g", 7, clock.now + 30.0)
     assert tracker.get("b") == TrackedProxy("b", "", 0, clock.now + 180.0)
+    assert tracker.track_rows([("a", "h", 8, None), ("b", "", 0, 1.0)]) == {"a": ("g", 7)}
 
 
 # -- rules 3 and 4: expiry ------------------------------------------------------------

@@ -1,0 +1,49 @@
+"""What the actor knows of the process, beside the state: told to whoever asks, stored nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trackd.listings import Listings
+from trackd.metrics import Metrics
+
+
+def _not_served() -> None:
+    """Do nothing: there is nobody yet who could reload anything."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """The process, as the actor knows it.
+
+    Attributes:
+        boot_id: of the running kernel.
+        started: when the process began to serve, in seconds of CLOCK_BOOTTIME.
+        wall: the same moment in Unix time.
+        requests: served since then.
+        store_problem: why changes cannot be stored just now, or None.
+        store_bytes: returns the size of the state file, or None when there is none.
+        events: the endpoint of the event stream, or "".
+        ask_reload: asks whoever reads the configuration to read it again.
+        reloads_asked: the number of the last reload that was asked for.
+        reloads: how many were done.
+        reload: what came of the last one, as `status` tells it; None before the first.
+        metrics: what is counted.
+        listings: long tables that somebody is reading.
+    """
+
+    boot_id: str
+    started: float
+    wall: float
+    requests: int = 0
+    store_problem: str | None = None
+    store_bytes: Callable[[], int | None] = lambda: None
+    events: str = ""
+    ask_reload: Callable[[], None] = _not_served
+    reloads_asked: int = 0
+    reloads: int = 0
+    reload: dict[str, Any] | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    listings: Listings = field(default_factory=Listings)

@@ -1,0 +1,82 @@
+"""Listings: long tables read in pages, none of which holds the one writer for long. Pure.
+
+A listing begins as a list of keys, which is copied once; each page then looks up a few rows as
+they are at that moment, and skips those that are no more. What changes meanwhile is told by
+events, and events say what a thing became: so rows that are newer than the listing's beginning do
+no harm to whoever replays the events after it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+#: Listings under way at the same time; the oldest makes room.
+_MOST: Final = 4
+
+
+class Listing(NamedTuple):
+    """One listing.
+
+    Attributes:
+        of: what it lists.
+        base: the revision at its beginning.
+        keys: of the rows.
+    """
+
+    of: str
+    base: int
+    keys: Sequence[Any]
+
+
+class Page(NamedTuple):
+    """One page: its listing, the rows, and where the next one begins (None: there is none)."""
+
+    listing: Listing
+    rows: list[dict[str, Any]]
+    cursor: list[int] | None
+
+
+class Listings:
+    """The listings under way."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._open: OrderedDict[int, Listing] = OrderedDict()
+
+    def begin(self, of: str, base: int, keys: Iterable[Any]) -> list[int]:
+        """Begin a listing; return the cursor of its first page."""
+        self._number += 1
+        if len(self._open) >= _MOST:
+            self._open.popitem(last=False)
+        self._open[self._number] = Listing(of, base, list(keys))
+        return [self._number, 0]
+
+    def page(
+        self,
+        of: str,
+        cursor: Sequence[int],
+        limit: int,
+        row: Callable[[Any], dict[str, Any] | None],
+    ) -> Page | None:
+        """Return the page at a cursor, or None when there is no such listing any more.
+
+        Args:
+            of: what it must list.
+            cursor: as `begin` or an earlier page returned it.
+            limit: keys of a page.
+            row: gives the row of a key, or None when it is no more.
+        """
+        number, offset = cursor
+        listing = self._open.get(number)
+        if listing is None or listing.of != of:
+            return None
+        self._open.move_to_end(number)
+        found = map(row, listing.keys[offset : offset + limit])
+        rows = [each for each in found if each is not None]
+        following = offset + limit
+        if following < len(listing.keys):
+            return Page(listing, rows, [number, following])
+        del self._open[number]
+        return Page(listing, rows, None)

@@ -1,0 +1,190 @@
+"""What the daemon counts: plain numbers in the one writer, and their names for Prometheus.
+
+Counting costs an addition; names, labels and text formats are made when somebody asks
+(`families`). What events tell (grants, claims, releases) is counted once they are stored, so
+that the counters never tell of what did not happen. Counters begin at 0 with the process, as
+Prometheus expects; gauges are read off the state itself.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final
+
+#: Upper bounds in seconds: what a request takes, a commit, and a crashed agent's leases.
+_REQUEST_SECONDS: Final = (
+    50e-6,
+    100e-6,
+    250e-6,
+    500e-6,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    10e-3,
+    50e-3,
+    0.25,
+    1.0,
+)
+_COMMIT_SECONDS: Final = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 0.1, 1.0)
+_CRASH_SECONDS: Final = (0.5e-3, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1, 1.0, 10.0)
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+Family = list[Any]
+"""Name, kind, help, label names, samples; as the operation `metrics` tells it."""
+
+
+class Histogram:
+    """Values counted by the bounds that they do not exceed.
+
+    Attributes:
+        counts: how many fell between a bound and the one before; the last is above them all.
+        sum: of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Begin empty.
+
+        Args:
+            bounds: ascending.
+        """
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def sample(self, labels: Sequence[str] = ()) -> list[Any]:
+        """Return labels, cumulative counts by bound, and the sum."""
+        bounds = [*self.bounds, "+Inf"]
+        counts = accumulate(self.counts)
+        return [list(labels), [list(pair) for pair in zip(bounds, counts, strict=True)], self.sum]
+
+
+class Metrics:
+    """All that is counted. The actor's thread alone writes it."""
+
+    def __init__(self) -> None:
+        self.grants: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.claims = 0
+        self.duplicates = 0
+        self.releases: Counter[str] = Counter()
+        self.sessions_opened = 0
+        self.sessions_ended: Counter[str] = Counter()
+        self.gossip_messages = 0
+        self.gossip_proxies = 0
+        self.lowered_generations = 0
+        self.expiries = 0
+        self.errors: Counter[str] = Counter()
+        self.admin_acts: Counter[str] = Counter()
+        self.events = 0
+        self.request_seconds: dict[str, Histogram] = {}
+        self.batch_requests = Histogram(_BATCH)
+        self.commit_seconds = Histogram(_COMMIT_SECONDS)
+        self.crash_seconds = Histogram(_CRASH_SECONDS)
+
+    def request(self, op: str, seconds: float) -> None:
+        """Count a request that was received and answered within so many seconds."""
+        histogram = self.request_seconds.get(op)
+        if histogram is None:
+            histogram = self.request_seconds[op] = Histogram(_REQUEST_SECONDS)
+        histogram.observe(seconds)
+
+    def take(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Count events by kind and reason, once they are stored."""
+        for (kind, reason), number in counts.items():
+            self.events += number
+            match kind:
+                case "lease_granted":
+                    self.grants[reason] += number
+                case "proxy_claimed":
+                    self.claims += number
+                case "lease_released":
+                    self.releases[reason] += number
+                case "session_opened":
+                    self.sessions_opened += number
+                case "session_ended":
+                    self.sessions_ended[reason] += number
+                case "proxy_expired":
+                    self.expiries += number
+                case _:
+                    pass
+
+    def families(self) -> list[Family]:
+        """Return the counters and histograms."""
+        return [
+            _by("trackd_grants", "Leases granted, by the reason.", "reason", self.grants),
+            _by(
+                "trackd_refusals",
+                "Leases refused or asked to wait, by the reason.",
+                "reason",
+                self.refusals,
+            ),
+            counter("trackd_claims", "Proxies claimed, adopted tunnels included.", self.claims),
+            counter(
+                "trackd_duplicates",
+                "Claims and adoptions that met a proxy which another lease holds.",
+                self.duplicates,
+            ),
+            _by("trackd_releases", "Leases released, by the cause.", "cause", self.releases),
+            counter("trackd_sessions_opened", "Sessions opened.", self.sessions_opened),
+            _by("trackd_sessions_ended", "Sessions ended.", "reason", self.sessions_ended),
+            counter("trackd_gossip_messages", "Gossip messages.", self.gossip_messages),
+            counter("trackd_gossip_proxies", "Mentions of proxies.", self.gossip_proxies),
+            counter(
+                "trackd_gossip_lowered_generations",
+                "Mentions that lowered the generation of a proxy within its group.",
+                self.lowered_generations,
+            ),
+            counter("trackd_expiries", "Proxies that expired.", self.expiries),
+            _by("trackd_errors", "Requests answered with an error.", "code", self.errors),
+            _by("trackd_admin_acts", "Acts of administrators.", "operation", self.admin_acts),
+            counter("trackd_events", "Changes of the state.", self.events),
+            [
+                "trackd_request_seconds",
+                "histogram",
+                "Time from the receipt of a request's batch to its reply, by operation.",
+                ["operation"],
+                [each.sample([op]) for op, each in sorted(self.request_seconds.items())],
+            ],
+            _histogram("trackd_batch_requests", "Requests of one batch.", self.batch_requests),
+            _histogram("trackd_commit_seconds", "Time of a commit.", self.commit_seconds),
+            _histogram(
+                "trackd_crash_to_release_seconds",
+                "Time from the kernel's word that a process has exited to the commit that frees"
+                " its leases.",
+                self.crash_seconds,
+            ),
+        ]
+
+
+def gauge(name: str, text: str, value: float) -> Family:
+    """Return a gauge without labels."""
+    return [name, "gauge", text, [], [[[], value]]]
+
+
+def gauges(name: str, text: str, labels: Sequence[str], samples: list[Any]) -> Family:
+    """Return a gauge with labels; a sample is the label's values and a number."""
+    return [name, "gauge", text, list(labels), samples]
+
+
+def counter(name: str, text: str, value: float) -> Family:
+    """Return a counter without labels."""
+    return [name, "counter", text, [], [[[], value]]]
+
+
+def _by(name: str, text: str, label: str, counts: Mapping[str, int]) -> Family:
+    samples = [[[value], number] for value, number in sorted(counts.items())]
+    return [name, "counter", text, [label], samples]
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Family:
+    return [name, "histogram", text, [], [histogram.sample()]]
