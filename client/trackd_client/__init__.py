@@ -32,6 +32,7 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
 )
+from trackd_client.events import Event
 from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.pool import AgentPool
 from trackd_client.proxy import Proxy
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncTracker",
     "BadPayload",
     "DaemonAbsent",
+    "Event",
     "Lease",
     "NoAnswer",
     "Policy",

@@ -7,8 +7,8 @@ cancelled at any moment: a grant that nobody awaits any more is taken back.
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -16,28 +16,31 @@ from typing import Any, Self
 import zmq
 import zmq.asyncio
 
+from trackd_client.aiooperators import AsyncOperations
 from trackd_client.base import (
     BY_TIMEOUT,
     CLOSE_SECONDS,
     BaseLease,
-    BaseTracker,
     State,
     deadline_of,
     log,
-    own_fields,
 )
 from trackd_client.clock import boottime
-from trackd_client.connection import close_when_dropped, configure, unanswered
+from trackd_client.connection import (
+    Closable,
+    close_when_dropped,
+    configure,
+    read_monitor,
+    unanswered,
+)
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     PASSING,
+    TROUBLES,
     AcquireTimeout,
-    DaemonAbsent,
-    DaemonFailed,
     NoAnswer,
     Refused,
     SessionLost,
-    StoreUnavailable,
     TrackdError,
     TrackerClosed,
 )
@@ -155,7 +158,7 @@ class Outstanding:
             self.future.set_result(reply)
 
 
-class AsyncTracker(BaseTracker[AsyncLease]):
+class AsyncTracker(AsyncOperations[AsyncLease]):
     """The local daemon's tracker, as this process sees it, for one event loop.
 
     `async with` or `close` ends the session. Callbacks run in the event loop.
@@ -168,6 +171,7 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         self._connected = False
         self._was_connected = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._opened = []
         self._heartbeat: asyncio.TimerHandle | None = None
         self._context: zmq.asyncio.Context
         self._socket: zmq.asyncio.Socket
@@ -219,20 +223,6 @@ class AsyncTracker(BaseTracker[AsyncLease]):
     async def adopt(self, *principals: str) -> AsyncLease | None:
         """Take up a tunnel that is open already; see `Tracker.adopt`."""
         return await self._grant("adopt", {"principals": list(principals)})
-
-    # -- what operators ask -----------------------------------------------------------------
-
-    async def status(self) -> dict[str, Any]:
-        """Return the daemon's counts; docs/protocol.md, "status", tells each field."""
-        return own_fields(await self._call("status", {}, session=False))
-
-    async def explain(self) -> dict[str, Any]:
-        """Return why a lease would be granted or refused now; see docs/protocol.md."""
-        return own_fields(await self._call("explain", {}, session=False))
-
-    async def ping(self) -> None:
-        """Return when the daemon has answered."""
-        await self._call("ping", {}, session=False)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -392,7 +382,7 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         fields = {"lease": lease.id}
         try:
             await self._call("release", fields, stay=stay, never_stale=True)
-        except (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed) as error:
+        except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._errand("release", fields, stay)
         except asyncio.CancelledError:
@@ -471,7 +461,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
         self._socket = self._context.socket(zmq.DEALER)
         self._monitor = configure(self._socket)
         self._socket.connect(self.endpoint)
-        parts = [self._monitor, self._socket]
+        sockets = (self._monitor, self._socket)
+        parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # as they will be
         self._dropped = close_when_dropped(self, self._context, parts)
         self._tasks = [
             loop.create_task(self._read(), name="trackd-read"),
@@ -527,9 +518,7 @@ class AsyncTracker(BaseTracker[AsyncLease]):
 
     async def _read_monitor(self) -> None:
         while True:
-            event, *_ = await self._monitor.recv_multipart()
-            (kind,) = struct.unpack("=H", event[:2])
-            self._connected = kind != zmq.Event.DISCONNECTED
+            self._connected = read_monitor(await self._monitor.recv_multipart())
             self._connection_changed(self._connected)
             if self._connected:
                 if self._was_connected:
@@ -550,6 +539,8 @@ class AsyncTracker(BaseTracker[AsyncLease]):
             if future is not None and not future.done():  # a cancelled one is
                 future.set_exception(closed)
         self._dropped.detach()
+        for opened in self._opened:
+            opened.close()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)

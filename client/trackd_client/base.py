@@ -22,7 +22,7 @@ BY_TIMEOUT: Final = -1.0
 CLOSE_SECONDS: Final = 1.0
 
 
-class Event(Protocol):
+class Settable(Protocol):
     """What `threading.Event` and `asyncio.Event` have in common."""
 
     def set(self) -> None:
@@ -43,8 +43,8 @@ class State(StrEnum):
 class BaseLease:
     """What a lease is, whichever way it is awaited."""
 
-    lost: Event
-    should_close: Event
+    lost: Settable
+    should_close: Settable
 
     def __init__(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> None:
         self.id: int = fields["lease"]
@@ -196,7 +196,7 @@ class BaseTracker(Generic[LeaseT]):
             return
         if notice.get("notice") == "should_close":
             lease.should_close.set()
-        elif notice.get("notice") == "lease_expired":
+        elif notice.get("notice") in ("lease_expired", "lease_revoked"):
             self._leases.pop(lease.id, None)
             lease.lost.set()
 

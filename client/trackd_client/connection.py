@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import socket
 import struct
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,16 +27,17 @@ import zmq
 from trackd_client.errors import DaemonAbsent, NoAnswer, TrackerClosed
 from trackd_client.places import check_ipc_path
 
-_RECONNECT_MS: Final = 20
-_RECONNECT_MAX_MS: Final = 500
+#: Milliseconds until libzmq connects again, and how far that grows.
+RECONNECT_MS: Final = 20
+RECONNECT_MAX_MS: Final = 500
 #: Milliseconds that a call waits for its reply alone, deaf to all else.
 _SOON_MS: Final = 20
 # Plain integers: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
 _RCVMORE: Final = int(zmq.RCVMORE)
 #: Seconds after which a wait looks at the clock again.
-_LONGEST_WAIT: Final = 5.0
-_MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+LONGEST_WAIT: Final = 5.0
+MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 class Happened(Enum):
@@ -121,7 +123,7 @@ class Connection:
         """
         if seconds is not None:
             # Timed waits stand still in suspend, and the clock of deadlines does not.
-            seconds = min(max(0.0, seconds), _LONGEST_WAIT)
+            seconds = min(max(0.0, seconds), LONGEST_WAIT)
         timeout = None if seconds is None else int(seconds * 1000) + 1
         for ready, _ in self._poller.poll(timeout):
             if ready is self._socket:
@@ -144,13 +146,11 @@ class Connection:
         return frame
 
     def _read_monitor(self) -> tuple[Happened, bytes]:
-        event, _address = self._monitor.recv_multipart(zmq.DONTWAIT)[:2]
-        (kind,) = struct.unpack("=H", event[:2])
-        if kind == zmq.Event.DISCONNECTED:
-            self.connected = False
+        self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
+        if not self.connected:
             return Happened.DISCONNECTED, b""
         again = self._was_connected
-        self.connected = self._was_connected = True
+        self._was_connected = True
         # libzmq itself delivers what was sent before the first handshake.
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
@@ -161,10 +161,16 @@ SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 def configure(dealer: SocketT) -> SocketT:
     """Set the options of a DEALER before it connects, and return its monitor."""
     dealer.linger = 0
-    dealer.reconnect_ivl = _RECONNECT_MS
-    dealer.reconnect_ivl_max = _RECONNECT_MAX_MS
-    monitor: SocketT = dealer.get_monitor_socket(_MONITORED)
+    dealer.reconnect_ivl = RECONNECT_MS
+    dealer.reconnect_ivl_max = RECONNECT_MAX_MS
+    monitor: SocketT = dealer.get_monitor_socket(MONITORED)
     return monitor
+
+
+def read_monitor(frames: list[bytes]) -> bool:
+    """Return whether a monitor tells that the connection came; else it went."""
+    (kind,) = struct.unpack("=H", frames[0][:2])
+    return bool(kind != zmq.Event.DISCONNECTED)
 
 
 def unanswered(
@@ -213,6 +219,9 @@ def _close_dropped(pid: int, context: zmq.Context[Any], parts: Iterable[Closable
     warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
 
 
+T = TypeVar("T", bound=Closable)
+
+
 class Connections:
     """The connections of one tracker: each call borrows one."""
 
@@ -220,11 +229,40 @@ class Connections:
         self.endpoint = endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closing = Wake()
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards what is below
         self._idle: list[Connection] = []
+        self._opened: list[Closable] = []
         self._lent = 0
         self._closed = False
-        self._dropped = close_when_dropped(self, self._context, self._idle)
+        parts = itertools.chain(self._opened, self._idle)  # as they will be
+        self._dropped = close_when_dropped(self, self._context, parts)
+
+    @contextlib.contextmanager
+    def open(self, make: Callable[[zmq.Context[zmq.Socket[bytes]], Wake], T]) -> Iterator[T]:
+        """Open something of one's own, and close it at the end.
+
+        Args:
+            make: is given the context, and the wake that is set when everything is closed.
+
+        Raises:
+            TrackerClosed: there will be none any more.
+        """
+        with self._lock:
+            if self._closed:
+                raise TrackerClosed("the tracker is closed; make another")
+            self._lent += 1
+        opened = None
+        try:
+            opened = make(self._context, self._closing)
+            self._opened.append(opened)
+            yield opened
+        finally:
+            with self._lock:
+                self._lent -= 1
+                if opened is not None:
+                    self._opened.remove(opened)
+                    opened.close()
+                self._close_idle()
 
     @contextlib.contextmanager
     def lend(self, wake: Wake | None = None) -> Iterator[Connection]:

@@ -159,6 +159,8 @@ _BY_CODE: dict[str, type[Refused]] = {
 LOST = frozenset({Code.SESSION_UNKNOWN, Code.SESSION_ENDED})
 #: Codes of troubles that pass: the same request, sent again later, is served.
 PASSING = frozenset({Code.UNAVAILABLE, Code.INTERNAL})
+#: The same, and no answer at all, as they are raised.
+TROUBLES = (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed)
 
 
 def refusal(code: str, message: str, retry_after: float | None = None) -> TrackdError:

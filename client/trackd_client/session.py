@@ -206,13 +206,7 @@ class Conversation:
         Raises:
             WrongCluster: it serves another cluster than the one that was asked for.
         """
-        cluster = fields.get("cluster")
-        if self.cluster is not None and cluster != self.cluster:
-            raise WrongCluster(
-                f"the daemon serves the cluster {cluster!r}, not {self.cluster!r};"
-                " check the endpoint",
-                Code.WRONG_CLUSTER,
-            )
+        self.check_cluster(fields)
         clock = fields.get("clock")
         if isinstance(clock, int | float):
             # Read by the daemon between these two moments. Nearly always the clocks are one.
@@ -223,6 +217,20 @@ class Conversation:
             known = {name: told[name] for name in Limits._fields if type(told.get(name)) is int}
             self.limits = Limits(**known)
         self.greeted = True
+
+    def check_cluster(self, fields: Mapping[str, Any]) -> None:
+        """Look at the reply to `hello` for the cluster.
+
+        Raises:
+            WrongCluster: it is another than the one that was asked for.
+        """
+        cluster = fields.get("cluster")
+        if self.cluster is not None and cluster != self.cluster:
+            raise WrongCluster(
+                f"the daemon serves the cluster {cluster!r}, not {self.cluster!r};"
+                " check the endpoint",
+                Code.WRONG_CLUSTER,
+            )
 
     def local(self, moment: float) -> float:
         """Return a moment of the daemon's clock by this process's CLOCK_BOOTTIME."""

@@ -12,27 +12,25 @@ from trackd_client.base import (
     BY_TIMEOUT,
     CLOSE_SECONDS,
     BaseLease,
-    BaseTracker,
     State,
     deadline_of,
     log,
-    own_fields,
 )
 from trackd_client.clock import boottime
 from trackd_client.connection import Connection, Connections, Happened, Wake, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
+    TROUBLES,
     AcquireTimeout,
     DaemonAbsent,
-    DaemonFailed,
     NoAnswer,
     Refused,
     SessionLost,
-    StoreUnavailable,
     TrackdError,
     TrackerClosed,
 )
 from trackd_client.keeper import Keeper
+from trackd_client.operators import Operations
 from trackd_client.proxy import Proxy
 from trackd_client.session import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
 
@@ -126,7 +124,7 @@ class Lease(BaseLease):
         self.release()
 
 
-class Tracker(BaseTracker[Lease]):
+class Tracker(Operations[Lease]):
     """The local daemon's tracker, as this process sees it.
 
     Nothing is connected until the first call. The session is opened by the first call that
@@ -201,20 +199,6 @@ class Tracker(BaseTracker[Lease]):
         fields = {"principals": list(principals)}
         lease: Lease | None = self._call("adopt", fields, take=self._take_lease)
         return lease
-
-    # -- what operators ask -----------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """Return the daemon's counts; docs/protocol.md, "status", tells each field."""
-        return own_fields(self._call("status", {}, session=False))
-
-    def explain(self) -> dict[str, Any]:
-        """Return why a lease would be granted or refused now; see docs/protocol.md."""
-        return own_fields(self._call("explain", {}, session=False))
-
-    def ping(self) -> None:
-        """Return when the daemon has answered."""
-        self._call("ping", {}, session=False)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -407,7 +391,7 @@ class Tracker(BaseTracker[Lease]):
         fields = {"lease": lease.id}
         try:
             self._call("release", fields, stay=stay, never_stale=True)
-        except (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed) as error:
+        except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._keeper.release(lease.id, stay)
         except SessionLost:

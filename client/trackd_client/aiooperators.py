@@ -1,0 +1,178 @@
+"""What operators ask and do, for the asyncio client: `AsyncTracker` has these methods too.
+
+They are those of `trackd_client.operators`, awaited.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+import zmq.asyncio
+
+from trackd_client.aiosubscription import AsyncSubscription
+from trackd_client.base import BaseTracker, LeaseT, own_fields
+from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.events import (
+    RETRY_SECONDS,
+    Ask,
+    Event,
+    Listen,
+    Steps,
+    Stream,
+    Subscribe,
+    ask_page,
+    read_log,
+)
+from trackd_client.subscription import event_endpoint
+
+
+class AsyncOperations(BaseTracker[LeaseT]):
+    """The part of a tracker that operators use; docs/protocol.md tells the fields of replies."""
+
+    _context: zmq.asyncio.Context
+    _opened: list[AsyncSubscription]
+
+    @abstractmethod
+    async def _call(
+        self, op: str, fields: Mapping[str, Any], *, session: bool = True
+    ) -> dict[str, Any]:
+        """Make one request and return the fields of its reply."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Connect, at the first call."""
+
+    # -- how things stand ------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """Return the daemon's counts."""
+        return own_fields(await self._call("status", {}, session=False))
+
+    async def explain(self, name: str | None = None) -> dict[str, Any]:
+        """Return why a lease would be granted, or of a proxy; see `Tracker.explain`."""
+        fields = {} if name is None else {"name": name}
+        return own_fields(await self._call("explain", fields, session=False))
+
+    async def ping(self) -> None:
+        """Return when the daemon has answered."""
+        await self._call("ping", {}, session=False)
+
+    async def metrics(self) -> dict[str, Any]:
+        """Return all that the daemon counts, as `families`."""
+        return own_fields(await self._call("metrics", {}, session=False))
+
+    async def config(self) -> dict[str, Any]:
+        """Return the daemon's `settings`."""
+        return own_fields(await self._call("config", {}, session=False))
+
+    # -- who and what ----------------------------------------------------------------------
+
+    async def snapshot(self) -> dict[str, Any]:
+        """Return all proxies, leases and sessions; see `Tracker.snapshot`."""
+        (event,) = [event async for event in self._perform(Stream().once(), patient=False)]
+        return dict(event.fields)
+
+    async def rows(self, of: str) -> AsyncIterator[dict[str, Any]]:
+        """Return the rows of a listing; see `Tracker.rows`."""
+        cursor = None
+        while True:
+            page = await self._call("snapshot", ask_page(of, cursor).fields, session=False)
+            for row in page["rows"]:
+                yield row
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+
+    # -- what has happened, and what happens -----------------------------------------------
+
+    async def log(self, after: int = 0) -> dict[str, Any]:
+        """Return the events that the daemon still has; see `Tracker.log`."""
+        asks = read_log(after)
+        try:
+            ask = next(asks)
+            while True:
+                ask = asks.send(await self._call(ask.op, ask.fields, session=False))
+        except StopIteration as end:
+            return own_fields(end.value)
+
+    def events(self, *, snapshot: bool = True) -> AsyncGenerator[Event, None]:
+        """Return what happens from now on; see `Tracker.events`."""
+        return self._perform(Stream(snapshot=snapshot).run(), patient=True)
+
+    # -- what admins do --------------------------------------------------------------------
+
+    async def force_release(self, lease: int) -> dict[str, Any]:
+        """Take a lease from whoever holds it; see `Tracker.force_release`."""
+        return own_fields(await self._call("force_release", {"lease": lease}))
+
+    async def end_session(self, session: int) -> dict[str, Any]:
+        """End a session; see `Tracker.end_session`."""
+        return own_fields(await self._call("end_session", {"session": session}))
+
+    async def forget(self, name: str) -> dict[str, Any]:
+        """Have a proxy tracked no more; see `Tracker.forget`."""
+        return own_fields(await self._call("forget", {"name": name}))
+
+    async def reload(self) -> dict[str, Any]:
+        """Have the daemon read its configuration again; see `Tracker.reload`."""
+        return own_fields(await self._call("reload", {}))
+
+    # -- inside ----------------------------------------------------------------------------
+
+    async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Event, None]:
+        """Do steps, and tell the events among them; see `Operations._perform`."""
+        self._begin()
+        subscription = AsyncSubscription(self._context, self._connection_changed)
+        self._opened.append(subscription)
+        begun = False
+        answer: Any = None
+        try:
+            while True:
+                try:
+                    step = next(steps) if answer is None else steps.send(answer)
+                except StopIteration:
+                    return
+                answer = None
+                match step:
+                    case Event():
+                        yield step
+                    case Ask():
+                        answer = await self._ask(step, subscription if patient and begun else None)
+                        begun = True
+                    case Subscribe():
+                        endpoint = event_endpoint(self.endpoint, step.endpoint)
+                        if endpoint is not None:
+                            subscription.connect(endpoint)
+                        answer = endpoint is not None
+                    case Listen():
+                        answer = await subscription.receive(step.seconds)
+        except TrackerClosed:
+            if not patient:
+                raise
+        finally:
+            self._opened.remove(subscription)
+            subscription.close()
+
+    async def _ask(self, ask: Ask, waits: AsyncSubscription | None) -> dict[str, Any] | None:
+        """Return the fields of a reply, or None where it may be refused; see `Operations._ask`."""
+        while True:
+            try:
+                fields = await self._call(ask.op, ask.fields, session=False)
+            except InvalidRequest:
+                if not ask.refusable:
+                    raise
+                return None
+            except TROUBLES as error:
+                if waits is None:
+                    raise
+                if isinstance(error, DaemonAbsent):
+                    self._connection_changed(False)
+                await waits.pause(RETRY_SECONDS)
+                continue
+            if waits is not None:
+                self._connection_changed(True)
+            if ask.op == "hello":
+                self._conversation.check_cluster(fields)
+            return fields

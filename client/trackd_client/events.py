@@ -1,0 +1,374 @@
+"""The stream of events, without any I/O: what to listen for, what to ask, which events to tell.
+
+A `Stream` is a conversation in *steps*. Its generators yield what they need (an `Ask`, a
+`Subscribe`, a `Listen`) and are sent what came of it; an `Event` that they yield is for
+whoever iterates. The synchronous and the asyncio client do the steps, each in its way, and
+nothing else.
+
+Each change of the daemon's state raises its revision by one, and is one event. So a stream
+that has told revision N owes N + 1 next, from wherever it gets it: nearly always from the event
+socket, which may lose messages; else from the daemon's history (`log`), which may be too
+short. When neither has it, the stream says `gap` and begins again from a snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from trackd_client.errors import Code, NoAnswer
+from trackd_client.mirror import LISTINGS, Mirror
+from trackd_client.protocol import NOTICE, ProtocolError, decode
+
+#: The path of the event socket is that of the daemon's socket and this.
+SUFFIX: Final = ".events"
+#: Seconds without a message after which the stream asks whether it has missed something.
+QUIET_SECONDS: Final = 1.0
+#: Seconds until a daemon that did not answer is asked again.
+RETRY_SECONDS: Final = 1.0
+#: Rows, or events, of one reply: as many as the daemon gives.
+PAGE: Final = 1000
+#: Walks that one snapshot may take; each fails when changes outrun it and nothing tells them.
+TRIES: Final = 20
+
+#: The first event of a stream, and the one after a gap.
+SNAPSHOT: Final = "snapshot"
+#: Events were lost for good.
+GAP: Final = "gap"
+
+
+class Event(NamedTuple):
+    """One change of the daemon's state; docs/protocol.md, "Events", lists the kinds.
+
+    Attributes:
+        revision: the number of the change: each event has that of the one before, plus one.
+        time: seconds of the daemon's CLOCK_BOOTTIME.
+        wall: Unix time of the daemon's clock.
+        kind: what happened.
+        fields: more of it. `snapshot` has `revision`, `proxies`, `leases` and `sessions`, as
+            `Tracker.snapshot` returns them; `gap` has `after`, the last revision that was
+            told, and `newest`, the daemon's.
+    """
+
+    revision: int
+    time: float
+    wall: float
+    kind: str
+    fields: Mapping[str, Any]
+
+
+class Ask(NamedTuple):
+    """A step: a request without a session, until it is answered with the fields of a reply.
+
+    Attributes:
+        op: the operation.
+        fields: its own fields.
+        refusable: whether None is an answer, when the daemon finds the fields wrong.
+    """
+
+    op: str
+    fields: Mapping[str, Any] = {}
+    refusable: bool = False
+
+
+class Subscribe(NamedTuple):
+    """A step: connect to the event socket. The answer tells whether there is one.
+
+    Attributes:
+        endpoint: as the daemon told it; empty for none.
+    """
+
+    endpoint: str
+
+
+class Listen(NamedTuple):
+    """A step: wait for the next frame of the event socket; None when none came.
+
+    It may be over sooner, when the connection came or went.
+    """
+
+    seconds: float
+
+
+Step = Event | Ask | Subscribe | Listen
+Steps = Generator[Step, Any, None]
+
+
+class Published(NamedTuple):
+    """A message of the event socket."""
+
+    tracker_id: str
+    revision: int
+    events: list[Event]
+
+
+class Hello(NamedTuple):
+    """Whose state the daemon serves, and how far that is."""
+
+    tracker_id: str
+    revision: int
+    clock: float
+
+
+def read_event(value: object) -> Event:
+    """Return the event that stands in a message.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if type(value) is list and len(value) >= 5:
+        revision, moment, wall, kind, fields = value[:5]
+        if (
+            type(revision) is int
+            and isinstance(moment, int | float)
+            and isinstance(wall, int | float)
+            and type(kind) is str
+            and type(fields) is dict
+        ):
+            return Event(revision, moment, wall, kind, fields)
+    raise ProtocolError(Code.MALFORMED, "an event is an array of revision, times, kind and fields")
+
+
+def read_published(frame: bytes) -> Published | None:
+    """Return the message in a frame of the event socket, or None when it is none of ours."""
+    try:
+        decoded = decode(frame)
+        if decoded is None or decoded[0] != NOTICE:
+            return None
+        body = decoded[1]
+        tracker_id, revision, events = (
+            body.get(name) for name in ("tracker_id", "revision", "events")
+        )
+        if type(tracker_id) is str and type(revision) is int and type(events) is list:
+            return Published(tracker_id, revision, [read_event(event) for event in events])
+    except ProtocolError:
+        pass
+    return None
+
+
+def read_page(reply: Mapping[str, Any]) -> list[Event]:
+    """Return the events of a reply to `log`.
+
+    Raises:
+        NoAnswer: this version cannot read them.
+    """
+    try:
+        return [read_event(event) for event in reply["events"]]
+    except ProtocolError as error:
+        raise NoAnswer(f"the daemon's history cannot be read: {error}") from None
+
+
+def read_log(after: int) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
+    """Ask for the history after a revision, page by page, and return it as one reply."""
+    events: list[Event] = []
+    until: int | None = None
+    while True:
+        reply = yield Ask("log", {"after": after, "limit": PAGE})
+        page = read_page(reply)
+        events += page
+        if until is None:
+            until = reply["newest"]  # what comes while this reads may be more than it reads
+        if not page or until is None or page[-1].revision >= until:
+            return {**reply, "events": events}
+        after = page[-1].revision
+
+
+def ask_page(of: str, cursor: list[int] | None, limit: int = PAGE) -> Ask:
+    """Return the request for a page of a listing.
+
+    A listing that was begun can be forgotten, when the daemon starts again or too many others
+    are read at the same time.
+    """
+    fields: dict[str, Any] = {"of": of, "limit": limit}
+    if cursor is not None:
+        fields["cursor"] = cursor
+    return Ask("snapshot", fields, refusable=cursor is not None)
+
+
+class Stream:
+    """The events of one daemon from now on, each once and in order."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: bool = True,
+        page: int = PAGE,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Begin nothing yet; `run` does.
+
+        Args:
+            snapshot: whether to begin with one, and to begin again with one after a gap.
+            page: rows, or events, to ask for at a time.
+            wall: Unix time, for events that the daemon does not tell.
+        """
+        self._page = page
+        self._with_snapshot = snapshot
+        self._wall = wall
+        self._listens = False
+        self._tracker_id = ""
+        self._revision = 0  # everything up to it has been told
+
+    def run(self) -> Steps:
+        """Tell all events, for ever."""
+        yield from self._subscribe()
+        yield from self._begin((yield from self._hello()))
+        while True:
+            frame = yield Listen(QUIET_SECONDS)
+            said = None if frame is None else read_published(frame)
+            if said is None or not (yield from self._tell_published(said)):
+                yield from self._catch_up()
+
+    def once(self) -> Steps:
+        """Tell one snapshot.
+
+        Raises:
+            NoAnswer: there were too many changes meanwhile, and nothing told them.
+        """
+        for attempt in range(TRIES):
+            if attempt == 1:  # nearly always, the history tells what changed meanwhile
+                yield from self._subscribe()
+            told = yield from self._snapshot()
+            if told is not None:
+                yield told
+                return
+        raise NoAnswer(
+            "the daemon's state changes faster than it can be read, and its history, which would"
+            " tell the changes, is off or too short: see the setting `history`"
+        )
+
+    def _subscribe(self) -> Steps:
+        reply = yield Ask("hello")
+        self._listens = yield Subscribe(str(reply.get("events", "")))
+        if self._listens:
+            # A greeting comes, and from then on all that is published. Nothing depends on it:
+            # whatever is lost, the revisions tell.
+            yield Listen(QUIET_SECONDS)
+
+    def _begin(self, who: Hello) -> Steps:
+        """Begin at the present state."""
+        if self._with_snapshot:
+            told = None
+            while told is None:
+                told = yield from self._snapshot()
+            yield told
+        else:
+            self._tracker_id, self._revision, _ = who
+
+    def _catch_up(self) -> Steps:
+        """Tell what was missed, or that it is lost."""
+        page: list[Event] | None = None
+        while True:
+            who = yield from self._hello()
+            if who.tracker_id != self._tracker_id or who.revision < self._revision:
+                break
+            # The page came between two greetings of one state, and so is of that state.
+            told = yield from self._tell(page or ())
+            if who.revision == self._revision:
+                return
+            if page is not None and not told and not (yield from self._hear()):
+                break
+            page = yield from self._log()
+        yield Event(
+            who.revision,
+            who.clock,
+            self._wall(),
+            GAP,
+            {"after": self._revision, "newest": who.revision},
+        )
+        yield from self._begin(who)
+
+    def _tell(self, events: Iterable[Event]) -> Generator[Step, Any, bool]:
+        """Tell what is new of some events, as far as nothing is missing; return whether any is."""
+        before = self._revision
+        for event in events:
+            if event.revision == self._revision + 1:
+                self._revision = event.revision
+                yield event
+        return self._revision > before
+
+    def _tell_published(self, said: Published) -> Generator[Step, Any, bool]:
+        """Tell what is new in a message; return whether nothing that it knows of is missing."""
+        if said.tracker_id != self._tracker_id:
+            return False
+        yield from self._tell(said.events)
+        return said.revision <= self._revision
+
+    def _hear(self) -> Generator[Step, Any, bool]:
+        """Tell what was published just now, which a history that is off does not have.
+
+        Returns:
+            False when what is missing will not come this way either.
+        """
+        frame = (yield Listen(QUIET_SECONDS)) if self._listens else None
+        said = None if frame is None else read_published(frame)
+        if said is None:
+            return False
+        return (yield from self._tell_published(said)) or not said.events  # a greeting
+
+    def _snapshot(self) -> Generator[Step, Any, Event | None]:
+        """Return a snapshot, right as of its revision; None when it is to be tried again."""
+        self._tracker_id = (yield from self._hello()).tracker_id
+        mirror = yield from self._walk()
+        after = yield from self._hello()
+        if mirror is None or after.tracker_id != self._tracker_id:
+            return None
+        return Event(self._revision, after.clock, self._wall(), SNAPSHOT, mirror.snapshot())
+
+    def _walk(self) -> Generator[Step, Any, Mirror | None]:
+        """Return what the daemon's listings hold, brought to one revision.
+
+        The rows of each page are as of its own revision. So after each page the events up to
+        there are applied to all rows, also to those that know of them already: an event says
+        what a thing became.
+        """
+        mirror = Mirror()
+        for of in LISTINGS:
+            cursor = None
+            while True:
+                page = yield ask_page(of, cursor, self._page)
+                if page is None:
+                    return None
+                if of == LISTINGS[0] and cursor is None:
+                    self._revision = mirror.revision = page["base"]
+                mirror.put(of, page["rows"])
+                if not (yield from self._advance(mirror, page["revision"])):
+                    return None
+                cursor = page["cursor"]
+                if cursor is None:
+                    break
+        return mirror
+
+    def _advance(self, mirror: Mirror, revision: int) -> Generator[Step, Any, bool]:
+        """Apply all events up to a revision at least; return whether they are to be had."""
+        while self._revision < revision:
+            events = yield from self._log()
+            if not (yield from _apply(self._tell(events), mirror)) and not (
+                yield from _apply(self._hear(), mirror)
+            ):
+                return False
+        return True
+
+    def _hello(self) -> Generator[Step, Any, Hello]:
+        reply = yield Ask("hello")
+        return Hello(reply["tracker_id"], reply["revision"], reply["clock"])
+
+    def _log(self) -> Generator[Step, Any, list[Event]]:
+        reply = yield Ask("log", {"after": self._revision, "limit": self._page})
+        return read_page(reply)
+
+
+def _apply(steps: Generator[Step, Any, bool], mirror: Mirror) -> Generator[Step, Any, bool]:
+    """Do steps, but apply the events in them to a mirror."""
+    answer = None
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration as end:
+            return bool(end.value)
+        answer = None
+        if isinstance(step, Event):
+            mirror.apply(step)
+        else:
+            answer = yield step

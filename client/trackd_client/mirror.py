@@ -1,0 +1,182 @@
+"""What events make of a snapshot: the same rows, brought forward. No I/O.
+
+An event says what a thing became, so applying one twice, or to rows that know of it already,
+does no harm, as long as all that follow it are applied as well. What no event tells keeps the
+value that it had; where a row appeared by an event, it is nil, or empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from trackd_client.events import Event
+
+Row = dict[str, Any]
+
+#: The listings of a snapshot, each with the field that tells its rows apart.
+KEYS: Final = {"sessions": "session", "leases": "lease", "proxies": "name"}
+LISTINGS: Final = tuple(KEYS)
+
+
+class Mirror:
+    """The proxies, leases and sessions of a daemon, as of one revision.
+
+    Begin with `put`, or from the `fields` of a `snapshot` event; then apply every later one.
+
+    Attributes:
+        revision: of the last event that was applied.
+        proxies: rows by name; a proxy is here when it is tracked or claimed.
+        leases: rows by id.
+        sessions: rows by number.
+    """
+
+    def __init__(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        self.revision = 0
+        self.proxies: dict[str, Row] = {}
+        self.leases: dict[int, Row] = {}
+        self.sessions: dict[int, Row] = {}
+        if snapshot is not None:
+            self.revision = snapshot["revision"]
+            for of in LISTINGS:
+                self.put(of, snapshot[of])
+
+    def put(self, of: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of a listing, in place of those that are here."""
+        key = KEYS[of]
+        table: dict[Any, Row] = getattr(self, of)
+        for row in rows:
+            table[row[key]] = dict(row)
+
+    def apply(self, event: Event) -> None:
+        """Take what an event tells; kinds that are not known change nothing but the revision."""
+        self.revision = event.revision
+        fields = event.fields
+        match event.kind:
+            case "session_opened":
+                self._open(event)
+            case "session_ended":
+                self.sessions.pop(fields["session"], None)
+            case "lease_granted":
+                self._grant(event)
+            case "lease_released":
+                self.leases.pop(fields["lease"], None)
+                if fields["name"] is not None:
+                    self._unclaim(fields["name"])
+            case "proxy_claimed":
+                self._claim(event)
+            case "proxy_tracked" | "proxy_changed":
+                self._proxy(fields["name"]).update(
+                    group=fields["group"],
+                    generation=fields["generation"],
+                    tracked=True,
+                    mentioned_by=fields["session"],
+                )
+            case "proxy_expired" | "proxy_forgotten":
+                self._untrack(fields["name"])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the rows as `Tracker.snapshot` does, with what follows from them put right."""
+        self._count_leases()
+        self._choose_desired()
+        return {
+            "revision": self.revision,
+            "proxies": sorted(self.proxies.values(), key=lambda row: str(row["name"])),
+            "leases": sorted(self.leases.values(), key=lambda row: int(row["lease"])),
+            "sessions": sorted(self.sessions.values(), key=lambda row: int(row["session"])),
+        }
+
+    def _open(self, event: Event) -> None:
+        number = event.fields["session"]
+        row = self.sessions.get(number)
+        if row is None:
+            row = self.sessions[number] = {
+                "session": number,
+                "gid": None,
+                "visible": None,
+                "version": "",
+                "labels": {},
+                "opened": event.time,
+                "wall": event.wall,
+                "leases": 0,
+                "inflight": 0,
+                "waiting": 0,
+                "requests": 0,
+                "gossip": 0,
+                "deadline": None,
+            }
+        row.update({name: event.fields[name] for name in ("uid", "pid", "name", "command")})
+
+    def _grant(self, event: Event) -> None:
+        number, session = event.fields["lease"], event.fields["session"]
+        row = self.leases.get(number)
+        if row is None:
+            row = self.leases[number] = {
+                "lease": number,
+                "granted": event.time,
+                "wall": event.wall,
+                "claim_by": None,
+                "principals": [],
+            }
+        row.update(session=session, pid=self._pid(session), name=None)
+
+    def _claim(self, event: Event) -> None:
+        name, number, session = (event.fields[field] for field in ("name", "lease", "session"))
+        row = self.leases.get(number)
+        if row is not None:
+            row.update(name=name, claim_by=None)
+        self._proxy(name).update(lease=number, session=session, pid=self._pid(session))
+
+    def _pid(self, session: int) -> int | None:
+        row = self.sessions.get(session)
+        return None if row is None else row["pid"]
+
+    def _proxy(self, name: str) -> Row:
+        row = self.proxies.get(name)
+        if row is None:
+            row = self.proxies[name] = {
+                "name": name,
+                "group": None,
+                "generation": None,
+                "expires": None,
+                "tracked": False,
+                "desired": False,
+                "largest": None,
+                "lease": None,
+                "session": None,
+                "pid": None,
+                "mentioned_by": None,
+            }
+        return row
+
+    def _unclaim(self, name: str) -> None:
+        row = self._proxy(name)
+        row.update(lease=None, session=None, pid=None)
+        if not row["tracked"]:
+            del self.proxies[name]
+
+    def _untrack(self, name: str) -> None:
+        row = self._proxy(name)
+        row.update(group=None, generation=None, expires=None, tracked=False, mentioned_by=None)
+        if row["lease"] is None:
+            del self.proxies[name]
+
+    def _count_leases(self) -> None:
+        for row in self.sessions.values():
+            row.update(leases=0, inflight=0)
+        for lease in self.leases.values():
+            holder = self.sessions.get(lease["session"])
+            if holder is not None:
+                holder["leases"] += 1
+                holder["inflight"] += lease["name"] is None
+
+    def _choose_desired(self) -> None:
+        largest: dict[str, int] = {}
+        for row in self.proxies.values():
+            if row["tracked"]:
+                group, generation = row["group"], row["generation"]
+                largest[group] = max(generation, largest.get(group, generation))
+        for row in self.proxies.values():
+            row["largest"] = largest.get(row["group"])
+            row["desired"] = row["tracked"] and row["generation"] == row["largest"]

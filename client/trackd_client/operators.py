@@ -1,0 +1,251 @@
+"""What operators ask and do, for the synchronous client: `Tracker` has these methods too.
+
+What only looks needs no session, and opens none.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import zmq
+
+from trackd_client.base import BaseTracker, LeaseT, own_fields
+from trackd_client.connection import Connections, Wake
+from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.events import (
+    RETRY_SECONDS,
+    Ask,
+    Event,
+    Listen,
+    Steps,
+    Stream,
+    Subscribe,
+    ask_page,
+    read_log,
+)
+from trackd_client.subscription import Subscription, event_endpoint
+
+
+class Operations(BaseTracker[LeaseT]):
+    """The part of a tracker that operators use; docs/protocol.md tells the fields of replies."""
+
+    _connections: Connections
+
+    @abstractmethod
+    def _call(self, op: str, fields: Mapping[str, Any], *, session: bool = True) -> Any:
+        """Make one request and return the fields of its reply."""
+
+    # -- how things stand ------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's counts."""
+        return own_fields(self._call("status", {}, session=False))
+
+    def explain(self, name: str | None = None) -> dict[str, Any]:
+        """Return why a lease would be granted or refused now, or all that is known of a proxy.
+
+        Args:
+            name: of the proxy, or any of its principals.
+        """
+        fields = {} if name is None else {"name": name}
+        return own_fields(self._call("explain", fields, session=False))
+
+    def ping(self) -> None:
+        """Return when the daemon has answered."""
+        self._call("ping", {}, session=False)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return all that the daemon counts, as `families`."""
+        return own_fields(self._call("metrics", {}, session=False))
+
+    def config(self) -> dict[str, Any]:
+        """Return the daemon's `settings`."""
+        return own_fields(self._call("config", {}, session=False))
+
+    # -- who and what ----------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all `proxies`, `leases` and `sessions`, as of one `revision`.
+
+        A row that appeared while this was read has nil, or nothing, in those fields of which
+        events do not tell, such as a proxy's `expires`.
+
+        Raises:
+            NoAnswer: they change faster than they can be read, and the history is off.
+        """
+        (event,) = self._perform(Stream().once(), patient=False)
+        return dict(event.fields)
+
+    def rows(self, of: str) -> Iterator[dict[str, Any]]:
+        """Return the rows of `proxies`, `leases` or `sessions`, read as they are needed.
+
+        Each is as it was when it was read, so that they may contradict one another; `snapshot`
+        does not.
+
+        Raises:
+            InvalidRequest: there is no such listing; or, between two rows, the daemon has
+                started again, and the listing has to begin anew.
+        """
+        cursor = None
+        while True:
+            page = self._call("snapshot", ask_page(of, cursor).fields, session=False)
+            yield from page["rows"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+
+    # -- what has happened, and what happens -----------------------------------------------
+
+    def log(self, after: int = 0) -> dict[str, Any]:
+        """Return the events that the daemon still has, oldest first.
+
+        Args:
+            after: a revision; the events that follow it are returned.
+
+        Returns:
+            A map: `events`, each an `Event`; `oldest`, the revision of the oldest one that is
+            kept, or None; `newest`, the daemon's revision; `history`, how many are kept.
+            Nothing is missing if `after` + 1 >= `oldest`.
+        """
+        asks = read_log(after)
+        try:
+            ask = next(asks)
+            while True:
+                ask = asks.send(self._call(ask.op, ask.fields, session=False))
+        except StopIteration as end:
+            return own_fields(end.value)
+
+    def events(self, *, snapshot: bool = True) -> Generator[Event, None, None]:
+        """Return what happens from now on, each change once and in order, for ever.
+
+        The first event is of the kind `snapshot`; those that follow lead on from it. Events that
+        were lost on the way are fetched. When the daemon has them no more, or has lost its
+        state, an event `gap` says so, and another `snapshot` follows. While there is no daemon,
+        it waits. `close`, also in another thread, ends it.
+
+        Args:
+            snapshot: False for no snapshots; then it begins with the next change, and goes on
+                after a gap with what comes.
+
+        Raises:
+            DaemonAbsent, NoAnswer: at the beginning alone.
+            WrongCluster: the daemon serves another cluster.
+        """
+        return self._perform(Stream(snapshot=snapshot).run(), patient=True)
+
+    # -- what admins do --------------------------------------------------------------------
+
+    def force_release(self, lease: int) -> dict[str, Any]:
+        """Take a lease from whoever holds it, who is told: it is `lost` there.
+
+        Returns:
+            A map: `released`, and whose it was: `session`, and the proxy's `name` or None.
+
+        Raises:
+            PermissionRefused: this user is no administrator.
+        """
+        return own_fields(self._call("force_release", {"lease": lease}))
+
+    def end_session(self, session: int) -> dict[str, Any]:
+        """End a session, which releases its leases.
+
+        Returns:
+            A map: `ended`, and `freed`, the ids of the leases.
+
+        Raises:
+            PermissionRefused: this user is no administrator.
+        """
+        return own_fields(self._call("end_session", {"session": session}))
+
+    def forget(self, name: str) -> dict[str, Any]:
+        """Have a proxy tracked no more, until gossip of it is newer than what is known now.
+
+        Returns:
+            A map: `forgotten`; `claimed`, whether a lease still holds it; `until`, the moment
+            of the daemon's clock until which old gossip does not bring it back, or None.
+
+        Raises:
+            PermissionRefused: this user is no administrator.
+        """
+        return own_fields(self._call("forget", {"name": name}))
+
+    def reload(self) -> dict[str, Any]:
+        """Have the daemon read its configuration again; `status` tells what came of it.
+
+        Returns:
+            A map: `reloads`, the number that `status` has when it is done.
+
+        Raises:
+            PermissionRefused: this user is no administrator.
+        """
+        return own_fields(self._call("reload", {}))
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _perform(self, steps: Steps, *, patient: bool) -> Generator[Event, None, None]:
+        """Do steps, and tell the events among them.
+
+        Args:
+            steps: as `trackd_client.events` makes them.
+            patient: whether to wait for a daemon that has gone, and to end quietly when the
+                tracker is closed.
+        """
+        self._conversation.check_usable()
+        begun = False
+        answer: Any = None
+        try:
+            with self._connections.open(self._subscription) as subscription:
+                while True:
+                    step = next(steps) if answer is None else steps.send(answer)
+                    answer = None
+                    match step:
+                        case Event():
+                            yield step
+                        case Ask():
+                            answer = self._ask(step, subscription if patient and begun else None)
+                            begun = True
+                        case Subscribe():
+                            endpoint = event_endpoint(self.endpoint, step.endpoint)
+                            if endpoint is not None:
+                                subscription.connect(endpoint)
+                            answer = endpoint is not None
+                        case Listen():
+                            self._conversation.check_usable()  # not in a child process
+                            answer = subscription.receive(step.seconds)
+        except StopIteration:
+            return
+        except TrackerClosed:
+            if not patient:
+                raise
+
+    def _subscription(self, context: zmq.Context[zmq.Socket[bytes]], wake: Wake) -> Subscription:
+        return Subscription(context, wake, self._connection_changed)
+
+    def _ask(self, ask: Ask, waits: Subscription | None) -> dict[str, Any] | None:
+        """Return the fields of a reply, or None where the daemon may refuse.
+
+        Args:
+            ask: what to ask.
+            waits: with it, the question is asked until it is answered.
+        """
+        while True:
+            try:
+                fields: dict[str, Any] = self._call(ask.op, ask.fields, session=False)
+            except InvalidRequest:
+                if not ask.refusable:
+                    raise
+                return None
+            except TROUBLES as error:
+                if waits is None:
+                    raise
+                if isinstance(error, DaemonAbsent):
+                    self._connection_changed(False)
+                waits.pause(RETRY_SECONDS)
+                continue
+            if waits is not None:
+                self._connection_changed(True)
+            if ask.op == "hello":
+                self._conversation.check_cluster(fields)
+            return fields

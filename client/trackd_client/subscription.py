@@ -1,0 +1,142 @@
+"""The event socket of the synchronous client: receive, notice reconnects. I/O only.
+
+libzmq connects again by itself, and subscribes again. It keeps a bounded number of messages for
+a program that does not read; what comes then is lost, as the revisions will tell.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import zmq
+
+from trackd_client.clock import boottime
+from trackd_client.connection import (
+    LONGEST_WAIT,
+    MONITORED,
+    RECONNECT_MAX_MS,
+    RECONNECT_MS,
+    Wake,
+    read_monitor,
+)
+from trackd_client.errors import TrackerClosed
+from trackd_client.events import SUFFIX
+from trackd_client.places import PlaceError, check_ipc_path
+
+#: Messages that are kept unread, and the largest that may come. The daemon sends at most 256
+#: events in one, of about 150 bytes each.
+_RECEIVE_HWM: Final = 200
+_MAX_MESSAGE: Final = 4 * 1024 * 1024
+
+SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
+
+
+def event_endpoint(endpoint: str, told: str) -> str | None:
+    """Return where to subscribe, or None where nothing is published.
+
+    Args:
+        endpoint: of the daemon, as this process reaches it. A container may see it at another
+            path than the daemon does, and sees the event socket beside it.
+        told: of its event socket, as the daemon sees it; empty for none.
+    """
+    if not told:
+        return None
+    if not told.endswith(SUFFIX):
+        return told
+    try:
+        check_ipc_path(beside := endpoint + SUFFIX)
+    except PlaceError:  # too long, seen from here
+        return None
+    return beside
+
+
+def subscribe(socket: SocketT, endpoint: str) -> SocketT:
+    """Set the options of a SUB, connect it, and return its monitor."""
+    socket.linger = 0
+    socket.rcvhwm = _RECEIVE_HWM
+    socket.maxmsgsize = _MAX_MESSAGE
+    socket.reconnect_ivl = RECONNECT_MS
+    socket.reconnect_ivl_max = RECONNECT_MAX_MS
+    socket.subscribe(b"")
+    monitor: SocketT = socket.get_monitor_socket(MONITORED)
+    socket.connect(endpoint)
+    return monitor
+
+
+class Subscription:
+    """What one iteration listens to; one thread at a time uses it."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], wake: Wake, told: Callable[[bool], None]
+    ) -> None:
+        """Begin without a socket.
+
+        Args:
+            context: of this process.
+            wake: ends waits, with `TrackerClosed`.
+            told: is called whenever the connection came (True) or went.
+        """
+        self._pid = os.getpid()
+        self._context = context
+        self._wake_fd = wake.fd
+        self._told = told
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+
+    def connect(self, endpoint: str) -> None:
+        """Subscribe to everything."""
+        self._socket = self._context.socket(zmq.SUB)
+        self._monitor = subscribe(self._socket, endpoint)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    def receive(self, seconds: float) -> bytes | None:
+        """Return the next frame; None when none came in time, or the connection came or went.
+
+        Raises:
+            TrackerClosed: meanwhile.
+        """
+        until = boottime() + seconds
+        while (left := until - boottime()) > 0:
+            # Timed waits stand still in suspend.
+            ready = dict(self._poller.poll(int(min(left, LONGEST_WAIT) * 1000) + 1))
+            if self._wake_fd in ready:
+                raise _closed()
+            if self._monitor in ready and not self._connected():
+                return None
+            if self._socket in ready:
+                assert self._socket is not None
+                return b"".join(self._socket.recv_multipart(zmq.DONTWAIT))
+        return None
+
+    def pause(self, seconds: float) -> None:
+        """Wait, and let what is published wait too.
+
+        Raises:
+            TrackerClosed: meanwhile.
+        """
+        if select.select((self._wake_fd,), (), (), seconds)[0]:
+            raise _closed()
+
+    def close(self) -> None:
+        """Close the sockets. Only while no thread uses them."""
+        if self._socket is not None and not self._socket.closed and os.getpid() == self._pid:
+            assert self._monitor is not None
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._socket.close()
+
+    def _connected(self) -> bool:
+        assert self._monitor is not None
+        connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
+        self._told(connected)
+        return connected
+
+
+def _closed() -> TrackerClosed:
+    return TrackerClosed("the tracker was closed while it told events")
