@@ -119,7 +119,8 @@ class AsyncLease(BaseLease):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.release()
+        if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
+            await self.release()
 
 
 class Outstanding:
@@ -256,7 +257,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        if not self._conversation.inherited:  # a child that leaves has nothing to close
+            await self.close()
 
     # -- calls ------------------------------------------------------------------------------------
 

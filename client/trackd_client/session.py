@@ -114,13 +114,18 @@ class Conversation:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a child of the process that it belongs to."""
+        return os.getpid() != self._pid
+
     def check_usable(self) -> None:
         """Refuse use after `close`, and in a child process.
 
         Raises:
             TrackerClosed, UsedAfterFork: as they say.
         """
-        if os.getpid() != self._pid:
+        if self.inherited:
             raise UsedAfterFork(
                 f"this tracker belongs to the process {self._pid}; make another in this one,"
                 " after the fork"

@@ -121,7 +121,8 @@ class Lease(BaseLease):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
+        if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
+            self.release()
 
 
 class Tracker(Operations[Lease]):
@@ -233,7 +234,8 @@ class Tracker(Operations[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if not self._conversation.inherited:  # a child that leaves has nothing to close
+            self.close()
 
     def _acquire(self, timeout: float | None, wake: Wake | None) -> Lease:
         """Do what `acquire` does; a wake ends it early, with `TrackerClosed`."""

@@ -786,6 +786,22 @@ tracker.close()
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_child_that_leaves_its_parents_blocks_ends_in_peace(shared: Daemon) -> None:
+    code = """
+import os, sys
+from trackd_client import Tracker
+with Tracker(sys.argv[1]) as tracker, tracker.adopt("p") as lease:
+    child = os.fork()
+    if not child:
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
+    assert tracker.is_claimed("p")
+    assert not lease.released
+"""
+    done = run_script(code, shared.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_fork_amid_calls_of_other_threads_hangs_neither_side(shared: Daemon) -> None:
     code = """
 import os, sys, threading
