@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,9 +63,8 @@ def daemon() -> Iterator[Daemon]:
 
 
 @pytest.fixture(autouse=True)
-def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+def unharmed(daemon: Daemon) -> Iterator[None]:
     """After every test the same process answers a good request."""
-    daemon = request.getfixturevalue("daemon")
     yield
     assert serves(daemon)
 
@@ -613,7 +612,7 @@ import sys, zmq
 router = zmq.Context().socket(zmq.ROUTER)
 router.bind(sys.argv[1])
 while True:
-    router.recv_multipart()
+    router.send_multipart(router.recv_multipart())
 """
 
 #: Our daemon, but for the seed.
@@ -627,16 +626,21 @@ sys.exit(main(["run", "--cluster-name=example.com", "--state-dir=", *sys.argv[2:
 """
 
 
-def take_ids(endpoint: str, count: int) -> None:
-    """Take the ids that the ROUTER would give out next, and connect until it does."""
+def take_ids(endpoint: str, count: int, lives: Callable[[], bool]) -> None:
+    """Take the ids that the ROUTER would give out next, and connect until it does or is dead."""
+    taken = [b"\0" + struct.pack(">I", FIRST_ID + i) for i in range(count)]
     with contextlib.ExitStack() as stack:
-        for number in range(FIRST_ID, FIRST_ID + count):
-            identity = b"\0" + struct.pack(">I", number)
-            stack.enter_context(RawPeer(endpoint, identity=identity)).send(PING)
-        time.sleep(0.2)  # for as many handshakes; an abort follows the connections below
-        for _ in range(2 * count):
-            stack.enter_context(RawPeer(endpoint)).send(PING)
-        time.sleep(0.2)
+        for ids in (taken, [None] * 2 * count):
+            peers = [stack.enter_context(RawPeer(endpoint, identity=each)) for each in ids]
+            for peer in peers:
+                peer.send(PING)
+            # An answer shows that the ROUTER knows the peer. One may have an id that is given out.
+            wait_until(
+                lambda peers=peers: (  # type: ignore[misc]
+                    sum(bool(peer.socket.poll(0)) for peer in peers) >= len(peers) - 1
+                    or not lives()
+                )
+            )
 
 
 @pytest.mark.parametrize(
@@ -652,7 +656,7 @@ def test_taking_the_next_ids_aborts_a_router_that_is_not_seeded(
     try:
         resource.prlimit(victim.pid, resource.RLIMIT_CORE, (0, 0))
         wait_until((tmp_path / "router").is_socket)
-        take_ids(endpoint, 16)
+        take_ids(endpoint, 16, lambda: victim.poll() is None)
         assert victim.wait(PATIENCE) == -signal.SIGABRT, (tmp_path / "log").read_text()
         assert "Assertion failed" in (tmp_path / "log").read_text()
     finally:
@@ -662,10 +666,12 @@ def test_taking_the_next_ids_aborts_a_router_that_is_not_seeded(
 
 def test_taking_the_next_ids_does_not_stop_the_daemon(make_trackd_daemon: MakeDaemon) -> None:
     daemon = make_trackd_daemon()
+    process = daemon._process
+    assert process is not None
     with Tracker(daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p"))
         lease = tracker.acquire(0)
         for _ in range(3):
-            take_ids(daemon.endpoint, 16)
+            take_ids(daemon.endpoint, 16, lambda: process.poll() is None)
         assert serves(daemon)
         assert lease.claim("p")

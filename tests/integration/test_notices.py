@@ -138,7 +138,7 @@ def test_a_refused_lease_says_when_the_dial_budget_has_another(
 def test_the_dial_budget_is_one_for_all_agents_serves_waiters_first_and_survives_a_restart(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
-    daemon = make_trackd_daemon(dial_rate=2.0, dial_burst=3)
+    daemon = make_trackd_daemon(dial_rate=0.4, dial_burst=3)
     with (
         Tracker(daemon.endpoint, timeout=20.0) as first,
         Tracker(daemon.endpoint, timeout=20.0) as second,
@@ -171,10 +171,10 @@ def test_without_need_the_budget_is_no_reason(make_trackd_daemon: MakeDaemon) ->
 def test_a_lease_that_does_not_claim_in_time_is_lost_and_its_holder_told(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
-    own = make_trackd_daemon(claim_timeout=0.4)
+    own = make_trackd_daemon(claim_timeout=2.0)
     tracker = maker.tracker(own.endpoint)
     lease = tracker.try_acquire()
-    assert 0.0 < lease.remaining_claim_time < 0.5
+    assert 0.0 < lease.remaining_claim_time <= 2.0
     assert lease.lost.wait(20.0), "nobody called"
     wait_until(lambda: lease.remaining_claim_time == 0.0)
     assert lease.released
@@ -256,9 +256,9 @@ def test_callbacks_tell_each_state_and_one_that_raises_harms_nobody(
     assert tracker.state == State.LOST
     assert tracker.try_acquire().claim("p1")
     assert tracker.state == State.CONNECTED
+    wait_until(lambda: told[-1] == State.CONNECTED)
     assert told[:2] == [State.CONNECTED, State.RECONNECTING]
     assert told.count(SessionLost) == 1
-    assert told[-1] == State.CONNECTED
 
 
 def test_a_tracker_may_be_closed_from_its_callback(

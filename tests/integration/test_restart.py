@@ -440,12 +440,14 @@ def test_a_call_made_while_there_is_no_daemon_is_answered_by_the_next_one(
 
 
 def test_a_call_gives_up_at_its_deadline_and_leaves_nothing_behind(daemon: Daemon) -> None:
-    with Tracker(daemon.endpoint, timeout=0.4) as tracker:
+    with Tracker(daemon.endpoint, timeout=20) as tracker:
         assert tracker.try_acquire() is not None
         daemon.kill()
+        tracker.timeout = 0.4
         for _ in range(2):
             with pytest.raises(DaemonAbsent):
                 tracker.adopt("p1")
+        tracker.timeout = 20
         daemon.start()
         wait_until(lambda: tracker.status()["requests"] > 2)  # the cancels have come
         wait_until(lambda: tracker.status()["claimed"] == 0)
@@ -455,11 +457,13 @@ def test_a_call_gives_up_at_its_deadline_and_leaves_nothing_behind(daemon: Daemo
 def test_a_release_made_while_there_is_no_daemon_is_delivered_to_the_next_one(
     daemon: Daemon,
 ) -> None:
-    with Tracker(daemon.endpoint, timeout=0.3) as tracker:
+    with Tracker(daemon.endpoint, timeout=20) as tracker:
         lease = tracker.adopt("p1")
         assert lease is not None
         daemon.kill()
+        tracker.timeout = 0.3
         lease.release()
         assert lease.released
+        tracker.timeout = 20
         daemon.start()
         wait_until(lambda: not tracker.is_claimed("p1"))

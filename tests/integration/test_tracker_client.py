@@ -574,10 +574,10 @@ def test_every_call_has_a_deadline(trackd_daemon: Daemon) -> None:
                 begun = time.monotonic()
                 with pytest.raises(TimeoutError):
                     call(tracker, lease)
-                assert 0.2 <= time.monotonic() - begun < 2, name
+                assert 0.2 <= time.monotonic() - begun < PATIENCE / 2, name
             begun = time.monotonic()
             other.release()
-            assert time.monotonic() - begun < 2, "release does not even fail"
+            assert time.monotonic() - begun < PATIENCE / 2, "release does not even fail"
         tracker.timeout = PATIENCE
         wait_until(lambda: not tracker.is_claimed("other"))
         wait_until(lambda: tracker.status()["inflight"] == 1)
@@ -652,7 +652,7 @@ def test_closing_does_not_wait_long_for_a_daemon_that_is_gone(
     daemon.kill()
     begun = time.monotonic()
     tracker.close()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < PATIENCE / 2
 
 
 def test_close_ends_a_wait_in_another_thread(trackd_daemon: Daemon) -> None:
@@ -849,13 +849,13 @@ def test_a_thread_that_waits_holds_up_no_other(tracker: Tracker) -> None:
 
 
 def test_threads_that_all_begin_with_a_silent_daemon_give_up_side_by_side(tmp_path: Path) -> None:
-    with silent_router(tmp_path) as endpoint, Tracker(endpoint, timeout=0.5) as tracker:
+    with silent_router(tmp_path) as endpoint, Tracker(endpoint, timeout=1.0) as tracker:
         begun = time.monotonic()
-        threads = [in_thread(tracker.try_acquire) for _ in range(4)]
+        threads = [in_thread(tracker.try_acquire) for _ in range(20)]
         for thread, outcome in threads:
             thread.join(PATIENCE)
             assert [type(error) for error in outcome] == [NoAnswer]
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 10, "one after the other would be twenty seconds"
 
 
 def test_many_threads_share_one_session_and_get_their_own_answers(tracker: Tracker) -> None:
@@ -926,7 +926,7 @@ def test_a_daemon_that_forgot_makes_every_lease_lost(make_trackd_daemon: MakeDae
             in_flight.claim("p")
         claimed.release()
         assert held(tracker, "p").id == 1, "the next call opens a fresh session"
-        assert len(told) == 1
+        wait_until(lambda: len(told) == 1)
 
 
 def test_a_callback_may_close_the_tracker_or_fail(make_trackd_daemon: MakeDaemon) -> None:

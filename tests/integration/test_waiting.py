@@ -89,7 +89,7 @@ def test_proxies_that_appear_serve_the_waiters_in_their_order_one_each(
 def test_the_longest_waiter_is_served_by_whatever_makes_room(
     make_trackd_daemon: MakeDaemon, cause: str
 ) -> None:
-    daemon = make_trackd_daemon(claim_timeout=0.3 if cause == "no claim" else 0)
+    daemon = make_trackd_daemon(claim_timeout=3.0 if cause == "no claim" else 0)
     with Tracker(daemon.endpoint) as holder:
         holder.track_expected(*proxies(0, 1))
         holder.set_connection_count(1)
