@@ -108,9 +108,13 @@ class Terminal:
         """Change the size of the terminal."""
         self._ask("resize-window", "-x", str(width), "-y", str(height))
 
+    def state(self, question: str) -> str:
+        """Return what tmux knows of the terminal, in its own words."""
+        return self._ask("display-message", "-p", question).strip()
+
     def pane_pid(self) -> int:
         """Return the pid of the shell."""
-        return int(self._ask("display-message", "-p", "#{pane_pid}"))
+        return int(self.state("#{pane_pid}"))
 
     def command_pid(self) -> int:
         """Return the pid of the command that the shell runs."""

@@ -35,6 +35,7 @@ DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\dT\S+"), "TIME"),
     (re.compile(r"\b(pid[= ]|up |revision )\w+"), r"\1N"),
+    (re.compile(r"(ok, )[\d.]+ \w+, \d+( events kept)"), r"\1N\2"),
     (re.compile(r"ipc://\S+"), "ENDPOINT"),
 )
 

@@ -2,12 +2,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from operators import trackctl
 from trackd_client import Proxy, Tracker
-from trackd_client.cli.render import duration
-from trackd_client.cli.status import verdict
 from trackd_client.testing import Daemon
 
 
@@ -54,26 +50,3 @@ def test_an_endpoint_that_no_socket_can_have_is_wrong_usage() -> None:
     wrong = trackctl("--endpoint", "tcp://127.0.0.1:1", "status")
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr
-
-
-@pytest.mark.parametrize(
-    ("told", "words"),
-    [
-        ({}, "every wanted proxy is claimed"),
-        ({"tracked": 0}, "no proxy is known"),
-        ({"target": 3, "inflight": 2}, "2 wanted, 2 being dialled"),
-        ({"target": 3}, "2 wanted, and nobody dials"),
-        ({"store": "failing"}, "changes cannot be stored"),
-    ],
-)
-def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
-    calm = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0}
-    assert words in verdict(calm | told).text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0s"), (59, "59s"), (200, "3m 20s"), (18_120, "5h 2m"), (273_600, "3d 4h")],
-)
-def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_the_help_of_each_command_has_examples_that_it_understands(name: str) ->
 def test_a_command_that_prints_json_takes_the_option_and_says_what_is_in_it(name: str) -> None:
     command = commands().commands[name]
     has_option = any("--json" in option.opts for option in command.params)
-    assert has_option == (name not in {"completion", "hold", "top", "metrics", "dump"})
+    assert has_option == (name not in {"completion", "hold", "top", "dump"})
     if has_option:
         assert "JSON:" in (command.epilog or ""), "its fields are not documented"
 
@@ -115,3 +116,15 @@ def test_a_formatter_of_manual_pages_finds_nothing_to_complain_about(tmp_path: P
     assert formatted.stderr == ""
     assert "trackctl hold [OPTIONS] -- COMMAND..." in formatted.stdout
     assert "while trackctl hold -- ./agent.sh; do :; done" in formatted.stdout
+
+
+def test_the_page_about_trackctl_names_every_command_and_every_field_of_its_json() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trackctl.md").read_text()
+    shown, _, rest = page.partition("## Exit codes")
+    listed = re.findall(r"^\| `([a-z-]+)", shown, re.MULTILINE)
+    assert sorted(set(listed)) == COMMANDS
+    fields = rest.partition("## JSON")[2]
+    for name in COMMANDS:
+        told = (commands().commands[name].epilog or "").partition("JSON:")[2]
+        for field in re.findall(r'"([a-z_]+)"', told):
+            assert f"`{field}`" in fields, f"{field} of {name}"

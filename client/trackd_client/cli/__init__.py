@@ -28,13 +28,48 @@ def commands() -> click.Group:
     Raises:
         ModuleNotFoundError: click or rich is not installed.
     """
-    from trackd_client.cli import command, completion, connection_count, gossip, hold, status
+    from trackd_client.cli import (
+        command,
+        completion,
+        connection_count,
+        doctor,
+        dump,
+        end_session,
+        explain,
+        forget,
+        gossip,
+        hold,
+        leases,
+        log,
+        metrics,
+        proxies,
+        release,
+        reload,
+        sessions,
+        status,
+        top,
+        watch,
+    )
 
     for each in (
         status.status,
+        proxies.proxies,
+        leases.leases,
+        sessions.sessions,
+        explain.explain,
+        top.top,
+        watch.watch,
+        log.log,
+        metrics.metrics,
         hold.hold,
         gossip.gossip,
+        release.release,
+        end_session.end_session,
+        forget.forget,
         connection_count.set_connection_count,
+        reload.reload,
+        doctor.doctor,
+        dump.dump,
         completion.completion,
     ):
         command.trackctl.add_command(each)

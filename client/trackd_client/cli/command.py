@@ -28,17 +28,21 @@ NO_DAEMON: Final = 3
 
 #: The subcommands as `trackctl --help` lists them: by what somebody wants.
 SECTIONS: Final = {
-    "See how things stand": ("status",),
+    "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top"),
+    "See what happens": ("watch", "log", "metrics"),
     "Agents that are scripts": ("hold", "gossip"),
-    "For admins": ("set-connection-count",),
+    "For admins": ("release", "end-session", "forget", "set-connection-count", "reload"),
+    "When something is wrong": ("doctor", "dump"),
     "For shells": ("completion",),
 }
 
 _EPILOG = """\b
 Examples:
   trackctl status
-  trackctl --cluster example.com status --json | jq .claimed
-  trackctl hold -- ./agent.sh
+  trackctl proxies --missing
+  trackctl explain
+  trackctl log --since 03:00 --until 03:30
+  trackctl --cluster example.com sessions --json | jq '.sessions[].pid'
 
 \b
 The daemon is found as the client library finds it: --endpoint, else

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +63,11 @@ class Page:
         """Print a line."""
         click.echo(text, color=True)  # paint knows better whether there are colours
 
+    def say(self, text: str, style: str = "") -> None:
+        """Print a sentence, folded between words where a terminal is narrow."""
+        for folded in [text] if self.width is None else textwrap.wrap(text, self.width):
+            self.line(self.paint(folded, style))
+
     def limit(self, asked: int | None) -> int | None:
         """Return how many rows to show: as many as asked for (0: all), or what a person reads."""
         if asked is None:
@@ -70,23 +76,8 @@ class Page:
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
         """Print a table: whole in a pipe, cut to the width of a terminal."""
-        cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-        widths = [
-            max([cell_len(column.name), *(cell_len(row[i].text) for row in cells)])
-            for i, column in enumerate(columns)
-        ]
-        if self.width is not None:
-            _shrink(widths, columns, self.width)
-        heading = [Cell(column.name, "dim") for column in columns]
-        for row in [heading, *cells]:
-            line = ""
-            for column, cell, width in zip(columns, row, widths, strict=True):
-                text = _fit(cell.text, width)
-                blank = " " * (width - cell_len(text))
-                painted = self.paint(text, cell.style)
-                line += blank + painted if column.right else painted + blank
-                line += _GAP
-            self.line(line.rstrip())
+        for line in lines(columns, rows, self.width):
+            self.line("".join(self.paint(*cell) for cell in line).rstrip())
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print names and what they are, one a line; a name may be empty."""
@@ -94,6 +85,35 @@ class Page:
         width = max((len(name) for name, _ in listed), default=0)
         for name, text in listed:
             self.line(f"{self.paint(name.ljust(width), 'dim')}{_GAP}{text}".rstrip())
+
+
+def lines(
+    columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]], most: int | None
+) -> Iterator[list[Cell]]:
+    """Return the lines of a table: its heading, and each row, as texts with their styles.
+
+    Args:
+        columns: of the table.
+        rows: their cells; one that is just text has no style.
+        most: how wide it may be, or None for as wide as it gets.
+    """
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+    widths = [
+        max([cell_len(column.name), *(cell_len(row[i].text) for row in cells)])
+        for i, column in enumerate(columns)
+    ]
+    if most is not None:
+        _shrink(widths, columns, most)
+    heading = [Cell(column.name, "dim") for column in columns]
+    for row in [heading, *cells]:
+        line = []
+        for column, cell, width in zip(columns, row, widths, strict=True):
+            text = _fit(cell.text, width)
+            blank = Cell(" " * (width - cell_len(text)))
+            fitted = Cell(text, cell.style)
+            line += [blank, fitted] if column.right else [fitted, blank]
+            line.append(Cell(_GAP))
+        yield line
 
 
 def more(shown: int, total: int, page: Page) -> None:

@@ -78,7 +78,9 @@ def facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     claimed = f"{told['claimed_desired']} desired; target {told['target']}"
     daemon = f"{told['server']}, pid {told['pid']}, up {duration(told['uptime'])}"
     yield "mode", told["mode"] + limit
-    yield "proxies", f"{told['tracked']} tracked, {told['desired']} desired"
+    older = told["tracked"] - told["desired"]
+    rest = f", {older} of older generations" if older else ""
+    yield "proxies", f"{told['tracked']} tracked, {told['desired']} desired{rest}"
     yield "claimed", f"{told['claimed']}, of which {claimed}"
     yield "in flight", str(told["inflight"])
     yield "waiting", str(told["waiting"])

@@ -1,0 +1,459 @@
+"""`trackctl doctor`: looks for what is wrong between this user and the daemon, and says what to do.
+
+Each check is a function that yields findings. They look; they change nothing.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from trackd_client import Tracker, __version__
+from trackd_client.cli import command
+from trackd_client.cli.render import Page, duration, moment, names, plain, plural, size
+from trackd_client.clock import boot_id, boottime
+from trackd_client.connection import diagnose
+from trackd_client.errors import TrackdError
+from trackd_client.places import RUN, SOCKET_NAME, check_ipc_path, client_endpoint
+
+OK: Final = "ok"
+NOTE: Final = "note"
+PROBLEM: Final = "problem"
+
+_STYLES: Final = {OK: "green", NOTE: "dim", PROBLEM: "red"}
+_EPILOG = """\b
+Examples:
+  trackctl doctor
+  sudo trackctl doctor            # sees more of the daemon's process
+  trackctl --cluster example.com doctor --json | jq '.findings[].do'
+
+\b
+Exit codes:
+  0  all is well
+  1  there is a problem
+  2  wrong usage
+
+\b
+JSON: {"well", "findings": [{"check", "level": "ok", "note" or "problem",
+"said", "do": what to do, or ""}]}
+"""
+#: Shares of a limit from which it is worth telling.
+_FULL: Final = 0.8
+#: Seconds by which clocks may differ: the answer was under way that long at the most.
+_CLOCK_SECONDS: Final = 2.0
+_COMMAND_SECONDS: Final = 5.0
+
+
+class Finding(NamedTuple):
+    """What a check has found.
+
+    Attributes:
+        check: its name.
+        level: `ok`, `note` (nothing is wrong, but worth knowing) or `problem`.
+        said: what was found.
+        do: what to do about it, or empty.
+    """
+
+    check: str
+    level: str
+    said: str
+    do: str = ""
+
+
+@click.command(epilog=_EPILOG)
+@command.json_option("Print JSON.")
+@click.pass_obj
+def doctor(options: command.Options, *, as_json: bool) -> None:
+    """Check socket, permissions, versions, unit, clocks, limits and store."""
+    findings = examine(options)
+    well = all(finding.level != PROBLEM for finding in findings)
+    if as_json:
+        told = [finding._asdict() for finding in findings]
+        command.print_json({"well": well, "findings": told})
+    else:
+        show(findings, Page())
+    if not well:
+        raise SystemExit(command.FAILED)
+
+
+def show(findings: list[Finding], page: Page) -> None:
+    """Print findings for people."""
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        level = page.paint(f"{finding.level:<7}", _STYLES[finding.level])
+        page.line(f"{level}  {finding.check:<{width}}  {finding.said}")
+        if finding.do:
+            page.line(f"{'':7}  {'':<{width}}  {page.paint(f'→ {finding.do}', 'bold')}")
+    problems = sum(finding.level == PROBLEM for finding in findings)
+    page.line(page.paint(plural(problems, "problem"), "red") if problems else "all is well")
+
+
+def examine(options: command.Options) -> list[Finding]:
+    """Make every check that can be made, and return what was found."""
+    try:
+        endpoint = client_endpoint(options.endpoint, options.cluster)
+        path = check_ipc_path(endpoint)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    findings = [*_socket(endpoint, path, options), *_groups(path), *_unit(path)]
+    if diagnose(endpoint) is not None:
+        return findings
+    try:
+        with Tracker(
+            endpoint, cluster=options.cluster, timeout=options.timeout, name="trackctl doctor"
+        ) as tracker:
+            findings += _answers(tracker)
+    except TrackdError as error:
+        findings.append(
+            Finding("daemon", PROBLEM, plain(error), "look at its log: journalctl -u 'trackd@*'")
+        )
+    return findings
+
+
+# -- what can be seen without the daemon ----------------------------------------------------
+
+
+def _socket(endpoint: str, path: Path, options: command.Options) -> Iterator[Finding]:
+    """Look at the socket: where it is, whether this user may open it, whether anyone listens."""
+    how = (
+        "--endpoint"
+        if options.endpoint is not None
+        else "$TRACKD_ENDPOINT"
+        if os.environ.get("TRACKD_ENDPOINT")
+        else "the usual places"
+    )
+    yield Finding("endpoint", OK, f"{endpoint}, from {how}")
+    try:
+        found = path.stat()
+    except PermissionError:
+        owner = _nearest(path.parent)
+        yield Finding("socket", PROBLEM, f"{owner} may not be entered by this user", _let_in(owner))
+        return
+    except FileNotFoundError:
+        yield Finding("socket", PROBLEM, f"there is no {path}", _start(path))
+        return
+    except OSError as error:
+        yield Finding("socket", PROBLEM, f"{path}: {error.strerror}", "choose another --endpoint")
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        yield Finding(
+            "socket", PROBLEM, f"{path} is not a socket", "remove it, and start the daemon"
+        )
+        return
+    yield Finding("socket", OK, _described(path, found))
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        yield Finding("permissions", PROBLEM, "this user may not open the socket", _let_in(path))
+        return
+    yield Finding("permissions", OK, "this user may open the socket")
+    why = diagnose(endpoint)
+    if why is not None:
+        yield Finding("listener", PROBLEM, why, _start(path))
+
+
+def _groups(path: Path) -> Iterator[Finding]:
+    """Tell whether this user is in the socket's group, now and by the database."""
+    try:
+        found = path.stat()
+    except OSError:
+        return
+    group = _group_name(found.st_gid)
+    mine = {os.getegid(), *os.getgroups()}
+    user = _user_name(os.geteuid())
+    if os.geteuid() in {0, found.st_uid}:
+        yield Finding("group", OK, f"{user} needs no group: root, or the socket's owner")
+    elif found.st_gid in mine:
+        yield Finding("group", OK, f"{user} is in the socket's group {group}")
+    elif found.st_gid in _listed_groups(user):
+        yield Finding(
+            "group",
+            PROBLEM,
+            f"{user} was put into the group {group}, but this login is older than that",
+            f"log in again, or run: newgrp {group}",
+        )
+    elif found.st_mode & stat.S_IWOTH:
+        yield Finding("group", NOTE, f"{user} is not in {group}; everybody may open the socket")
+    else:
+        yield Finding(
+            "group",
+            PROBLEM,
+            f"{user} is not in the socket's group {group}",
+            f"sudo usermod --append --groups {group} {user}, and log in again",
+        )
+
+
+def _unit(path: Path) -> Iterator[Finding]:
+    """Ask systemd about the units of a socket that lies where the units put it."""
+    if path.name != SOCKET_NAME or path.parent.parent != RUN:
+        yield Finding("unit", NOTE, "the socket is not one of trackd@.socket; not asked")
+        return
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not Path("/run/systemd/system").is_dir():
+        yield Finding("unit", NOTE, "systemd does not run here; not asked")
+        return
+    instance = path.parent.name
+    for kind in ("socket", "service"):
+        unit = f"trackd@{instance}.{kind}"
+        yield _unit_state(systemctl, unit)
+
+
+def _unit_state(systemctl: str, unit: str) -> Finding:
+    wanted = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText")
+    try:
+        done = subprocess.run(  # noqa: S603 - its own path, and a unit's name
+            [systemctl, "show", f"--property={','.join(wanted)}", "--", unit],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COMMAND_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("unit", NOTE, f"systemctl does not tell: {error}")
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    active = told.get("ActiveState", "")
+    if told.get("LoadState") == "not-found":
+        return Finding("unit", NOTE, f"{unit} is not installed; started by hand?")
+    said = f"{unit}: {active} ({told.get('SubState', '')})"
+    if told.get("NRestarts", "0") not in {"", "0"}:
+        said += f", restarted {told['NRestarts']} times"
+    if told.get("StatusText"):
+        said += f": {plain(told['StatusText'])}"
+    if active == "failed":
+        return Finding(
+            "unit",
+            PROBLEM,
+            f"{said}, because of {told.get('Result', '')}",
+            f"journalctl -u {unit}, then: sudo systemctl restart {unit}",
+        )
+    if active != "active" and unit.endswith(".socket"):
+        return Finding("unit", PROBLEM, said, f"sudo systemctl enable --now {unit}")
+    return Finding("unit", OK, said)
+
+
+# -- what the daemon tells ------------------------------------------------------------------
+
+
+def _answers(tracker: Tracker) -> Iterator[Finding]:
+    began = boottime()
+    tracker.ping()
+    took = boottime() - began
+    status = tracker.status()
+    settings = {each["name"]: each for each in tracker.config()["settings"]}
+    said = f"answers in {took * 1000:.1f} ms: cluster {plain(status['cluster'])}"
+    yield Finding("daemon", OK, f"{said}, pid {status['pid']}, up {duration(status['uptime'])}")
+    yield from _versions(status)
+    yield from _clock(tracker, status)
+    yield from _store(status, settings)
+    yield from _configuration(status)
+    yield from _counts(status, settings)
+    yield from _process(status["pid"])
+
+
+def _versions(status: dict[str, Any]) -> Iterator[Finding]:
+    said = f"trackctl {__version__}, daemon {plain(status['server'])}"
+    if status["server"] == __version__:
+        yield Finding("versions", OK, said)
+    else:
+        yield Finding(
+            "versions",
+            NOTE,
+            said,
+            "they understand each other; after an upgrade, restart the daemon",
+        )
+
+
+def _clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
+    """Compare the daemon's clocks with those of this process."""
+    hello = tracker._call("hello", {}, session=False)  # noqa: SLF001 - the package's own
+    clock = hello["clock"]
+    offset = clock - boottime()
+    if hello["boot_id"] != boot_id():
+        yield Finding(
+            "clock",
+            PROBLEM,
+            "the daemon runs in another boot than this process: a socket shared between hosts?",
+            "run the daemon on the host of its agents",
+        )
+    elif abs(offset) > _CLOCK_SECONDS:
+        yield Finding(
+            "clock",
+            NOTE,
+            f"the daemon's CLOCK_BOOTTIME is {offset:+.1f} s from ours (a time namespace);"
+            " the client allows for it",
+        )
+    else:
+        yield Finding("clock", OK, "the daemon's CLOCK_BOOTTIME is that of this process")
+    yield from _wall(tracker, status, clock)
+
+
+def _wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Finding]:
+    """Tell whether the wall clock was set since the last event: `log --since` goes by it."""
+    if not status.get("history"):
+        return
+    revision = max(0, status["revision"] - 1)
+    events = tracker._call("log", {"after": revision, "limit": 1}, session=False)["events"]  # noqa: SLF001
+    if not events:
+        return
+    _, then, wall, *_ = events[0]
+    moved = (time.time() - wall) - (clock - then)
+    if abs(moved) > _CLOCK_SECONDS:
+        yield Finding(
+            "wall clock",
+            NOTE,
+            f"it was set by {moved:+.0f} s since {moment(wall)}",
+            "allow for it when you read the times of trackctl log",
+        )
+
+
+def _store(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    directory = plain(settings.get("state_dir", {}).get("value", ""))
+    if status["store"] == "failing":
+        yield Finding(
+            "store",
+            PROBLEM,
+            f"changes cannot be stored: {plain(status['store_problem'])}",
+            f"make room in {directory or 'the state directory'}, or make it writable",
+        )
+    elif status["store"] == "off":
+        yield Finding(
+            "store",
+            NOTE,
+            "state is kept in memory alone: a restart forgets who holds what",
+            "set state_dir, unless that is meant",
+        )
+    else:
+        stored = status.get("store_bytes")
+        yield Finding("store", OK, f"ok{'' if stored is None else f', {size(stored)}'}")
+
+
+def _configuration(status: dict[str, Any]) -> Iterator[Finding]:
+    last = status.get("reload")
+    if last is None:
+        return
+    if last["error"] is not None:
+        yield Finding(
+            "reload",
+            PROBLEM,
+            f"the last one was refused: {plain(last['error'])}",
+            "correct the configuration; trackd check-config names every mistake",
+        )
+    elif last["refused"]:
+        refused = names([name for name, _ in last["refused"]])
+        yield Finding(
+            "reload", PROBLEM, f"changed in the file, but not live: {refused}", "restart the daemon"
+        )
+
+
+def _counts(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Compare what there is with the limits of the configuration."""
+    near = False
+    for count, limit, what in (
+        (status["sessions"], "max_sessions", "sessions"),
+        (status["waiting"], "max_waiters", "waiting requests"),
+        (status["tracked"], "max_tracked", "tracked proxies"),
+        (status["claimed"] + status["inflight"], "max_leases", "leases"),
+    ):
+        most = settings.get(limit, {}).get("value")
+        if isinstance(most, int) and count >= _FULL * most:
+            near = True
+            yield Finding(
+                "limits",
+                PROBLEM,
+                f"{count} of {most} {what}",
+                f"find out why there are so many, or raise {limit}; trackctl reload",
+            )
+    if not near:
+        yield Finding(
+            "limits", OK, f"far from every limit; {plural(status['sessions'], 'session')}"
+        )
+
+
+def _process(pid: int) -> Iterator[Finding]:
+    """Look at the daemon's descriptors, where this user may."""
+    process = Path("/proc", str(pid))
+    try:
+        limits = (process / "limits").read_text(encoding="ascii")
+        used = sum(1 for _ in (process / "fd").iterdir())
+    except OSError:
+        yield Finding(
+            "descriptors", NOTE, f"process {pid} does not show them to this user; sudo sees them"
+        )
+        return
+    found = re.search(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
+    if found is None:
+        return
+    most = int(found[1])
+    said = f"{used} of {most} in use"
+    if used >= _FULL * most:
+        yield Finding(
+            "descriptors",
+            PROBLEM,
+            f"{said}: the daemon is killed when none are left",
+            "raise LimitNOFILE= in the unit, or ulimit -n, and restart the daemon",
+        )
+    else:
+        yield Finding("descriptors", OK, said)
+
+
+# -- words ----------------------------------------------------------------------------------
+
+
+def _described(path: Path, found: os.stat_result) -> str:
+    owner = f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
+    return f"{path}, {owner}, mode {stat.S_IMODE(found.st_mode):04o}"
+
+
+def _nearest(directory: Path) -> Path:
+    """Return the first directory on the way to one that this user may not look into."""
+    for place in [*reversed(directory.parents), directory]:
+        if not os.access(place, os.X_OK, effective_ids=True):
+            return place
+    return directory
+
+
+def _let_in(place: Path) -> str:
+    try:
+        group = _group_name(place.stat().st_gid)
+    except OSError:
+        group = "its group"
+    user = _user_name(os.geteuid())
+    return f"sudo usermod --append --groups {group} {user}, and log in again; or ask as root"
+
+
+def _start(path: Path) -> str:
+    if path.parent.parent == RUN and path.name == SOCKET_NAME:
+        return (
+            f"sudo systemctl enable --now 'trackd@{path.parent.name}.socket'; or another --cluster"
+        )
+    return f"trackd run --cluster-name NAME --endpoint ipc://{path}; or another --endpoint"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _listed_groups(user: str) -> list[int]:
+    try:
+        return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+    except KeyError:
+        return []

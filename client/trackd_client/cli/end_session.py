@@ -1,0 +1,38 @@
+"""`trackctl end-session`: ends an agent's session, which frees all of its leases."""
+
+from __future__ import annotations
+
+import click
+
+from trackd_client.cli import command
+from trackd_client.cli.render import names, plural
+
+_EPILOG = """\b
+Examples:
+  trackctl sessions --sort inflight --reverse       # which one?
+  trackctl end-session 3
+
+The agent learns it with its next request, and opens a fresh session; its open
+tunnels it may adopt. It is for admins; the daemon logs who did it.
+
+\b
+JSON: {"ended", "freed": [lease, ...]}
+"""
+
+
+@click.command("end-session", epilog=_EPILOG)
+@click.argument("session", type=click.IntRange(min=1))
+@command.json_option("Print what became free, as JSON.")
+@click.pass_obj
+def end_session(options: command.Options, *, session: int, as_json: bool) -> None:
+    """End a session and release all of its leases."""
+    with command.ended(), options.tracker() as tracker:
+        told = tracker.end_session(session)
+    if as_json:
+        command.print_json(told)
+    if not told["ended"]:
+        command.fail(f"there is no session {session}")
+    if not as_json:
+        freed = told["freed"]
+        which = f": {names(freed)}" if freed else ""
+        click.echo(f"session {session} ended; {plural(len(freed), 'lease')} released{which}")

@@ -1,0 +1,125 @@
+"""What `trackctl top` knows, fetched by two threads.
+
+One follows the events and keeps a mirror of the daemon's state by them; the other asks now and
+then for what no event tells.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from trackd_client import Tracker
+from trackd_client.cli.happenings import People
+from trackd_client.cli.listing import Row
+from trackd_client.errors import TrackdError, TrackerClosed
+from trackd_client.events import GAP, SNAPSHOT, Event
+from trackd_client.metrics import total
+from trackd_client.mirror import Mirror
+
+#: Last events that are kept.
+EVENTS: Final = 5
+_RATES: Final = {
+    "grants": "trackd_grants",
+    "claims": "trackd_claims",
+    "duplicates": "trackd_duplicates",
+    "releases": "trackd_releases",
+    "gossip": "trackd_gossip_messages",
+}
+
+
+class Feed:
+    """What the daemon tells, fetched by two threads."""
+
+    def __init__(self, tracker: Tracker, interval: float) -> None:
+        """Begin nothing yet; entering the block does.
+
+        Args:
+            tracker: is closed at the end.
+            interval: seconds between two questions.
+        """
+        self.lock = threading.Lock()  # guards all that follows
+        self.mirror = Mirror()
+        self.people = People()
+        self.events: deque[Event] = deque(maxlen=EVENTS)
+        self.status: dict[str, Any] = {}
+        self.sessions: dict[int, Row] = {}
+        self.rates: dict[str, float] = {}
+        self.trouble = ""
+        self.failure: Exception | None = None
+        self._tracker = tracker
+        self._interval = interval
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
+            for work in (self._follow, self._ask)
+        ]
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._tracker.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do one thread's work; what ends it early ends the view."""
+        try:
+            work()
+        except TrackerClosed:
+            pass
+        except Exception as error:  # noqa: BLE001 - told by the main thread, after the terminal
+            self.failure = error
+
+    def _follow(self) -> None:
+        newest = self._tracker.status()["revision"]
+        before = self._tracker.log(after=max(0, newest - EVENTS))["events"]
+        with self.lock:
+            self.events.extend(before)
+        for event in self._tracker.events():
+            with self.lock:
+                self.people.note(event)
+                if event.kind == SNAPSHOT:
+                    self.mirror = Mirror(event.fields)
+                elif event.kind != GAP:
+                    self.mirror.apply(event)
+                if event.kind == SNAPSHOT:
+                    continue
+                if event.kind == GAP or not self.events or event[:2] > self.events[-1][:2]:
+                    self.events.append(event)
+
+    def _ask(self) -> None:
+        counted: dict[str, float] = {}
+        before = time.monotonic()
+        while True:
+            try:
+                status = self._tracker.status()
+                families = self._tracker.metrics()["families"]
+                sessions = {row["session"]: row for row in self._tracker.rows("sessions")}
+            except TrackerClosed:
+                raise
+            except TrackdError as error:
+                with self.lock:
+                    self.trouble = str(error)
+            else:
+                now = time.monotonic()
+                counts = {name: total(families, family) for name, family in _RATES.items()}
+                counts["requests"] = status["requests"]
+                with self.lock:
+                    self.trouble = ""
+                    self.status, self.sessions = status, sessions
+                    if counted:
+                        self.rates = {
+                            # A daemon that was started again counts from 0.
+                            name: max(0.0, count - counted[name]) / (now - before)
+                            for name, count in counts.items()
+                        }
+                counted, before = counts, now
+            if self._ending.wait(self._interval):
+                return

@@ -1,0 +1,114 @@
+"""`trackctl leases`: each lease, who holds it, since when, and what it claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from trackd_client import Tracker
+from trackd_client.cli import command, listing
+from trackd_client.cli.listing import Row
+from trackd_client.cli.render import Cell, Column, duration, names, remaining, shown
+
+_EPILOG = """\b
+Examples:
+  trackctl leases
+  trackctl leases --in-flight --sort age --reverse    # who dials for how long
+  trackctl leases --session 3
+  trackctl leases 'proxy-*' --json | jq '.leases[].principals'
+
+\b
+JSON: {"total", "leases": [{"lease", "state": "claimed" or "in_flight", "name",
+"session", "pid", "command", "agent", "age", "wall", "claim_within",
+"principals"}]}
+"""
+_COLUMNS = (
+    Column("lease", right=True),
+    Column("state"),
+    Column("proxy", shrinks=True),
+    Column("session", right=True),
+    Column("pid", right=True),
+    Column("command", shrinks=True),
+    Column("age", right=True),
+    Column("claim within", right=True),
+    Column("principals", shrinks=True),
+)
+_SORTS = {"proxy": "name"}
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.option("--in-flight", is_flag=True, help="Only those that have not claimed.")
+@click.option("--claimed", is_flag=True, help="Only those that have claimed.")
+@click.option("--session", type=int, help="Only those of this session.")
+@click.option("--pid", type=int, help="Only those of this process.")
+@listing.options("lease", "state", "proxy", "session", "pid", "command", "age")
+@click.pass_obj
+def leases(
+    options: command.Options,
+    /,
+    *,
+    patterns: tuple[str, ...],
+    in_flight: bool,
+    claimed: bool,
+    sort: str,
+    reverse: bool,
+    limit: int | None,
+    as_json: bool,
+    **equal: Any,
+) -> None:
+    """Show leases: who holds them, since when, and for which proxy.
+
+    PATTERN is a proxy's name or principal, or one with * and ? in it.
+    """
+    with command.ended(), options.tracker() as tracker:
+        sessions = {row["session"]: row for row in tracker.rows("sessions")}
+        everything = [_row(row, sessions, tracker) for row in tracker.rows("leases")]
+    found = [
+        row
+        for row in everything
+        if listing.matches(patterns, row["name"], *row["principals"])
+        and not (in_flight and row["name"] is not None)
+        and not (claimed and row["name"] is None)
+        and all(value is None or row[field] == value for field, value in equal.items())
+    ]
+    found = listing.arranged(found, _SORTS.get(sort, sort), "lease", reverse=reverse)
+    if as_json:
+        command.print_json(listing.document("leases", found, limit))
+    else:
+        listing.show(_COLUMNS, found, cells, limit=limit, of=("leases", len(everything)))
+
+
+def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.holder(sessions, row["session"])
+    age = listing.left(tracker, row["granted"])
+    return {
+        "lease": row["lease"],
+        "state": "in_flight" if row["name"] is None else "claimed",
+        **{name: row[name] for name in ("name", "session", "pid")},
+        "command": holding,
+        "agent": agent,
+        "age": None if age is None else max(0.0, -age),
+        "wall": row["wall"],
+        "claim_within": listing.left(tracker, row["claim_by"]),
+        "principals": row["principals"],
+    }
+
+
+def cells(row: Row) -> list[str | Cell]:
+    """Return the cells of a row for people."""
+    flies = row["state"] == "in_flight"
+    within = row["claim_within"]
+    return [
+        str(row["lease"]),
+        Cell("in flight", "yellow") if flies else Cell("claimed", "green"),
+        shown(row["name"]),
+        shown(row["session"]),
+        shown(row["pid"]),
+        shown(row["command"] or None),
+        "-" if row["age"] is None else duration(row["age"]),
+        "-" if within is None else remaining(within),
+        names(row["principals"]) or "-",
+    ]

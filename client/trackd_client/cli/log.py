@@ -1,0 +1,161 @@
+"""`trackctl log`: what happened, from the history that the daemon keeps."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from trackd_client.cli import command, happenings
+from trackd_client.cli.happenings import STYLES, People
+from trackd_client.cli.render import Page, moment, more
+from trackd_client.events import GAP, SNAPSHOT, Event
+
+_EPILOG = """\b
+Examples:
+  trackctl log --since 10m
+  trackctl log --since 03:10 --until 03:15
+  trackctl log --since '2026-11-24 03:10' --proxy proxy-7
+  trackctl log --session 3 --kind lease_released --json
+
+A time is a clock time of today (03:12, 03:12:07; of yesterday, when it is not
+so late yet), a day and a time (2026-11-24 03:12), a while ago (90s, 10m, 2h,
+3d), or Unix time. Restarts of the daemon are in the log.
+
+\b
+JSON: {"events": [{"revision", "time", "wall", "kind", "fields"}], "oldest",
+"newest": revisions that the daemon has, "history": events that it keeps at
+most (0: none), "complete": whether the history reaches back to --since}
+"""
+_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Moment(click.ParamType[float]):
+    """A moment as people write it; becomes Unix time."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it, or fail with what would be right."""
+        if isinstance(value, float):
+            return value
+        found = read_moment(str(value), time.time())
+        if found is None:
+            self.fail(
+                f"{value!r} is no time; write 03:12, '2026-11-24 03:12', 10m (ago) or Unix time",
+                param,
+                ctx,
+            )
+        return found
+
+
+def read_moment(text: str, now: float) -> float | None:
+    """Return the Unix time that a text means, or None when it means none."""
+    text = text.strip().removesuffix(" ago")
+    if ago := _AGO.fullmatch(text):
+        return now - float(ago[1]) * _SECONDS[ago[2]]
+    if re.fullmatch(r"\d{9,}(\.\d*)?", text):
+        return float(text)
+    today = datetime.fromtimestamp(now).astimezone()
+    if re.fullmatch(r"\d?\d:\d\d(:\d\d(\.\d+)?)?", text):
+        try:
+            clock = datetime.fromisoformat(
+                f"{today.date()} {text if text[2:3] == ':' else f'0{text}'}"
+            )
+        except ValueError:
+            return None
+        if clock.timestamp() > now:
+            clock -= timedelta(days=1)
+        return clock.timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--since", type=Moment(), metavar="TIME", help="Only what happened from then on.")
+@click.option("--until", type=Moment(), metavar="TIME", help="Only what happened until then.")
+@click.option("--proxy", metavar="NAME", help="Only what concerns this proxy.")
+@click.option("--session", type=int, help="Only what concerns this session.")
+@click.option("--lease", type=int, help="Only what concerns this lease.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice([kind for kind in STYLES if kind not in {SNAPSHOT, GAP}]),
+    metavar="KIND",
+    help="Only events of this kind; may be given again.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="EVENTS",
+    help="Show the newest so many; 0: all. On a terminal 50 unless told otherwise.",
+)
+@command.json_option("Print JSON.")
+@click.pass_obj
+def log(
+    options: command.Options,
+    /,
+    *,
+    since: float | None,
+    until: float | None,
+    proxy: str | None,
+    kinds: tuple[str, ...],
+    limit: int | None,
+    as_json: bool,
+    **equal: int | None,
+) -> None:
+    """Show what happened, from the history that the daemon keeps."""
+    with command.ended(), options.tracker() as tracker:
+        told = tracker.log()
+        people = People(tracker.rows("sessions"))
+    events: list[Event] = told["events"]
+    found = []
+    for event in events:
+        people.note(event)
+        if (
+            (since is None or event.wall >= since)
+            and (until is None or event.wall <= until)
+            and (not kinds or event.kind in kinds)
+            and (proxy is None or happenings.concerns(event, proxy))
+            and all(value is None or event.fields.get(key) == value for key, value in equal.items())
+        ):
+            found.append(event)
+    complete = reaches(told, since)
+    if as_json:
+        shown = found[-limit:] if limit else found
+        document = {name: told[name] for name in ("oldest", "newest", "history")}
+        document |= {"complete": complete, "events": [happenings.as_json(e) for e in shown]}
+        command.print_json(document)
+        return
+    page = Page()
+    most = page.limit(limit)
+    shown = found if most is None else found[-most:]
+    if not told["history"]:
+        click.echo("the daemon keeps no history: its setting history is 0", err=True)
+    elif not complete:
+        oldest = f"begins at {moment(events[0].wall)}" if events else "is empty"
+        click.echo(f"the history {oldest}: what was before is not kept any more", err=True)
+    for event in shown:
+        page.line(happenings.line(event, people, page))
+    more(len(shown), len(found), page)
+    if not found and told["history"]:
+        click.echo("nothing of that kind happened", err=True)
+
+
+def reaches(told: dict[str, Any], since: float | None) -> bool:
+    """Tell whether the history reaches back to a moment, or to the beginning."""
+    if told["oldest"] is None:
+        return bool(told["newest"] == 0)
+    if told["oldest"] <= 1:
+        return True
+    events = told["events"]
+    return since is not None and bool(events) and events[0].wall <= since

@@ -1,0 +1,34 @@
+"""`trackctl metrics`: what Prometheus would scrape, for whoever has no HTTP listener."""
+
+from __future__ import annotations
+
+import click
+
+from trackd_client.cli import command
+from trackd_client.metrics import exposition
+
+_EPILOG = """\b
+Examples:
+  trackctl metrics | grep refusals
+  trackctl metrics > /var/lib/node_exporter/trackd.prom.new \\
+    && mv /var/lib/node_exporter/trackd.prom.new /var/lib/node_exporter/trackd.prom
+
+The text is Prometheus's exposition format. docs/operations.md has the names.
+
+\b
+JSON: {"families": [[name, kind, help, [label names], samples]]}, as the
+operation metrics in docs/protocol.md
+"""
+
+
+@click.command(epilog=_EPILOG)
+@command.json_option("Print the families as JSON.")
+@click.pass_obj
+def metrics(options: command.Options, *, as_json: bool) -> None:
+    """Print the daemon's metrics as Prometheus reads them."""
+    with command.ended(), options.tracker() as tracker:
+        told = tracker.metrics()
+    if as_json:
+        command.print_json(told)
+    else:
+        click.echo(exposition(told["families"]), nl=False)

@@ -1,0 +1,150 @@
+"""`trackctl proxies`: each proxy, whether it is wanted, who holds it, who speaks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from trackd_client import Tracker
+from trackd_client.cli import command, listing
+from trackd_client.cli.listing import Row
+from trackd_client.cli.render import Cell, Column, remaining, shown
+
+_EPILOG = """\b
+Examples:
+  trackctl proxies                        # every proxy
+  trackctl proxies --missing              # wanted, and nobody has a tunnel
+  trackctl proxies 'proxy-*' --group east --sort expires
+  trackctl proxies --session 3 --json | jq -r '.proxies[].name'
+
+\b
+JSON: {"revision", "total", "proxies": [{"name", "group", "generation",
+"largest", "tracked", "desired", "why", "lease", "session", "pid", "command",
+"agent", "expires_in", "mentioned_by", "mentioned_by_agent"}]}; "why" is null,
+"old_generation" or "not_tracked" for those that are not desired.
+"""
+_COLUMNS = (
+    Column("name", shrinks=True),
+    Column("group", shrinks=True),
+    Column("generation", right=True),
+    Column("desired", shrinks=True),
+    Column("lease", right=True),
+    Column("session", right=True),
+    Column("pid", right=True),
+    Column("command", shrinks=True),
+    Column("expires", right=True),
+    Column("mentioned by", shrinks=True),
+)
+_SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.option("--missing", is_flag=True, help="Only those that are desired and not claimed.")
+@click.option("--claimed", is_flag=True, help="Only those that are claimed.")
+@click.option("--undesired", is_flag=True, help="Only those that are not desired.")
+@click.option("--group", help="Only those of this group; '' is a group as well.")
+@click.option("--generation", type=int, help="Only those of this generation.")
+@click.option("--session", type=int, help="Only those that this session holds.")
+@click.option("--pid", type=int, help="Only those that this process holds.")
+@listing.options(
+    *("name", "group", "generation", "desired", "lease", "session", "pid", "command"),
+    *("expires", "mentioned"),
+)
+@click.pass_obj
+def proxies(
+    options: command.Options,
+    /,
+    *,
+    patterns: tuple[str, ...],
+    missing: bool,
+    claimed: bool,
+    undesired: bool,
+    sort: str,
+    reverse: bool,
+    limit: int | None,
+    as_json: bool,
+    **equal: Any,
+) -> None:
+    """Show proxies: which are wanted, who holds them, who mentioned them.
+
+    PATTERN is a name, or one with * and ? in it.
+    """
+    with command.ended(), options.tracker() as tracker:
+        told = tracker.snapshot()
+        everything = rows(told, tracker)
+    found = [
+        row
+        for row in everything
+        if listing.matches(patterns, row["name"])
+        and not (missing and (row["lease"] is not None or not row["desired"]))
+        and not (claimed and row["lease"] is None)
+        and not (undesired and row["desired"])
+        and all(value is None or row[field] == value for field, value in equal.items())
+    ]
+    found = listing.arranged(found, _SORTS.get(sort, sort), "name", reverse=reverse)
+    if as_json:
+        document = listing.document("proxies", found, limit, revision=told["revision"])
+        command.print_json(document)
+    else:
+        listing.show(_COLUMNS, found, cells, limit=limit, of=("proxies", len(everything)))
+
+
+def rows(told: Mapping[str, Any], tracker: Tracker) -> list[Row]:
+    """Return what a snapshot tells of proxies, with what people want to know of their holders."""
+    sessions = {row["session"]: row for row in told["sessions"]}
+    return [_row(row, sessions, tracker) for row in told["proxies"]]
+
+
+def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.holder(sessions, row["session"])
+    speaking, speaker = listing.holder(sessions, row["mentioned_by"])
+    why = None if row["desired"] else "old_generation" if row["tracked"] else "not_tracked"
+    return {
+        **{name: row[name] for name in ("name", "group", "generation", "largest")},
+        **{name: row[name] for name in ("tracked", "desired")},
+        "why": why,
+        **{name: row[name] for name in ("lease", "session", "pid")},
+        "command": holding,
+        "agent": agent,
+        "expires_in": listing.left(tracker, row["expires"]),
+        "mentioned_by": row["mentioned_by"],
+        "mentioned_by_agent": speaker or speaking,
+    }
+
+
+def cells(row: Row) -> list[str | Cell]:
+    """Return the cells of a row for people."""
+    expires = row["expires_in"]
+    return [
+        Cell(shown(row["name"]), "green" if row["lease"] is not None else _wanted(row)),
+        shown(row["group"]),
+        shown(row["generation"]),
+        Cell(desired(row), "" if row["desired"] else "dim"),
+        shown(row["lease"]),
+        shown(row["session"]),
+        shown(row["pid"]),
+        shown(row["command"] or None),
+        "-" if expires is None else remaining(expires),
+        mentioned(row["mentioned_by"], row["mentioned_by_agent"]),
+    ]
+
+
+def desired(row: Row) -> str:
+    """Return whether a proxy is desired, or why not."""
+    if row["desired"]:
+        return "yes"
+    if row["tracked"]:
+        return f"no, {shown(row['largest'])} is newer"
+    return "no, not tracked"
+
+
+def mentioned(session: int | None, agent: str | None) -> str:
+    """Return who mentioned a proxy last."""
+    return "-" if session is None else f"{session} {shown(agent or None)}"
+
+
+def _wanted(row: Row) -> str:
+    return "yellow" if row["desired"] else "dim"

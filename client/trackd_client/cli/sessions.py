@@ -1,0 +1,127 @@
+"""`trackctl sessions`: the agents of this host, what they hold and what they do."""
+
+from __future__ import annotations
+
+import pwd
+from typing import Any
+
+import click
+
+from trackd_client import Tracker
+from trackd_client.cli import command, listing
+from trackd_client.cli.listing import Row
+from trackd_client.cli.render import Cell, Column, duration, remaining, shown
+
+_EPILOG = """\b
+Examples:
+  trackctl sessions
+  trackctl sessions --sort inflight --reverse      # who keeps leases in flight
+  trackctl sessions --sort gossip --reverse        # who gossips most
+  trackctl sessions --user tunnel-agent --json | jq '.sessions[] | {pid, leases}'
+
+\b
+JSON: {"total", "sessions": [{"session", "pid", "uid", "user", "gid",
+"command", "name", "version", "labels", "leases", "inflight", "waiting",
+"requests", "gossip", "age", "wall", "visible", "heartbeat_within"}]};
+"visible": the daemon sees the process, and needs no heartbeats.
+"""
+_COLUMNS = (
+    Column("session", right=True),
+    Column("pid", right=True),
+    Column("user", shrinks=True),
+    Column("command", shrinks=True),
+    Column("name", shrinks=True),
+    *(Column(name, right=True) for name in ("leases", "in flight", "waiting")),
+    *(Column(name, right=True) for name in ("gossip", "requests", "age")),
+    Column("lives by"),
+)
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.option("--waiting", "waits", is_flag=True, help="Only those that wait for a lease.")
+@click.option("--holding", is_flag=True, help="Only those that hold leases.")
+@click.option("--user", help="Only those of this user: a name or a uid.")
+@click.option("--pid", type=int, help="Only that of this process.")
+@listing.options(
+    *("session", "pid", "user", "command", "name", "leases", "inflight", "waiting"),
+    *("gossip", "requests", "age"),
+)
+@click.pass_obj
+def sessions(
+    options: command.Options,
+    *,
+    patterns: tuple[str, ...],
+    waits: bool,
+    holding: bool,
+    user: str | None,
+    pid: int | None,
+    sort: str,
+    reverse: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Show the sessions of agents: what they hold and what they ask for.
+
+    PATTERN is an agent's name or command, or one with * and ? in it.
+    """
+    with command.ended(), options.tracker() as tracker:
+        everything = [_row(row, tracker) for row in tracker.rows("sessions")]
+    found = [
+        row
+        for row in everything
+        if listing.matches(patterns, row["name"], row["command"])
+        and not (waits and not row["waiting"])
+        and not (holding and not row["leases"])
+        and (user is None or user in {row["user"], str(row["uid"])})
+        and (pid is None or row["pid"] == pid)
+    ]
+    found = listing.arranged(found, sort, "session", reverse=reverse)
+    if as_json:
+        command.print_json(listing.document("sessions", found, limit))
+    else:
+        listing.show(_COLUMNS, found, cells, limit=limit, of=("sessions", len(everything)))
+
+
+def _row(row: Row, tracker: Tracker) -> Row:
+    age = listing.left(tracker, row["opened"])
+    told: dict[str, Any] = {
+        "session": row["session"],
+        "pid": row["pid"],
+        "uid": row["uid"],
+        "user": user_name(row["uid"]),
+        **{name: row[name] for name in ("gid", "command", "name", "version", "labels")},
+        **{name: row[name] for name in ("leases", "inflight", "waiting", "requests", "gossip")},
+        "age": None if age is None else max(0.0, -age),
+        "wall": row["wall"],
+        "visible": row["visible"],
+        "heartbeat_within": listing.left(tracker, row["deadline"]),
+    }
+    return told
+
+
+def cells(row: Row) -> list[str | Cell]:
+    """Return the cells of a row for people."""
+    within = row["heartbeat_within"]
+    return [
+        str(row["session"]),
+        shown(row["pid"] or None),
+        shown(row["user"]),
+        shown(row["command"] or None),
+        shown(row["name"] or None),
+        str(row["leases"]),
+        Cell(str(row["inflight"]), "yellow" if row["inflight"] else ""),
+        str(row["waiting"]),
+        str(row["gossip"]),
+        str(row["requests"]),
+        "-" if row["age"] is None else duration(row["age"]),
+        "process" if within is None else f"heartbeats, {remaining(within)}",
+    ]
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number of one that has none here."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

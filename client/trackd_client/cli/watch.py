@@ -1,0 +1,62 @@
+"""`trackctl watch`: what happens, as it happens, and never a gap that it does not tell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+
+import click
+
+from trackd_client.cli import command, happenings
+from trackd_client.cli.happenings import STYLES, People
+from trackd_client.cli.render import Page
+from trackd_client.events import GAP, SNAPSHOT
+
+_EPILOG = """\b
+Examples:
+  trackctl watch
+  trackctl watch --kind proxy_claimed --kind lease_released
+  trackctl watch --json --no-snapshot | jq -c 'select(.kind == "proxy_expired")'
+
+It goes on over restarts of the daemon. What was lost on the way is fetched
+from the daemon's history; what is not there any more is told as a gap, and a
+new snapshot follows. Ctrl-C ends it.
+
+\b
+JSON: one object a line: {"revision", "time", "wall", "kind", "fields"}; the
+kinds and their fields are in docs/protocol.md. "snapshot" comes first and
+after each "gap"; its fields are revision, proxies, leases and sessions.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice([kind for kind in STYLES if kind not in {SNAPSHOT, GAP}]),
+    metavar="KIND",
+    help="Only events of this kind; may be given again. Gaps are told in any case.",
+)
+@click.option("--no-snapshot", is_flag=True, help="Do not print snapshots.")
+@command.json_option("Print JSON lines.")
+@click.pass_obj
+def watch(
+    options: command.Options, *, kinds: tuple[str, ...], no_snapshot: bool, as_json: bool
+) -> None:
+    """Print every change as it happens, one a line."""
+    page, people = Page(), People()
+    always = {GAP} if no_snapshot else {GAP, SNAPSHOT}
+    with command.ended(), suppress(KeyboardInterrupt), options.tracker() as tracker:
+        for event in tracker.events():
+            people.note(event)
+            if event.kind not in always and (
+                event.kind == SNAPSHOT or (kinds and event.kind not in kinds)
+            ):
+                continue
+            if as_json:
+                page.line(json.dumps(happenings.as_json(event), default=bytes.hex))
+            else:
+                page.line(happenings.line(event, people, page))
+            sys.stdout.flush()

@@ -1,0 +1,189 @@
+"""What admins do with `trackctl`, how others are refused, and that the daemon logs who it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from operators import trackctl
+from support import PATIENCE, python_of, socket_path
+from trackd_client import Lease, Proxy, Tracker
+from trackd_client.testing import Daemon, MakeDaemon
+
+
+def lease_of(tracker: Tracker, *principals: str) -> Lease:
+    lease = tracker.try_acquire()
+    assert lease is not None
+    assert not principals or lease.claim(*principals)
+    return lease
+
+
+def ctl(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return trackctl("--endpoint", daemon.endpoint, *arguments)
+
+
+def test_release_takes_a_lease_from_its_agent_who_learns_it(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        lease = lease_of(tracker, "p1")
+        careful = ctl(trackd_daemon, "release", str(lease.id))
+        assert careful.returncode == 2
+        assert "with --force it is taken all the same" in careful.stderr
+        assert tracker.is_claimed("p1")
+        done = ctl(trackd_daemon, "release", str(lease.id), "--force")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"lease {lease.id} taken from session 1; p1 is free\n"
+        assert lease.lost.wait(PATIENCE)
+        assert not tracker.is_claimed("p1")
+        again = ctl(trackd_daemon, "release", str(lease.id), "--force")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == f"trackctl: nobody holds lease {lease.id}\n"
+
+
+def test_end_session_frees_all_that_an_agent_holds(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        first, second = lease_of(tracker, "p1"), lease_of(tracker)
+        done = ctl(trackd_daemon, "end-session", "1")
+        assert done.stdout == f"session 1 ended; 2 leases released: {first.id}, {second.id}\n"
+        assert first.lost.wait(PATIENCE)
+    none = ctl(trackd_daemon, "end-session", "99", "--json")
+    told = json.loads(none.stdout)
+    assert (none.returncode, told["ended"], told["freed"]) == (1, False, [])
+    assert none.stderr == "trackctl: there is no session 99\n"
+
+
+def test_forget_keeps_a_proxy_away_until_a_newer_generation_comes(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1", generation=2), Proxy("p2", generation=2))
+        lease_of(tracker, "p2")
+        done = ctl(trackd_daemon, "forget", "p1")
+        assert re.fullmatch(
+            r"p1 forgotten; old gossip of it is not believed for (2m 59s|3m 0s)\n", done.stdout
+        )
+        tracker.track_expected(Proxy("p1", generation=2))
+        assert tracker.status()["tracked"] == 1
+        assert "forgotten by an admin" in ctl(trackd_daemon, "explain", "p1").stdout
+        tracker.track_expected(Proxy("p1", generation=3))
+        assert tracker.status()["tracked"] == 2
+        held = ctl(trackd_daemon, "forget", "p2")
+        assert held.stdout.endswith("; a lease holds it still\n")
+    none = ctl(trackd_daemon, "forget", "p9")
+    assert (none.returncode, none.stderr) == (1, "trackctl: p9 is not tracked\n")
+
+
+def test_set_connection_count_changes_the_mode(trackd_daemon: Daemon) -> None:
+    assert ctl(trackd_daemon, "set-connection-count", "3").stdout == (
+        "at most 3 connections: proxy peering\n"
+    )
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        assert tracker.status()["connection_count"] == 3
+        done = ctl(trackd_daemon, "set-connection-count", "-1", "--json")
+        assert json.loads(done.stdout) == {"connection_count": -1}
+        assert tracker.status()["mode"] == "agent mesh"
+
+
+def test_reload_tells_what_changed_and_what_needs_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text("proxy_expiry = 60\n")
+    daemon = configured(tmp_path, file)
+    try:
+        assert ctl(daemon, "reload").stdout == "nothing has changed\n"
+        file.write_text("proxy_expiry = 70\nheartbeat_ttl = 40\n")
+        told = ctl(daemon, "reload")
+        assert told.returncode == 0, told.stderr
+        assert "changed: proxy_expiry\n" in told.stdout
+        assert "not changed: heartbeat_ttl: " in told.stdout
+        assert "needs a restart: heartbeat_ttl" in ctl(daemon, "status").stdout
+        file.write_text("proxy_expiry = what\n")
+        wrong = ctl(daemon, "reload")
+        assert wrong.returncode == 1
+        assert wrong.stderr.startswith("trackctl: nothing was changed: ")
+        outcome = json.loads(ctl(daemon, "reload", "--json").stdout)
+        assert outcome.keys() == {"wall", "changed", "refused", "error"}
+        assert "refused, nothing changed" in ctl(daemon, "status").stdout
+    finally:
+        daemon.close()
+
+
+def configured(directory: Path, file: Path) -> Daemon:
+    place = directory / "d"
+    place.mkdir()
+    daemon = Daemon(place, config=str(file))
+    daemon.start()
+    return daemon
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        ["release", "1", "--force"],
+        ["end-session", "1"],
+        ["forget", "p1"],
+        ["set-connection-count", "3"],
+        ["reload"],
+    ],
+    ids=lambda act: act[0],
+)
+def test_who_is_no_admin_is_refused_clearly(make_trackd_daemon: MakeDaemon, act: list[str]) -> None:
+    executable, options = python_of(65534)
+    daemon = make_trackd_daemon(socket_mode="0666", count_role="admin")
+    for place in (socket_path(daemon).parent, *socket_path(daemon).parents):
+        if not place.stat().st_mode & 0o001:
+            place.chmod(0o755)
+    with Tracker(daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"))
+        lease_of(tracker, "p1")
+        before = tracker.status()
+        done = subprocess.run(
+            [
+                executable,
+                "-c",
+                "from trackd_client.cli import main; main()",
+                "--endpoint",
+                daemon.endpoint,
+                *act,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            timeout=PATIENCE,
+            **options,
+        )
+        after = tracker.status()
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "(admins are root, the daemon's own user, and whom its settings" in done.stderr
+    kept = ("tracked", "claimed", "connection_count", "reloads")
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+
+
+def test_every_admin_act_is_logged_with_who_did_it(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        lease_of(tracker, "p1")
+        acts: dict[str, list[str]] = {
+            "forget": ["forget", "p2"],
+            "force_release": ["release", "1", "--force"],
+            "set_connection_count": ["set-connection-count", "3"],
+            "end_session": ["end-session", "1"],
+            "reload": ["reload"],
+        }
+        for act in acts.values():
+            done = ctl(trackd_daemon, *act)
+            assert done.returncode == 0, done.stderr
+    lines = [line for line in trackd_daemon.log.read_text().splitlines() if "admin act" in line]
+    found: dict[str, Any] = {}
+    for line in lines:
+        found[re.findall(r"operation=(\w+)", line)[0]] = line
+    assert found.keys() == acts.keys()
+    for line in found.values():
+        assert f"uid={os.getuid()} pid=" in line
+    said = ctl(trackd_daemon, "log").stdout
+    assert f"by an admin (uid {os.getuid()}, pid " in said
+    assert "p2 forgotten" in said

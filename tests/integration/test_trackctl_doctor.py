@@ -1,0 +1,233 @@
+"""`trackctl doctor`, `dump` and `metrics`: what is wrong here, and what colleagues need to know."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from operators import PLAIN, TRACKCTL, trackctl
+from support import PATIENCE, python_of, socket_path
+from trackd_client import Proxy, Tracker, __version__
+from trackd_client.cli import doctor
+from trackd_client.cli.doctor import Finding
+from trackd_client.testing import Daemon, MakeDaemon
+
+
+def examined(daemon: Daemon, **environ: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the exit code, and the findings by their checks."""
+    done = trackctl("--endpoint", daemon.endpoint, "doctor", "--json", **environ)
+    told = json.loads(done.stdout)
+    assert told["well"] == (done.returncode == 0)
+    return done.returncode, {each["check"]: each for each in told["findings"]}
+
+
+def test_a_daemon_in_order_is_well(trackd_daemon: Daemon) -> None:
+    code, found = examined(trackd_daemon)
+    assert code == 0
+    assert {each["level"] for each in found.values()} <= {"ok", "note"}
+    assert {"endpoint", "socket", "permissions", "group", "unit"} < found.keys()
+    assert {"daemon", "versions", "clock", "store", "limits", "descriptors"} < found.keys()
+    assert trackd_daemon.endpoint in found["endpoint"]["said"]
+    assert f"pid {trackd_daemon.pid}" in found["daemon"]["said"]
+    people = trackctl("--endpoint", trackd_daemon.endpoint, "doctor")
+    assert people.returncode == 0
+    assert people.stdout.endswith("all is well\n")
+
+
+def test_no_daemon_is_a_problem_with_something_to_do(trackd_daemon: Daemon) -> None:
+    trackd_daemon.kill()
+    code, found = examined(trackd_daemon)
+    assert (code, found["listener"]["level"]) == (1, "problem")
+    assert "nobody listens" in found["listener"]["said"]
+    assert "trackd run --cluster-name" in found["listener"]["do"]
+    socket_path(trackd_daemon).unlink()
+    code, found = examined(trackd_daemon)
+    assert (code, found["socket"]["level"]) == (1, "problem")
+    socket_path(trackd_daemon).write_text("")
+    code, found = examined(trackd_daemon)
+    assert code == 1
+    assert "is not a socket" in found["socket"]["said"]
+    people = trackctl("--endpoint", trackd_daemon.endpoint, "doctor")
+    assert people.returncode == 1
+    assert "→ remove it" in people.stdout
+    assert people.stdout.endswith("1 problem\n")
+
+
+def test_a_daemon_of_another_cluster_is_a_problem(trackd_daemon: Daemon) -> None:
+    done = trackctl("--cluster", "other", "--endpoint", trackd_daemon.endpoint, "doctor")
+    assert done.returncode == 1
+    assert "serves the cluster 'example.com', not 'other'" in done.stdout
+
+
+def test_state_that_is_not_kept_is_worth_a_note(make_trackd_daemon: MakeDaemon) -> None:
+    code, found = examined(make_trackd_daemon(state_dir=""))
+    assert (code, found["store"]["level"]) == (0, "note")
+    assert "set state_dir" in found["store"]["do"]
+
+
+def test_a_count_near_its_limit_is_a_problem(make_trackd_daemon: MakeDaemon) -> None:
+    daemon = make_trackd_daemon(max_tracked=10)
+    with Tracker(daemon.endpoint) as tracker:
+        tracker.track_expected(*(Proxy(f"p{number}") for number in range(9)))
+    code, found = examined(daemon)
+    assert (code, found["limits"]["said"]) == (1, "9 of 10 tracked proxies")
+    assert "raise max_tracked" in found["limits"]["do"]
+
+
+def test_a_setting_that_waits_for_a_restart_is_a_problem(tmp_path: Path) -> None:
+    file, place = tmp_path / "t.toml", tmp_path / "d"
+    place.mkdir()
+    file.write_text("")
+    daemon = Daemon(place, config=str(file))
+    try:
+        daemon.start()
+        file.write_text("heartbeat_ttl = 40\n")
+        trackctl("--endpoint", daemon.endpoint, "reload")
+        code, found = examined(daemon)
+        assert (code, found["reload"]["do"]) == (1, "restart the daemon")
+        file.write_text("heartbeat_ttl = what\n")
+        trackctl("--endpoint", daemon.endpoint, "reload")
+        code, found = examined(daemon)
+        assert code == 1
+        assert "trackd check-config" in found["reload"]["do"]
+    finally:
+        daemon.close()
+
+
+def test_a_user_outside_the_group_is_told_how_to_get_in(make_trackd_daemon: MakeDaemon) -> None:
+    executable, options = python_of(65534)
+    daemon = make_trackd_daemon(socket_mode="0660")
+    for place in socket_path(daemon).parents:
+        if not place.stat().st_mode & 0o001:
+            place.chmod(0o755)
+    done = subprocess.run(
+        [executable, *TRACKCTL[1:], "--endpoint", daemon.endpoint, "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        timeout=PATIENCE,
+        **options,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "this user may not open the socket" in done.stdout
+    assert "sudo usermod --append --groups " in done.stdout
+
+
+def test_a_unit_that_failed_is_a_problem_with_something_to_do(tmp_path: Path) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("""#!/bin/sh
+        for unit; do :; done
+        echo LoadState=loaded
+        case $unit in
+        *.socket) echo ActiveState=inactive; echo SubState=dead;;
+        *) echo ActiveState=failed; echo SubState=failed; echo Result=watchdog; echo NRestarts=3;;
+        esac""")
+    systemctl.chmod(0o755)
+    found = [
+        doctor._unit_state(str(systemctl), f"trackd@x.{kind}") for kind in ("socket", "service")
+    ]
+    assert found[0] == Finding(
+        "unit",
+        "problem",
+        "trackd@x.socket: inactive (dead)",
+        "sudo systemctl enable --now trackd@x.socket",
+    )
+    assert found[1].said == (
+        "trackd@x.service: failed (failed), restarted 3 times, because of watchdog"
+    )
+    assert found[1].do.startswith("journalctl -u trackd@x.service")
+
+
+PARTS = {"status", "explain", "snapshot", "log", "config", "metrics"}
+
+
+def test_dump_writes_all_that_is_known_for_its_owner_alone(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    with Tracker(trackd_daemon.endpoint, name="agent") as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        file = tmp_path / "dump.json"
+        done = trackctl("--endpoint", trackd_daemon.endpoint, "dump", str(file))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{file}: ")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    told = json.loads(file.read_text())
+    assert told.keys() == {"dump", "wall", "versions", "doctor"} | PARTS
+    assert told["dump"] == 1
+    assert abs(told["wall"] - time.time()) < 60
+    assert told["versions"]["trackctl"] == __version__
+    assert told["status"]["tracked"] == 2
+    assert [row["name"] for row in told["snapshot"]["proxies"]] == ["p1", "p2"]
+    assert told["log"]["events"][0]["kind"] == "daemon_started"
+    assert "max_sessions" in {each["name"] for each in told["config"]["settings"]}
+    assert told["metrics"]["families"]
+    assert {each["check"] for each in told["doctor"]} > {"socket", "daemon"}
+    assert not any("token" in key for key in keys_of(told)), "a token is a secret"
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value) | {key for inner in value.values() for key in keys_of(inner)}
+    if isinstance(value, list):
+        return {key for inner in value for key in keys_of(inner)}
+    return set()
+
+
+def test_dump_names_its_file_by_cluster_and_time(trackd_daemon: Daemon, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "dump"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=PLAIN,
+        timeout=PATIENCE,
+    )
+    (file,) = tmp_path.iterdir()
+    assert file.match("trackd-example.com-2*-*.json")
+    assert done.stdout.startswith(f"{file.name}: ")
+    piped = trackctl("--endpoint", trackd_daemon.endpoint, "dump", "-")
+    assert json.loads(piped.stdout)["status"]["cluster"] == "example.com"
+
+
+def test_dump_replaces_a_file_and_what_others_could_read_they_cannot_any_more(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "dump.json"
+    file.write_text("x" * 10_000_000)
+    file.chmod(0o644)
+    assert trackctl("--endpoint", trackd_daemon.endpoint, "dump", str(file)).returncode == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    json.loads(file.read_text())
+    nowhere = trackctl("--endpoint", trackd_daemon.endpoint, "dump", "/nowhere/dump.json")
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "cannot write /nowhere/dump.json: No such file" in nowhere.stderr
+
+
+def test_dump_without_a_daemon_tells_what_the_doctor_found(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    trackd_daemon.stop()
+    file = tmp_path / "dump.json"
+    done = trackctl("--endpoint", trackd_daemon.endpoint, "dump", str(file))
+    assert done.returncode == 3
+    told = json.loads(file.read_text())
+    assert "problem" in {each["level"] for each in told["doctor"]}
+    assert all("no trackd daemon" in told[part]["error"] for part in PARTS)
+
+
+def test_metrics_are_what_prometheus_reads(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        text = trackctl("--endpoint", trackd_daemon.endpoint, "metrics")
+        told = trackctl("--endpoint", trackd_daemon.endpoint, "metrics", "--json")
+    assert text.returncode == 0, text.stderr
+    assert "\ntrackd_desired_proxies 2.0\n" in text.stdout
+    assert text.stdout.endswith("\n")
+    families = {family[0]: family for family in json.loads(told.stdout)["families"]}
+    assert families["trackd_desired_proxies"][4] == [[[], 2]]

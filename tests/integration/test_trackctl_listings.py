@@ -1,0 +1,191 @@
+"""`trackctl proxies`, `leases` and `sessions`, against real daemons and real agents."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agents import Agent
+from operators import TRACKCTL, Terminal, trackctl
+from trackd_client import Proxy, Tracker
+from trackd_client.testing import Daemon
+
+
+def listed(daemon: Daemon, *arguments: str) -> dict[str, Any]:
+    done = trackctl("--endpoint", daemon.endpoint, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert isinstance(told, dict)
+    return told
+
+
+def names(daemon: Daemon, *arguments: str) -> list[str]:
+    return [row["name"] for row in listed(daemon, "proxies", *arguments)["proxies"]]
+
+
+@pytest.fixture
+def agent(trackd_daemon: Daemon) -> Iterator[Agent]:
+    """An agent that holds p1 and old, and has a lease in flight."""
+    with Agent(trackd_daemon.endpoint) as agent:
+        rows = [[f"p{i}", "east" if i % 2 else "", 3] for i in (1, 2, 10)]
+        agent.do("track", [*rows, ["old", "east", 2]])
+        for name in ("p1", "old"):
+            assert agent.do("claim", agent.do("acquire"), f"{name}.example.com", name) == name
+        agent.do("acquire")
+        yield agent
+
+
+def test_proxies_tells_all_of_each_to_scripts(trackd_daemon: Daemon, agent: Agent) -> None:
+    told = listed(trackd_daemon, "proxies")
+    assert told["total"] == 4
+    assert told["revision"] > 0
+    rows = {row["name"]: row for row in told["proxies"]}
+    assert list(rows) == ["old", "p1", "p2", "p10"]
+    assert 0 < rows["p1"].pop("expires_in") <= 180
+    assert "agents.py" in rows["p1"].pop("command")
+    assert rows["p1"] == {
+        "name": "p1",
+        "group": "east",
+        "generation": 3,
+        "largest": 3,
+        "tracked": True,
+        "desired": True,
+        "why": None,
+        "lease": 1,
+        "session": 1,
+        "pid": agent.pid,
+        "agent": f"agent {agent.pid}",
+        "mentioned_by": 1,
+        "mentioned_by_agent": f"agent {agent.pid}",
+    }
+    assert (rows["old"]["desired"], rows["old"]["why"]) == (False, "old_generation")
+    assert (rows["p2"]["lease"], rows["p2"]["command"]) == (None, None)
+
+
+def test_proxies_tells_people_the_same(trackd_daemon: Daemon, agent: Agent) -> None:
+    told = trackctl("--endpoint", trackd_daemon.endpoint, "proxies")
+    heading, old, p1, p2, p10 = told.stdout.splitlines()
+    assert heading.split("  ")[0] == "name"
+    assert heading.endswith("mentioned by")
+    assert "no, 3 is newer" in old
+    assert p1.split()[:6] == ["p1", "east", "3", "yes", "1", "1"]
+    assert p1.endswith(f"1 agent {agent.pid}")
+    assert p2.split()[:7] == ["p2", '""', "3", "yes", "-", "-", "-"]
+    assert p10.startswith("p10")
+    assert "\x1b" not in told.stdout, "colours belong on a terminal"
+
+
+def test_proxies_can_be_filtered(trackd_daemon: Daemon, agent: Agent) -> None:
+    assert names(trackd_daemon, "--missing") == ["p2", "p10"]
+    assert names(trackd_daemon, "--claimed") == ["old", "p1"]
+    assert names(trackd_daemon, "--undesired") == ["old"]
+    assert names(trackd_daemon, "--group", "") == ["p2", "p10"]
+    assert names(trackd_daemon, "--group", "east", "--generation", "3") == ["p1"]
+    assert names(trackd_daemon, "--session", "1", "--pid", str(agent.pid)) == ["old", "p1"]
+    assert names(trackd_daemon, "p1*") == ["p1", "p10"]
+    assert names(trackd_daemon, "p2", "old") == ["old", "p2"]
+    none = trackctl("--endpoint", trackd_daemon.endpoint, "proxies", "nix*")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert none.stderr == "none of 4 proxies is like that\n"
+
+
+def test_proxies_can_be_sorted(trackd_daemon: Daemon, agent: Agent) -> None:
+    assert names(trackd_daemon, "--reverse") == ["p10", "p2", "p1", "old"]
+    assert names(trackd_daemon, "--sort", "lease") == ["p1", "old", "p2", "p10"]
+    assert names(trackd_daemon, "--sort", "generation")[0] == "old"
+    assert names(trackd_daemon, "--sort", "name", "--limit", "1") == ["old"]
+    agent.do("track", [["soon", "", 3, 9.0]])
+    assert names(trackd_daemon, "--sort", "expires")[0] == "soon"
+
+
+def test_a_claimed_proxy_whose_gossip_has_expired_is_still_told(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        assert tracker.adopt("gone") is not None
+        (row,) = listed(trackd_daemon, "proxies")["proxies"]
+    assert (row["name"], row["why"], row["expires_in"]) == ("gone", "not_tracked", None)
+    assert row["lease"] == 1
+
+
+def test_leases_tells_who_holds_what_and_since_when(trackd_daemon: Daemon, agent: Agent) -> None:
+    told = listed(trackd_daemon, "leases")
+    assert told["total"] == 3
+    first, second, third = told["leases"]
+    assert (first["lease"], first["state"], first["name"]) == (1, "claimed", "p1")
+    assert (first["session"], first["pid"]) == (1, agent.pid)
+    assert "p1.example.com" in first["principals"]
+    assert second["name"] == "old"
+    assert (third["state"], third["name"], third["claim_within"]) == ("in_flight", None, None)
+    assert 0 <= first["age"] < 60
+    flying = trackctl("--endpoint", trackd_daemon.endpoint, "leases", "--in-flight").stdout
+    assert flying.splitlines()[1].split()[:4] == ["3", "in", "flight", "-"]
+    assert len(flying.splitlines()) == 2
+    found = listed(trackd_daemon, "leases", "*.example.com", "--sort", "proxy")["leases"]
+    assert [row["name"] for row in found] == ["old", "p1"]
+
+
+def test_sessions_tells_what_each_agent_holds_and_does(trackd_daemon: Daemon, agent: Agent) -> None:
+    with Tracker(trackd_daemon.endpoint, name="other", labels={"zone": "a"}) as tracker:
+        tracker.is_claimed("p1")
+        rows = listed(trackd_daemon, "sessions")["sessions"]
+        holding = listed(trackd_daemon, "sessions", "--holding")["sessions"]
+        busiest = listed(trackd_daemon, "sessions", "--sort", "leases", "--reverse", "--limit", "1")
+        other = trackctl("--endpoint", trackd_daemon.endpoint, "sessions", "othe?").stdout
+        nobody = listed(trackd_daemon, "sessions", "--user", "65534")
+    assert [row["session"] for row in rows] == [1, 2]
+    mine = rows[0]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert (mine["pid"], mine["uid"], mine["user"]) == (agent.pid, os.getuid(), user)
+    assert (mine["leases"], mine["inflight"], mine["waiting"], mine["gossip"]) == (3, 1, 0, 1)
+    assert (mine["visible"], mine["heartbeat_within"]) == (True, None)
+    assert rows[1]["labels"] == {"zone": "a"}
+    assert [row["session"] for row in holding] == [1]
+    assert busiest["sessions"] == [busiest["sessions"][0]]
+    assert busiest["sessions"][0]["session"] == 1
+    assert len(other.splitlines()) == 2
+    assert nobody == {"total": 0, "sessions": []}
+
+
+def test_thousands_of_rows_flood_no_terminal_and_fill_a_pipe(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(*(Proxy(f"p{i}") for i in range(3000)))
+    piped = trackctl("--endpoint", trackd_daemon.endpoint, "proxies")
+    assert len(piped.stdout.splitlines()) == 3001
+    assert piped.stderr == ""
+    assert listed(trackd_daemon, "proxies")["total"] == 3000
+    few = trackctl("--endpoint", trackd_daemon.endpoint, "proxies", "--limit", "2")
+    assert len(few.stdout.splitlines()) == 3
+    assert few.stderr == "2998 more of 3000; --limit 0 shows all, filters show fewer\n"
+    command = [*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "proxies"]
+    with Terminal(*command, height=70) as terminal:
+        screen = terminal.shows("2950 more of 3000")
+    rows = [line for line in screen.splitlines() if line.startswith("p")]
+    assert len(rows) == 50
+    assert all(len(line) <= 80 for line in screen.splitlines()), "a row is wider than the terminal"
+
+
+def test_a_terminal_gets_colours_unless_the_user_wants_none(
+    trackd_daemon: Daemon, agent: Agent
+) -> None:
+    command = [*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "proxies"]
+    with Terminal(*command) as terminal:
+        terminal.shows("p10")
+        assert "\x1b[32mp1" in terminal.screen(colours=True)
+    with Terminal(*command, NO_COLOR="1") as terminal:
+        terminal.shows("p10")
+        drawn = terminal.screen(colours=True).partition("name  ")[2]
+        assert "\x1b[" not in drawn
+
+
+def test_no_terminal_obeys_what_an_agent_calls_things(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint, name="\u202egpj") as tracker:
+        tracker.track_expected(Proxy("\u2028p1"))
+        told = trackctl("--endpoint", trackd_daemon.endpoint, "proxies")
+    assert told.stdout.isascii()
+    assert "\\u2028p1" in told.stdout
+    assert "\\u202egpj" in told.stdout
+    assert len(told.stdout.splitlines()) == 2
