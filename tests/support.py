@@ -253,7 +253,11 @@ def plain_socket(path: Path) -> socket.socket:
     """Return a connected unix socket that speaks no protocol at all."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(PATIENCE)
-    connected.connect(str(path))
+    try:
+        connected.connect(str(path))
+    except OSError:
+        connected.close()
+        raise
     return connected
 
 

@@ -136,10 +136,15 @@ def _run(args: argparse.Namespace) -> int:
     logs.setup(settings.log_level)
     try:
         from trackd import server
+
+        if settings.http:
+            import prometheus_client  # noqa: F401 - better missed now than by the first reader
+
+            from trackd.http import listener  # noqa: F401 - the same of waitress
     except ModuleNotFoundError as error:
-        if error.name != "pykka":
+        if error.name not in {"pykka", "waitress", "prometheus_client"}:
             raise
-        _fail("the daemon needs pykka; pip install 'trackd[daemon]'", exits.USAGE)
+        _fail(f"the daemon needs {error.name}; pip install 'trackd[daemon]'", exits.USAGE)
     return server.run(settings, read)
 
 

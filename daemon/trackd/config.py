@@ -214,6 +214,14 @@ class Config:
         kinds.whole("events", 0, 1_000_000),
         "the last events that are kept for `trackctl log`; 0: none",
     )
+    http: str = _setting(
+        "",
+        kinds.http_address(),
+        "where metrics and the status page are served: 127.0.0.1:PORT, [::1]:PORT, "
+        'localhost:PORT or unix:/PATH; "" serves none',
+        fixed="it is listened on from the start",
+        shown="none",
+    )
     max_frame: int = _limit(1 << 20, "bytes", 1 << 10, 64 << 20, "size of one message")
     max_proxies: int = _limit(10_000, "proxies", 1, 1_000_000, "proxies in one gossip message")
     max_principals: int = _limit(64, "principals", 1, 4_096, "principals in one request")

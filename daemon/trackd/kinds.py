@@ -12,6 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trackd.http.address import AddressError, parse_address
 from trackd_client import places
 
 if TYPE_CHECKING:
@@ -163,6 +164,20 @@ def endpoint() -> Kind:
         return places.SCHEME + text.removeprefix(places.SCHEME)
 
     return _text("ENDPOINT", parse)
+
+
+def http_address() -> Kind:
+    """Where HTTP is served: loopback alone, or a unix socket; empty for nowhere."""
+
+    def parse(text: str) -> str:
+        try:
+            if text:
+                parse_address(text)
+        except AddressError as error:
+            raise WrongValue(str(error)) from None
+        return text
+
+    return _text("ADDRESS", parse, takes_empty=True)
 
 
 def directory() -> Kind:

@@ -90,6 +90,7 @@ def status(desk: Requests, _call: Call) -> Fields:
         "store_bytes": facts.store_bytes(),
         "history": len(state.history),
         "events": facts.events,
+        "http": desk.config.http,
         "reloads": facts.reloads,
         "reload": facts.reload,
         "group_count": tracker.group_count,

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import pykka
 import zmq
@@ -42,6 +42,9 @@ from trackd.ticker import ExpiryTicker
 from trackd.watcher import ProcessWatcher
 from trackd_client.clock import boottime
 from trackd_client.places import check_ipc_path
+
+if TYPE_CHECKING:
+    from trackd.http.listener import HttpListener
 
 log = logging.getLogger("trackd")
 
@@ -221,6 +224,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     events = events_endpoint(config.endpoint)
     audience = Audience()
     probe: Probe | None = None
+    listener: HttpListener | None = None
     notifier = overseer.notifier
     try:
         tracker = TrackerActor.start(
@@ -254,6 +258,12 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():
                 log.critical("requests are not answered")
                 return exits.FAILED
+        if config.http:
+            from trackd.http.listener import HttpListener
+
+            listener = HttpListener(config, overseer.ended)
+            listener.start()
+            log.info("serving HTTP", extra=fields(address=config.http))
         notifier.ready()
         log.info(
             "serving",
@@ -284,6 +294,8 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         log.exception("an actor did not start")
         return exits.FAILED
     finally:
+        if listener is not None and not listener.stop(STOP_SECONDS):
+            _give_up(listener.name)
         if probe is not None:
             probe.close()
         _stop(actors, overseer.events)
@@ -310,12 +322,16 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
         if name in threads:
             threads[name].join(max(0.0, deadline - time.monotonic()))
         if name not in threads or threads[name].is_alive():
-            # A wedged actor holds its sockets; only the end of the process frees them.
-            log.critical("an actor does not stop", extra=fields(actor=name))
-            os._exit(exits.FAILED)
+            _give_up(name)
     for actor in actors:
         if isinstance(actor.actor_inbox, RouterMailbox | SubscriptionInbox):
             actor.actor_inbox.close()
+
+
+def _give_up(name: str) -> NoReturn:
+    """End the process: a wedged actor holds its sockets, and nothing else frees them."""
+    log.critical("an actor does not stop", extra=fields(actor=name))
+    os._exit(exits.FAILED)
 
 
 def _take_signals(events: Events) -> None:

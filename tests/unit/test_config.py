@@ -90,6 +90,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "dial_burst": ("7", "7", 7),
         "disconnect_threshold": ("9", "9", 9.0),
         "history": ("7", "7", 7),
+        "http": ("[::1]:9440", '"[::1]:9440"', "[::1]:9440"),
         "max_frame": ("2048", "2048", 2048),
         "max_proxies": ("7", "7", 7),
         "max_principals": ("7", "7", 7),
@@ -199,6 +200,11 @@ WRONG_LINES = [
         "admin_groups = ['no-such-group']",
         "names the group 'no-such-group', which this host does not know",
     ),
+    ("http = 9440", "http: 9440 is not a string; write it in quotes"),
+    ("http = '0.0.0.0:9440'", "http: '0.0.0.0:9440' is not on loopback, and others than this host"),
+    ("http = 'localhost'", "http: 'localhost' is not HOST:PORT; write 127.0.0.1:9440, [::1]:9440"),
+    ("http = 'localhost:0'", "http: 'localhost:0' has no port from 1 to 65535; write 127.0.0.1"),
+    ("http = 'unix:http.sock'", "'unix:http.sock' is not an absolute path after unix:; write unix"),
     (
         "[limits]\nmax_frame = 12",
         "[limits] max_frame: 12 is not a whole number of bytes from 1,024",
@@ -385,6 +391,7 @@ def test_what_changes_live_is_what_can() -> None:
         "heartbeat_ttl",
         "claim_timeout",
         "disconnect_threshold",
+        "http",
     }
 
 

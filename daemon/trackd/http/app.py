@@ -1,0 +1,143 @@
+"""What the listener answers: a page, its data, metrics, health. Read-only, and strict.
+
+Each path is one function that takes nothing and returns a `Reply`. Whatever is not asked for by
+GET or HEAD, by a name of this host, on one of these paths, is refused here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from importlib import resources
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trackd.http import views
+from trackd.http.address import is_local
+from trackd_client import metrics
+from trackd_client.errors import TrackdError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
+_METHODS: Final = "GET, HEAD"
+
+#: Sent with everything. Nothing is kept by a browser, guessed at, framed, or read by another site.
+_HEADERS: Final = (
+    ("Cache-Control", "no-store"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+)
+#: What is never right, whatever else a response holds.
+_NOTHING: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+class Reply(NamedTuple):
+    """What a path answers."""
+
+    body: bytes
+    content_type: str = _TEXT
+    status: HTTPStatus = HTTPStatus.OK
+    policy: str = _NOTHING
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def application(
+    tracker: views.Asked, ready: Callable[[], str | None], *, any_host: bool
+) -> WSGIApplication:
+    """Return the WSGI application.
+
+    Args:
+        tracker: a client of the daemon.
+        ready: makes a request the whole way through the daemon and its store; returns why that
+            did not work, or None.
+        any_host: whether the Host header may be anything, as on a unix socket, which no browser
+            can be led to.
+    """
+    state = views.Shared(lambda: views.state(tracker))
+    proxies = views.Shared(lambda: views.proxies(tracker))
+    page = _page()
+
+    def readiness() -> Reply:
+        problem = ready()
+        if problem is None:
+            return Reply(b"ready\n")
+        return Reply(f"{problem}\n".encode(), status=HTTPStatus.SERVICE_UNAVAILABLE)
+
+    paths: dict[str, Callable[[], Reply]] = {
+        "/": lambda: page,
+        "/api/state": lambda: Reply(state.get(), _JSON),
+        "/api/proxies": lambda: Reply(proxies.get(), _JSON),
+        "/metrics": lambda: Reply(
+            metrics.exposition(tracker.metrics()["families"]).encode(), metrics.CONTENT_TYPE
+        ),
+        "/healthz": lambda: Reply(b"ok\n"),
+        "/readyz": readiness,
+    }
+
+    def answer(environ: WSGIEnvironment) -> Reply:
+        if not any_host and not is_local(environ.get("HTTP_HOST", "")):
+            return _refusal(
+                HTTPStatus.FORBIDDEN,
+                "ask for localhost, 127.0.0.1 or [::1]: no other name is served",
+            )
+        path = paths.get(environ.get("PATH_INFO", ""))
+        if path is None:
+            return _refusal(HTTPStatus.NOT_FOUND, f"there is no such thing; try {', '.join(paths)}")
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            refused = _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "nothing can be changed here")
+            return refused._replace(headers=(("Allow", _METHODS),))
+        try:
+            return path()
+        except TrackdError as error:
+            return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        reply = answer(environ)
+        start_response(
+            f"{reply.status.value} {reply.status.phrase}",
+            [
+                ("Content-Type", reply.content_type),
+                ("Content-Length", str(len(reply.body))),
+                ("Content-Security-Policy", reply.policy),
+                *_HEADERS,
+                *reply.headers,
+            ],
+        )
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body]
+
+    return app
+
+
+def _refusal(status: HTTPStatus, sentence: str) -> Reply:
+    return Reply(f"{sentence}\n".encode(), status=status)
+
+
+def _page() -> Reply:
+    """Return the page as one file, with a policy that lets nothing run but what is in it."""
+    files = resources.files("trackd.http")
+    style, script, text = (
+        (files / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html")
+    )
+    text, styles = re.subn(
+        r'<link rel="stylesheet"[^>]*>', lambda _: f"<style>{style}</style>", text
+    )
+    text, scripts = re.subn(r"<script[^>]*>", lambda _: f"<script>{script}", text)
+    assert styles == scripts == 1
+    policy = (
+        f"{_NOTHING}; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "connect-src 'self'; img-src data:; require-trusted-types-for 'script'; trusted-types"
+    )
+    return Reply(text.encode(), "text/html; charset=utf-8", policy=policy)
+
+
+def _digest(text: str) -> str:
+    """Return what a policy calls a script or style that it lets run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

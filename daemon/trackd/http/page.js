@@ -1,0 +1,517 @@
+"use strict";
+// The status page: asks for /api/state every second, and for /api/proxies when something has
+// changed; shows both. It changes nothing. Names come from outside: they are only ever text.
+
+const EVERY = 1000; // milliseconds between two questions
+const HIDDEN = 5000; // the same while nobody looks
+const PATIENCE = 6000; // for one answer
+const EXPIRIES = 5000; // after which proxies are asked for although nothing has changed
+const SHOWN = 100; // rows at first
+const SAMPLES = 120; // of a rate
+const RATES = ["grants", "claims", "duplicates"];
+
+const byId = (id) => document.getElementById(id);
+const natural = new Intl.Collator("en", { numeric: true });
+const number = new Intl.NumberFormat("en");
+
+let now = null; // the last answer of /api/state
+let listing = null; // the last answer of /api/proxies
+let listingAsOf = ""; // what it was asked for
+let listingAt = -Infinity;
+let ahead = 0; // how far the daemon's clock is ahead of this page's, in seconds
+let lastSeen = null; // performance.now() of the last answer
+let samples = [];
+let sortBy = "name";
+let descending = false;
+let showAll = false;
+const seenEvents = new Set();
+
+// -- text -----------------------------------------------------------------------------------------
+
+// Make visible what would not be, or would turn the text around it.
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
+function plain(text) {
+  if (text === "") return '""';
+  return String(text).replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+}
+
+function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  for (const [size, unit, smallSize, small] of [[86400, "d", 3600, "h"], [3600, "h", 60, "m"], [60, "m", 1, "s"]]) {
+    if (whole >= size) return `${Math.floor(whole / size)}${unit} ${Math.floor((whole % size) / smallSize)}${small}`;
+  }
+  return `${whole}s`;
+}
+
+function setText(node, text) {
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+function make(tag, className = "", ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+}
+
+const name = (text) => make("bdi", "", plain(text)); // a name, whichever way it is written
+
+// -- what things are ------------------------------------------------------------------------------
+
+const STATES = {
+  claimed: ["claimed", "claimed"],
+  missing: ["missing", "missing"],
+  held: ["old held", "old, held"],
+  old: ["old", "old"],
+  question: ["question", "expired, held"],
+};
+
+function stateOf(proxy) {
+  if (!proxy.tracked) return "question";
+  if (proxy.desired) return proxy.lease === null ? "missing" : "claimed";
+  return proxy.lease === null ? "old" : "held";
+}
+
+function verdict(status) {
+  const missing = status.target - status.claimed_desired;
+  if (status.store === "failing") return ["bad", "Changes cannot be stored: agents are refused until they can"];
+  if (!status.tracked) return ["wait", "No proxy is known: the first dial brings gossip"];
+  if (missing <= 0) return ["good", "Every wanted proxy is claimed"];
+  if (status.inflight) return ["warn", `${number.format(missing)} wanted, ${number.format(status.inflight)} being dialled`];
+  return ["warn", `${number.format(missing)} wanted, and nobody dials`];
+}
+
+function holderOf(proxy) {
+  if (proxy.lease === null) return "";
+  const holder = listing.holders[proxy.session] || {};
+  return holder.name || holder.command || "unnamed agent";
+}
+
+const where = (group, generation) => ["generation ", String(generation), ...(group === "" ? [] : [" of ", name(group)])];
+const REASONS = {
+  asked: "given back", given_up: "no longer awaited", closed: "its agent closed", process_exited: "its process ended",
+  no_heartbeat: "no heartbeat", claim_timeout: "claimed nothing in time", admin: "taken back by an admin",
+};
+const because = (word) => REASONS[word] || plain(String(word)).replaceAll("_", " ");
+
+const SENTENCES = {
+  session_opened: (f) => ["session ", f.session, " opened by ", name(f.name || f.command || `pid ${f.pid}`)],
+  session_ended: (f) => ["session ", f.session, " ended: ", because(f.reason).replace(/^its /, "")],
+  lease_granted: (f) => ["lease ", f.lease, " granted to session ", f.session],
+  lease_released: (f) => f.name === null || f.name === undefined
+    ? ["lease ", f.lease, " gone unclaimed: ", because(f.cause)]
+    : [name(f.name), " free again: ", because(f.cause)],
+  proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
+  proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
+  proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
+  proxy_expired: (f) => [name(f.name), " expired"],
+  proxy_forgotten: (f) => [name(f.name), " forgotten, by an admin"],
+  connection_count: (f) => ["connection count ", f.before, " → ", f.count],
+  daemon_started: (f) => ["daemon started, epoch ", f.epoch],
+};
+
+function sentence(kind, fields) {
+  try {
+    return SENTENCES[kind](fields).map((part) => (part instanceof Node ? part : plain(part)));
+  } catch {
+    return [plain(kind), " ", name(JSON.stringify(fields))]; // of a newer daemon
+  }
+}
+
+// -- showing --------------------------------------------------------------------------------------
+
+function showSummary(status) {
+  const [mood, words] = verdict(status);
+  setText(byId("verdict"), words);
+  byId("summary").dataset.mood = document.body.dataset.mood = mood;
+  setText(byId("cluster"), plain(status.cluster));
+  setText(byId("claimed"), number.format(status.claimed_desired));
+  setText(byId("claimed-of"), `of ${number.format(status.target)}`);
+  for (const count of ["inflight", "waiting", "sessions", "tracked"]) setText(byId(count), number.format(status[count]));
+  const peering = status.connection_count > 0;
+  setText(byId("mode"), peering ? "peering" : "mesh");
+  setText(byId("mode-of"), peering ? `at most ${number.format(status.connection_count)}` : "one to each");
+  const share = (part) => `${status.target ? Math.min(100, (100 * part) / status.target) : 0}%`;
+  byId("bar-claimed").style.width = share(status.claimed_desired);
+  byId("bar-inflight").style.width = share(Math.min(status.inflight, Math.max(0, status.target - status.claimed_desired)));
+  setText(byId("daemon"), `trackd ${plain(status.server)}, pid ${status.pid}, up ${duration(status.uptime)}, epoch ${status.epoch}, ` +
+    `revision ${number.format(status.revision)}, store ${plain(status.store_problem || status.store)}`);
+  document.title = `${status.claimed_desired}/${status.target} ${plain(status.cluster)} · trackd`;
+  showIcon(mood);
+}
+
+function showIcon(mood) {
+  const colour = { good: "#12a06f", warn: "#e08a1e", bad: "#d8405a" }[mood] || "#9aa0a8";
+  const drawing = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect x="2" y="2" width="12" height="12" rx="4" fill="${colour}"/></svg>`;
+  const href = `data:image/svg+xml,${encodeURIComponent(drawing)}`;
+  if (byId("icon").href !== href) byId("icon").href = href;
+}
+
+function showRates() {
+  for (const rate of RATES) {
+    let line = byId(`rate-${rate}`);
+    if (!line) {
+      const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      drawing.setAttribute("viewBox", `0 0 ${SAMPLES - 1} 28`);
+      drawing.setAttribute("preserveAspectRatio", "none");
+      drawing.setAttribute("aria-hidden", "true");
+      for (const kind of ["area", "line"]) {
+        const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+        path.setAttribute("class", kind);
+        drawing.append(path);
+      }
+      line = make("div", `rate ${rate}`, make("span", "", rate), drawing, make("b"));
+      line.id = `rate-${rate}`;
+      byId("rates").append(line);
+    }
+    const values = [];
+    for (let i = 1; i < samples.length; i++) {
+      const seconds = samples[i].clock - samples[i - 1].clock;
+      // A counter begins again with the daemon.
+      values.push(Math.max(0, samples[i].counters[rate] - samples[i - 1].counters[rate]) / Math.max(seconds, 0.001));
+    }
+    const most = Math.max(1, ...values);
+    const points = values.map((value, i) => `${SAMPLES - values.length + i},${(27 - (26 * value) / most).toFixed(1)}`);
+    const [area, top] = line.querySelectorAll("path");
+    area.setAttribute("d", points.length ? `M${SAMPLES - values.length},28L${points.join("L")}L${SAMPLES - 1},28Z` : "");
+    top.setAttribute("d", points.length ? `M${points.join("L")}` : "");
+    const last = values.slice(-3);
+    const mean = last.reduce((sum, value) => sum + value, 0) / (last.length || 1);
+    const text = mean === 0 ? "0" : mean < 10 ? mean.toFixed(1) : number.format(Math.round(mean));
+    if (line.dataset.text !== text) {
+      line.dataset.text = text;
+      line.lastChild.replaceChildren(text, make("small", "", " /s"));
+    }
+  }
+}
+
+function showEvents(events) {
+  const list = byId("events");
+  const first = seenEvents.size === 0;
+  for (const [revision, wall, kind, fields] of events) {
+    const key = `${revision} ${kind} ${wall}`;
+    if (seenEvents.has(key)) continue;
+    seenEvents.add(key);
+    const at = new Date(1000 * wall);
+    const time = make("time", "", at.toLocaleTimeString("en-GB"));
+    time.dateTime = at.toISOString();
+    time.title = `${at.toLocaleString()}, revision ${revision}`;
+    const item = make("li", kind.replace(/\W/g, "_"), make("i"), make("span", "", ...sentence(kind, fields)), time);
+    if (!first) item.classList.add("new");
+    list.querySelector(".empty")?.remove();
+    list.prepend(item);
+  }
+  while (list.children.length > 50) list.lastChild.remove();
+  if (seenEvents.size > 5000) { // what is not told any more is not told again
+    seenEvents.clear();
+    for (const [revision, wall, kind] of events) seenEvents.add(`${revision} ${kind} ${wall}`);
+  }
+  if (!list.children.length) {
+    const text = now.history === 0 ? "No history is kept: the setting history is 0." : "Nothing has happened yet.";
+    list.append(make("li", "empty", text));
+  }
+}
+
+const cells = new Map(); // of each proxy, by its name
+const cards = new Map(); // of each group, by its key
+
+function showGroups() {
+  const groups = new Map();
+  for (const proxy of listing.proxies) {
+    const key = proxy.tracked ? `g${proxy.group}` : "question";
+    if (!groups.has(key)) groups.set(key, new Map());
+    const generations = groups.get(key);
+    const generation = proxy.tracked ? proxy.generation : "";
+    if (!generations.has(generation)) generations.set(generation, []);
+    generations.get(generation).push(proxy);
+  }
+  const size = listing.proxies.length > 400 ? 11 : listing.proxies.length > 120 ? 15 : 22;
+  const told = new Map(now.status.groups.map((group) => [`g${group.group}`, group]));
+  for (const key of told.keys()) if (!groups.has(key)) groups.set(key, new Map());
+  const keys = [...groups.keys()].sort((a, b) => (a === "question") - (b === "question") || natural.compare(a, b));
+  const kept = new Set();
+  for (const key of keys) {
+    let card = cards.get(key);
+    if (!card) {
+      const title = key === "question" ? "no longer known" : key === "g" ? "unnamed group" : name(key.slice(1));
+      card = make("div", "card group", make("div", "head", make("h3", "", title), make("p", "of dim")), make("div"));
+      cards.set(key, card);
+    }
+    const generations = [...groups.get(key)].sort(([a], [b]) => compareWide(b, a));
+    const total = generations.reduce((sum, [, proxies]) => sum + proxies.length, 0);
+    card.classList.toggle("wide", total * (size + 4) > 1800);
+    showCount(card.querySelector(".of"), told.get(key), total);
+    showGenerations(card.lastChild, generations, told.get(key), size, kept);
+  }
+  for (const [key, card] of cards) {
+    if (!groups.has(key)) {
+      card.remove();
+      cards.delete(key);
+    }
+  }
+  for (const proxy of cells.keys()) if (!kept.has(proxy)) cells.delete(proxy);
+  arrange(byId("groups"), keys.length ? keys.map((key) => cards.get(key)) : [emptyGroups]);
+  const more = now.status.group_count - now.status.groups.length;
+  byId("groups-more").hidden = more <= 0;
+  setText(byId("groups-more"), `and ${number.format(more)} groups more`);
+}
+
+const emptyGroups = make("p", "card empty", "No proxy is known yet. The first agent that dials brings gossip.");
+
+function showCount(node, group, total) {
+  const text = group ? `${group.claimed}/${group.desired}` : `${total}`;
+  if (node.dataset.text === text) return;
+  node.dataset.text = text;
+  node.classList.toggle("full", Boolean(group) && group.claimed >= group.desired);
+  node.replaceChildren(
+    make("b", "", number.format(group ? group.claimed : total)),
+    group ? ` of ${number.format(group.desired)}` : " held",
+  );
+}
+
+function showGenerations(box, generations, group, size, kept) {
+  const blocks = generations.map(([generation, proxies], i) => {
+    const block = box.children[i] || make("div", "generation", make("p"), make("div", "cells"));
+    const held = proxies.filter((proxy) => proxy.lease !== null).length;
+    const now = group && String(group.generation) === String(generation);
+    const words = generation === "" ? "gossip of them has expired, their tunnels are held" :
+      now ? `generation ${generation}` : `generation ${generation}, old: ${number.format(held)} of ${number.format(proxies.length)} held`;
+    setText(block.firstChild, words);
+    const grid = block.lastChild;
+    grid.style.setProperty("--size", `${size}px`);
+    grid.setAttribute("role", "img");
+    grid.setAttribute("aria-label", `${held} of ${proxies.length} held; the table below has each`);
+    proxies.sort((a, b) => natural.compare(a.name, b.name));
+    arrange(grid, proxies.map((proxy) => cellOf(proxy, kept)));
+    return block;
+  });
+  arrange(box, blocks);
+}
+
+function cellOf(proxy, kept) {
+  kept.add(proxy.name);
+  let cell = cells.get(proxy.name);
+  if (!cell) cells.set(proxy.name, (cell = make("i")));
+  const [className, words] = STATES[stateOf(proxy)];
+  if (cell.className !== `cell ${className}`) cell.className = `cell ${className}`;
+  const title = `${plain(proxy.name)}: ${words}${proxy.lease === null ? "" : `, by ${plain(holderOf(proxy))} (pid ${proxy.pid})`}`;
+  if (cell.title !== title) cell.title = title;
+  cell.dataset.name = proxy.name;
+  return cell;
+}
+
+// Give a node these children in this order, and touch none that is right already.
+function arrange(parent, children) {
+  children.forEach((child, i) => {
+    if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] || null);
+  });
+  while (parent.children.length > children.length) parent.lastChild.remove();
+}
+
+// -- the table ------------------------------------------------------------------------------------
+
+const ORDER = ["missing", "question", "held", "claimed", "old"];
+const COLUMNS = [
+  { key: "name", title: "Proxy", of: (proxy) => proxy.name, compare: natural.compare },
+  { key: "state", title: "State", of: (proxy) => STATES[stateOf(proxy)][1], sort: (proxy) => ORDER.indexOf(stateOf(proxy)) },
+  { key: "holder", title: "Agent", of: holderOf, compare: natural.compare },
+  { key: "pid", title: "pid", of: (proxy) => proxy.pid },
+  { key: "session", title: "Session", of: (proxy) => proxy.session },
+  { key: "lease", title: "Lease", of: (proxy) => proxy.lease },
+  { key: "group", title: "Group", of: (proxy) => proxy.group, sort: (proxy) => proxy, compare: compareGroups },
+  { key: "expires", title: "Expires", of: (proxy) => proxy.expires },
+];
+
+// Generations have 64 bits, more than a number here can hold exactly.
+function compareWide(a, b) {
+  const [x, y] = [BigInt(a || 0), BigInt(b || 0)];
+  return x < y ? -1 : x > y ? 1 : 0;
+}
+
+function compareGroups(a, b) {
+  return natural.compare(a.group ?? "\uffff", b.group ?? "\uffff") || compareWide(a.generation, b.generation);
+}
+
+function makeColumns() {
+  for (const column of COLUMNS) {
+    const button = make("button", "", column.title);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      descending = sortBy === column.key && !descending;
+      sortBy = column.key;
+      showTable();
+    });
+    const head = make("th", column.key, button);
+    head.scope = "col";
+    head.setAttribute("role", "columnheader");
+    byId("columns").append(head);
+  }
+}
+
+function chosen() {
+  const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const column = COLUMNS.find((each) => each.key === sortBy);
+  const key = column.sort || column.of;
+  const compare = column.compare || ((a, b) => a - b);
+  const sign = descending ? -1 : 1;
+  return listing.proxies
+    .filter((proxy) => {
+      const text = [proxy.name, plain(proxy.name), proxy.group ?? "", STATES[stateOf(proxy)][1], holderOf(proxy), `pid ${proxy.pid}`,
+        `lease ${proxy.lease}`, `session ${proxy.session}`].join("\n").toLowerCase();
+      return words.every((word) => text.includes(word));
+    })
+    .sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      const [noX, noY] = [x === null || x === "", y === null || y === ""]; // these come last, either way
+      return noX - noY || (noX ? 0 : sign * compare(x, y)) || natural.compare(a.name, b.name);
+    });
+}
+
+function showTable() {
+  [...byId("columns").children].forEach((head, i) => {
+    if (COLUMNS[i].key === sortBy) head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    else head.removeAttribute("aria-sort");
+  });
+  if (!listing) return;
+  const found = chosen();
+  const most = showAll ? found.length : SHOWN;
+  const body = byId("rows");
+  found.slice(0, most).forEach((proxy, i) => showRow(body.children[i] || body.appendChild(makeRow()), proxy));
+  while (body.children.length > Math.min(most, found.length)) body.lastChild.remove();
+  const all = listing.proxies.length;
+  const what = listing.more ? `the first ${number.format(all)}; trackctl proxies lists all` : number.format(all);
+  setText(byId("shown"), byId("filter").value.trim() ? `${number.format(found.length)} of ${what}` : what);
+  byId("all").hidden = found.length <= SHOWN;
+  setText(byId("all"), showAll ? `Show the first ${SHOWN}` : `Show all ${number.format(found.length)}`);
+}
+
+function makeRow() {
+  const row = make("tr");
+  row.setAttribute("role", "row");
+  for (const column of COLUMNS) {
+    const plainly = ["name", "state", "holder"].includes(column.key);
+    const cell = make("td", plainly ? column.key : `detail ${column.key}`);
+    cell.setAttribute("role", "cell");
+    cell.dataset.label = column.title.toLowerCase();
+    row.append(cell);
+  }
+  return row;
+}
+
+function showRow(row, proxy) {
+  const [className] = STATES[stateOf(proxy)];
+  if (row.className !== className) row.className = className;
+  COLUMNS.forEach((column, i) => {
+    const cell = row.children[i];
+    const value = column.of(proxy);
+    let text = value === null || value === "" ? "" : String(value);
+    let small = "";
+    if (column.key === "expires" && value !== null) text = duration(value - (performance.now() / 1000 + ahead));
+    if (column.key === "group" && value !== null) [text, small] = [value || "unnamed", `generation ${proxy.generation}`];
+    if (column.key === "holder" && text) {
+      const command = listing.holders[proxy.session]?.command || "";
+      if (command !== text) small = command;
+    }
+    const key = `${text}\n${small}`;
+    if (cell.dataset.key === key) return;
+    cell.dataset.key = key;
+    cell.title = column.key === "holder" ? plain(small || text) : "";
+    const named = column.key === "name" || (column.key === "group" && value);
+    cell.replaceChildren(...(text ? [named ? name(text) : plain(text)] : []), ...(small ? [make("small", "", column.key === "group" ? small : name(small))] : []));
+  });
+}
+
+// -- asking ---------------------------------------------------------------------------------------
+
+async function ask(path) {
+  const response = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+  if (!response.ok) throw new Error((await response.text()).trim());
+  return response.json();
+}
+
+async function refresh() {
+  const before = now;
+  now = await ask("/api/state");
+  lastSeen = performance.now();
+  ahead = now.clock - lastSeen / 1000;
+  if (before && before.status.server !== now.status.server) location.reload(); // the daemon was upgraded
+  if (before && before.status.tracker_id !== now.status.tracker_id) { // its state was lost
+    seenEvents.clear();
+    byId("events").replaceChildren();
+  }
+  if (before && before.status.epoch !== now.status.epoch) samples = [];
+  if (!samples.length || samples.at(-1).clock < now.clock) samples.push({ clock: now.clock, counters: now.counters });
+  samples = samples.slice(-SAMPLES);
+  const asOf = `${now.status.tracker_id} ${now.status.revision}`;
+  if (asOf !== listingAsOf || lastSeen - listingAt > EXPIRIES) {
+    listing = await ask("/api/proxies");
+    [listingAsOf, listingAt] = [asOf, lastSeen];
+  }
+  showSummary(now.status);
+  showRates();
+  showEvents(now.events);
+  showGroups();
+  showTable();
+}
+
+function showLink(problem) {
+  const link = byId("link");
+  link.className = problem === null ? "pill live" : "pill away";
+  byId("main").classList.toggle("stale", problem !== null);
+  if (problem === null) return setText(link, "live");
+  document.body.dataset.mood = "bad";
+  document.title = "no answer · trackd";
+  showIcon("bad");
+  const since = lastSeen === null ? "" : ` for ${duration((performance.now() - lastSeen) / 1000)}`;
+  setText(link, `${problem}${since}, trying again`);
+}
+
+let wake = () => {};
+async function live() {
+  for (;;) {
+    try {
+      await refresh();
+      showLink(null);
+    } catch (error) {
+      const reached = !(error instanceof TypeError || error.name === "TimeoutError");
+      showLink(reached ? plain(error.message) : "no answer from the daemon");
+      if (reached) console.warn(error);
+    }
+    await new Promise((resolve) => {
+      wake = resolve;
+      setTimeout(resolve, document.hidden ? HIDDEN : EVERY);
+    });
+  }
+}
+
+byId("filter").addEventListener("input", showTable);
+byId("all").addEventListener("click", () => {
+  showAll = !showAll;
+  showTable();
+});
+function filterBy(text) {
+  byId("filter").value = text;
+  showTable();
+  byId("proxies").scrollIntoView({ behavior: "smooth" });
+}
+byId("groups").addEventListener("click", (event) => {
+  if (event.target.dataset.name !== undefined) filterBy(plain(event.target.dataset.name));
+});
+for (const button of byId("legend").querySelectorAll("button")) {
+  button.addEventListener("click", () => filterBy(button.textContent));
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && event.target !== byId("filter") && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    byId("filter").focus();
+  } else if (event.key === "Escape" && event.target === byId("filter")) {
+    byId("filter").value = "";
+    showTable();
+  }
+});
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) wake();
+});
+makeColumns();
+showTable();
+live();

@@ -1,0 +1,342 @@
+"""The status page in a real browser, fed by a real daemon and real agents."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from browser import Browser, Page, why_not
+from support import PATIENCE
+from trackd_client import Proxy, Tracker
+from trackd_client.testing import MakeDaemon
+from web import Site, site
+
+pytestmark = pytest.mark.slow
+
+Open = Callable[..., Page]
+
+#: Names that want to be more than a name, and how the page shows them.
+HOSTILE = {
+    "<script>hacked = 1</script>": None,
+    "<img src=x onerror=hacked=1>": None,
+    "</td></tr></table><h1>hacked</h1>": None,
+    "__proto__": None,
+    "constructor": None,
+    "javascript:hacked=1": None,
+    "${hacked=1}": None,
+    "a\u202egnp.exe": r"a\u{202e}gnp.exe",
+    "zero\u200bwidth": r"zero\u{200b}width",
+    "x" * 255: None,
+    "ü" * 100: None,
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if reason := why_not():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run this: {reason}")
+        pytest.skip(reason)
+    with Browser.running() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> None:
+    """Not judged by processes, as elsewhere: the browser's come and go until the module ends."""
+
+
+@pytest.fixture
+def tcp(make_trackd_daemon: MakeDaemon) -> Site:
+    return site(make_trackd_daemon)
+
+
+@pytest.fixture
+def tracker(tcp: Site) -> Iterator[Tracker]:
+    with Tracker(tcp.daemon.endpoint, name="edge agent", timeout=PATIENCE) as made:
+        yield made
+
+
+@pytest.fixture
+def open_page(browser: Browser, tcp: Site) -> Iterator[Open]:
+    """Open pages that the browser may not complain of."""
+    browser.complaints.clear()
+    pages: list[Page] = []
+
+    def open_(**how: object) -> Page:
+        page = Page(browser, tcp.url, **how)  # type: ignore[arg-type] # as Page takes them
+        pages.append(page)
+        page.wait_for("document.querySelector('#link').innerText === 'live'")
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert browser.complaints == []
+
+
+def cells(page: Page, kind: str) -> int:
+    """Return how many proxies are drawn as something."""
+    return int(page.get(f"document.querySelectorAll('.cells .cell.{kind}').length"))
+
+
+def names(page: Page) -> list[str]:
+    """Return the names in the table, from top to bottom."""
+    found = page.get("[...document.querySelectorAll('td.name')].map(cell => cell.textContent)")
+    return [str(name) for name in found]
+
+
+def say(page: Page, words: str) -> None:
+    """Wait until the page says so at its top."""
+    page.wait_for(f"document.querySelector('#verdict').innerText === {words!r}")
+
+
+# -- live --------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_happens_while_it_happens(open_page: Open, tracker: Tracker) -> None:
+    page = open_page()
+    say(page, "No proxy is known: the first dial brings gossip")
+    tracker.track_expected(*(Proxy(f"p{number}", "g", 7) for number in (1, 2, 10)))
+    say(page, "3 wanted, and nobody dials")
+    assert cells(page, "missing") == 3
+    assert page.text("#groups h3") == "g"
+    lease = tracker.try_acquire()
+    assert lease is not None
+    say(page, "3 wanted, 1 being dialled")
+    assert lease.claim("p10")
+    page.wait_for("document.querySelectorAll('.cells .cell.claimed').length === 1")
+    assert names(page) == ["p1", "p2", "p10"], "in the order that people expect"
+    row = page.text("tr.claimed")
+    assert "edge agent" in row
+    assert "pytest" in row
+    assert str(os.getpid()) in row
+    for name in ("p1", "p2"):
+        assert tracker.adopt(name)
+    say(page, "Every wanted proxy is claimed")
+    assert page.get("document.title") == "3/3 example.com · trackd"
+    assert page.get("document.querySelector('#bar-claimed').style.width") == "100%"
+    events = page.text("#events")
+    assert "p10 claimed by lease 1" in events
+    assert "lease 1 granted to session" in events
+    lease.release()
+    page.wait_for("document.querySelectorAll('.cells .cell.missing').length === 1")
+    page.wait_for("document.querySelector('#events').innerText.includes('p10 free again')")
+    page.wait_for("Number(document.querySelector('#rate-claims b').dataset?.text) !== null")
+    assert page.get("document.querySelector('#rate-grants path.line').getAttribute('d')")
+
+
+def test_generations_and_what_is_held_without_being_wanted_are_told_apart(
+    open_page: Open, tracker: Tracker
+) -> None:
+    tracker.track_expected(
+        Proxy("new1", "g", 2**64 - 1), Proxy("old1", "g", 2**64 - 2), Proxy("old2", "g", 2**64 - 2)
+    )
+    for name in ("old1", "new1", "stranger"):
+        assert tracker.adopt(name)
+    page = open_page()
+    page.wait_for("document.querySelectorAll('.cells .cell').length === 4")
+    assert [cells(page, kind) for kind in ("claimed", "held", "old", "question")] == [1, 1, 2, 1]
+    titles = page.get("[...document.querySelectorAll('.generation p')].map(p => p.innerText)")
+    assert titles[0] == "generation 18446744073709551615"
+    assert titles[1] == "generation 18446744073709551614, old: 1 of 2 held"
+    states = page.get("[...document.querySelectorAll('td.state')].map(cell => cell.innerText)")
+    assert dict(zip(names(page), states, strict=True)) == {
+        "new1": "claimed",
+        "old1": "old, held",
+        "old2": "old",
+        "stranger": "expired, held",
+    }
+
+
+def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
+    open_page: Open, tcp: Site, tracker: Tracker, browser: Browser
+) -> None:
+    tracker.track_expected(Proxy("p1"))
+    page = open_page()
+    say(page, "1 wanted, and nobody dials")
+    tcp.daemon.kill()
+    page.wait_for("document.querySelector('#link').innerText.startsWith('no answer')")
+    assert page.get("document.querySelector('main').classList.contains('stale')")
+    assert page.get("document.title") == "no answer · trackd"
+    assert "p1" in names(page), "what was known last stays to be read"
+    tcp.daemon.start()
+    page.wait_for("document.querySelector('#link').innerText === 'live'")
+    page.wait_for("document.querySelector('#events').innerText.includes('daemon started')")
+    assert tracker.adopt("p1")
+    say(page, "Every wanted proxy is claimed")
+    browser.complaints[:] = [
+        each for each in browser.complaints if "ERR_CONNECTION_REFUSED" not in str(each)
+    ]
+
+
+# -- finding -----------------------------------------------------------------------------
+
+
+def test_the_table_is_filtered_and_sorted_by_keyboard(open_page: Open, tracker: Tracker) -> None:
+    tracker.track_expected(*(Proxy(f"p{number}", "g", 1) for number in range(150)))
+    assert tracker.adopt("p17")
+    page = open_page()
+    page.wait_for("document.querySelectorAll('#rows tr').length === 100")
+    assert names(page)[:3] == ["p0", "p1", "p2"]
+    assert page.text("#all") == "Show all 150"
+    page.get("document.querySelector('#all').click()")
+    assert len(names(page)) == 150
+
+    page.press("/")
+    page.type("EDGE agent")
+    assert names(page) == ["p17"]
+    assert page.text("#shown") == "1 of 150"
+    page.press("Escape")
+    assert len(names(page)) == 150
+    page.type("p14")
+    assert names(page) == ["p14", *(f"p14{digit}" for digit in range(10))]
+    page.press("Escape")
+
+    page.get("document.querySelector('th.lease button').focus()")
+    page.press("Enter")
+    assert names(page)[0] == "p17"
+    assert page.get("document.querySelector('th.lease').ariaSort") == "ascending"
+    page.press("Enter")
+    assert names(page)[0] == "p17", "what has no value comes last, either way"
+    page.get("document.querySelector('th.name button').click()")
+    page.get("document.querySelector('th.name button').click()")
+    assert names(page)[:2] == ["p149", "p148"]
+
+    page.get("document.querySelector('#legend li:nth-child(1) button').click()")
+    assert names(page) == ["p17"]
+    page.get("document.querySelector('.cells .cell[data-name=p3]').click()")
+    assert "p3" in names(page)
+
+
+# -- hostile names -----------------------------------------------------------------------
+
+
+def test_a_name_is_never_more_than_a_name(browser: Browser, tcp: Site, open_page: Open) -> None:
+    with Tracker(tcp.daemon.endpoint, name="<b onclick=hacked=1>agent</b>") as tracker:
+        tracker.track_expected(*(Proxy(name, name, 1) for name in HOSTILE))
+        for name in HOSTILE:
+            assert tracker.adopt(name)
+        page = open_page()
+        page.wait_for(
+            f"document.querySelectorAll('.cells .cell.claimed').length === {len(HOSTILE)}"
+        )
+        assert set(names(page)) == {shown or name for name, shown in HOSTILE.items()}
+        assert page.get("typeof hacked") == "undefined"
+        assert page.get("document.querySelectorAll('h1, script, img').length") == 2
+        assert "<b onclick=hacked=1>agent</b>" in page.text("tbody")
+        assert page.get("document.documentElement.scrollWidth <= innerWidth")
+        groups = page.get(
+            "[...document.querySelectorAll('#groups h3')].map(each => each.textContent)"
+        )
+        assert set(groups) == {shown or name for name, shown in HOSTILE.items()}
+
+
+def test_what_the_policy_forbids_does_not_happen_and_is_complained_of(
+    browser: Browser, open_page: Open
+) -> None:
+    page = open_page()
+    for sink in (
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.createElement('script').textContent = 'hacked = 1'",
+        "eval('hacked = 1')",
+    ):
+        failed = page.get(f"(() => {{ try {{ {sink} }} catch (error) {{ return error.name }} }})()")
+        assert failed in {"TypeError", "EvalError"}, sink
+    assert page.get("fetch('http://127.0.0.1:1/').catch((error) => error.name)") == "TypeError"
+    assert page.get("typeof hacked") == "undefined"
+    assert browser.complaints, "so the other tests would have seen it"
+    browser.complaints.clear()
+
+
+# -- how it looks ------------------------------------------------------------------------
+
+#: The least contrast of a text with what is behind it (WCAG 2, AA), for each text on the page.
+PALE = """
+(() => {
+  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parse(getComputedStyle(node).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || node.closest("script, style, noscript")) continue;
+    if (!node.checkVisibility() || node.closest(".skip, .hidden, .new")) continue;
+    const [a, b] = [light(parse(getComputedStyle(node).color)), light(ground(node))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) found.push([texts.currentNode.data, contrast.toFixed(2)]);
+  }
+  return found;
+})()
+"""
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_readable_in_both_themes_and_never_wider_than_the_window(
+    open_page: Open, tracker: Tracker, *, dark: bool, width: int
+) -> None:
+    proxies = [
+        Proxy(f"proxy-{n:03d}.{'x' * (n % 40)}.example.com", f"g{n % 3}", n % 2) for n in range(90)
+    ]
+    tracker.track_expected(*proxies)
+    for proxy in proxies[:40]:
+        assert tracker.adopt(proxy.name)
+    page = open_page(dark=dark, width=width)
+    page.wait_for("document.querySelectorAll('#rows tr').length === 90")
+    ground = page.get("getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", ground)[0])
+    assert red < 50 if dark else red > 200
+    assert page.get(PALE) == []
+    assert page.get("document.documentElement.scrollWidth") == width
+    beyond = page.get(
+        "[...document.querySelectorAll('main *')].filter((node) =>"
+        " node.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert beyond == 0
+
+
+def test_a_reader_of_the_screen_hears_what_is_there(open_page: Open, tracker: Tracker) -> None:
+    tracker.track_expected(Proxy("p1", "g"), Proxy("p2", "g"))
+    assert tracker.adopt("p1")
+    for width in (375, 1280):
+        page = open_page(width=width)
+        page.wait_for("document.querySelectorAll('#rows tr').length === 2")
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        told = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node["ignored"]
+        ]
+        assert ("table", "Proxies") in told
+        assert next(name for role, name in told if role == "columnheader").startswith("Proxy")
+        assert sum(role == "row" for role, _ in told) == 3
+        assert ("image", "1 of 2 held; the table below has each") in told
+        assert ("searchbox", "Filter") in told
+        assert all(
+            name for role, name in told if role in {"button", "link", "searchbox", "heading"}
+        )
+        assert {"status", "list", "main", "banner"} <= {role for role, _ in told}
+
+
+def test_many_proxies_are_shown_in_part_and_it_says_so(open_page: Open, tracker: Tracker) -> None:
+    for begin in range(0, 3000, 1000):
+        tracker.track_expected(*(Proxy(f"p{begin + n}", f"g{n % 3}") for n in range(1000)))
+    page = open_page()
+    page.wait_for("document.querySelectorAll('.cells .cell').length === 2000")
+    assert page.text("#tracked") == "3,000"
+    assert page.text("#shown") == "the first 2,000; trackctl proxies lists all"
+    page.get("document.querySelector('#all').click()")
+    assert page.get("document.querySelectorAll('#rows tr').length") == 2000
