@@ -1,0 +1,165 @@
+"""The alert rules, the dashboard and the table of metrics speak of what a real daemon tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trackd_client import Proxy, Tracker
+from trackd_client.metrics import exposition
+from trackd_client.testing import MakeDaemon
+
+REPOSITORY = Path(__file__).parents[2]
+ALERTS = REPOSITORY / "docs" / "alerts.yml"
+DASHBOARD = REPOSITORY / "docs" / "grafana-dashboard.json"
+OPERATIONS = REPOSITORY / "docs" / "operations.md"
+
+
+@pytest.fixture
+def families(make_trackd_daemon: MakeDaemon) -> list[list[Any]]:
+    """What a daemon tells that has just begun."""
+    with Tracker(make_trackd_daemon().endpoint) as tracker:
+        tracker.track_expected(Proxy("p"))
+        told: list[list[Any]] = tracker.metrics()["families"]
+        return told
+
+
+def series(families: list[list[Any]]) -> dict[str, set[str]]:
+    """Return the names that Prometheus stores, each with its labels."""
+    found: dict[str, set[str]] = {}
+    for name, kind, _help, labels, _samples in families:
+        if kind == "histogram":
+            found[f"{name}_bucket"] = {*labels, "le"}
+            found[f"{name}_sum"] = found[f"{name}_count"] = set(labels)
+        else:
+            found[f"{name}_total" if kind == "counter" else name] = set(labels)
+    return found
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
+    """Yield every expression of a dashboard."""
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            yield target["expr"]
+    for annotation in dashboard["annotations"]["list"]:
+        yield annotation["expr"]
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+
+
+def check(expression: str, known: dict[str, set[str]]) -> None:
+    """Check that an expression names what there is, with labels that it has."""
+    for name, selector in re.findall(r"\b(trackd_\w+)(?:\{([^}]*)\})?", expression):
+        assert name in known, name
+        for label in re.findall(r"(\w+)\s*[=!]~?\s*\"", selector):
+            assert label in {*known[name], "instance", "job"}, (name, label)
+    for labels in re.findall(r"(?:by|without)\s*\(([^)]*)\)", expression):
+        names = re.findall(r"\b(trackd_\w+)", expression)
+        for label in re.split(r"[\s,]+", labels):
+            assert any(label in {*known[name], "instance", "job"} for name in names), label
+
+
+def promtool(*arguments: object, cwd: Path) -> str:
+    if shutil.which("promtool") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI has no promtool (Debian's package prometheus)")
+        pytest.skip("there is no promtool (Debian's package prometheus)")
+    ran = subprocess.run(
+        ["promtool", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
+    assert "SUCCESS" in promtool("check", "rules", ALERTS, cwd=REPOSITORY)
+
+
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
+    rules = ALERTS.read_text()
+    cases = (REPOSITORY / "tests" / "integration" / "alerts_test.yml").read_text()
+    bare = re.sub(r"(?m)^        annotations:\n(?:          .*\n)+", "", rules)
+    assert "annotations" not in bare
+    (tmp_path / "alerts.yml").write_text(bare)
+    (tmp_path / "alerts_test.yml").write_text(cases)
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml", cwd=tmp_path)
+    for alert in re.findall(r"- alert: (\w+)", rules):
+        assert re.search(rf"alertname: {alert}\n +exp_alerts:", cases), f"{alert} never fires"
+        assert re.search(rf"alertname: {alert}\}}", cases), f"{alert} is never quiet"
+
+
+def test_a_case_that_is_wrong_is_found(tmp_path: Path) -> None:
+    rules = ALERTS.read_text().replace("trackd_store_failing == 1", "trackd_store_failing == 2")
+    cases = REPOSITORY / "tests" / "integration" / "alerts_test.yml"
+    (tmp_path / "alerts.yml").write_text(re.sub(r"annotations:\n( {10}.*\n)+", "", rules))
+    shutil.copy(cases, tmp_path)
+    with pytest.raises(AssertionError, match="TrackdStoreFailing"):
+        promtool("test", "rules", "alerts_test.yml", cwd=tmp_path)
+
+
+def test_the_rules_name_what_a_daemon_tells(families: list[list[Any]]) -> None:
+    known = series(families)
+    found = re.findall(r"(?ms)^        expr: (.*?)\n        (?=for|labels)", ALERTS.read_text())
+    assert len(found) == ALERTS.read_text().count("- alert:")
+    for expression in found:
+        check(expression, known)
+
+
+def test_the_dashboard_names_what_a_daemon_tells(families: list[list[Any]]) -> None:
+    known = series(families)
+    dashboard = json.loads(DASHBOARD.read_text())
+    found = [*expressions(dashboard)]
+    assert len(found) > 30
+    for expression in found:
+        check(expression, known)
+    shown = " ".join(found)
+    left_out = {name for name, *_ in families if name not in shown}
+    assert left_out == {"trackd_connection_count", "trackd_groups", "trackd_revision"}
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    numbers = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        squares = {
+            (place["x"] + dx, place["y"] + dy)
+            for dx in range(place["w"])
+            for dy in range(place["h"])
+        }
+        assert not squares & taken, panel["title"]
+        taken |= squares
+        numbers.add(panel["id"])
+    assert len(numbers) == len(json.loads(DASHBOARD.read_text())["panels"])
+
+
+def test_the_operations_page_tells_every_metric(families: list[list[Any]]) -> None:
+    table = re.findall(
+        r"(?m)^\| `(trackd_\w+)` \| (\w+) \| ([^|]*)\| (.*) \|$", OPERATIONS.read_text()
+    )
+    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in table}
+    expected = {
+        f"{name}_total" if kind == "counter" else name: (kind, set(labels))
+        for name, kind, _help, labels, _samples in families
+    }
+    assert told == expected
+
+
+def test_the_names_keep_prometheus_s_conventions(families: list[list[Any]]) -> None:
+    for name, kind, text, _labels, _samples in families:
+        assert re.fullmatch(r"trackd_[a-z_]+", name)
+        assert not name.endswith("_total"), "prometheus_client adds it"
+        assert text.endswith("."), text
+        if kind == "histogram":
+            assert name.endswith(("_seconds", "_requests")), name
+    assert exposition(families).endswith("\n")
