@@ -21,7 +21,6 @@ from trackd_client.base import (
     BY_TIMEOUT,
     CLOSE_SECONDS,
     BaseLease,
-    State,
     deadline_of,
     log,
 )
@@ -368,7 +367,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 request = self._conversation.open(stay)
                 self._conversation.take_open(stay, await self._exchange(request, deadline))
                 self._keep(stay)
-                self._set_state(State.CONNECTED)
+                self._session_opened(stay)
             return stay
         finally:
             self._opening.release()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from trackd_client.clock import boottime
@@ -140,6 +142,9 @@ class BaseTracker(Generic[LeaseT]):
         self._on_session_lost = on_session_lost
         self._on_state_change = on_state_change
         self._state = State.RECONNECTING
+        self._state_lock = threading.Lock()  # guards the state, and the two below
+        self._untold: deque[Callable[[], None]] = deque()
+        self._telling = False
         self._leases: dict[int, LeaseT] = {}
         self._prepare()
 
@@ -176,12 +181,15 @@ class BaseTracker(Generic[LeaseT]):
 
     def _lose(self, stay: Stay, error: SessionLost) -> None:
         """Mark a session and all of its leases lost, and tell it once."""
-        if not self._conversation.lose(stay):
-            return
+        with self._state_lock:  # else a fresh session might be connected before this one is lost
+            if not self._conversation.lose(stay):
+                return
+            self._set_state(State.LOST)
+            if self._on_session_lost is not None:
+                self._untold.append(partial(self._on_session_lost, error))
         self._mark_lost(stay)
         log.warning("session lost: %s", error)
-        self._set_state(State.LOST)
-        _call_back(self._on_session_lost, error)
+        self._tell()
 
     def _mark_lost(self, stay: Stay) -> None:
         for number, lease in list(self._leases.items()):
@@ -200,28 +208,46 @@ class BaseTracker(Generic[LeaseT]):
             self._leases.pop(lease.id, None)
             lease.lost.set()
 
+    def _session_opened(self, stay: Stay) -> None:
+        """A session is open, unless it was lost meanwhile."""
+        with self._state_lock:
+            if not stay.lost:
+                self._set_state(State.CONNECTED)
+        self._tell()
+
     def _connection_changed(self, connected: bool) -> None:
-        if not connected and self._state is State.CONNECTED:
-            self._set_state(State.RECONNECTING)
-        elif connected and self._state is State.RECONNECTING:
-            self._set_state(State.CONNECTED)
+        with self._state_lock:
+            if not connected and self._state is State.CONNECTED:
+                self._set_state(State.RECONNECTING)
+            elif connected and self._state is State.RECONNECTING:
+                self._set_state(State.CONNECTED)
+        self._tell()
 
     def _set_state(self, state: State) -> None:
+        """Change the state; `_tell` tells it. Holds the lock."""
         if state is not self._state:
             self._state = state
-            _call_back(self._on_state_change, state)
+            if self._on_state_change is not None:
+                self._untold.append(partial(self._on_state_change, state))
 
+    def _tell(self) -> None:
+        """Tell the agent what has happened, in that order, whichever thread found it out.
 
-T = TypeVar("T")
-
-
-def _call_back(callback: Callable[[T], None] | None, value: T) -> None:
-    """Tell the agent something; what it raises must not stop whoever looks after its leases."""
-    if callback is not None:
-        try:
-            callback(value)
-        except Exception:
-            log.exception("a callback of the tracker failed")
+        No lock is held meanwhile, so that a callback may use the tracker, or close it.
+        """
+        while True:
+            with self._state_lock:
+                if self._telling or not self._untold:
+                    return
+                callback = self._untold.popleft()
+                self._telling = True
+            try:
+                callback()
+            except Exception:
+                # It must not stop whoever looks after the leases.
+                log.exception("a callback of the tracker failed")
+            finally:
+                self._telling = False
 
 
 def deadline_of(timeout: float | None) -> float | None:

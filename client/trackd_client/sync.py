@@ -12,7 +12,6 @@ from trackd_client.base import (
     BY_TIMEOUT,
     CLOSE_SECONDS,
     BaseLease,
-    State,
     deadline_of,
     log,
 )
@@ -379,7 +378,7 @@ class Tracker(Operations[Lease]):
                 fields = self._exchange(connection, request, deadline)
                 self._conversation.take_open(stay, fields)
                 self._keeper.keep(stay)
-                self._set_state(State.CONNECTED)
+                self._session_opened(stay)
             return stay
         finally:
             self._opening.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -31,6 +32,7 @@ from trackd_client import (
     TrackdError,
     Tracker,
 )
+from trackd_client.base import State
 from trackd_client.errors import InvalidRequest, LimitExceeded, TrackerClosed, WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -898,6 +900,41 @@ def test_release_without_a_daemon_is_delivered_when_one_is_there(
         assert tracker.is_claimed("kept")
         assert not kept.released
         assert not kept.lost
+
+
+def test_a_session_opened_while_the_loss_of_the_last_one_is_told_is_connected_for_good(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    daemon = make_trackd_daemon(state_dir="")
+    told: list[object] = []
+    opened = threading.Event()
+
+    class Slow(logging.Handler):
+        """Holds up the thread that has found out."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("session lost"):
+                assert opened.wait(PATIENCE)
+
+    slow = Slow()
+    logging.getLogger("trackd_client").addHandler(slow)
+    try:
+        with Tracker(
+            daemon.endpoint,
+            timeout=PATIENCE,
+            on_session_lost=lambda error: told.append(type(error)),
+            on_state_change=told.append,
+        ) as tracker:
+            lease = held(tracker, "p")
+            daemon.restart()
+            assert lease.lost.wait(PATIENCE)
+            held(tracker, "p")
+            opened.set()
+            wait_until(lambda: State.CONNECTED in told[told.index(State.LOST) :])
+            assert told[-3:] == [State.LOST, SessionLost, State.CONNECTED]
+            assert tracker.state == State.CONNECTED
+    finally:
+        logging.getLogger("trackd_client").removeHandler(slow)
 
 
 def test_leases_outlive_a_daemon_that_keeps_state(make_trackd_daemon: MakeDaemon) -> None:
