@@ -134,7 +134,7 @@ class Maker:
             self.loop = LoopThread(uvloop.new_event_loop if kind == "uvloop" else _asyncio_loop)
         self._made: list[Any] = []
 
-    def tracker(self, endpoint: str, **options: Any) -> Any:
+    def tracker(self, endpoint: str | None, **options: Any) -> Any:
         """Return a tracker, whose methods all wait."""
         tracker: Any
         if self.loop is None:

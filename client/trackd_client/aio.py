@@ -42,6 +42,7 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
     TrackerClosed,
+    WrongLoop,
 )
 from trackd_client.protocol import Reply
 from trackd_client.proxy import Proxy
@@ -456,7 +457,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         if self._loop is loop:
             return
         if self._loop is not None:
-            raise RuntimeError("this tracker belongs to another event loop; make one for each")
+            raise WrongLoop("this tracker belongs to another event loop; make one for each")
         self._loop = loop
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)

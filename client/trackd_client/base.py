@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from trackd_client.clock import boottime
-from trackd_client.errors import SessionLost
-from trackd_client.places import client_endpoint
+from trackd_client.errors import BadArgument, SessionLost
+from trackd_client.places import PlaceError, client_endpoint
 from trackd_client.session import Conversation, Stay
 
 log = logging.getLogger("trackd_client")
@@ -132,11 +132,14 @@ class BaseTracker(Generic[LeaseT]):
                 is logged, and goes no further.
 
         Raises:
-            ValueError: an argument is wrong.
+            BadArgument: the timeout, the endpoint or the cluster is wrong.
         """
         if not 0 < timeout < threading.TIMEOUT_MAX:
-            raise ValueError("timeout must be a positive number of seconds, and an end to it")
-        self.endpoint = client_endpoint(endpoint, cluster)
+            raise BadArgument("timeout must be a positive number of seconds, and an end to it")
+        try:
+            self.endpoint = client_endpoint(endpoint, cluster)
+        except PlaceError as error:
+            raise BadArgument(str(error)) from None
         self.timeout = timeout
         self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
         self._on_session_lost = on_session_lost
@@ -254,12 +257,12 @@ def deadline_of(timeout: float | None) -> float | None:
     """Return the moment that is `timeout` seconds from now, or None for never.
 
     Raises:
-        ValueError: it is no number of seconds.
+        BadArgument: it is no number of seconds.
     """
     if timeout is None or timeout >= threading.TIMEOUT_MAX:  # three centuries
         return None
     if not timeout >= 0:
-        raise ValueError("timeout must be a number of seconds, or None")
+        raise BadArgument("timeout must be a number of seconds, or None")
     return boottime() + timeout
 
 

@@ -335,6 +335,8 @@ def diagnose(endpoint: str) -> str | None:
                         "there is no such socket; is the daemon running (`trackd run`,"
                         " `systemctl status 'trackd@*'`), and is this its endpoint?"
                     )
+                case errno.ECONNREFUSED if not path.is_socket():
+                    return "what is there is not a socket; is this the daemon's endpoint?"
                 case errno.ECONNREFUSED:
                     return "the socket is there, but nobody listens; start the daemon"
                 case errno.EACCES | errno.EPERM:

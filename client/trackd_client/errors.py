@@ -9,7 +9,9 @@
     ├── SessionLost                            the session and its leases are gone
     ├── TrackerClosed                          used after close()
     ├── UsedAfterFork                          used in a child of the process that made it
+    ├── WrongLoop           (RuntimeError)     used in another event loop than before
     ├── BadPayload          (ValueError)       a gossip payload that cannot be read
+    ├── BadArgument         (ValueError)       an argument that can never be right
     └── Refused                                the daemon answered, and said no: `code`
         ├── InvalidRequest  (ValueError)       malformed, invalid_argument, unknown_operation
         ├── LimitExceeded                      limit_exceeded
@@ -77,8 +79,16 @@ class UsedAfterFork(TrackdError):
     """A tracker belongs to the process that made it; a child makes its own."""
 
 
+class WrongLoop(TrackdError, RuntimeError):
+    """An AsyncTracker belongs to the event loop that it was first used in."""
+
+
 class BadPayload(TrackdError, ValueError):
     """A gossip payload is not Teleport's JSON, or holds what no proxy can be."""
+
+
+class BadArgument(TrackdError, ValueError):
+    """An argument of the caller can never be right; the daemon was not even asked."""
 
 
 class Refused(TrackdError):

@@ -59,7 +59,7 @@ class AgentPool(PoolCore[Lease]):
                 or None for ever.
 
         Raises:
-            ValueError: max_concurrent_dials is not positive.
+            BadArgument: max_concurrent_dials is not positive.
         """
         super().__init__(max_concurrent_dials, policy, on_event)
         self._tracker = tracker

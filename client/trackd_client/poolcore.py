@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from trackd_client.base import BaseLease, log
 from trackd_client.discovery import parse_discovery
-from trackd_client.errors import InvalidRequest, LimitExceeded, Refused, TrackdError
+from trackd_client.errors import BadArgument, InvalidRequest, LimitExceeded, Refused, TrackdError
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
 
@@ -65,7 +65,7 @@ class PoolCore(Generic[LeaseT]):
         on_event: Callable[[PoolEvent], None] | None,
     ) -> None:
         if max_concurrent_dials < 1:
-            raise ValueError("max_concurrent_dials must be at least 1")
+            raise BadArgument("max_concurrent_dials must be at least 1")
         self._max_dials = max_concurrent_dials
         self._pace = Pace(policy or Policy())
         self._on_event = on_event

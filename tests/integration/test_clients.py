@@ -25,7 +25,13 @@ from trackd_client import (
     TrackdError,
 )
 from trackd_client.base import State
-from trackd_client.errors import InvalidRequest, LimitExceeded, TrackerClosed, WrongCluster
+from trackd_client.errors import (
+    BadArgument,
+    InvalidRequest,
+    LimitExceeded,
+    TrackerClosed,
+    WrongCluster,
+)
 from trackd_client.testing import Daemon, MakeDaemon
 
 
@@ -224,16 +230,25 @@ def test_an_infinite_timeout_is_none(daemon: Daemon, maker: Maker) -> None:
     assert waits.result().id == holder.id + 1
 
 
-def test_a_timeout_that_is_no_number_of_seconds_is_a_value_error(
+def test_an_argument_that_can_never_be_right_is_an_error_of_ours_and_a_value_error(
     daemon: Daemon, maker: Maker
 ) -> None:
+    assert issubclass(BadArgument, ValueError)
+    assert issubclass(BadArgument, TrackdError)
     tracker = maker.tracker(daemon.endpoint)
     for wrong in (-1.0, math.nan):
-        with pytest.raises(ValueError, match="seconds"):
+        with pytest.raises(BadArgument, match="seconds"):
             tracker.acquire(timeout=wrong)
     for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="seconds"):
+        with pytest.raises(BadArgument, match="seconds"):
             maker.tracker(daemon.endpoint, timeout=wrong)
+    for place in ("", "tcp://127.0.0.1:1", "/" + "x" * 107):
+        with pytest.raises(BadArgument):
+            maker.tracker(place)
+    with pytest.raises(BadArgument, match="cluster's name is empty"):
+        maker.tracker(endpoint=None, cluster="")
+    with pytest.raises(BadArgument, match="max_concurrent_dials"):
+        maker.pool(tracker, print, max_concurrent_dials=0)
 
 
 def test_a_call_that_waits_holds_up_no_other_call_of_the_same_tracker(

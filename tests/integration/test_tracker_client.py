@@ -502,6 +502,15 @@ except DaemonAbsent as error:
     assert "may not open the socket; join the group that owns it" in done.stdout, done
 
 
+def test_a_file_that_is_no_socket_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with (
+        Tracker(f"{tmp_path}/file", timeout=0.1) as tracker,
+        pytest.raises(DaemonAbsent, match="not a socket"),
+    ):
+        tracker.ping()
+
+
 def test_waiting_for_ever_is_not_for_a_daemon_that_is_absent(tmp_path: Path) -> None:
     with Tracker(f"{tmp_path}/none", timeout=0.1) as tracker, pytest.raises(DaemonAbsent):
         tracker.acquire()
