@@ -227,6 +227,10 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     listener: HttpListener | None = None
     notifier = overseer.notifier
     try:
+        if config.http:  # what cannot be had is said before any agent is answered
+            from trackd.http.listener import HttpListener
+
+            listener = HttpListener(config, overseer.ended)
         tracker = TrackerActor.start(
             overseer.ended,
             context,
@@ -258,10 +262,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():
                 log.critical("requests are not answered")
                 return exits.FAILED
-        if config.http:
-            from trackd.http.listener import HttpListener
-
-            listener = HttpListener(config, overseer.ended)
+        if listener is not None:
             listener.start()
             log.info("serving HTTP", extra=fields(address=config.http))
         notifier.ready()

@@ -283,6 +283,23 @@ def test_a_port_that_somebody_has_is_said_with_exit_code_5(tcp: Site, tmp_path: 
     assert tcp.ask("/healthz").status == 200
 
 
+def test_the_daemon_s_own_socket_is_not_one_for_http(tmp_path: Path) -> None:
+    ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http=unix:{tmp_path}/trackd.sock")
+    assert ran.returncode == 5
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_daemon_that_cannot_start_for_another_reason_leaves_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "trackd.db").mkdir()
+    ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http=unix:{tmp_path}/http.sock")
+    assert ran.returncode == 5
+    assert "cannot keep state" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["trackd.db"]
+
+
 def test_a_path_that_a_daemon_has_or_that_is_no_socket_is_left_alone(
     unix: Site, tmp_path: Path
 ) -> None:

@@ -25,6 +25,20 @@ PING = (
     "import sys; from trackd_client import Tracker\n"
     "with Tracker(cluster=sys.argv[1]) as t: t.ping()"
 )
+LOOK = """
+import http.client, socket, sys
+where, path = sys.argv[1:]
+connection = http.client.HTTPConnection("localhost" if "/" in where else where, 9440)
+try:
+    if "/" in where:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(where)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    print(response.status, response.read().decode(), end="")
+except OSError as error:
+    print(type(error).__name__)
+"""
 SET_COUNT = (
     "import sys; from trackd_client import Tracker\n"
     "with Tracker(cluster=sys.argv[1]) as t: t.set_connection_count(int(sys.argv[2]))"
@@ -76,11 +90,39 @@ def test_the_service_is_hardly_exposed(
     assert shipped <= EXPOSURE
 
 
-def test_http_over_tcp_is_a_drop_in_that_the_daemon_runs_with(
+def look(machine: Machine, where: str, path: str, user: str = "root") -> str:
+    """Return status and text of what HTTP answers in the machine, or why it does not."""
+    return machine.run(PYTHON, "-c", LOOK, where, path, user=user, check=False).stdout
+
+
+def test_with_the_drop_in_http_is_served_on_loopback(machine: Machine, socket: str) -> None:
+    machine.write("/etc/trackd/trackd.toml", 'http = "localhost:9440"\n')
+    assert not answers(machine), "the unit as shipped has no network"
+    service = socket.replace(".socket", ".service")
+    told = " ".join(entry["MESSAGE"] for entry in machine.journal("--unit", service))
+    assert "cannot serve HTTP on localhost:9440" in told
+    assert "http-over-tcp.conf" in told
+    machine.drop_in("trackd@.service", (REPOSITORY / "systemd/http-over-tcp.conf").read_text())
+    machine.run("systemctl", "restart", service)
+    for host in ("127.0.0.1", "::1"):
+        assert look(machine, host, "/readyz", "outside") == "200 ready\n"
+    assert "trackd_desired_proxies 0.0" in look(machine, "127.0.0.1", "/metrics", "outside")
+
+
+def test_without_it_http_is_served_on_a_unix_socket_to_the_group(
     machine: Machine, socket: str
 ) -> None:
-    machine.drop_in("trackd@.service", (REPOSITORY / "systemd/http-over-tcp.conf").read_text())
-    assert answers(machine)
+    path = f"/run/trackd/{CLUSTER}/http.sock"
+    settings = f'http = "unix:{path}"\nsocket_mode = "0660"\n'
+    machine.write(f"/etc/trackd/{CLUSTER}.toml", settings)
+    service = socket.replace(".socket", ".service")
+    for _ in range(2):
+        machine.run("systemctl", "restart", service)
+        assert look(machine, path, "/readyz", "inside") == "200 ready\n"
+    assert "<title>trackd</title>" in look(machine, path, "/", "inside")
+    assert "PermissionError" in look(machine, path, "/readyz", "outside")
+    machine.run("systemctl", "stop", socket)
+    assert machine.run("ls", f"/run/trackd/{CLUSTER}").stdout.count("http") == 0
 
 
 # --- starting ----------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ class HttpListener(threading.Thread):
     """Serves HTTP from `start` to `stop`."""
 
     def __init__(self, config: Config, on_end: OnEnd) -> None:
-        """Listen; nothing is answered before `start`.
+        """Listen; nothing is answered before `start`, for which the daemon must serve.
 
         Args:
-            config: says where; the daemon serves its endpoint already.
+            config: says where.
             on_end: called with a name and this thread once nothing is served any more.
 
         Raises:
@@ -105,6 +105,9 @@ class HttpListener(threading.Thread):
     def stop(self, seconds: float) -> bool:
         """End it; tell whether it has ended in time. Any thread."""
         self._stopping.set()
+        if self.ident is None:  # it was never started
+            self._end()
+            return True
         with self._lock:
             if self._wakes:
                 self._wake.pull_trigger()
