@@ -77,7 +77,8 @@ install: ## daemon, units and example configuration (as root; PREFIX, DESTDIR)
 	done
 	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
 	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
-	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md systemd/trackd.toml systemd/http-over-tcp.conf
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md docs/alerts.yml docs/grafana-dashboard.json \
+		systemd/trackd.toml systemd/http-over-tcp.conf
 	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m trackd_client.cli.man "$(DESTDIR)$(MAN_OF)"
 	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
 	if $(ON_HOST); then \

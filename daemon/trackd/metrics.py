@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
+from trackd.sessions import REASONS
+
 #: Upper bounds in seconds: what a request takes, a commit, and a crashed agent's leases.
 _REQUEST_SECONDS: Final = (
     50e-6,
@@ -31,6 +33,11 @@ _REQUEST_SECONDS: Final = (
 _COMMIT_SECONDS: Final = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 0.1, 1.0)
 _CRASH_SECONDS: Final = (0.5e-3, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1, 1.0, 10.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+#: The labels that are told from the start, with 0: Prometheus sees no increase in what appears.
+_GRANTS: Final = ("adopt", "bootstrap", "need")
+_REFUSALS: Final = ("budget", "satisfied", "waiters")
+_RELEASES: Final = (*REASONS, "asked", "claim_timeout", "given_up")
 
 Family = list[Any]
 """Name, kind, help, label names, samples; as the operation `metrics` tells it."""
@@ -72,13 +79,13 @@ class Metrics:
     """All that is counted. The actor's thread alone writes it."""
 
     def __init__(self) -> None:
-        self.grants: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()
+        self.grants = Counter(dict.fromkeys(_GRANTS, 0))
+        self.refusals = Counter(dict.fromkeys(_REFUSALS, 0))
         self.claims = 0
         self.duplicates = 0
-        self.releases: Counter[str] = Counter()
+        self.releases = Counter(dict.fromkeys(_RELEASES, 0))
         self.sessions_opened = 0
-        self.sessions_ended: Counter[str] = Counter()
+        self.sessions_ended = Counter(dict.fromkeys(REASONS, 0))
         self.gossip_messages = 0
         self.gossip_proxies = 0
         self.lowered_generations = 0

@@ -7,15 +7,21 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support import PATIENCE, wait_until
 from trackd_client import Proxy, Tracker
 from trackd_client.metrics import exposition
 from trackd_client.testing import MakeDaemon
+from web import free_port, site
 
 REPOSITORY = Path(__file__).parents[2]
 ALERTS = REPOSITORY / "docs" / "alerts.yml"
@@ -68,13 +74,22 @@ def check(expression: str, known: dict[str, set[str]]) -> None:
             assert any(label in {*known[name], "instance", "job"} for name in names), label
 
 
-def promtool(*arguments: object, cwd: Path) -> str:
-    if shutil.which("promtool") is None:
+def needed(program: str) -> str:
+    """Return a program of Prometheus, or skip the test; in CI that is a failure."""
+    if shutil.which(program) is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("CI has no promtool (Debian's package prometheus)")
-        pytest.skip("there is no promtool (Debian's package prometheus)")
+            pytest.fail(f"CI has no {program} (Debian's package prometheus)")
+        pytest.skip(f"there is no {program} (Debian's package prometheus)")
+    return program
+
+
+def promtool(*arguments: object, cwd: Path) -> str:
     ran = subprocess.run(
-        ["promtool", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+        [needed("promtool"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -124,6 +139,92 @@ def test_the_dashboard_names_what_a_daemon_tells(families: list[list[Any]]) -> N
     shown = " ".join(found)
     left_out = {name for name, *_ in families if name not in shown}
     assert left_out == {"trackd_connection_count", "trackd_groups", "trackd_revision"}
+
+
+PROMETHEUS = """\
+global: {{scrape_interval: 250ms, evaluation_interval: 250ms}}
+rule_files: ["{alerts}"]
+scrape_configs:
+  - job_name: trackd
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+class Prometheus:
+    """A real one, that reads a daemon."""
+
+    def __init__(self, directory: Path, target: str) -> None:
+        file = directory / "prometheus.yml"
+        file.write_text(PROMETHEUS.format(alerts=ALERTS, target=target))
+        self._address = f"127.0.0.1:{free_port()}"
+        with (directory / "prometheus.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(needed("prometheus"), f"--config.file={file}"),
+                    *(f"--storage.tsdb.path={directory}/data", "--log.level=error"),
+                    f"--web.listen-address={self._address}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Return what its interface answers, or None while it does not."""
+        url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+                return None  # it starts
+            raise AssertionError(error.read().decode()) from None
+        except OSError:
+            return None
+
+    def value(self, expression: str) -> Any:
+        """Return the series of an expression."""
+        told = self.ask("query", query=expression)
+        return None if told is None else told["result"]
+
+
+@pytest.mark.slow
+def test_prometheus_reads_a_daemon_and_understands_the_rules_and_the_dashboard(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    served = site(make_trackd_daemon)
+    prometheus = Prometheus(tmp_path, served.address)
+    try:
+        with Tracker(served.daemon.endpoint) as tracker:
+            tracker.track_expected(Proxy("p"), Proxy("q"))
+            assert tracker.adopt("p")
+            wait_until(lambda: prometheus.value("trackd_claimed_proxies == 1"))
+            assert tracker.adopt("p") is None
+            wait_until(lambda: prometheus.value("rate(trackd_duplicates_total[10s]) > 0"))
+            rules = prometheus.ask("rules")["groups"][0]["rules"]
+            wait_until(lambda: {rule["health"] for rule in rules_of(prometheus)} == {"ok"})
+            assert len(rules) == ALERTS.read_text().count("- alert:")
+            (target,) = prometheus.ask("targets")["activeTargets"]
+            assert (target["health"], target["lastError"]) == ("up", "")
+            asked = [
+                expression.replace("$__rate_interval", "10s").replace("$instance", ".*")
+                for expression in expressions(json.loads(DASHBOARD.read_text()))
+                if not expression.startswith("label_values")
+            ]
+            quiet = [expression for expression in asked if not prometheus.value(expression)]
+            # Nobody made an error, no administrator did anything, the daemon has not restarted.
+            assert {re.findall(r"trackd_\w+", expression)[0] for expression in quiet} == {
+                "trackd_errors_total",
+                "trackd_admin_acts_total",
+                "trackd_start_time_seconds",
+            }
+    finally:
+        prometheus.process.terminate()
+        prometheus.process.wait(PATIENCE)
+
+
+def rules_of(prometheus: Prometheus) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = prometheus.ask("rules")["groups"][0]["rules"]
+    return found
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
