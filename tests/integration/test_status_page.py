@@ -173,6 +173,23 @@ def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
     ]
 
 
+def test_why_proxies_are_missing_is_said_as_far_as_it_is_known(
+    open_page: Open, tcp: Site, tracker: Tracker
+) -> None:
+    tracker.track_expected(Proxy("p1"), Proxy("p2"))
+    assert tracker.adopt("p1")
+    page = open_page()
+    why = "document.querySelector('#why').innerText"
+    page.wait_for(f"{why} === 'No agent asks for a lease at this moment.'")
+    for _ in range(20):
+        assert tracker.adopt("p1") is None
+    met = "Of the last 21 claims, 20 met a proxy that has a tunnel already, most often p1 (20)."
+    page.wait_for(f"{why}.includes('{met}')")
+    assert tracker.adopt("p2")
+    say(page, "Every wanted proxy is claimed")
+    assert page.text("#why") == ""
+
+
 # -- finding -----------------------------------------------------------------------------
 
 

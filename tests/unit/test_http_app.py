@@ -43,6 +43,10 @@ class Scripted:
         group = {"group": "g", "generation": LARGEST, "tracked": 1, "desired": 1, "claimed": 1}
         return {"revision": 70, "tracker_id": b"\x01\xff", "groups": [group]}
 
+    def explain(self) -> dict[str, Any]:
+        self._ask("explain")
+        return {"reason": "need", "recent": {"claims": 1}, "missing": ["p"] * 100}
+
     def metrics(self) -> dict[str, Any]:
         self._ask("metrics")
         grants = ["trackd_grants", "counter", "Grants.", ["reason"], [[["need"], 2], [["x"], 3]]]
@@ -181,6 +185,7 @@ def test_the_state_has_counters_and_the_last_events(browser: Browser, tracker: S
     told = browser.json("/api/state")
     counters = {"grants": 5, "claims": 4, "duplicates": 0, "refusals": 0, "releases": 0}
     assert told["counters"] == counters
+    assert told["why"] == {"reason": "need", "retry_after": None, "recent": {"claims": 1}}
     assert told["status"]["tracker_id"] == "01ff"
     assert len(told["events"]) == views.MOST_EVENTS
     assert told["events"][0][:3] == [70, 2.0, "proxy_changed"]

@@ -8,6 +8,7 @@ const PATIENCE = 6000; // for one answer
 const EXPIRIES = 5000; // after which proxies are asked for although nothing has changed
 const SHOWN = 100; // rows at first
 const SAMPLES = 120; // of a rate
+const FEW = 10; // claims from which something can be said
 const RATES = ["grants", "claims", "duplicates"];
 
 const byId = (id) => document.getElementById(id);
@@ -81,6 +82,20 @@ function verdict(status) {
   return ["warn", `${number.format(missing)} wanted, and nobody dials`];
 }
 
+// Why proxies are missing, as far as the daemon can tell.
+function reasonsOf(status, why) {
+  if (status.target <= status.claimed_desired) return [];
+  const reasons = [];
+  if (why.reason === "budget") reasons.push(`The dial budget allows the next dial in ${duration(why.retry_after)}.`);
+  if (why.reason === "need" && !status.inflight && !status.waiting) reasons.push("No agent asks for a lease at this moment.");
+  const { claims, duplicates, met } = why.recent;
+  if (claims + duplicates >= FEW && duplicates > claims) {
+    reasons.push(`Of the last ${claims + duplicates} claims, ${duplicates} met a proxy that has a tunnel already, most often `,
+      name(met[0][0]), ` (${met[0][1]}).`);
+  }
+  return reasons;
+}
+
 function holderOf(proxy) {
   if (proxy.lease === null) return "";
   const holder = listing.holders[proxy.session] || {};
@@ -120,9 +135,12 @@ function sentence(kind, fields) {
 
 // -- showing --------------------------------------------------------------------------------------
 
-function showSummary(status) {
+function showSummary(status, why) {
   const [mood, words] = verdict(status);
   setText(byId("verdict"), words);
+  const reasons = reasonsOf(status, why);
+  byId("why").hidden = reasons.length === 0;
+  byId("why").replaceChildren(...reasons.flatMap((reason) => [reason, " "]));
   byId("summary").dataset.mood = document.body.dataset.mood = mood;
   setText(byId("cluster"), plain(status.cluster));
   setText(byId("claimed"), number.format(status.claimed_desired));
@@ -447,7 +465,7 @@ async function refresh() {
     listing = await ask("/api/proxies");
     [listingAsOf, listingAt] = [asOf, lastSeen];
   }
-  showSummary(now.status);
+  showSummary(now.status, now.why);
   showRates();
   showEvents(now.events);
   showGroups();

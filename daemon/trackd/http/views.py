@@ -32,6 +32,8 @@ SHARE: Final = 20
 _WIDE: Final = frozenset({"generation", "largest", "old_generation"})
 #: What becomes a rate on the page, by the names of the counters without their prefix.
 _COUNTED: Final = ("grants", "claims", "duplicates", "refusals", "releases")
+#: What is told of the decision about a lease.
+_WHY: Final = ("reason", "retry_after", "recent")
 #: What a row tells of the session that holds the proxy.
 _HOLDER: Final = ("name", "command", "uid")
 
@@ -41,6 +43,9 @@ class Asked(Protocol):
 
     def status(self) -> dict[str, Any]:
         """Return the counts of everything."""
+
+    def explain(self) -> dict[str, Any]:
+        """Return why a lease would be granted or refused now."""
 
     def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
@@ -87,8 +92,9 @@ class Shared:
 
 
 def state(tracker: Asked) -> bytes:
-    """Return how things stand: status, counters, the last events."""
+    """Return how things stand: status, what is decided and why, counters, the last events."""
     status = tracker.status()
+    explain = tracker.explain()
     families = tracker.metrics()["families"]
     log = tracker.log(max(0, status["revision"] - MOST_EVENTS))
     return _json(
@@ -96,6 +102,7 @@ def state(tracker: Asked) -> bytes:
             "clock": boottime(),
             "wall": time.time(),
             "status": {**_exact(status), "groups": [_exact(each) for each in status["groups"]]},
+            "why": {name: explain.get(name) for name in _WHY},
             "counters": {name: metrics.total(families, f"trackd_{name}") for name in _COUNTED},
             "history": log["history"],
             "events": [
