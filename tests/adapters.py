@@ -86,6 +86,12 @@ class Adapted:
         value = getattr(self._target, name)
         return partial(self._loop.run, value) if callable(value) else self._loop.adapt(value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._target, name, value)
+
     def __repr__(self) -> str:
         return repr(self._target)
 

@@ -26,6 +26,7 @@ from trackd_client.base import (
 )
 from trackd_client.clock import boottime
 from trackd_client.connection import (
+    LONGEST_WAIT,
     Closable,
     close_when_dropped,
     configure,
@@ -415,7 +416,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
             self._errand("heartbeat", {}, stay)
-        self._heartbeat = self._loop.call_later(stay.heartbeat_ttl / HEARTBEATS, self._beat, stay)
+        # Timers stand still while the host is suspended, and the time to live does not.
+        pause = min(stay.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
+        self._heartbeat = self._loop.call_later(pause, self._beat, stay)
 
     def _errand(
         self,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from trackd_client.aio import AsyncLease, AsyncTracker
 from trackd_client.base import log
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
 from trackd_client.policy import Policy, PoolEvent
 from trackd_client.poolcore import Dial, Gossip, PoolCore, proxies_in
+
+#: Seconds that a dial may take to end once it is cancelled, before a drain waits no longer.
+CANCEL_SECONDS: Final = 1.0
 
 
 class AsyncAgentPool(PoolCore[AsyncLease]):
@@ -77,7 +80,7 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late)
+            await asyncio.wait(late, timeout=CANCEL_SECONDS)
         return not late
 
     async def __aenter__(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import random
 import resource
@@ -15,7 +17,16 @@ import pytest
 
 from adapters import PATIENCE, Background, Maker
 from support import wait_until
-from trackd_client import BadPayload, Policy, PoolEvent, Proxy, Tracker
+from trackd_client import (
+    AsyncAgentPool,
+    AsyncLease,
+    AsyncTracker,
+    BadPayload,
+    Policy,
+    PoolEvent,
+    Proxy,
+    Tracker,
+)
 from trackd_client.policy import Change
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -373,9 +384,10 @@ def test_gossip_is_dropped_while_there_is_no_daemon(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
     own = make_trackd_daemon()
-    agent = Agent(maker, own, Network(), tracker={"timeout": 0.1})
+    agent = Agent(maker, own, Network())
     assert agent.pool.feed(Proxy("p1")) is True
     own.kill()
+    agent.tracker.timeout = 0.1
     assert agent.pool.feed(Proxy("p1")) is False
     assert agent.pool.drain(1.0)
 
@@ -407,6 +419,32 @@ def test_draining_advises_to_close_and_waits_no_longer_than_it_may(
     assert agent.pool.drain(10.0) is True
     assert agent.pool.drain() is True, "a second time does nothing"
     agent.tracker.close()
+
+
+def test_a_dial_that_will_not_be_cancelled_does_not_hold_up_a_drain(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    async def run(endpoint: str) -> None:
+        claimed, let_go = asyncio.Event(), asyncio.Event()
+
+        async def dial(lease: AsyncLease) -> None:
+            assert await lease.claim("p1")
+            claimed.set()
+            while not let_go.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await let_go.wait()
+
+        async with asyncio.timeout(PATIENCE), AsyncTracker(endpoint) as tracker:
+            pool = AsyncAgentPool(tracker, dial)
+            pool.start()
+            await claimed.wait()
+            assert await pool.drain(0.1) is False
+            while await tracker.is_claimed("p1"):  # noqa: ASYNC110 - the daemon tells nobody
+                await asyncio.sleep(0.01)
+            let_go.set()
+            assert await pool.drain() is True
+
+    asyncio.run(run(make_trackd_daemon().endpoint))
 
 
 @pytest.mark.slow
