@@ -10,11 +10,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
+
+import pytest
 
 from operators import start_trackctl, trackctl
 from support import PATIENCE
 from trackd_client import Proxy, Tracker
+from trackd_client.events import Event
+from trackd_client.mirror import Mirror
 from trackd_client.testing import Daemon, MakeDaemon
 
 
@@ -199,3 +204,50 @@ def test_log_says_when_it_does_not_reach_so_far_back(make_trackd_daemon: MakeDae
     said = trackctl("--endpoint", none.endpoint, "log")
     assert (said.returncode, said.stdout) == (0, "")
     assert "the daemon keeps no history" in said.stderr
+
+
+@pytest.mark.slow
+def test_watch_through_a_storm_and_a_restart_is_complete_or_says_what_is_missing(
+    trackd_daemon: Daemon,
+) -> None:
+    messages, each = 100, 1000
+    with watching(trackd_daemon, "--json") as watch, Tracker(trackd_daemon.endpoint) as tracker:
+        first = next_event(watch)
+        mirror = Mirror(first["fields"])
+        told = Thread(target=storm, args=(trackd_daemon, tracker, messages, each))
+        told.start()
+        last, gaps, changes = first["revision"], 0, 0
+        while "the-end" not in mirror.proxies:
+            event = Event(**next_event(watch))
+            if event.kind == "gap":
+                gaps += 1
+                assert event.fields["after"] == last, "the gap begins where the last event was"
+                continue
+            if event.kind == "snapshot":
+                assert event.revision > last
+                mirror = Mirror(event.fields)
+            else:
+                changes += event.kind == "proxy_tracked"
+                started = event.kind == "daemon_started"
+                assert event.revision == (last if started else last + 1), "a silent gap"
+                mirror.apply(event)
+            last = event.revision
+        told.join()
+        there = tracker.snapshot()
+    print(f"{changes} changes were told one by one, {gaps} gaps were said aloud")
+    assert gaps or changes == messages * each + 1
+    here = mirror.snapshot()
+    known = ("name", "group", "generation", "desired", "lease")
+    assert [[row[name] for name in known] for row in here["proxies"]] == [
+        [row[name] for name in known] for row in there["proxies"]
+    ]
+    assert len(here["proxies"]) == messages * each + 1
+
+
+def storm(daemon: Daemon, tracker: Tracker, messages: int, each: int) -> None:
+    """Make as many changes as there can be, with a restart of the daemon in the middle."""
+    for message in range(messages):
+        if message == messages // 2:
+            daemon.restart()
+        tracker.track_expected(*(Proxy(f"p-{message}-{i}", ttl=600.0) for i in range(each)))
+    tracker.track_expected(Proxy("the-end"))

@@ -163,9 +163,12 @@ def test_thousands_of_rows_flood_no_terminal_and_fill_a_pipe(trackd_daemon: Daem
     command = [*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "proxies"]
     with Terminal(*command, height=70) as terminal:
         screen = terminal.shows("2950 more of 3000")
-    rows = [line for line in screen.splitlines() if line.startswith("p")]
-    assert len(rows) == 50
-    assert all(len(line) <= 80 for line in screen.splitlines()), "a row is wider than the terminal"
+    lines = screen.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("name "))
+    assert [line.split()[0] for line in lines[begin + 1 : begin + 51]] == [
+        f"p{number}" for number in range(50)
+    ], "each row has a line of its own"
+    assert lines[begin + 51].startswith("not shown, for want of room: ")
 
 
 def test_a_terminal_gets_colours_unless_the_user_wants_none(

@@ -35,6 +35,7 @@ def test_the_help_of_each_command_has_examples_that_it_understands(name: str) ->
     told = trackctl(name, "--help")
     assert told.returncode == 0
     assert "Examples:" in told.stdout
+    assert max(map(len, told.stdout.splitlines())) <= 80, "a terminal would fold it"
     assert f"trackctl {name}" in told.stdout or f"trackctl --cluster example.com {name}" in (
         told.stdout
     )

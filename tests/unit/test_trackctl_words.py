@@ -15,6 +15,7 @@ from trackd_client.cli.proxies import desired
 from trackd_client.cli.render import (
     Cell,
     Column,
+    _kept,
     duration,
     lines,
     names,
@@ -84,6 +85,12 @@ def test_a_table_is_whole_in_a_pipe_and_cut_on_a_terminal() -> None:
         "日本              22",
     ]
     assert all(len(line) > 10 for line in table(10)), "a column keeps a width that can be read"
+
+
+def test_a_narrow_terminal_does_without_what_is_least_wanted() -> None:
+    columns = [Column("name"), Column("spare", spare=1), Column("sparest", spare=2)]
+    rows = [["x" * 20, "y" * 10, "z" * 10]]
+    assert [_kept(columns, rows, most) for most in (44, 43, 31, 5)] == [[0, 1, 2], [0, 1], [0], [0]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ def main() -> int:
             raise
         sys.stderr.write("trackctl needs click and rich; pip install 'trackd[cli]'\n")
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may hold what a locale cannot write
+            stream.reconfigure(errors="backslashreplace")
     trackctl(prog_name="trackctl")
     return 0
 

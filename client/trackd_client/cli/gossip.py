@@ -14,7 +14,7 @@ _EPILOG = """\b
 Examples:
   trackctl gossip discovery.json
   my-tunnel --print-discovery | trackctl gossip --follow
-  echo '{"proxies": [{"metadata": {"name": "p1"}, "ggen": 2}]}' | trackctl gossip
+  echo '{"proxies": [{"metadata": {"name": "p1"}}]}' | trackctl gossip
 
 FILE holds one JSON object as a proxy sends it down its tunnel: {"proxies":
 [{"metadata": {"name": NAME}, "gid": GROUP, "ggen": GENERATION, "ttl":

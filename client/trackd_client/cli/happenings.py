@@ -72,10 +72,16 @@ def who(row: Fields) -> str:
 
 
 def line(event: Event, people: People, page: Page) -> str:
-    """Return an event as one line: when, its revision, and what happened."""
-    when = page.paint(moment(event.wall), "dim")
-    revision = page.paint(f"{event.revision:>7}", "dim")
-    return f"{when} {revision}  {page.paint(sentence(event, people), STYLES.get(event.kind, ''))}"
+    """Return an event as one line: when, its revision, and what happened.
+
+    On a terminal the day is left out when it is today, and a long line is folded and indented.
+    """
+    when = moment(event.wall, today=page.terminal)
+    begin = f"{when} {event.revision:>7}  "
+    style = STYLES.get(event.kind, "")
+    folded = page.folded(sentence(event, people), used=len(begin))
+    said = f"\n{' ' * len(begin)}".join(page.paint(text, style) for text in folded)
+    return page.paint(begin, "dim") + said
 
 
 def sentence(event: Event, people: People) -> str:

@@ -20,8 +20,8 @@ Examples:
   trackctl leases 'proxy-*' --json | jq '.leases[].principals'
 
 \b
-JSON: {"total", "leases": [{"lease", "state": "claimed" or "in_flight", "name",
-"session", "pid", "command", "agent", "age", "wall", "claim_within",
+JSON: {"total", "leases": [{"lease", "state": "claimed" or "in_flight",
+"name", "session", "pid", "command", "agent", "age", "wall", "claim_within",
 "principals"}]}
 """
 _COLUMNS = (
@@ -32,8 +32,8 @@ _COLUMNS = (
     Column("pid", right=True),
     Column("command", shrinks=True),
     Column("age", right=True),
-    Column("claim within", right=True),
-    Column("principals", shrinks=True),
+    Column("claim within", right=True, spare=2),
+    Column("principals", shrinks=True, spare=1),
 )
 _SORTS = {"proxy": "name"}
 

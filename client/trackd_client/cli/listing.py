@@ -38,8 +38,8 @@ def options(*fields: str) -> Callable[[F], F]:
                 "--sort",
                 type=click.Choice(fields),
                 default=fields[0],
-                show_default=True,
-                help="The order; what has no value comes last.",
+                metavar="FIELD",
+                help=f"The order: {', '.join(fields)}. What has no value comes last.",
             ),
         ):
             function = option(function)
@@ -94,8 +94,7 @@ def show(
     page = Page()
     word, total = of
     if not rows:
-        none = f"none of {total} {word} is like that" if total else f"there are no {word}"
-        click.echo(none, err=True)
+        page.note(f"none of {total} {word} is like that" if total else f"there are no {word}")
         return
     shown = rows[: page.limit(limit)]
     page.table(columns, [cells(row) for row in shown])

@@ -140,15 +140,15 @@ def log(
     most = page.limit(limit)
     shown = found if most is None else found[-most:]
     if not told["history"]:
-        click.echo("the daemon keeps no history: its setting history is 0", err=True)
+        page.note("the daemon keeps no history: its setting history is 0")
     elif not complete:
         oldest = f"begins at {moment(events[0].wall)}" if events else "is empty"
-        click.echo(f"the history {oldest}: what was before is not kept any more", err=True)
+        page.note(f"the history {oldest}: what was before is not kept any more")
     for event in shown:
         page.line(happenings.line(event, people, page))
     more(len(shown), len(found), page)
     if not found and told["history"]:
-        click.echo("nothing of that kind happened", err=True)
+        page.note("nothing of that kind happened")
 
 
 def reaches(told: dict[str, Any], since: float | None) -> bool:

@@ -10,8 +10,7 @@ from trackd_client.metrics import exposition
 _EPILOG = """\b
 Examples:
   trackctl metrics | grep refusals
-  trackctl metrics > /var/lib/node_exporter/trackd.prom.new \\
-    && mv /var/lib/node_exporter/trackd.prom.new /var/lib/node_exporter/trackd.prom
+  trackctl metrics > trackd.prom.new && mv trackd.prom.new trackd.prom
 
 The text is Prometheus's exposition format. docs/operations.md has the names.
 

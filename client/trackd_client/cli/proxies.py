@@ -31,10 +31,10 @@ _COLUMNS = (
     Column("generation", right=True),
     Column("desired", shrinks=True),
     Column("lease", right=True),
-    Column("session", right=True),
+    Column("session", right=True, spare=2),
     Column("pid", right=True),
-    Column("command", shrinks=True),
-    Column("expires", right=True),
+    Column("command", shrinks=True, spare=3),
+    Column("expires", right=True, spare=1),
     Column("mentioned by", shrinks=True),
 )
 _SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}

@@ -20,6 +20,8 @@ from rich.style import Style
 TERMINAL_ROWS: Final = 50
 #: A column is not made narrower than this.
 _LEAST_WIDTH: Final = 8
+#: Text is not folded into fewer columns than this.
+_LEAST_TEXT: Final = 20
 _GAP: Final = "  "
 
 
@@ -30,11 +32,13 @@ class Column(NamedTuple):
         name: its heading.
         right: whether it is a number, which stands at the right.
         shrinks: whether a narrow terminal may cut it.
+        spare: whether a narrow terminal may do without it; the largest goes first, 0 never.
     """
 
     name: str
     right: bool = False
     shrinks: bool = False
+    spare: int = 0
 
 
 class Cell(NamedTuple):
@@ -65,8 +69,19 @@ class Page:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a sentence, folded between words where a terminal is narrow."""
-        for folded in [text] if self.width is None else textwrap.wrap(text, self.width):
+        for folded in self.folded(text):
             self.line(self.paint(folded, style))
+
+    def note(self, text: str) -> None:
+        """Say on standard error what is not part of the answer, so that a pipe gets that alone."""
+        for folded in self.folded(text):
+            click.echo(self.paint(folded, "dim") if self.terminal else folded, err=True)
+
+    def folded(self, text: str, used: int = 0) -> list[str]:
+        """Return a text in lines that fit beside what is used of a terminal's width."""
+        if self.width is None or used + _LEAST_TEXT > self.width:
+            return [text]
+        return textwrap.wrap(text, self.width - used) or [""]
 
     def limit(self, asked: int | None) -> int | None:
         """Return how many rows to show: as many as asked for (0: all), or what a person reads."""
@@ -76,8 +91,14 @@ class Page:
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:
         """Print a table: whole in a pipe, cut to the width of a terminal."""
-        for line in lines(columns, rows, self.width):
+        kept = list(range(len(columns)))
+        if self.width is not None:
+            kept = _kept(columns, rows, self.width)
+        shown = [columns[i] for i in kept]
+        for line in lines(shown, [[row[i] for i in kept] for row in rows], self.width):
             self.line("".join(self.paint(*cell) for cell in line).rstrip())
+        if left := [column.name for column in columns if column not in shown]:
+            self.note(f"not shown, for want of room: {', '.join(left)}")
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print names and what they are, one a line; a name may be empty."""
@@ -98,10 +119,7 @@ def lines(
         most: how wide it may be, or None for as wide as it gets.
     """
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    widths = [
-        max([cell_len(column.name), *(cell_len(row[i].text) for row in cells)])
-        for i, column in enumerate(columns)
-    ]
+    widths = _widths(columns, rows)
     if most is not None:
         _shrink(widths, columns, most)
     heading = [Cell(column.name, "dim") for column in columns]
@@ -119,8 +137,30 @@ def lines(
 def more(shown: int, total: int, page: Page) -> None:
     """Say on standard error how many rows were left out, so that a pipe holds rows alone."""
     if shown < total:
-        note = f"{total - shown} more of {total}; --limit 0 shows all, filters show fewer"
-        click.echo(page.paint(note, "dim") if page.terminal else note, err=True)
+        page.note(f"{total - shown} more of {total}; --limit 0 shows all, filters show fewer")
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> list[int]:
+    """Return how wide each column is when nothing is cut."""
+    return [
+        max([cell_len(column.name), *(cell_len(_text(row[i])) for row in rows)])
+        for i, column in enumerate(columns)
+    ]
+
+
+def _kept(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]], most: int) -> list[int]:
+    """Return which columns there is room for, once those that may be cut are."""
+    needed = [
+        min(width, max(_LEAST_WIDTH, len(column.name))) if column.shrinks else width
+        for column, width in zip(columns, _widths(columns, rows), strict=True)
+    ]
+    kept = list(range(len(columns)))
+    while sum(needed[i] + len(_GAP) for i in kept) - len(_GAP) > most:
+        spare = max(kept, key=lambda i: columns[i].spare)
+        if not columns[spare].spare:
+            break
+        kept.remove(spare)
+    return kept
 
 
 def _shrink(widths: list[int], columns: Sequence[Column], most: int) -> None:
@@ -134,6 +174,10 @@ def _shrink(widths: list[int], columns: Sequence[Column], most: int) -> None:
         if not wide:
             return
         widths[max(wide, key=lambda i: widths[i])] -= 1
+
+
+def _text(cell: str | Cell) -> str:
+    return cell.text if isinstance(cell, Cell) else cell
 
 
 def _fit(text: str, width: int) -> str:
@@ -187,9 +231,16 @@ def remaining(seconds: float) -> str:
     return duration(seconds) if seconds >= 0 else "over"
 
 
-def moment(wall: float) -> str:
-    """Return a moment of Unix time in this host's zone, to the millisecond."""
-    return datetime.fromtimestamp(wall).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+def moment(wall: float, *, today: bool = False) -> str:
+    """Return a moment of Unix time in this host's zone, to the millisecond.
+
+    Args:
+        wall: the moment.
+        today: whether the day is left out when it is today.
+    """
+    local = datetime.fromtimestamp(wall).astimezone()
+    day = "" if today and local.date() == datetime.now().astimezone().date() else "%Y-%m-%d "
+    return local.strftime(f"{day}%H:%M:%S.%f")[:-3]
 
 
 def size(count: int) -> str:

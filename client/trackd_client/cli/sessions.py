@@ -15,9 +15,9 @@ from trackd_client.cli.render import Cell, Column, duration, remaining, shown
 _EPILOG = """\b
 Examples:
   trackctl sessions
-  trackctl sessions --sort inflight --reverse      # who keeps leases in flight
-  trackctl sessions --sort gossip --reverse        # who gossips most
-  trackctl sessions --user tunnel-agent --json | jq '.sessions[] | {pid, leases}'
+  trackctl sessions --sort inflight --reverse   # who keeps leases in flight
+  trackctl sessions --sort gossip --reverse     # who gossips most
+  trackctl sessions --user tunnel-agent --json | jq '.sessions[].pid'
 
 \b
 JSON: {"total", "sessions": [{"session", "pid", "uid", "user", "gid",
@@ -29,11 +29,13 @@ _COLUMNS = (
     Column("session", right=True),
     Column("pid", right=True),
     Column("user", shrinks=True),
-    Column("command", shrinks=True),
+    Column("command", shrinks=True, spare=2),
     Column("name", shrinks=True),
     *(Column(name, right=True) for name in ("leases", "in flight", "waiting")),
-    *(Column(name, right=True) for name in ("gossip", "requests", "age")),
-    Column("lives by"),
+    Column("gossip", right=True),
+    Column("requests", right=True, spare=3),
+    Column("age", right=True, spare=1),
+    Column("lives by", spare=4),
 )
 
 

@@ -17,7 +17,7 @@ _EPILOG = """\b
 Examples:
   trackctl watch
   trackctl watch --kind proxy_claimed --kind lease_released
-  trackctl watch --json --no-snapshot | jq -c 'select(.kind == "proxy_expired")'
+  trackctl watch --json --no-snapshot | jq -c '[.revision, .kind, .fields]'
 
 It goes on over restarts of the daemon. What was lost on the way is fetched
 from the daemon's history; what is not there any more is told as a gap, and a
