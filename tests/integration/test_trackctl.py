@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 
-from operators import trackctl
+from operators import PLAIN, TRACKCTL, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
 
@@ -50,3 +52,25 @@ def test_an_endpoint_that_no_socket_can_have_is_wrong_usage() -> None:
     wrong = trackctl("--endpoint", "tcp://127.0.0.1:1", "status")
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr
+
+
+def test_json_may_stand_before_the_command_or_after_it(trackd_daemon: Daemon) -> None:
+    before = trackctl("--json", "--endpoint", trackd_daemon.endpoint, "proxies")
+    after = trackctl("--endpoint", trackd_daemon.endpoint, "proxies", "--json")
+    assert json.loads(before.stdout) == json.loads(after.stdout)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_be_told(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(*(Proxy(f"p{number}") for number in range(5000)))
+    command = shlex.join([*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "proxies"])
+    piped = subprocess.run(
+        ["bash", "-c", f"{command} | head -1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=PLAIN,
+        timeout=60,
+    )
+    assert piped.stdout.startswith("name ")
+    assert piped.stderr == ""

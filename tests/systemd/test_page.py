@@ -23,6 +23,14 @@ def test_the_page_leads_to_two_clusters_with_an_agent_that_survives_and_back_to_
     machine.shell(commands("Install"))
     first = machine.shell(commands("The first cluster"))
     assert first.startswith("example.com ")
+    assert "trackctl hold" in machine.run("cat", "/usr/local/share/man/man1/trackctl.1").stdout
+    doctor = ("trackctl", "--cluster", "example.com", "doctor")
+    well = machine.run(*doctor).stdout
+    assert "trackd@example.com.socket: active (" in well
+    assert well.endswith("all is well\n")
+    stranger = machine.run("runuser", "-u", "nobody", "--", *doctor, check=False)
+    assert stranger.returncode == 1
+    assert "sudo usermod --append --groups trackd nobody" in stranger.stdout
     second = machine.shell(commands("The second cluster"))
     assert second.startswith("other.example ")
 
@@ -37,6 +45,9 @@ def test_the_page_leads_to_two_clusters_with_an_agent_that_survives_and_back_to_
     assert machine.show("tunnel-agent.service", "MainPID") == agent
     machine.run("systemctl", "stop", "trackd@example.com.socket")
     assert machine.show("tunnel-agent.service", "ActiveState") in {"inactive", "deactivating"}
+    ill = machine.run(*doctor, check=False)
+    assert ill.returncode == 1
+    assert "→ sudo systemctl enable --now trackd@example.com.socket" in ill.stdout
     machine.run("rm", "/usr/local/bin/tunnel-agent")
 
     # A running agent of the second cluster does not keep anything alive either.

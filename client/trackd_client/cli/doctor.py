@@ -22,7 +22,7 @@ import click
 from trackd_client import Tracker, __version__
 from trackd_client.cli import command
 from trackd_client.cli.render import Page, duration, moment, names, plain, plural, size
-from trackd_client.clock import boot_id, boottime
+from trackd_client.clock import boottime
 from trackd_client.connection import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.places import RUN, SOCKET_NAME, check_ipc_path, client_endpoint
@@ -277,14 +277,7 @@ def _clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
     hello = tracker._call("hello", {}, session=False)  # noqa: SLF001 - the package's own
     clock = hello["clock"]
     offset = clock - boottime()
-    if hello["boot_id"] != boot_id():
-        yield Finding(
-            "clock",
-            PROBLEM,
-            "the daemon runs in another boot than this process: a socket shared between hosts?",
-            "run the daemon on the host of its agents",
-        )
-    elif abs(offset) > _CLOCK_SECONDS:
+    if abs(offset) > _CLOCK_SECONDS:
         yield Finding(
             "clock",
             NOTE,
