@@ -340,7 +340,7 @@ operations = st.sampled_from(sorted(OPERATIONS)) | st.text(max_size=10)
 quickly = settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
