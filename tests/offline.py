@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from trackd.store import Connect, connect
 from trackd.stored import load
 from trackd.ticker import Sweep
 from trackd.watcher import ProcessExited
-from trackd_client.protocol import Done, decode_reply
+from trackd_client.protocol import Done, WireEvent, decode_reply
 
 #: Never closed: a test that fails must not wait for what it left open.
 _CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -303,6 +303,42 @@ def observe(state: State) -> dict[str, Any]:
     }
 
 
+def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
+    """Return the proxies, leases and sessions that whoever hears every event knows of."""
+    proxies: dict[str, tuple[str, int]] = {}
+    leases: dict[int, tuple[int, str | None]] = {}
+    sessions: set[int] = set()
+    epoch = 0
+    for _, _, _, kind, fields in events:
+        match kind:
+            case "daemon_started":
+                epoch = fields["epoch"]
+            case "session_opened":
+                sessions.add(fields["session"])
+            case "session_ended":
+                sessions.remove(fields["session"])
+            case "lease_granted":
+                leases[fields["lease"]] = fields["session"], None
+            case "proxy_claimed":
+                assert leases[fields["lease"]] == (fields["session"], None)
+                leases[fields["lease"]] = fields["session"], fields["name"]
+            case "lease_released":
+                assert leases.pop(fields["lease"]) == (fields["session"], fields["name"])
+            case "proxy_tracked":
+                assert fields["name"] not in proxies
+                proxies[fields["name"]] = fields["group"], fields["generation"]
+            case "proxy_changed":
+                old = fields["old_group"], fields["old_generation"]
+                assert proxies[fields["name"]] == old
+                proxies[fields["name"]] = fields["group"], fields["generation"]
+            case "proxy_expired" | "proxy_forgotten":
+                gone = fields["group"], fields["generation"]
+                assert proxies.pop(fields["name"]) == gone
+            case _:
+                assert kind == "connection_count", f"an event of which nobody knows: {kind}"
+    return {"proxies": proxies, "leases": leases, "sessions": sessions, "epoch": epoch}
+
+
 def remembered(state: State) -> dict[tuple[bytes, int], tuple[bytes, int | None]]:
     """Return the replies that must survive a restart, by session and number."""
     return {
@@ -319,6 +355,7 @@ def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None
     for name in reloaded.tracker.sweep():
         del reloaded.mentions[name]
     reloaded.sessions.forget_ended(now_at)
+    reloaded._forget_forgotten(now_at)
     assert observe(reloaded) == observe(now)
     before, after = remembered(now), remembered(reloaded)
     assert {key: after.get(key) for key in before} == before

@@ -20,6 +20,7 @@ record      fields                                               changes the key
 ``lease``   id, lease row                                        (lease, id)
 ``free``    id                                                   (lease, id)
 ``gossip``  when, default TTL, proxies as on the wire, session   (proxy, name) for each
+``drop``    names of proxies that expired                        (proxy, name) for each
 ``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
 ``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
@@ -133,6 +134,10 @@ class Image:
                 for name, group, generation, ttl in proxies:
                     self.proxies[name] = [group, generation, now + (ttl or default_ttl), *session]
                 return [("proxy", proxy[0]) for proxy in proxies]
+            case "drop":
+                for name in values[0]:
+                    self.proxies.pop(name, None)
+                return [("proxy", name) for name in values[0]]
             case "forget":
                 name, *tombstone = values
                 self.proxies.pop(name, None)

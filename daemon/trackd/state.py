@@ -565,6 +565,7 @@ class State:
         """Drop the proxies that have expired, from the checkpoint too."""
         expired = self.tracker.expire()
         if expired:
+            self.records.append(["drop", list(expired)])
             for name, place in expired.items():
                 self.mentions.pop(name, None)
                 self.touched.append(("proxy", name))

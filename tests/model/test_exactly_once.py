@@ -27,7 +27,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from offline import AgentOf, Clock, Desk, Faults, Host, Sent, assert_same_after_reload, observe
+from offline import (
+    AgentOf,
+    Clock,
+    Desk,
+    Faults,
+    Host,
+    Sent,
+    assert_same_after_reload,
+    observe,
+    told_by,
+)
 from trackd.sessions import Process
 from trackd.stored import value_of
 from trackd_client.errors import Code
@@ -101,6 +111,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.connected: set[tuple[bytes, int]] = set()  # sent to the present process
         self.watching: set[tuple[bytes, int]] = set()  # watch_session that nobody has answered
         self.revision = 0
+        self.told = -1  # the revision of which the events were looked at
         self.batch = 0  # messages of the batch that is not committed
         self.failing = False
 
@@ -111,6 +122,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     )
     def begin(self, **settings: Any) -> None:
         self.settings = {**settings, "dial_burst": 2, "max_outstanding": 12}
+        self.settings["admin_users"] = (1000,)  # who all of the clients are
         self.start()
 
     def start(self) -> None:
@@ -195,6 +207,12 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @precondition(lambda self: self.clients)
     @rule(pick=picks, name=names)
+    def forget_proxy(self, pick: int, name: str) -> None:
+        client = self.client(pick)
+        self.send(client, client.new("forget", name=name))
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=picks, name=names)
     def ask(self, pick: int, name: str) -> None:
         client = self.client(pick)
         self.send(client, client.new("is_claimed", principals=[name]))
@@ -232,7 +250,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         known = session is not None and (
             seq in session.done or seq in session.replies or seq in session.parked
         )
-        if body["op"] == "watch_session" and not known:
+        if body["op"] == "watch_session" and not known and seq in client.outstanding:
             self.watching.add((client.token, seq))
         ran = (client.token, seq) in self.committed
         assert known or session is None or not ran, "forgot that it has run"
@@ -366,6 +384,8 @@ class ExactlyOnce(RuleBasedStateMachine):
             case "release" if body["released"]:
                 changed = True
                 assert self.ledger.pop(request["lease"])[0] == client.token
+            case "forget" if body["forgotten"]:
+                changed = True
             case "cancel" if body["cancelled"]:
                 changed = True
                 for lease, granted in self.grants.items():
@@ -403,6 +423,23 @@ class ExactlyOnce(RuleBasedStateMachine):
         for session in state.sessions:
             assert session.leases == {k for k, v in held.items() if v[0] == session.token}
             assert len(session.replies) + len(session.parked) <= 12
+
+    @invariant()
+    def the_events_tell_all_that_has_happened(self) -> None:
+        if not self.batch and hasattr(self, "desk") and self.desk.state.revision != self.told:
+            state = self.desk.state
+            self.told = state.revision
+            events = state.history.after(0, 1_000_000)
+            assert [event[0] for event in events] == list(range(1, state.revision + 1))
+            assert told_by(events) == {
+                "proxies": {each.name: (each.group, each.generation) for each in state.tracker},
+                "leases": {
+                    lease: (held.session.id, state.tracker.lease_name(lease))
+                    for lease, held in state.leases.items()
+                },
+                "sessions": {session.id for session in state.sessions},
+                "epoch": state.epoch,
+            }
 
     @invariant()
     def a_restart_would_find_the_same(self) -> None:
@@ -479,4 +516,4 @@ def test_whatever_happens_each_request_happens_once_and_nothing_is_lost() -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_whatever_happens_for_longer_each_request_happens_once() -> None:
-    run(examples=500, steps=80)
+    run(examples=250, steps=80)

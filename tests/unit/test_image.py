@@ -157,6 +157,7 @@ def test_the_table_names_every_record_and_no_other() -> None:
         "free": ["free", 1],
         "gossip": ["gossip", 0.0, 1.0, [["p", "", 1, None]]],
         "end": ["end", token, "closed", 0.0, 0],
+        "drop": ["drop", ["p"]],
         "forget": ["forget", "p", "", 1, 9.0],
         "events": ["events", 1, [b"packed"]],
     }
