@@ -247,6 +247,14 @@ FIELDS: Final[dict[str, dict[str, Any]]] = {
     "adopt": {"principals": ["p"]},
     "release": {"lease": 1},
     "cancel": {"target": 1},
+    "snapshot": {"of": "proxies", "cursor": None, "limit": 1},
+    "log": {"after": 0, "limit": 1},
+    "metrics": {"names": ["trackd_sessions"]},
+    "config": {"names": ["max_frame"]},
+    "force_release": {"lease": 10**9},
+    "end_session": {"session": 10**9},
+    "forget": {"name": "nobody"},
+    "reload": {},
 }
 #: Those that are answered later, and the one that ends the session.
 ELSEWHERE = {"acquire", "watch_session", "close", "probe"}
@@ -333,7 +341,8 @@ anything = st.recursive(
 fields = st.sampled_from(
     [
         "token", "done", "deadline", "namespace", "name", "version", "labels", "cluster",
-        "principals", "proxies", "count", "lease", "target", "other",
+        "principals", "proxies", "count", "lease", "target", "of", "cursor", "limit", "after",
+        "names", "session", "other",
     ]
 )  # fmt: skip
 operations = st.sampled_from(sorted(OPERATIONS)) | st.text(max_size=10)

@@ -315,6 +315,7 @@ def test_a_sticky_balancer_is_reported_once_with_what_is_met_and_what_is_missing
     daemon: Daemon, maker: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Network("p0")
+    teach(daemon, network.proxies())  # else it may dial until its own gossip has come
     policy = Policy(duplicate_step=0.0, sticky_after=5, sticky_pause=0.01)
     with Agent(maker, daemon, network, policy=policy) as agent:
         wait_until(lambda: network.connected == 1)

@@ -26,7 +26,8 @@ PATIENCE = 20.0
 SETTINGS: dict[str, dict[str, Any]] = {
     "A conversation": {},
     "A lease that does not claim": {"claim_timeout": 0.5, "dial_rate": 0.01, "dial_burst": 1},
-    "A connection too many": {"disconnect_threshold": 0.2},
+    # Longer than what follows a restart takes: the advice is given again after that.
+    "A connection too many": {"disconnect_threshold": 2.0},
     "What operators ask": {},
 }
 #: Those that say the same when the daemon is killed before every request: a listing is over then.
