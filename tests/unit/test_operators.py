@@ -51,7 +51,7 @@ class World:
 
     def counted(self, name: str) -> dict[str, float]:
         ((_, _, _, _, samples),) = self.read("metrics", names=[name])["families"]
-        return {",".join(labels): value for labels, value in samples}
+        return {",".join(labels): value for labels, value in samples if value}
 
 
 @pytest.fixture
