@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support import PATIENCE, wait_until
+from support import PATIENCE, needed, wait_until
 
 _LAUNCH = """
 import os, sys
@@ -49,13 +48,6 @@ _FLAGS = (
 _COMPLAINTS = {"Log.entryAdded", "Runtime.exceptionThrown", "Audits.issueAdded"}
 
 
-def why_not() -> str | None:
-    """Return why there is no browser here, or None."""
-    if shutil.which("chromium") is None:
-        return "chromium is not installed (Debian's package chromium)"
-    return None
-
-
 class Browser:
     """A running browser.
 
@@ -64,8 +56,7 @@ class Browser:
     """
 
     def __init__(self, directory: Path) -> None:
-        program = shutil.which("chromium")
-        assert program is not None
+        program = needed("chromium", "chromium")
         theirs, self._out = os.pipe()
         self._in, theirs_too = os.pipe()
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []

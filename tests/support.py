@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import secrets
+import shutil
 import signal
 import socket
 import struct
@@ -39,6 +40,17 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def needed(program: str, package: str) -> str:
+    """Return a program of the system, or skip the test; in CI, which installs it, fail."""
+    found = shutil.which(program)
+    if found is None:
+        reason = f"there is no {program} (Debian's package {package})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run this: {reason}")
+        pytest.skip(reason)
+    return found
 
 
 def rss(pid: int) -> int:

@@ -264,7 +264,6 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
                 return exits.FAILED
         if listener is not None:
             listener.start()
-            log.info("serving HTTP", extra=fields(address=config.http))
         notifier.ready()
         log.info(
             "serving",
@@ -273,6 +272,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
                 endpoint=config.endpoint,
                 pid=os.getpid(),
                 activated=descriptor is not None,
+                **({"http": config.http} if config.http else {}),
             ),
         )
         if not events:

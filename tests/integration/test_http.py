@@ -21,7 +21,7 @@ import pytest
 from waitress.channel import HTTPChannel
 
 from hosts import fill, small_disk
-from support import PATIENCE, descriptors, paused, processor_seconds, wait_until
+from support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
 from trackd.config import load
 from trackd.http import listener
 from trackd.http.listener import HttpListener
@@ -102,7 +102,13 @@ def test_the_socket_s_mode_lets_a_group_in(make_trackd_daemon: MakeDaemon) -> No
 
 def test_curl_reads_metrics_from_a_unix_socket(unix: Site) -> None:
     ran = subprocess.run(
-        ["curl", "--silent", "--unix-socket", path_of(unix), "http://trackd/metrics"],
+        [
+            needed("curl", "curl"),
+            "--silent",
+            "--unix-socket",
+            path_of(unix),
+            "http://trackd/metrics",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support import PATIENCE, wait_until
+from support import PATIENCE, needed, wait_until
 from trackd_client import Proxy, Tracker
 from trackd_client.metrics import exposition
 from trackd_client.testing import MakeDaemon
@@ -74,18 +73,9 @@ def check(expression: str, known: dict[str, set[str]]) -> None:
             assert any(label in {*known[name], "instance", "job"} for name in names), label
 
 
-def needed(program: str) -> str:
-    """Return a program of Prometheus, or skip the test; in CI that is a failure."""
-    if shutil.which(program) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI has no {program} (Debian's package prometheus)")
-        pytest.skip(f"there is no {program} (Debian's package prometheus)")
-    return program
-
-
 def promtool(*arguments: object, cwd: Path) -> str:
     ran = subprocess.run(
-        [needed("promtool"), *map(str, arguments)],
+        [needed("promtool", "prometheus"), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -160,7 +150,7 @@ class Prometheus:
         with (directory / "prometheus.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *(needed("prometheus"), f"--config.file={file}"),
+                    *(needed("prometheus", "prometheus"), f"--config.file={file}"),
                     *(f"--storage.tsdb.path={directory}/data", "--log.level=error"),
                     f"--web.listen-address={self._address}",
                 ],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from browser import Browser, Page, why_not
+from browser import Browser, Page
 from support import PATIENCE
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import MakeDaemon
@@ -36,10 +36,6 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if reason := why_not():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must run this: {reason}")
-        pytest.skip(reason)
     with Browser.running() as running:
         yield running
 
@@ -173,6 +169,14 @@ def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
     ]
 
 
+def test_a_daemon_that_keeps_no_history_has_no_events_to_show(
+    browser: Browser, make_trackd_daemon: MakeDaemon
+) -> None:
+    page = Page(browser, site(make_trackd_daemon, history=0).url)
+    page.wait_for("document.querySelector('#events').innerText.startsWith('No history is kept')")
+    page.close()
+
+
 def test_why_proxies_are_missing_is_said_as_far_as_it_is_known(
     open_page: Open, tcp: Site, tracker: Tracker
 ) -> None:
@@ -243,7 +247,7 @@ def test_a_name_is_never_more_than_a_name(browser: Browser, tcp: Site, open_page
         )
         assert set(names(page)) == {shown or name for name, shown in HOSTILE.items()}
         assert page.get("typeof hacked") == "undefined"
-        assert page.get("document.querySelectorAll('h1, script, img').length") == 2
+        assert page.get("document.querySelectorAll('h1, script, img').length") == 3
         assert "<b onclick=hacked=1>agent</b>" in page.text("tbody")
         assert page.get("document.documentElement.scrollWidth <= innerWidth")
         groups = page.get(

@@ -7,5 +7,5 @@ every agent does. So nothing that it shows is uncommitted, and no viewer can hol
     app.py        what it answers: a WSGI application of plain functions
     views.py      what the page is told, made once for all viewers
     listener.py   the sockets and threads that serve it
-    page.html page.css page.js    the page, which is sent as one file
+    page.html page.css words.js page.js    the page, which is sent as one file
 """

@@ -37,6 +37,10 @@ _HEADERS: Final = (
 )
 #: What is never right, whatever else a response holds.
 _NOTHING: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+#: The files that belong to the page, as it names them.
+_OWN: Final = re.compile(
+    r'<link rel="stylesheet" href="(?P<css>\w+\.css)">|<script src="(?P<js>\w+\.js)"></script>'
+)
 
 
 class Reply(NamedTuple):
@@ -123,17 +127,20 @@ def _refusal(status: HTTPStatus, sentence: str) -> Reply:
 def _page() -> Reply:
     """Return the page as one file, with a policy that lets nothing run but what is in it."""
     files = resources.files("trackd.http")
-    style, script, text = (
-        (files / f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html")
-    )
-    text, styles = re.subn(
-        r'<link rel="stylesheet"[^>]*>', lambda _: f"<style>{style}</style>", text
-    )
-    text, scripts = re.subn(r"<script[^>]*>", lambda _: f"<script>{script}", text)
-    assert styles == scripts == 1
+    digests: dict[str, list[str]] = {"style": [], "script": []}
+
+    def inline(found: re.Match[str]) -> str:
+        text = (files / (found["css"] or found["js"])).read_text("utf-8")
+        kind = "style" if found["css"] else "script"
+        assert f"</{kind}" not in text
+        digests[kind].append(f"'{_digest(text)}'")
+        return f"<{kind}>{text}</{kind}>"
+
+    text = _OWN.sub(inline, (files / "page.html").read_text("utf-8"))
     policy = (
-        f"{_NOTHING}; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "connect-src 'self'; img-src data:; require-trusted-types-for 'script'; trusted-types"
+        f"{_NOTHING}; script-src {' '.join(digests['script'])}; "
+        f"style-src {' '.join(digests['style'])}; connect-src 'self'; img-src data:; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return Reply(text.encode(), "text/html; charset=utf-8", policy=policy)
 

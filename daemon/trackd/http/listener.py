@@ -40,6 +40,7 @@ ANSWER_SECONDS: Final = 2.0
 #: of it, and that a connection may lie idle.
 REQUEST_SECONDS: Final = 10
 IDLE_SECONDS: Final = 30
+#: What waitress looks after at a time: connections, and a few descriptors of its own.
 CONNECTIONS: Final = 64
 THREADS: Final = 4
 #: Bytes of answers that wait for one client to take them.

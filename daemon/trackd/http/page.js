@@ -8,12 +8,7 @@ const PATIENCE = 6000; // for one answer
 const EXPIRIES = 5000; // after which proxies are asked for although nothing has changed
 const SHOWN = 100; // rows at first
 const SAMPLES = 120; // of a rate
-const FEW = 10; // claims from which something can be said
 const RATES = ["grants", "claims", "duplicates"];
-
-const byId = (id) => document.getElementById(id);
-const natural = new Intl.Collator("en", { numeric: true });
-const number = new Intl.NumberFormat("en");
 
 let now = null; // the last answer of /api/state
 let listing = null; // the last answer of /api/proxies
@@ -27,112 +22,6 @@ let descending = false;
 let showAll = false;
 const seenEvents = new Set();
 
-// -- text -----------------------------------------------------------------------------------------
-
-// Make visible what would not be, or would turn the text around it.
-const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
-function plain(text) {
-  if (text === "") return '""';
-  return String(text).replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
-}
-
-function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
-  for (const [size, unit, smallSize, small] of [[86400, "d", 3600, "h"], [3600, "h", 60, "m"], [60, "m", 1, "s"]]) {
-    if (whole >= size) return `${Math.floor(whole / size)}${unit} ${Math.floor((whole % size) / smallSize)}${small}`;
-  }
-  return `${whole}s`;
-}
-
-function setText(node, text) {
-  if (node.textContent !== String(text)) node.textContent = text;
-}
-
-function make(tag, className = "", ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
-
-const name = (text) => make("bdi", "", plain(text)); // a name, whichever way it is written
-
-// -- what things are ------------------------------------------------------------------------------
-
-const STATES = {
-  claimed: ["claimed", "claimed"],
-  missing: ["missing", "missing"],
-  held: ["old held", "old, held"],
-  old: ["old", "old"],
-  question: ["question", "expired, held"],
-};
-
-function stateOf(proxy) {
-  if (!proxy.tracked) return "question";
-  if (proxy.desired) return proxy.lease === null ? "missing" : "claimed";
-  return proxy.lease === null ? "old" : "held";
-}
-
-function verdict(status) {
-  const missing = status.target - status.claimed_desired;
-  if (status.store === "failing") return ["bad", "Changes cannot be stored: agents are refused until they can"];
-  if (!status.tracked) return ["wait", "No proxy is known: the first dial brings gossip"];
-  if (missing <= 0) return ["good", "Every wanted proxy is claimed"];
-  if (status.inflight) return ["warn", `${number.format(missing)} wanted, ${number.format(status.inflight)} being dialled`];
-  return ["warn", `${number.format(missing)} wanted, and nobody dials`];
-}
-
-// Why proxies are missing, as far as the daemon can tell.
-function reasonsOf(status, why) {
-  if (status.target <= status.claimed_desired) return [];
-  const reasons = [];
-  if (why.reason === "budget") reasons.push(`The dial budget allows the next dial in ${duration(why.retry_after)}.`);
-  if (why.reason === "need" && !status.inflight && !status.waiting) reasons.push("No agent asks for a lease at this moment.");
-  const { claims, duplicates, met } = why.recent;
-  if (claims + duplicates >= FEW && duplicates > claims) {
-    reasons.push(`Of the last ${claims + duplicates} claims, ${duplicates} met a proxy that has a tunnel already, most often `,
-      name(met[0][0]), ` (${met[0][1]}).`);
-  }
-  return reasons;
-}
-
-function holderOf(proxy) {
-  if (proxy.lease === null) return "";
-  const holder = listing.holders[proxy.session] || {};
-  return holder.name || holder.command || "unnamed agent";
-}
-
-const where = (group, generation) => ["generation ", String(generation), ...(group === "" ? [] : [" of ", name(group)])];
-const REASONS = {
-  asked: "given back", given_up: "no longer awaited", closed: "its agent closed", process_exited: "its process ended",
-  no_heartbeat: "no heartbeat", claim_timeout: "claimed nothing in time", admin: "taken back by an admin",
-};
-const because = (word) => REASONS[word] || plain(String(word)).replaceAll("_", " ");
-
-const SENTENCES = {
-  session_opened: (f) => ["session ", f.session, " opened by ", name(f.name || f.command || `pid ${f.pid}`)],
-  session_ended: (f) => ["session ", f.session, " ended: ", because(f.reason).replace(/^its /, "")],
-  lease_granted: (f) => ["lease ", f.lease, " granted to session ", f.session],
-  lease_released: (f) => f.name === null || f.name === undefined
-    ? ["lease ", f.lease, " gone unclaimed: ", because(f.cause)]
-    : [name(f.name), " free again: ", because(f.cause)],
-  proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
-  proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
-  proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
-  proxy_expired: (f) => [name(f.name), " expired"],
-  proxy_forgotten: (f) => [name(f.name), " forgotten, by an admin"],
-  connection_count: (f) => ["connection count ", f.before, " → ", f.count],
-  daemon_started: (f) => ["daemon started, epoch ", f.epoch],
-};
-
-function sentence(kind, fields) {
-  try {
-    return SENTENCES[kind](fields).map((part) => (part instanceof Node ? part : plain(part)));
-  } catch {
-    return [plain(kind), " ", name(JSON.stringify(fields))]; // of a newer daemon
-  }
-}
-
 // -- showing --------------------------------------------------------------------------------------
 
 function showSummary(status, why) {
@@ -141,6 +30,7 @@ function showSummary(status, why) {
   const reasons = reasonsOf(status, why);
   byId("why").hidden = reasons.length === 0;
   byId("why").replaceChildren(...reasons.flatMap((reason) => [reason, " "]));
+  if (document.body.dataset.mood !== mood) setText(byId("spoken"), words); // aloud, but not each number
   byId("summary").dataset.mood = document.body.dataset.mood = mood;
   setText(byId("cluster"), plain(status.cluster));
   setText(byId("claimed"), number.format(status.claimed_desired));
@@ -228,6 +118,12 @@ function showEvents(events) {
     const text = now.history === 0 ? "No history is kept: the setting history is 0." : "Nothing has happened yet.";
     list.append(make("li", "empty", text));
   }
+}
+
+function holderOf(proxy) {
+  if (proxy.lease === null) return "";
+  const holder = listing.holders[proxy.session] || {};
+  return holder.name || holder.command || "unnamed agent";
 }
 
 const cells = new Map(); // of each proxy, by its name
@@ -334,7 +230,6 @@ const COLUMNS = [
   { key: "state", title: "State", of: (proxy) => STATES[stateOf(proxy)][1], sort: (proxy) => ORDER.indexOf(stateOf(proxy)) },
   { key: "holder", title: "Agent", of: holderOf, compare: natural.compare },
   { key: "pid", title: "pid", of: (proxy) => proxy.pid },
-  { key: "session", title: "Session", of: (proxy) => proxy.session },
   { key: "lease", title: "Lease", of: (proxy) => proxy.lease },
   { key: "group", title: "Group", of: (proxy) => proxy.group, sort: (proxy) => proxy, compare: compareGroups },
   { key: "expires", title: "Expires", of: (proxy) => proxy.expires },
@@ -426,6 +321,7 @@ function showRow(row, proxy) {
     let small = "";
     if (column.key === "expires" && value !== null) text = duration(value - (performance.now() / 1000 + ahead));
     if (column.key === "group" && value !== null) [text, small] = [value || "unnamed", `generation ${proxy.generation}`];
+    if (column.key === "lease" && text) small = `session ${proxy.session}`;
     if (column.key === "holder" && text) {
       const command = listing.holders[proxy.session]?.command || "";
       if (command !== text) small = command;
@@ -435,7 +331,7 @@ function showRow(row, proxy) {
     cell.dataset.key = key;
     cell.title = column.key === "holder" ? plain(small || text) : "";
     const named = column.key === "name" || (column.key === "group" && value);
-    cell.replaceChildren(...(text ? [named ? name(text) : plain(text)] : []), ...(small ? [make("small", "", column.key === "group" ? small : name(small))] : []));
+    cell.replaceChildren(...(text ? [named ? name(text) : plain(text)] : []), ...(small ? [make("small", "", column.key === "holder" ? name(small) : small)] : []));
   });
 }
 
@@ -477,7 +373,8 @@ function showLink(problem) {
   link.className = problem === null ? "pill live" : "pill away";
   byId("main").classList.toggle("stale", problem !== null);
   if (problem === null) return setText(link, "live");
-  document.body.dataset.mood = "bad";
+  document.body.dataset.mood = "away";
+  setText(byId("spoken"), problem);
   document.title = "no answer · trackd";
   showIcon("bad");
   const since = lastSeen === null ? "" : ` for ${duration((performance.now() - lastSeen) / 1000)}`;

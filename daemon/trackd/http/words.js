@@ -1,0 +1,109 @@
+"use strict";
+// What the status page says, and how: text that hides nothing, what a proxy is called, why some are
+// missing, what an event tells. It shows nothing by itself; page.js does.
+
+const FEW = 10; // claims from which something can be said
+
+const byId = (id) => document.getElementById(id);
+const natural = new Intl.Collator("en", { numeric: true });
+const number = new Intl.NumberFormat("en");
+
+// -- text -----------------------------------------------------------------------------------------
+
+// Make visible what would not be, or would turn the text around it.
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
+function plain(text) {
+  if (text === "") return '""';
+  return String(text).replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+}
+
+function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  for (const [size, unit, smallSize, small] of [[86400, "d", 3600, "h"], [3600, "h", 60, "m"], [60, "m", 1, "s"]]) {
+    if (whole >= size) return `${Math.floor(whole / size)}${unit} ${Math.floor((whole % size) / smallSize)}${small}`;
+  }
+  return `${whole}s`;
+}
+
+function setText(node, text) {
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+function make(tag, className = "", ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+}
+
+const name = (text) => make("bdi", "", plain(text)); // a name, whichever way it is written
+
+// -- what things are ------------------------------------------------------------------------------
+
+const STATES = {
+  claimed: ["claimed", "claimed"],
+  missing: ["missing", "missing"],
+  held: ["old held", "old, held"],
+  old: ["old", "old"],
+  question: ["question", "expired, held"],
+};
+
+function stateOf(proxy) {
+  if (!proxy.tracked) return "question";
+  if (proxy.desired) return proxy.lease === null ? "missing" : "claimed";
+  return proxy.lease === null ? "old" : "held";
+}
+
+function verdict(status) {
+  const missing = status.target - status.claimed_desired;
+  if (status.store === "failing") return ["bad", "Changes cannot be stored: agents are refused until they can"];
+  if (!status.tracked) return ["wait", "No proxy is known: the first dial brings gossip"];
+  if (missing <= 0) return ["good", "Every wanted proxy is claimed"];
+  if (status.inflight) return ["warn", `${number.format(missing)} wanted, ${number.format(status.inflight)} being dialled`];
+  return ["warn", `${number.format(missing)} wanted, and nobody dials`];
+}
+
+// Why proxies are missing, as far as the daemon can tell.
+function reasonsOf(status, why) {
+  if (status.target <= status.claimed_desired) return [];
+  const reasons = [];
+  if (why.reason === "budget") reasons.push(`The dial budget allows the next dial in ${duration(why.retry_after)}.`);
+  if (why.reason === "need" && !status.inflight && !status.waiting) reasons.push("No agent asks for a lease at this moment.");
+  const { claims, duplicates, met } = why.recent;
+  if (claims + duplicates >= FEW && duplicates > claims) {
+    reasons.push(`Of the last ${claims + duplicates} claims, ${duplicates} met a proxy that has a tunnel already, most often `,
+      name(met[0][0]), ` (${met[0][1]}).`);
+  }
+  return reasons;
+}
+
+const where = (group, generation) => ["generation ", String(generation), ...(group === "" ? [] : [" of ", name(group)])];
+const REASONS = {
+  asked: "given back", given_up: "no longer awaited", closed: "its agent closed", process_exited: "its process ended",
+  no_heartbeat: "no heartbeat", claim_timeout: "claimed nothing in time", admin: "taken back by an admin",
+};
+const because = (word) => REASONS[word] || plain(String(word)).replaceAll("_", " ");
+
+const SENTENCES = {
+  session_opened: (f) => ["session ", f.session, " opened by ", name(f.name || f.command || `pid ${f.pid}`)],
+  session_ended: (f) => ["session ", f.session, " ended: ", because(f.reason).replace(/^its /, "")],
+  lease_granted: (f) => ["lease ", f.lease, " granted to session ", f.session],
+  lease_released: (f) => f.name === null || f.name === undefined
+    ? ["lease ", f.lease, f.cause === "asked" ? " given back unclaimed" : ` unclaimed: ${because(f.cause)}`]
+    : [name(f.name), " free again: ", because(f.cause)],
+  proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
+  proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
+  proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
+  proxy_expired: (f) => [name(f.name), " expired"],
+  proxy_forgotten: (f) => [name(f.name), " forgotten, by an admin"],
+  connection_count: (f) => ["connection count ", f.before, " → ", f.count],
+  daemon_started: (f) => ["daemon started, epoch ", f.epoch],
+};
+
+function sentence(kind, fields) {
+  try {
+    return SENTENCES[kind](fields).map((part) => (part instanceof Node ? part : plain(part)));
+  } catch {
+    return [plain(kind), " ", name(JSON.stringify(fields))]; // of a newer daemon
+  }
+}
