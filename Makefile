@@ -77,7 +77,7 @@ install: ## daemon, units and example configuration (as root; PREFIX, DESTDIR)
 	done
 	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
 	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
-	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md docs/alerts.yml docs/grafana-dashboard.json \
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md docs/*.png docs/*.yml docs/*.json \
 		systemd/trackd.toml systemd/http-over-tcp.conf
 	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m trackd_client.cli.man "$(DESTDIR)$(MAN_OF)"
 	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
