@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import click
 import pytest
 
 from operators import PLAIN, TRACKCTL, trackctl
+from trackd_client import Proxy, Tracker
 from trackd_client.cli import commands, man
 from trackd_client.cli.command import SECTIONS
+from trackd_client.testing import Daemon
 
 COMMANDS = sorted(commands().commands)
 
@@ -50,33 +53,46 @@ def test_a_command_that_prints_json_takes_the_option_and_says_what_is_in_it(name
         assert "JSON:" in (command.epilog or ""), "its fields are not documented"
 
 
-def test_bash_completes_commands_and_options() -> None:
+def complete(*words: str) -> list[str]:
+    """Have bash load the script and complete the last word."""
     script = trackctl("completion", "bash")
     assert script.returncode == 0, script.stderr
+    # The script runs what is called so, and this function runs ours.
+    call = f"""trackctl() {{ {shlex.join(TRACKCTL)} "$@"; }}
+        {script.stdout}
+        COMP_WORDS=({shlex.join(("trackctl", *words))}); COMP_CWORD={len(words)}
+        _trackctl_completion trackctl
+        printf '%s\\n' "${{COMPREPLY[@]}}\""""
+    done = subprocess.run(
+        ["bash", "--norc", "-c", call],
+        env=PLAIN,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
 
-    def complete(*words: str) -> list[str]:
-        """Have bash load the script and complete the last word."""
-        function = f'trackctl() {{ {" ".join(map(repr, TRACKCTL))} "$@"; }}'
-        # The script runs "$1", which is the command's name.
-        call = f"""{function}
-            {script.stdout}
-            COMP_WORDS=({" ".join(("trackctl", *words))}); COMP_CWORD={len(words)}
-            _trackctl_completion trackctl
-            printf '%s\\n' "${{COMPREPLY[@]}}\""""
-        done = subprocess.run(
-            ["bash", "--norc", "-c", call],
-            env=PLAIN,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.stderr == ""
-        return done.stdout.split()
 
+def test_bash_completes_commands_and_options() -> None:
     assert complete("sta") == ["status"]
     assert "--reply-fd" in complete("hold", "--re")
     assert complete("completion", "f") == ["fish"]
+
+
+def test_bash_completes_what_the_daemon_has(trackd_daemon: Daemon) -> None:
+    endpoint = ("--endpoint", trackd_daemon.endpoint)
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"), Proxy("q"))
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert complete(*endpoint, "explain", "p") == ["p1", "p2"]
+        assert complete(*endpoint, "log", "--proxy", "q") == ["q"]
+        assert complete(*endpoint, "release", "") == ["1"]
+        assert complete(*endpoint, "end-session", "") == ["1"]
+    trackd_daemon.stop()
+    assert complete(*endpoint, "explain", "p") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from trackd_client import Tracker, __version__
+from trackd_client.cli import words
 from trackd_client.connection import absent, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
@@ -111,7 +112,12 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--endpoint", metavar="E", help="The daemon's socket: ipc:///PATH or a path.")
-@click.option("--cluster", metavar="NAME", help="The cluster whose daemon to ask.")
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=words.clusters,
+    help="The cluster whose daemon to ask.",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.001),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command
+from trackd_client.cli import command, words
 from trackd_client.cli.render import names, plural
 
 _EPILOG = """\b
@@ -21,7 +21,7 @@ JSON: {"ended", "freed": [lease, ...]}
 
 
 @click.command("end-session", epilog=_EPILOG)
-@click.argument("session", type=click.IntRange(min=1))
+@click.argument("session", type=click.IntRange(min=1), shell_complete=words.sessions)
 @command.json_option("Print what became free, as JSON.")
 @click.pass_obj
 def end_session(options: command.Options, *, session: int, as_json: bool) -> None:

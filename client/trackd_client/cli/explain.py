@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, happenings, listing
+from trackd_client.cli import command, happenings, listing, words
 from trackd_client.cli.happenings import People
 from trackd_client.cli.render import Cell, Page, duration, names, plural, remaining, shown
 from trackd_client.events import Event
@@ -39,7 +39,7 @@ _NO_CHANCE = 0.01
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("proxy", required=False)
+@click.argument("proxy", required=False, shell_complete=words.proxies)
 @command.json_option("Print JSON.")
 @click.pass_obj
 def explain(options: command.Options, *, proxy: str | None, as_json: bool) -> None:

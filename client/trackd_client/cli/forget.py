@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command, listing
+from trackd_client.cli import command, listing, words
 from trackd_client.cli.render import duration, shown
 
 _EPILOG = """\b
@@ -23,7 +23,7 @@ daemon's clock up to which old gossip is not believed, or null}
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("proxy")
+@click.argument("proxy", shell_complete=words.proxies)
 @command.json_option("Print what was forgotten, as JSON.")
 @click.pass_obj
 def forget(options: command.Options, *, proxy: str, as_json: bool) -> None:

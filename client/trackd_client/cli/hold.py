@@ -48,7 +48,7 @@ The command runs when a lease is granted, and finds in its environment
                     "held NAME": another lease has it: hang up;
                     "refused WHY": there is no claim for another reason
 
-So an agent in the shell is
+So an agent in bash is
 
 \b
   exec 5< <(my-tunnel)           # dials; prints the principals, then serves

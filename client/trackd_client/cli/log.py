@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trackd_client.cli import command, happenings
+from trackd_client.cli import command, happenings, words
 from trackd_client.cli.happenings import STYLES, People
 from trackd_client.cli.render import Page, moment, more
 from trackd_client.events import GAP, SNAPSHOT, Event
@@ -82,7 +82,12 @@ def read_moment(text: str, now: float) -> float | None:
 @click.command(epilog=_EPILOG)
 @click.option("--since", type=Moment(), metavar="TIME", help="Only what happened from then on.")
 @click.option("--until", type=Moment(), metavar="TIME", help="Only what happened until then.")
-@click.option("--proxy", metavar="NAME", help="Only what concerns this proxy.")
+@click.option(
+    "--proxy",
+    metavar="NAME",
+    shell_complete=words.proxies,
+    help="Only what concerns this proxy.",
+)
 @click.option("--session", type=int, help="Only what concerns this session.")
 @click.option("--lease", type=int, help="Only what concerns this lease.")
 @click.option(

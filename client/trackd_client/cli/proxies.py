@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, listing
+from trackd_client.cli import command, listing, words
 from trackd_client.cli.listing import Row
 from trackd_client.cli.render import Cell, Column, remaining, shown
 
@@ -41,7 +41,7 @@ _SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=words.proxies)
 @click.option("--missing", is_flag=True, help="Only those that are desired and not claimed.")
 @click.option("--claimed", is_flag=True, help="Only those that are claimed.")
 @click.option("--undesired", is_flag=True, help="Only those that are not desired.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command
+from trackd_client.cli import command, words
 from trackd_client.cli.render import shown
 
 _EPILOG = """\b
@@ -22,7 +22,7 @@ holder or null}
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("lease", type=click.IntRange(min=1))
+@click.argument("lease", type=click.IntRange(min=1), shell_complete=words.leases)
 @click.option("--force", is_flag=True, help="Yes, take it from its agent.")
 @command.json_option("Print what was released, as JSON.")
 @click.pass_obj

@@ -61,7 +61,9 @@ class Page:
 
     def paint(self, text: str, style: str) -> str:
         """Return a text in a style, where there are colours."""
-        return Style.parse(style).render(text, color_system=self._colours) if style else text
+        if not style or self._colours is None:
+            return text
+        return Style.parse(style).render(text, color_system=self._colours)
 
     def line(self, text: str = "") -> None:
         """Print a line."""
@@ -95,8 +97,9 @@ class Page:
         if self.width is not None:
             kept = _kept(columns, rows, self.width)
         shown = [columns[i] for i in kept]
-        for line in lines(shown, [[row[i] for i in kept] for row in rows], self.width):
-            self.line("".join(self.paint(*cell) for cell in line).rstrip())
+        drawn = lines(shown, [[row[i] for i in kept] for row in rows], self.width)
+        painted = ("".join(self.paint(*cell) for cell in line).rstrip() for line in drawn)
+        self.line("\n".join(painted))
         if left := [column.name for column in columns if column not in shown]:
             self.note(f"not shown, for want of room: {', '.join(left)}")
 
@@ -118,19 +121,22 @@ def lines(
         rows: their cells; one that is just text has no style.
         most: how wide it may be, or None for as wide as it gets.
     """
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     widths = _widths(columns, rows)
     if most is not None:
         _shrink(widths, columns, most)
     heading = [Cell(column.name, "dim") for column in columns]
-    for row in [heading, *cells]:
+    for row in [heading, *rows]:
         line = []
         for column, cell, width in zip(columns, row, widths, strict=True):
-            text = _fit(cell.text, width)
-            blank = Cell(" " * (width - cell_len(text)))
-            fitted = Cell(text, cell.style)
-            line += [blank, fitted] if column.right else [fitted, blank]
-            line.append(Cell(_GAP))
+            text, style = (cell.text, cell.style) if isinstance(cell, Cell) else (cell, "")
+            blank = width - _wide(text)
+            if blank < 0:
+                text = f"{set_cell_size(text, width - 1)}…"
+            elif column.right:
+                text = f"{' ' * blank}{text}"
+            else:
+                text = f"{text}{' ' * blank}"
+            line.append(Cell(f"{text}{_GAP}", style))
         yield line
 
 
@@ -143,7 +149,7 @@ def more(shown: int, total: int, page: Page) -> None:
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> list[int]:
     """Return how wide each column is when nothing is cut."""
     return [
-        max([cell_len(column.name), *(cell_len(_text(row[i])) for row in rows)])
+        max([_wide(column.name), *(_wide(_text(row[i])) for row in rows)])
         for i, column in enumerate(columns)
     ]
 
@@ -180,19 +186,22 @@ def _text(cell: str | Cell) -> str:
     return cell.text if isinstance(cell, Cell) else cell
 
 
-def _fit(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"
+def _wide(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
 
 
-def plain(text: object) -> str:
+def plain(value: object) -> str:
     r"""Return what a peer called something as text that a terminal takes for nothing else.
 
     Control characters, among them those that move the cursor or colour what follows, and those
     that turn the direction of writing, are written as `\x1b` or `\u202e`.
     """
+    text = str(value)
+    if text.isprintable():  # nearly always
+        return text
     return "".join(
         c if unicodedata.category(c) not in _HARMFUL else c.encode("unicode_escape").decode()
-        for c in str(text)
+        for c in text
     )
 
 

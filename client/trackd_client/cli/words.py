@@ -1,0 +1,77 @@
+"""What a shell may complete besides commands and options: proxies, leases, sessions, clusters.
+
+The daemon is asked, briefly; where none answers, nothing is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from trackd_client import Tracker
+from trackd_client.connection import diagnose
+from trackd_client.errors import TrackdError
+from trackd_client.places import RUN, SOCKET_NAME, PlaceError, unescape
+
+#: Seconds that a person waits for a completion, and how many of them are of use.
+_SECONDS: Final = 1.0
+_MOST: Final = 200
+
+
+def proxies(
+    context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Return the names of proxies that begin like this."""
+    return _rows(context, "proxies", "name", begun)
+
+
+def leases(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the leases that begin like this, with what they hold."""
+    return _rows(context, "leases", "lease", begun, "name")
+
+
+def sessions(
+    context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Return the sessions that begin like this, with who they are."""
+    return _rows(context, "sessions", "session", begun, "name")
+
+
+def clusters(
+    _context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Return the clusters that have a socket in the usual place."""
+    found: list[str] = []
+    with suppress(OSError):
+        for place in RUN.iterdir():
+            with suppress(PlaceError):
+                if (place / SOCKET_NAME).is_socket():
+                    found.append(unescape(place.name))
+    return [CompletionItem(name) for name in sorted(found) if name.startswith(begun)]
+
+
+def _rows(
+    context: click.Context, of: str, field: str, begun: str, told: str = ""
+) -> list[CompletionItem]:
+    """Return values of a field of a listing, each with what another field says of it."""
+    asked = {} if context.parent is None else context.parent.params
+    items: list[CompletionItem] = []
+    with suppress(TrackdError, ValueError):
+        for row in _listed(asked.get("endpoint"), asked.get("cluster"), of):
+            value = str(row[field])
+            if value.startswith(begun):
+                about = str(row[told]) if told and row[told] else None
+                items.append(CompletionItem(value, help=about))
+            if len(items) == _MOST:
+                break
+    return items
+
+
+def _listed(endpoint: str | None, cluster: str | None, of: str) -> Iterator[dict[str, object]]:
+    with Tracker(endpoint, cluster=cluster, timeout=_SECONDS, name="trackctl") as tracker:
+        if diagnose(tracker.endpoint) is None:
+            yield from tracker.rows(of)
