@@ -133,6 +133,12 @@ def test_the_command_finds_nothing_open_but_what_it_asked_for(
     assert ran.stdout.split() == ["claimed", "p1", "0", "1", "2", "3", "4", "5"]
 
 
+def test_any_command_can_be_run_however_it_is_called(trackd_daemon: Daemon) -> None:
+    program = "echo one\n# \x1b[2J ünd größer " + "x" * 300 + "\necho two"
+    ran = hold(trackd_daemon, "--name", "a\nb" + "ü" * 300, "--", "sh", "-c", program)
+    assert (ran.returncode, ran.stdout) == (0, "one\ntwo\n"), ran.stderr
+
+
 def test_hold_gives_up_with_124_when_no_lease_comes_in_time(
     trackd_daemon: Daemon, script: Script
 ) -> None:
@@ -184,6 +190,27 @@ def test_signals_are_passed_on_to_the_command(
     holding.send_signal(signal.Signals[f"SIG{name}"])
     out, err = holding.communicate(timeout=PATIENCE)
     assert (out, err, holding.returncode) == (f"got {name}\n", "", 3)
+
+
+def test_a_signal_that_was_ignored_before_is_ignored_by_both(
+    trackd_daemon: Daemon, script: Script
+) -> None:
+    command = script("""trap 'exit 3' TERM
+                        grep SigIgn /proc/$$/status
+                        while :; do sleep 0.05; done""")
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *TRACKCTL]
+    holding = subprocess.Popen(
+        [*nohup, "--endpoint", trackd_daemon.endpoint, "hold", command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=PLAIN,
+    )
+    assert holding.stdout is not None
+    assert int(holding.stdout.readline().split()[1], 16) == 1 << signal.SIGHUP - 1
+    holding.send_signal(signal.SIGHUP)
+    holding.send_signal(signal.SIGTERM)
+    holding.communicate(timeout=PATIENCE)
+    assert holding.returncode == 3
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_command_once(

@@ -63,6 +63,10 @@ Colours are for terminals alone, and not with NO_COLOR set. Each command's own
 """
 
 
+#: Characters of a command's summary; a test checks that none is longer.
+_SUMMARY: Final = 54
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What all subcommands share."""
@@ -96,12 +100,13 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections; what is in none of them comes last."""
+        width = max(map(len, self.list_commands(ctx)))
         known = [name for names in SECTIONS.values() for name in names]
         rest = tuple(name for name in self.list_commands(ctx) if name not in known)
         for title, names in [*SECTIONS.items(), ("Others", rest)]:
             found = [(name, self.get_command(ctx, name)) for name in names]
             rows = [
-                (name, each.get_short_help_str(limit=60))
+                (name.ljust(width), each.get_short_help_str(limit=_SUMMARY))
                 for name, each in found
                 if each is not None
             ]

@@ -26,7 +26,7 @@ JSON: {"connection_count": COUNT}
 @command.json_option("Print the count, as JSON.")
 @click.pass_obj
 def set_connection_count(options: command.Options, *, count: int, as_json: bool) -> None:
-    """Set how many connections are wanted; 0 or less for one to every proxy."""
+    """Set how many connections are wanted; 0: to each."""
     with command.ended(), options.tracker() as tracker:
         tracker.set_connection_count(count)
     if as_json:

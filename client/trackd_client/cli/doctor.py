@@ -75,7 +75,10 @@ class Finding(NamedTuple):
 @command.json_option("Print JSON.")
 @click.pass_obj
 def doctor(options: command.Options, *, as_json: bool) -> None:
-    """Check socket, permissions, versions, unit, clocks, limits and store."""
+    """Say what is wrong between this user and the daemon.
+
+    Socket, permissions, groups, versions, units, clocks, limits, store, configuration.
+    """
     findings = examine(options)
     well = all(finding.level != PROBLEM for finding in findings)
     if as_json:

@@ -43,7 +43,7 @@ _NO_CHANCE = 0.01
 @command.json_option("Print JSON.")
 @click.pass_obj
 def explain(options: command.Options, *, proxy: str | None, as_json: bool) -> None:
-    """Tell why a lease would be granted or refused now; or all about PROXY.
+    """Tell why no agent dials, or all about one PROXY.
 
     PROXY is a name from gossip, or what a proxy presents: its principals.
     """

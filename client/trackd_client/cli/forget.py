@@ -27,7 +27,7 @@ daemon's clock up to which old gossip is not believed, or null}
 @command.json_option("Print what was forgotten, as JSON.")
 @click.pass_obj
 def forget(options: command.Options, *, proxy: str, as_json: bool) -> None:
-    """Forget a proxy that is gone, though gossip still speaks of it."""
+    """Forget a proxy that is gone, whatever gossip says."""
     with command.ended(), options.tracker() as tracker:
         told = tracker.forget(proxy)
         left = listing.left(tracker, told["until"])

@@ -33,7 +33,7 @@ _AT_ONCE = 1000
 @command.json_option("Print how many proxies were fed, as JSON.")
 @click.pass_obj
 def gossip(options: command.Options, *, file: IO[bytes], follow: bool, as_json: bool) -> None:
-    """Feed Teleport's JSON gossip from FILE or standard input."""
+    """Feed Teleport's JSON gossip from FILE or stdin."""
     with command.ended(), options.tracker() as tracker:
         for message in file if follow else [file.read()]:
             if follow and not message.strip():

@@ -23,6 +23,7 @@ import click
 
 from trackd_client import AsyncLease, AsyncTracker
 from trackd_client.cli import command
+from trackd_client.cli.render import plain
 from trackd_client.errors import AcquireTimeout, TrackdError
 
 TIMED_OUT: Final = 124
@@ -74,6 +75,8 @@ Exit codes:
   126  the command cannot be run
   127  there is no such command
 """
+#: Characters of what operators see; the daemon takes 255 bytes.
+_LONGEST_NAME: Final = 60
 #: Bytes of one line of principals.
 _LONGEST_LINE: Final = 64 * 1024
 _PASSED_ON: Final = (
@@ -119,7 +122,7 @@ def hold(
     reply_fd: int,
     on_duplicate: str,
 ) -> None:
-    """Wait for a lease, and run a command that dials with it."""
+    """Wait for a lease, and run a command with it."""
     if fd == reply_fd:
         raise click.UsageError("--fd and --reply-fd must differ")
     if shutil.which(argv[0]) is None:
@@ -130,8 +133,8 @@ def hold(
         with command.ended():
             tracker = options.made(
                 AsyncTracker,
-                name=name or os.path.basename(argv[0]),  # noqa: PTH119 - it is a word, no place
-                labels={"command": shlex.join(argv)[:200]},
+                name=plain(name or os.path.basename(argv[0]))[:_LONGEST_NAME],  # noqa: PTH119 - a word
+                labels={"command": plain(shlex.join(argv))[:_LONGEST_NAME]},
             )
             code = asyncio.run(Hold(child, tracker, ends=on_duplicate == "end").run(timeout))
     finally:
@@ -194,6 +197,11 @@ class Child:
             os.close(end)
 
 
+def _caught() -> list[signal.Signals]:
+    """Return the signals that are passed on; what nohup or a shell has ignored stays so."""
+    return [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def _become(argv: tuple[str, ...], parent: int, begins: int, ends: dict[int, int]) -> NoReturn:
     """Wait for the word, and become the command. The child of the fork, which never returns.
 
@@ -205,7 +213,8 @@ def _become(argv: tuple[str, ...], parent: int, begins: int, ends: dict[int, int
     """
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        for number in (signal.SIGINT, signal.SIGPIPE):  # as they were before Python began
+        # As they were before Python began.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, *_caught()):
             signal.signal(number, signal.SIG_DFL)
         word = b""
         while chunk := os.read(begins, 4096):
@@ -261,7 +270,8 @@ class Hold:
             stopped.append(number)
             acquiring.cancel()
 
-        for number in _PASSED_ON:
+        caught = _caught()
+        for number in caught:
             loop.add_signal_handler(number, stop, number)
         try:
             async with self._tracker:
@@ -276,7 +286,7 @@ class Hold:
                     return BY_SIGNAL + stopped[0]
                 return await self._serve(lease, loop)
         finally:
-            for number in _PASSED_ON:
+            for number in caught:
                 loop.remove_signal_handler(number)
 
     async def _acquire(self, timeout: float | None) -> AsyncLease:  # noqa: ASYNC109
@@ -286,7 +296,7 @@ class Hold:
         child = self._child
         # The terminal sends Ctrl-C to all of its foreground processes, the command among them.
         by_terminal = os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-        for number in _PASSED_ON:
+        for number in _caught():
             if number == signal.SIGINT and by_terminal:
                 loop.add_signal_handler(number, lambda: None)
             else:

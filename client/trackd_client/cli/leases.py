@@ -59,7 +59,7 @@ def leases(
     as_json: bool,
     **equal: Any,
 ) -> None:
-    """Show leases: who holds them, since when, and for which proxy.
+    """Show leases: who holds them, since when, for what.
 
     PATTERN is a proxy's name or principal, or one with * and ? in it.
     """

@@ -118,7 +118,7 @@ def log(
     as_json: bool,
     **equal: int | None,
 ) -> None:
-    """Show what happened, from the history that the daemon keeps."""
+    """Show what happened, as far as the daemon remembers."""
     with command.ended(), options.tracker() as tracker:
         told = tracker.log()
         people = People(tracker.rows("sessions"))

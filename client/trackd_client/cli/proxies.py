@@ -68,7 +68,7 @@ def proxies(
     as_json: bool,
     **equal: Any,
 ) -> None:
-    """Show proxies: which are wanted, who holds them, who mentioned them.
+    """Show proxies: which are wanted, and who holds them.
 
     PATTERN is a name, or one with * and ? in it.
     """

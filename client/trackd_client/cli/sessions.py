@@ -63,7 +63,7 @@ def sessions(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show the sessions of agents: what they hold and what they ask for.
+    """Show agents: what they hold and what they ask for.
 
     PATTERN is an agent's name or command, or one with * and ? in it.
     """

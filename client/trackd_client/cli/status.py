@@ -41,7 +41,7 @@ _COLUMNS = (
 @command.json_option("Print JSON.")
 @click.pass_obj
 def status(options: command.Options, *, as_json: bool) -> None:
-    """Show how many proxies are wanted, claimed and being dialled."""
+    """Show how things stand, in counts and in words."""
     with command.ended(), options.tracker() as tracker:
         told = tracker.status()
     if as_json:

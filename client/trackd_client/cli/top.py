@@ -54,7 +54,7 @@ _FRAME_SECONDS: Final = 0.25
 )
 @click.pass_obj
 def top(options: command.Options, *, interval: float) -> None:
-    """Watch proxies, agents and rates live, over the whole terminal."""
+    """Watch proxies, agents and rates, live."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("top needs a terminal; proxies, sessions and watch do not")
     with command.ended(), options.tracker() as tracker, _signals(), _keys() as keys:
