@@ -284,7 +284,10 @@ def test_a_failure_that_nobody_foresaw_ends_the_daemon_and_keeps_what_was_acknow
     desk.end_batch()
     desk.kill()
     again = Desk(tmp_path, clock)
-    assert observe(again.state) == before | {"epoch": 2}
+    now = observe(again.state)
+    assert [event[3] for event in now["events"][len(before["events"]) :]] == ["daemon_started"]
+    before |= {"epoch": 2, "revision": before["revision"] + 1, "events": now["events"]}
+    assert now == before
     again.kill()
 
 
@@ -321,11 +324,13 @@ def steps_of(first: AgentOf, second: AgentOf) -> list[tuple[AgentOf, dict[str, A
 def seen_by_all(desk: Desk) -> dict[str, Any]:
     """Return what a state knows, without what differs between two daemons by nature."""
     seen = observe(desk.state)
-    # A start purges again what the checkpoint has not yet dropped, and counts that.
-    for name in ("epoch", "tracker_id", "waiters", "revision"):
+    for name in ("epoch", "tracker_id", "waiters", "revision"):  # each start is an event, too
         del seen[name]
-    seen["leases"] = {lease: row[:3] for lease, row in seen["leases"].items()}
-    seen["sessions"] = {token: row[:7] + row[8:] for token, row in seen["sessions"].items()}
+    seen["leases"] = {lease: row[:3] + row[4:] for lease, row in seen["leases"].items()}
+    seen["sessions"] = {token: row[:8] + row[9:] for token, row in seen["sessions"].items()}
+    seen["events"] = [
+        (kind, fields) for _, _, _, kind, fields in seen["events"] if kind != "daemon_started"
+    ]
     seen["queue"] = [(waiter.session.token, waiter.seq) for waiter in desk.state.queue]
     return seen
 
