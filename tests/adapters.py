@@ -13,7 +13,7 @@ import inspect
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,8 @@ class LoopThread:
         """Return what stands for a value in synchronous code: the value itself, mostly."""
         if isinstance(value, asyncio.Event):
             return AdaptedEvent(value, self)
+        if inspect.isasyncgen(value):
+            return AdaptedIterator(value, self)
         if isinstance(value, BaseLease | BaseTracker | PoolCore):
             return Adapted(value, self)
         return value
@@ -127,6 +129,32 @@ class AdaptedEvent:
                 return False
 
         return bool(self._loop.run(wait))
+
+
+class AdaptedIterator:
+    """Stands for an asynchronous generator, as a generator."""
+
+    def __init__(self, target: AsyncGenerator[Any, Any], loop: LoopThread) -> None:
+        self._target = target
+        self._loop = loop
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        async def advance() -> tuple[Any, bool]:
+            try:
+                return await anext(self._target), True
+            except StopAsyncIteration:
+                return None, False
+
+        value, found = self._loop.run(advance)
+        if not found:
+            raise StopIteration
+        return value
+
+    def close(self) -> None:
+        self._loop.run(self._target.aclose)
 
 
 class Maker:

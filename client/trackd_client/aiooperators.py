@@ -124,7 +124,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
     async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Event, None]:
         """Do steps, and tell the events among them; see `Operations._perform`."""
         self._begin()
-        subscription = AsyncSubscription(self._context, self._connection_changed)
+        subscription = AsyncSubscription(self._context)
         self._opened.append(subscription)
         begun = False
         answer: Any = None
@@ -147,7 +147,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
                             subscription.connect(endpoint)
                         answer = endpoint is not None
                     case Listen():
-                        answer = await subscription.receive(step.seconds)
+                        answer = await subscription.receive(step.seconds, self._connection_changed)
         except TrackerClosed:
             if not patient:
                 raise

@@ -17,15 +17,13 @@ from trackd_client.subscription import subscribe
 class AsyncSubscription:
     """What one iteration listens to; one task at a time uses it."""
 
-    def __init__(self, context: zmq.asyncio.Context, told: Callable[[bool], None]) -> None:
+    def __init__(self, context: zmq.asyncio.Context) -> None:
         """Begin without a socket.
 
         Args:
             context: of the tracker.
-            told: is called whenever the connection came (True) or went.
         """
         self._context = context
-        self._told = told
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
         # What is being received. Giving it up could lose a message, so it outlives each wait.
@@ -38,8 +36,12 @@ class AsyncSubscription:
         self._socket = self._context.socket(zmq.SUB)
         self._monitor = subscribe(self._socket, endpoint)
 
-    async def receive(self, seconds: float) -> bytes | None:
+    async def receive(self, seconds: float, tell: Callable[[bool], None]) -> bytes | None:
         """Return the next frame; None when none came in time, or the connection went.
+
+        Args:
+            seconds: how long to wait.
+            tell: is called whenever the connection came (True) or went.
 
         Raises:
             TrackerClosed: meanwhile.
@@ -50,7 +52,7 @@ class AsyncSubscription:
             if self._change is not None and self._change.done():
                 connected = read_monitor(self._change.result())
                 self._change = None
-                self._told(connected)
+                tell(connected)
                 if not connected:
                     return None
             if self._frames is not None and self._frames.done():

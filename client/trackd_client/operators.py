@@ -9,10 +9,8 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-import zmq
-
 from trackd_client.base import BaseTracker, LeaseT, own_fields
-from trackd_client.connection import Connections, Wake
+from trackd_client.connection import Connections
 from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
 from trackd_client.events import (
     RETRY_SECONDS,
@@ -196,7 +194,7 @@ class Operations(BaseTracker[LeaseT]):
         begun = False
         answer: Any = None
         try:
-            with self._connections.open(self._subscription) as subscription:
+            with self._connections.open(Subscription) as subscription:
                 while True:
                     step = next(steps) if answer is None else steps.send(answer)
                     answer = None
@@ -213,15 +211,12 @@ class Operations(BaseTracker[LeaseT]):
                             answer = endpoint is not None
                         case Listen():
                             self._conversation.check_usable()  # not in a child process
-                            answer = subscription.receive(step.seconds)
+                            answer = subscription.receive(step.seconds, self._connection_changed)
         except StopIteration:
             return
         except TrackerClosed:
             if not patient:
                 raise
-
-    def _subscription(self, context: zmq.Context[zmq.Socket[bytes]], wake: Wake) -> Subscription:
-        return Subscription(context, wake, self._connection_changed)
 
     def _ask(self, ask: Ask, waits: Subscription | None) -> dict[str, Any] | None:
         """Return the fields of a reply, or None where the daemon may refuse.

@@ -69,20 +69,16 @@ def subscribe(socket: SocketT, endpoint: str) -> SocketT:
 class Subscription:
     """What one iteration listens to; one thread at a time uses it."""
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], wake: Wake, told: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], wake: Wake) -> None:
         """Begin without a socket.
 
         Args:
             context: of this process.
             wake: ends waits, with `TrackerClosed`.
-            told: is called whenever the connection came (True) or went.
         """
         self._pid = os.getpid()
         self._context = context
         self._wake_fd = wake.fd
-        self._told = told
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._poller = zmq.Poller()
@@ -95,8 +91,13 @@ class Subscription:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
 
-    def receive(self, seconds: float) -> bytes | None:
-        """Return the next frame; None when none came in time, or the connection came or went.
+    def receive(self, seconds: float, tell: Callable[[bool], None]) -> bytes | None:
+        """Return the next frame; None when none came in time, or the connection went.
+
+        Args:
+            seconds: how long to wait.
+            tell: is called whenever the connection came (True) or went. It is not kept, since
+                its owner could never be dropped then; see `close_when_dropped`.
 
         Raises:
             TrackerClosed: meanwhile.
@@ -107,8 +108,12 @@ class Subscription:
             ready = dict(self._poller.poll(int(min(left, LONGEST_WAIT) * 1000) + 1))
             if self._wake_fd in ready:
                 raise _closed()
-            if self._monitor in ready and not self._connected():
-                return None
+            if self._monitor in ready:
+                assert self._monitor is not None
+                connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
+                tell(connected)
+                if not connected:
+                    return None
             if self._socket in ready:
                 assert self._socket is not None
                 return b"".join(self._socket.recv_multipart(zmq.DONTWAIT))
@@ -130,12 +135,6 @@ class Subscription:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
             self._socket.close()
-
-    def _connected(self) -> bool:
-        assert self._monitor is not None
-        connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
-        self._told(connected)
-        return connected
 
 
 def _closed() -> TrackerClosed:
