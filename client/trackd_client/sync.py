@@ -50,7 +50,8 @@ class Lease(BaseLease):
         id: its number, unique among all leases of the cluster's daemon.
         claimed_name: the name of the proxy that it claimed, or None. It keeps its value
             when the lease is released or lost.
-        lost: set when it is gone: its session was lost, or it did not claim in time.
+        lost: set when it is gone: its session was lost, it did not claim in time, or an
+            administrator has taken it.
         should_close: set when the daemon advises to close this tunnel, because there are
             more than are wanted.
     """

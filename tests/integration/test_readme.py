@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import pytest
 
@@ -25,7 +26,7 @@ import trackd_client
 from support import wait_until
 from trackd import exits
 from trackd.config import SETTINGS
-from trackd_client import Tracker
+from trackd_client import AsyncTracker, Event, Proxy, Tracker
 from trackd_client.testing import Daemon
 
 REPOSITORY = Path(__file__).parents[2]
@@ -232,7 +233,8 @@ def test_the_client_page_s_agents_run(
 ) -> None:
     monkeypatch.setenv("TRACKD_ENDPOINT", trackd_daemon.endpoint)
     code = blocks_of(REPOSITORY / "docs" / "client.md", "python")
-    ran = [block for block in code if "pytest_plugins" not in block and "def test" not in block]
+    others = ("pytest_plugins", "def test", ".events()")
+    ran = [block for block in code if not any(word in block for word in others)]
     for block in ran:
         reached = iter(["p1", "p2", "p1"])
         stop = threading.Event()
@@ -251,6 +253,47 @@ def test_the_client_page_s_agents_run(
     with Tracker() as tracker:
         status = tracker.status()
     assert (status["tracked"], status["claimed"], status["inflight"]) == (3, 0, 0)
+
+
+def test_the_client_page_s_watchers_run(
+    trackd_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKD_ENDPOINT", trackd_daemon.endpoint)
+    code = [b for b in blocks_of(REPOSITORY / "docs" / "client.md", "python") if ".events()" in b]
+    watch_all, watch_async, follow = code
+    kinds = []
+
+    def tell(_revision: int, kind: str, _fields: object) -> None:
+        kinds.append(kind)
+        if kind == "snapshot":
+            agent.track_expected(Proxy("p1"))
+        elif kind == "proxy_tracked":
+            raise Done
+
+    with Tracker() as agent:
+        with suppress(Done):
+            exec(compile(watch_all, "client.md", "exec"), {"print": tell})
+        assert kinds == ["snapshot", "session_opened", "proxy_tracked"]
+
+        names: dict[str, Any] = {}
+        exec(compile(follow, "client.md", "exec"), names)
+        mirrors = names["follow"](agent)
+        assert list(next(mirrors).proxies) == ["p1"]
+        agent.track_expected(Proxy("p2"))
+        assert list(next(mirrors).proxies) == ["p1", "p2"]
+
+        exec(compile(watch_async, "client.md", "exec"), names)
+
+        async def main() -> Event:
+            async with AsyncTracker() as tracker:
+                watching = asyncio.create_task(names["watch"](tracker))
+                while not watching.done():
+                    lease = await tracker.try_acquire()
+                    assert lease is not None
+                    await lease.release()
+                return cast("Event", watching.result())
+
+        assert asyncio.run(main()).kind == "lease_released"
 
 
 def test_the_client_page_s_tests_pass(tmp_path: Path) -> None:
