@@ -34,7 +34,6 @@ RECONNECT_MAX_MS: Final = 500
 _SOON_MS: Final = 20
 # Plain integers: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
-_RCVMORE: Final = int(zmq.RCVMORE)
 #: Seconds after which a wait looks at the clock again.
 LONGEST_WAIT: Final = 5.0
 MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
@@ -90,6 +89,8 @@ class Connection:
         self._socket = context.socket(zmq.DEALER)
         self._monitor = configure(self._socket)
         self._socket.rcvtimeo = _SOON_MS
+        # What stands below pyzmq's layer in Python, which does nothing here and costs as much.
+        self._send_frame = super(zmq.Socket, self._socket).send
         self._socket.connect(endpoint)
         self._poller = zmq.Poller()
         for waited in (self._socket, self._monitor, self._wake_fd):
@@ -104,16 +105,14 @@ class Connection:
         """Send a frame, and return the next one that comes soon, or None.
 
         Nearly every reply comes within `_SOON_MS`, and one receive costs far less than a poll
-        over all that can happen, which is left to `wait`.
+        over all that can happen, which is left to `wait`. A reply is one frame; of a message
+        with more of them, each is taken by itself, and skipped like any other stray.
         """
         try:
-            self._socket.send(frame, _NOW)
-            frame = self._socket.recv()
+            self._send_frame(frame, _NOW)
+            return self._socket.recv()
         except zmq.Again:
             return None
-        while self._socket.get(_RCVMORE):
-            frame = self._socket.recv()
-        return frame
 
     def wait(self, seconds: float | None) -> tuple[Happened, bytes]:
         """Wait for the next thing to happen; the frame is empty but for a reply.
@@ -127,7 +126,7 @@ class Connection:
         timeout = None if seconds is None else int(seconds * 1000) + 1
         for ready, _ in self._poller.poll(timeout):
             if ready is self._socket:
-                return Happened.REPLY, self._receive()
+                return Happened.REPLY, self._socket.recv(_NOW)
             if ready is self._monitor:
                 return self._read_monitor()
             return Happened.WOKEN, b""
@@ -138,12 +137,6 @@ class Connection:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()
-
-    def _receive(self) -> bytes:
-        frame = self._socket.recv(zmq.DONTWAIT)
-        while self._socket.get(zmq.RCVMORE):
-            frame = self._socket.recv(zmq.DONTWAIT)
-        return frame
 
     def _read_monitor(self) -> tuple[Happened, bytes]:
         self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
@@ -262,14 +255,19 @@ class Connections:
                 if opened is not None:
                     self._opened.remove(opened)
                     opened.close()
-                self._close_idle()
+                if self._closed:
+                    self._close_idle()
 
-    @contextlib.contextmanager
-    def lend(self, wake: Wake | None = None) -> Iterator[Connection]:
-        """Lend a connection that is connected already, if there is one.
+    def lend(self, wake: Wake | None = None) -> Loan:
+        """Lend a connection that is connected already, if there is one, for a `with` block.
 
         Args:
             wake: for a borrower that is woken on its own; it gets a new connection.
+        """
+        return Loan(self, wake)
+
+    def take(self, wake: Wake | None) -> Connection:
+        """Do what `lend` says; whatever is taken is given back.
 
         Raises:
             TrackerClosed: there will be none any more.
@@ -278,18 +276,23 @@ class Connections:
             if self._closed:
                 raise TrackerClosed("the tracker is closed; make another")
             self._lent += 1
-            lent = self._idle.pop() if self._idle and wake is None else None
+            if self._idle and wake is None:
+                return self._idle.pop()
         try:
-            if lent is None:
-                lent = Connection(self._context, self.endpoint, wake or self._closing)
-            yield lent
-        finally:
-            with self._lock:
-                self._lent -= 1
-                if lent is not None and wake is None:
-                    self._idle.append(lent)
-                elif lent is not None:
-                    lent.close()
+            return Connection(self._context, self.endpoint, wake or self._closing)
+        except BaseException:
+            self.give_back(None, wake)
+            raise
+
+    def give_back(self, lent: Connection | None, wake: Wake | None) -> None:
+        """Take back what was lent; None when it could not be made."""
+        with self._lock:
+            self._lent -= 1
+            if lent is not None and wake is None:
+                self._idle.append(lent)
+            elif lent is not None:
+                lent.close()
+            if self._closed:
                 self._close_idle()
 
     def close(self) -> None:
@@ -300,13 +303,30 @@ class Connections:
             self._close_idle()
 
     def _close_idle(self) -> None:
-        """Once closed, close what is not lent. Holds the lock."""
-        while self._closed and self._idle:
+        """Close what is not lent; the tracker is closed. Holds the lock."""
+        while self._idle:
             self._idle.pop().close()
-        if self._closed and self._lent == 0 and not self._context.closed:
+        if self._lent == 0 and not self._context.closed:
             self._closing.close()
             self._dropped.detach()
             self._context.term()
+
+
+class Loan:
+    """A connection for the time of a `with` block."""
+
+    __slots__ = ("_connections", "_lent", "_wake")
+
+    def __init__(self, connections: Connections, wake: Wake | None) -> None:
+        self._connections = connections
+        self._wake = wake
+
+    def __enter__(self) -> Connection:
+        self._lent = self._connections.take(self._wake)
+        return self._lent
+
+    def __exit__(self, *_: object) -> None:
+        self._connections.give_back(self._lent, self._wake)
 
 
 def absent(endpoint: str) -> DaemonAbsent:

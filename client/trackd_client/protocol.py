@@ -149,6 +149,20 @@ def decode(frame: bytes) -> tuple[int, dict[str, Any]] | None:
         message = msgpack.unpackb(frame)
     except _DECODE_ERRORS as error:
         raise ProtocolError(Code.MALFORMED, f"not a msgpack message: {error}") from None
+    if type(message) is list and len(message) == 3:  # nearly always
+        version, kind, body = message
+        if (
+            type(version) is type(kind) is int
+            and version == VERSION
+            and REQUEST <= kind <= NOTICE
+            and type(body) is dict
+        ):
+            return kind, body
+    return _look_closely(message)
+
+
+def _look_closely(message: Any) -> tuple[int, dict[str, Any]] | None:
+    """Do what `decode` does, for a message that may be something else or newer."""
     if type(message) is not list or len(message) < 2:
         raise ProtocolError(Code.MALFORMED, "a message is an array of version, kind and body")
     version, kind = message[:2]

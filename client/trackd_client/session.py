@@ -17,7 +17,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from trackd_client._version import __version__
 from trackd_client.errors import (
@@ -70,8 +70,7 @@ class Stay:
     outstanding: set[int] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
+class Request(NamedTuple):
     """A request as it is sent, as often as need be."""
 
     op: str
