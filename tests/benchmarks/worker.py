@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import zmq
@@ -76,7 +76,7 @@ class Worker:
     def run(self, job: Job, started: Callable[[], None]) -> Seen:
         """Do one round; `started` is called when all is ready, and returns when it begins."""
         self._started = started
-        idle = [self._client(job, Mix.IS_CLAIMED, 0) for _ in range(job.idle)]
+        idle = [self._idle(job) for _ in range(job.idle)]
         try:
             if job.slots == 1:
                 return self._closed(job)
@@ -89,23 +89,35 @@ class Worker:
             for client in idle:
                 client.close()
 
-    def _client(self, job: Job, mix: Mix, agent: int) -> Client:
+    def _client(self, job: Job, mix: Mix) -> Client:
+        """Return the agent that asks."""
         match job.kind:
-            case "library" if mix is job.mix:
-                return Library(job.endpoint, mix, agent)
+            case "library":
+                return Library(job.endpoint, mix, job.agent)
             case "redis":
-                return RedisClient(job.endpoint, mix, agent)
+                return RedisClient(job.endpoint, mix, job.agent)
             case "managers":
-                return ManagersClient(job.endpoint, mix, agent)
-        return self._dealer(job, mix, agent)
+                return ManagersClient(job.endpoint, mix, job.agent)
+        return self._dealer(job, mix)
 
-    def _dealer(self, job: Job, mix: Mix, agent: int) -> Dealer:
-        session = job.kind != "echo"
-        return Dealer(self._context, job.endpoint, mix, agent, session=session, slots=job.slots)
+    def _idle(self, job: Job) -> Client:
+        """Return an agent that says nothing: of the library's too, a plain one with a session."""
+        kind = "wire" if job.kind == "library" else job.kind
+        return self._client(replace(job, kind=kind, slots=1), Mix.IS_CLAIMED)
+
+    def _dealer(self, job: Job, mix: Mix) -> Dealer:
+        return Dealer(
+            self._context,
+            job.endpoint,
+            mix,
+            job.agent,
+            session=job.kind != "echo",
+            slots=job.slots,
+        )
 
     def _closed(self, job: Job) -> Seen:
         mix = Mix(job.mix)
-        client = self._client(job, mix, job.agent)
+        client = self._client(job, mix)
         frames: Sized | None = None
         if isinstance(client, Dealer):
             frames = client.frames
@@ -134,7 +146,7 @@ class Worker:
 
     def _outstanding(self, job: Job) -> Seen:
         """Keep so many requests outstanding over one connection."""
-        client = self._dealer(job, Mix(job.mix), job.agent)
+        client = self._dealer(job, Mix(job.mix))
         client.prepare(int(2 * _PER_SECOND * job.seconds) + job.slots)
         send, receive, clock = client.send, client.receive, time.perf_counter
         self._started()
