@@ -255,8 +255,7 @@ class Connections:
                 if opened is not None:
                     self._opened.remove(opened)
                     opened.close()
-                if self._closed:
-                    self._close_idle()
+                self._close_idle()
 
     def lend(self, wake: Wake | None = None) -> Loan:
         """Lend a connection that is connected already, if there is one, for a `with` block.
@@ -292,8 +291,7 @@ class Connections:
                 self._idle.append(lent)
             elif lent is not None:
                 lent.close()
-            if self._closed:
-                self._close_idle()
+            self._close_idle()
 
     def close(self) -> None:
         """End the calls under way, and close everything; what is lent, when it comes back."""
@@ -303,7 +301,9 @@ class Connections:
             self._close_idle()
 
     def _close_idle(self) -> None:
-        """Close what is not lent; the tracker is closed. Holds the lock."""
+        """Once closed, close what is not lent. Holds the lock."""
+        if not self._closed:
+            return
         while self._idle:
             self._idle.pop().close()
         if self._lent == 0 and not self._context.closed:

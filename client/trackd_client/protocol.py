@@ -331,6 +331,10 @@ def check_done(value: object, most: int) -> list[int]:
     Raises:
         ProtocolError: `invalid_argument`, or `limit_exceeded` for too many ranges.
     """
+    if type(value) is list and len(value) == 2:  # nearly always
+        first, last = value
+        if type(first) is type(last) is int and 1 <= first <= last <= MAX_UINT64:
+            return value
     if type(value) is not list or len(value) % 2:
         raise ProtocolError(Code.INVALID_ARGUMENT, "done must be an array of pairs, laid flat")
     if len(value) > 2 * most:

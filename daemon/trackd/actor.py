@@ -35,7 +35,7 @@ from trackd.logs import fields
 from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.peers import Roles, start_time
 from trackd.publisher import Audience, Publish
-from trackd.requests import OPERATIONS, Requests
+from trackd.requests import Requests
 from trackd.sessions import Process
 from trackd.state import SWEEP_INTERVAL, Batch, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
@@ -149,20 +149,26 @@ class TrackerActor(SupervisedActor):
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
+    def _handle_receive(self, message: Any) -> Any:
+        """Spare requests the look whether they are messages of pykka's own."""
+        return (
+            self.on_receive(message) if type(message) is Call else super()._handle_receive(message)
+        )
+
     def on_receive(self, message: Any) -> Any:
         """Handle one message; what it answers is seen once its batch is stored."""
         if self._failed:
             return None
         self._moment = self._clock()
-        if isinstance(message, Recover):
-            return self._recover()
-        if isinstance(message, Serve):
-            return self._serve(message)
         try:
-            return self._handle(message)
+            if isinstance(message, Call):
+                return self._answer(message)
+            if not isinstance(message, Recover | Serve):
+                return self._handle(message)
         except Exception:  # noqa: BLE001 - the boundary: it is logged, and ends the process
             self._fail(message)
             return None
+        return self._recover() if isinstance(message, Recover) else self._serve(message)
 
     def on_stop(self) -> None:
         """Store and send what the last batch did."""
@@ -174,14 +180,15 @@ class TrackerActor(SupervisedActor):
         finally:
             super().on_stop()
 
-    def _handle(self, message: Any) -> Any:
-        if isinstance(message, Call):
-            self._facts.requests += 1
-            self._batch.append(message)
-            answer = self._requests.answer(message)
-            if self._state.queue:
-                self._serve_waiters()
-            return answer
+    def _answer(self, call: Call) -> bytes | None:
+        self._facts.requests += 1
+        self._batch.append(call)
+        answer = self._requests.answer(call)
+        if self._state.queue:
+            self._serve_waiters()
+        return answer
+
+    def _handle(self, message: Any) -> None:
         if isinstance(message, MailboxFailed):
             raise message.error
         if isinstance(message, Sweep):
@@ -196,7 +203,6 @@ class TrackerActor(SupervisedActor):
         elif not isinstance(message, Ping):
             unexpected(self, message)
         self._serve_waiters()
-        return None
 
     def _sweep(self) -> None:
         self._announced = None
@@ -274,27 +280,18 @@ class TrackerActor(SupervisedActor):
     # -- batches ----------------------------------------------------------------------
 
     def _end_batch(self) -> None:
-        """Store what the batch changed, send what it answered, set the timer."""
+        """Store what the batch changed and send what it answered; then do all that can wait."""
         store = self._store
         if store is None or self._failed:
             return
-        batch = self._state.take_batch()
-        records, touched = batch.records, batch.touched
-        if records:
-            began = time.perf_counter()
-            try:
-                store.append(records, time.time())
-            except (StoreError, DamagedError) as error:
-                self._lose_batch(error)
-            else:
-                store.touch(touched)
-                self._epoch_stored = True
-                self._facts.metrics.commit_seconds.observe(time.perf_counter() - began)
-                self._tell_events(batch)
-        elif touched:
-            store.touch(touched)
-        self._state.batch_ended()
+        state = self._state
+        changed = state.has_changed
+        stored = self._commit(store) if changed else None
         self._mailbox.flush()
+        if stored is not None:
+            store.touch(stored.touched)
+            self._tell_events(stored)
+        self._state.batch_ended()
         if self._batch:
             self._count_requests()
         if store.checkpoint_due and self._facts.store_problem is None:
@@ -302,16 +299,32 @@ class TrackerActor(SupervisedActor):
                 store.checkpoint_step(functools.partial(value_of, self._state))
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
-        if records or touched or self._timer_due:
+        if changed or self._timer_due:
             self._timer_due = False
             self._set_timer()
 
+    def _commit(self, store: Store) -> Batch | None:
+        """Store what the batch changed; return it, or None when it could not be stored."""
+        batch = self._state.take_batch()
+        if batch.records:
+            began = time.perf_counter()
+            try:
+                store.append(batch.records, time.time())
+            except (StoreError, DamagedError) as error:
+                self._lose_batch(error)
+                return None
+            self._facts.metrics.commit_seconds.observe(time.perf_counter() - began)
+            self._epoch_stored = True
+        return batch
+
     def _tell_events(self, batch: Batch) -> None:
         """Count what is stored now, and tell it to whoever listens."""
-        self._facts.metrics.take(batch.counts)
-        for crashed in self._crashes:
-            self._facts.metrics.crash_seconds.observe(self._clock() - crashed)
-        self._crashes.clear()
+        self._facts.metrics.take(batch.told)
+        if self._crashes:
+            now = self._clock()
+            for crashed in self._crashes:
+                self._facts.metrics.crash_seconds.observe(now - crashed)
+            self._crashes.clear()
         if batch.events and self._audience.listening and self._publisher is not None:
             state = self._state
             publish = Publish(state.epoch, state.tracker_id, state.revision, batch.events)
@@ -323,9 +336,7 @@ class TrackerActor(SupervisedActor):
         metrics.batch_requests.observe(len(self._batch))
         seconds = time.perf_counter() - self._mailbox.batch_began
         for call in self._batch:
-            op = call.body.get("op")
-            known = type(op) is str and op in OPERATIONS
-            metrics.request(str(op) if known else "unknown", seconds)
+            metrics.request(call.op, seconds)
         self._batch.clear()
 
     def _set_timer(self) -> None:

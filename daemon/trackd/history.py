@@ -58,23 +58,23 @@ class History:
             packed: the events.
 
         Returns:
-            The chunks that changed, the dropped ones included.
+            The chunks that changed, the dropped ones included; some of them twice.
         """
         if not self.most or not packed:
             return []
-        changed: dict[int, None] = {}
+        changed: list[int] = []
         if first != self._next:
-            changed.update(dict.fromkeys(self._chunks))
+            changed += self._chunks
             self._chunks.clear()
             self._first = first
         self._next = first
         for event in packed:
             key = self._next - self._next % CHUNK
+            if not changed or changed[-1] != key:
+                changed.append(key)
             self._chunks.setdefault(key, []).append(event)
-            changed[key] = None
             self._next += 1
-        changed.update(dict.fromkeys(self._trim()))
-        return list(changed)
+        return changed + self._trim()
 
     def keep(self, most: int) -> list[int]:
         """Keep so many from now on; return the chunks that were dropped."""

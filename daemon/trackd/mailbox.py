@@ -77,10 +77,11 @@ class Call:
         peer: who sent it, or None when the kernel did not say.
         seq: its number within the session, or 0 when that could not be read.
         body: the fields of the request.
+        op: its operation; "unknown" until it has proved to be one that there is.
         problem: what is wrong with the message itself, or None.
     """
 
-    __slots__ = ("_outbox", "body", "peer", "problem", "route", "seq")
+    __slots__ = ("_outbox", "body", "op", "peer", "problem", "route", "seq")
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Call:
         self.peer = peer
         self.seq = seq
         self.body = body
+        self.op = "unknown"
         self.problem = problem
 
     def set(self, frame: bytes | None) -> None:
@@ -215,9 +217,9 @@ class RouterMailbox:
             self._unsent.clear()
             for message in again:
                 self._send(*message)
-        for message in self._outbox:
-            if not self._send(*message):
-                self._unsent.append(message)
+        for route, frame in self._outbox:
+            if not self._send(route, frame):
+                self._unsent.append((route, frame))
         self._outbox.clear()
 
     def close(self) -> None:
@@ -274,32 +276,33 @@ class RouterMailbox:
             while router.recv(copy=False).more:
                 pass  # one at a time: they may be many
         try:
-            peer = self._peers.parse(str(frame.get("Peer-Address")))
+            peer = self._peers[frame.get("Peer-Address")]  # type: ignore[index] # text
         except zmq.ZMQError:
             peer = None  # inproc, or a transport that does not say who is there
-        if peer is None and not len(frame):
+        message = frame.bytes
+        if peer is None and not message:
             self._wake_sent = False  # before the queue is read, so that no wake-up gets lost
             return 0
-        self._hand_over(route, peer, frame, problem)
-        return len(frame)
+        self._hand_over(route, peer, message, problem)
+        return len(message)
 
     def _hand_over(
-        self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
+        self, route: bytes, peer: Peer | None, message: bytes, problem: ProtocolError | None
     ) -> None:
         self.received += 1
         body: dict[str, Any] = {}
         seq = 0
         if problem is None:
             try:
-                decoded = decode(frame.bytes)
+                decoded = decode(message)
                 if decoded is None or decoded[0] != REQUEST:
                     return
                 body = decoded[1]
                 seq = check_count(body.get("seq"), "seq", least=1)
-                if len(frame) > self._max_frame:
+                if len(message) > self._max_frame:
                     raise ProtocolError(
                         Code.LIMIT_EXCEEDED,
-                        f"the message has {len(frame)} bytes; {self._max_frame} are allowed",
+                        f"the message has {len(message)} bytes; {self._max_frame} are allowed",
                         seq,
                     )
             except ProtocolError as error:

@@ -105,23 +105,23 @@ class Metrics:
             histogram = self.request_seconds[op] = Histogram(_REQUEST_SECONDS)
         histogram.observe(seconds)
 
-    def take(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def take(self, told: Sequence[tuple[str, str]]) -> None:
         """Count events by kind and reason, once they are stored."""
-        for (kind, reason), number in counts.items():
-            self.events += number
+        self.events += len(told)
+        for kind, reason in told:
             match kind:
                 case "lease_granted":
-                    self.grants[reason] += number
+                    self.grants[reason] += 1
                 case "proxy_claimed":
-                    self.claims += number
+                    self.claims += 1
                 case "lease_released":
-                    self.releases[reason] += number
+                    self.releases[reason] += 1
                 case "session_opened":
-                    self.sessions_opened += number
+                    self.sessions_opened += 1
                 case "session_ended":
-                    self.sessions_ended[reason] += number
+                    self.sessions_ended[reason] += 1
                 case "proxy_expired":
-                    self.expiries += number
+                    self.expiries += 1
                 case _:
                     pass
 

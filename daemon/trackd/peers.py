@@ -37,21 +37,14 @@ class Peer(NamedTuple):
     pid: int
 
 
-class PeerCache:
-    """Turns `Peer-Address` properties into `Peer` objects."""
+class PeerCache(dict[str, Peer | None]):
+    """The peers by their `Peer-Address`; None for one that does not end in `uid:gid:pid`."""
 
-    def __init__(self) -> None:
-        self._peers: dict[str, Peer] = {}
-
-    def parse(self, address: str) -> Peer | None:
-        """Return the peer, or None when the address does not end in `uid:gid:pid`."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = parse_address(address)
-            if peer is not None:
-                if len(self._peers) >= _CACHE_SIZE:
-                    self._peers.clear()
-                self._peers[address] = peer
+    def __missing__(self, address: str) -> Peer | None:
+        """Look closely at an address that is not remembered."""
+        if len(self) >= _CACHE_SIZE:
+            self.clear()
+        peer = self[address] = parse_address(address)
         return peer
 
 

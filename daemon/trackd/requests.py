@@ -67,12 +67,11 @@ class Requests:
         self.roles = roles
         self.now = now
         self.config = state.config
+        self._max_done_ranges = state.config.max_done_ranges
 
     def answer(self, call: Call) -> bytes | None:
         """Serve one request; return the frame of its reply, or None when it gets none now."""
         try:
-            if call.problem is not None:
-                raise call.problem
             return self._answer(call)
         except ProtocolError as error:
             return self._refuse(call, error)
@@ -86,10 +85,13 @@ class Requests:
         return encode(REPLY, body)
 
     def _answer(self, call: Call) -> bytes | None:
+        if call.problem is not None:
+            raise call.problem
         body = call.body
         op = body.get("op")
         if type(op) is not str or op not in OPERATIONS:
             raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {op!r:.80}")
+        call.op = op
         if body.get("namespace", "") != "":
             raise ProtocolError(Code.INVALID_ARGUMENT, 'namespace must be ""')
         if call.peer is None:
@@ -106,10 +108,11 @@ class Requests:
             return self._without_session(call, op, token, call.peer)
         if session.peer.uid != call.peer.uid:
             raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
-        self.state.heard_of(session)
+        if session.process is None:
+            self.state.heard_of(session)
         session.requests += 1
         if "done" in body:
-            done = check_done(body["done"], self.config.max_done_ranges)
+            done = check_done(body["done"], self._max_done_ranges)
             # It can end waiting, which the store must know of; it comes again with each request.
             if self.facts.store_problem is None:
                 self.state.acknowledge(session, done)
@@ -434,7 +437,13 @@ class Requests:
                 f"{len(principals)} principals; {config.max_principals} are allowed",
             )
         for principal in principals:
-            check_name(principal, "a principal", config.max_name)
+            if not (  # nearly all of them are
+                type(principal) is str
+                and 0 < len(principal) <= config.max_name
+                and principal.isascii()
+                and principal.isprintable()
+            ):
+                check_name(principal, "a principal", config.max_name)
         return principals
 
     def _row(self, entry: Any, index: int) -> Row:

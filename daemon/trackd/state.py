@@ -10,7 +10,7 @@ processes are given to it.
 from __future__ import annotations
 
 import os
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.budget import Budget
@@ -82,13 +82,13 @@ class Batch(NamedTuple):
         records: for the journal.
         touched: what the next checkpoint must take in.
         events: packed, for whoever listens.
-        counts: how many of them there are by kind and reason, for the metrics.
+        told: the kind and the reason of each of them, for the metrics.
     """
 
     records: list[Record]
     touched: list[Key]
     events: list[bytes]
-    counts: Counter[tuple[str, str]]
+    told: list[tuple[str, str]]
 
 
 class State:
@@ -109,7 +109,7 @@ class State:
         self.records: list[Record] = []
         self.touched: list[Key] = []
         self.events: list[bytes] = []  # of this batch, packed
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.told: list[tuple[str, str]] = []  # their kinds and reasons
         self.history = History(config.history)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
         self.forgotten: OrderedDict[str, Tombstone] = OrderedDict()
@@ -286,10 +286,9 @@ class State:
 
     def try_acquire(self, session: Session) -> int | None:
         """Grant a lease now, or refuse; nobody jumps the queue."""
-        self.serve_waiters()
         if self.queue:
-            return None
-        return self._try_grant(session)
+            self.serve_waiters()
+        return None if self.queue else self._try_grant(session)
 
     def refusal(self) -> str:
         """Return why no lease is granted now: `waiters`, `budget` or `satisfied`."""
@@ -498,6 +497,11 @@ class State:
         """Have this batch store something, though nothing changed."""
         self.records.append(["meta", "probed", self.around.wall()])
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether the batch has changed anything."""
+        return bool(self.records or self.touched or self.events)
+
     def take_batch(self) -> Batch:
         """Return what the batch has changed, and begin a new one."""
         if self.events:
@@ -508,8 +512,8 @@ class State:
                 self.records.append(["events", first, kept])
                 self.touched.extend([("history", chunk) for chunk in chunks])
             self._record(["meta", "revision", self.revision], ("meta", "revision"))
-        batch = Batch(self.records, self.touched, self.events, self.counts)
-        self.records, self.touched, self.events, self.counts = [], [], [], Counter()
+        batch = Batch(self.records, self.touched, self.events, self.told)
+        self.records, self.touched, self.events, self.told = [], [], [], []
         return batch
 
     def batch_ended(self) -> None:
@@ -528,7 +532,7 @@ class State:
         self.revision += 1
         around = self.around
         self.events.append(pack((self.revision, around.now(), around.wall(), kind, fields)))
-        self.counts[kind, fields.get("reason") or fields.get("cause") or ""] += 1
+        self.told.append((kind, fields.get("reason") or fields.get("cause") or ""))
 
     def _tell_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
         for name, before in changed.items():
@@ -549,10 +553,13 @@ class State:
 
     def _try_grant(self, session: Session) -> int | None:
         self._purge()  # the one that opens try_acquire, made where what it changed is known
+        tracker = self.tracker
+        if not tracker.need and not tracker.bootstrap:
+            return None
         if self._budget_wait() is not None:
             return None
-        reason = "bootstrap" if self.tracker.bootstrap else "need"
-        lease = self.tracker.try_acquire()
+        reason = "bootstrap" if tracker.bootstrap else "need"
+        lease = tracker.try_acquire()
         if lease is None:
             return None
         if self.budget.limited:

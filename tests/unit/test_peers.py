@@ -45,7 +45,7 @@ def test_the_last_three_parts_are_read_whatever_the_host_is_called(
     address: str, peer: Peer
 ) -> None:
     assert parse_address(address) == peer
-    assert PeerCache().parse(address) == peer
+    assert PeerCache()[address] == peer
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_last_three_parts_are_read_whatever_the_host_is_called(
 )
 def test_an_address_that_does_not_end_in_three_numbers_names_nobody(address: str) -> None:
     assert parse_address(address) is None
-    assert PeerCache().parse(address) is None
+    assert PeerCache()[address] is None
 
 
 def test_the_cache_never_mistakes_one_address_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +82,8 @@ def test_the_cache_never_mistakes_one_address_for_another(monkeypatch: pytest.Mo
     cache = PeerCache()
     for _ in range(2):
         for number in range(10):
-            assert cache.parse(f"host:{number}:2:3") == Peer(number, 2, 3)
-            assert len(cache._peers) <= 3
+            assert cache[f"host:{number}:2:3"] == Peer(number, 2, 3)
+            assert len(cache) <= 3
 
 
 # -- processes ---------------------------------------------------------------------------
