@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import queue
@@ -57,6 +58,9 @@ RELOAD_SECONDS = 5.0
 STOP_SECONDS = 5.0
 #: Seconds between two looks at how things are, when the watchdog does not ask for more.
 STATUS_SECONDS: Final = 5.0
+#: Objects that are new, collections of those, and of the older ones, after which Python looks for
+#: cyclic garbage.
+_COLLECT_AFTER: Final = (50_000, 20, 20)
 #: Signs of life within the time that the watchdog allows.
 _SIGNS: Final = 3
 
@@ -264,6 +268,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
                 return exits.FAILED
         if listener is not None:
             listener.start()
+        _calm_collector()
         notifier.ready()
         log.info(
             "serving",
@@ -385,6 +390,16 @@ def _seed_routing_ids() -> None:
     when a peer has chosen the id that comes next.
     """
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
+
+
+def _calm_collector() -> None:
+    """Let Python look for cyclic garbage less often, and not among what is there for good.
+
+    A request leaves none behind, and a message of 10,000 proxies is that many lists for as long
+    as it is handled: to look through them 14 times took a third of its time.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _has_terminal() -> bool:

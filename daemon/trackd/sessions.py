@@ -8,7 +8,7 @@ each of them happen once, however often it is sent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ class Watch(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client's stay.
+    """One client's stay. There may be very many: what most of them never have costs nothing.
 
     Attributes:
         id: its number, for people.
@@ -125,12 +125,12 @@ class Session:
     gossip: int = 0
     deadline: float | None = None
     leases: set[int] = field(default_factory=set)
-    expired: set[int] = field(default_factory=set)
+    expired: frozenset[int] = frozenset()
     done: Done = field(default_factory=Done)
     replies: dict[int, Remembered] = field(default_factory=dict)
     parked: dict[int, Waiter] = field(default_factory=dict)
     watch: Watch | None = None
-    notices: list[dict[str, Any]] = field(default_factory=list)
+    notices: Sequence[dict[str, Any]] = ()
     ended: bool = False
 
     def acknowledge(self, ranges: list[int], most: int | None = None) -> list[int]:
