@@ -53,8 +53,9 @@ class Expiries:
                 used = default_ttl if ttl is None or ttl <= 0 else ttl
                 expiry = now + used
                 queue = self._queue(used, expiry)
+                move_to_end = queue.move_to_end
             if name in queue:
-                queue.move_to_end(name)
+                move_to_end(name)
             else:
                 old = self._queue_of.get(name)
                 if old is not None:

@@ -21,6 +21,7 @@ record      fields                                               changes the key
 ``free``    id                                                   (lease, id)
 ``gossip``  when, default TTL, proxies as on the wire, session   (proxy, name) for each
 ``drop``    names of proxies that expired                        (proxy, name) for each
+``mention`` expiry, names, session                               (proxy, name) for each
 ``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
 ``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
@@ -138,6 +139,13 @@ class Image:
                 for name in values[0]:
                     self.proxies.pop(name, None)
                 return [("proxy", name) for name in values[0]]
+            case "mention":
+                expiry, names, session_id = values
+                for name in names:
+                    row = self.proxies.get(name)
+                    if row is not None:  # else the checkpoint already knows of its end
+                        self.proxies[name] = [*row[:2], expiry, session_id]
+                return [("proxy", name) for name in names]
             case "forget":
                 name, *tombstone = values
                 self.proxies.pop(name, None)

@@ -310,7 +310,13 @@ class Requests:
                 Code.LIMIT_EXCEEDED,
                 f"{len(entries)} proxies in one message; {self.config.max_proxies} are allowed",
             )
-        rows = [self._row(entry, i) for i, entry in enumerate(entries)]
+        unknown = self.state.tracker.unknown(entries)  # nearly always: none
+        if not unknown:
+            self.state.mention(session, entries)
+            return {"changed": 0}
+        rows: list[Row] = list(entries)
+        for i in unknown:
+            rows[i] = self._row(entries[i], i)
         self._check_tracked(rows)
         return {"changed": self.state.track(session, rows)}
 

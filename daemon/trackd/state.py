@@ -10,7 +10,10 @@ processes are given to it.
 from __future__ import annotations
 
 import os
+import sys
 from collections import OrderedDict, deque
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.budget import Budget
@@ -37,6 +40,7 @@ from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.protocol import REPLY, encode
 
+_NO_LABELS: Final[dict[str, str]] = {}  # of all sessions without any, which never get some
 #: Seconds between two sweeps while nobody waits for what they might free.
 SWEEP_INTERVAL = 1.0
 #: Notices kept for a session that does not ask for them.
@@ -142,11 +146,11 @@ class State:
             peer=peer,
             process=process,
             name=name,
-            version=version,
-            labels=labels,
+            version=sys.intern(version),
+            labels=labels or _NO_LABELS,
             opened=self.around.now(),
             wall=self.around.wall(),
-            command=command,
+            command=sys.intern(command),
         )
         self.heard_of(session)
         if self.sessions.add(session) and process is not None:
@@ -227,11 +231,24 @@ class State:
 
     # -- the rules --------------------------------------------------------------------
 
+    def mention(self, session: Session, rows: list[Row]) -> None:
+        """Take in gossip that moves expiries alone: of it, `Tracker.unknown` has found nothing."""
+        self._count_gossip(session, rows)
+        if not rows:
+            return
+        self.tracker.mention_rows(rows)
+        now, default_ttl, number = self.around.now(), self.tracker.proxy_expiry, session.id
+        mentions = self.mentions
+        for ttl, run in groupby(rows, itemgetter(3)):
+            names = [row[0] for row in run]
+            for name in names:
+                mentions[name] = number
+            self.records.append(["mention", now + (ttl or default_ttl), names, number])
+            self.touched += [("proxy", name) for name in names]
+
     def track(self, session: Session, rows: list[Row]) -> int:
         """Take in gossip, whose fields the caller has checked; return how many proxies changed."""
-        session.gossip += 1
-        self.metrics.gossip_messages += 1
-        self.metrics.gossip_proxies += len(rows)
+        self._count_gossip(session, rows)
         if self.forgotten:
             rows = [row for row in rows if not self._is_forgotten(row)]
         if not rows:
@@ -453,12 +470,12 @@ class State:
     def notify(self, session: Session, notice: dict[str, Any]) -> None:
         """Tell a session something, now or when it next asks."""
         if len(session.notices) < MOST_NOTICES:
-            session.notices.append(notice)
+            session.notices = [*session.notices, notice]
         if session.watch is not None:
             self._tell(session)
 
     def _tell(self, session: Session) -> None:
-        notices, session.notices = session.notices, []
+        notices, session.notices = session.notices, ()
         self._answer_watch(session, {"notices": notices})
 
     def _answer_watch(self, session: Session, fields: dict[str, Any]) -> None:
@@ -533,6 +550,11 @@ class State:
         around = self.around
         self.events.append(pack((self.revision, around.now(), around.wall(), kind, fields)))
         self.told.append((kind, fields.get("reason") or fields.get("cause") or ""))
+
+    def _count_gossip(self, session: Session, rows: list[Row]) -> None:
+        session.gossip += 1
+        self.metrics.gossip_messages += 1
+        self.metrics.gossip_proxies += len(rows)
 
     def _tell_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
         for name, before in changed.items():
@@ -669,9 +691,10 @@ class State:
             if held.granted >= before:
                 return
             session = held.session
-            if len(session.expired) >= EXPIRED_LEASES:
-                session.expired.remove(min(session.expired))
-            session.expired.add(lease)
+            expired = session.expired
+            if len(expired) >= EXPIRED_LEASES:
+                expired -= {min(expired)}
+            session.expired = expired | {lease}
             self._record(["expire", session.token, lease], ("session", session.token))
             self._free(session, lease, "claim_timeout")
             self.notify(session, {"notice": "lease_expired", "lease": lease})

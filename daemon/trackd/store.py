@@ -204,7 +204,9 @@ class Store:
 
     def touch(self, keys: Iterable[Key]) -> None:
         """Note what records of the journal changed, so that the next checkpoint takes it in."""
-        self._touched.update(dict.fromkeys(keys))
+        touched = self._touched
+        for key in keys:
+            touched[key] = None
 
     @property
     def checkpoint_due(self) -> bool:
@@ -227,7 +229,10 @@ class Store:
         if self._checkpoint_to is None:
             self._checkpoint_to = self._last_row
             self._rows_since = self._bytes_since = 0
-            self._dirty.update(self._touched)
+            if self._dirty:
+                self._dirty.update(self._touched)
+            else:
+                self._dirty = self._touched
             self._touched = {}
         stop = time.perf_counter() + _STEP_SECONDS
         written: list[Key] = []

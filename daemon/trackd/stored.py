@@ -166,7 +166,7 @@ def _session(token: bytes, row: SessionRow) -> Session:
         opened=row.opened,
         wall=row.wall,
         command=row.command,
-        expired=set(sorted(row.expired)[-EXPIRED_LEASES:]),
+        expired=frozenset(sorted(row.expired)[-EXPIRED_LEASES:]),
         # Whether it was told before the restart is not known; twice does no harm.
         notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
         done=Done(row.done),

@@ -10,11 +10,12 @@ Everything here is pure: no I/O, no threads, no logging, the clock is an argumen
 of sessions, waiters or the store. Rule numbers in comments are those of part 1 of the design.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trackd.arguments import (
     check_int,
@@ -34,6 +35,7 @@ DEFAULT_PROXY_EXPIRY = 180.0
 """Seconds after which a proxy expires when neither gossip nor the configuration says."""
 
 _UNKNOWN = object()
+_NUMBERS = (float, int)  # and not bool
 
 
 class Place(NamedTuple):
@@ -163,6 +165,37 @@ class Tracker:
             expiries have moved.
         """
         return list(self.track_rows(check_proxies(proxies)))
+
+    def unknown(self, entries: Sequence[Any]) -> list[int]:
+        """Return which entries of gossip do more than mention a proxy as it is tracked once more.
+
+        The others are right in every field, since those are the same as were checked before; a
+        TTL among them is positive, or None. What an unknown entry holds may be anything.
+
+        Args:
+            entries: What should be the rows of one message.
+        """
+        tracked, found = self._tracked, []
+        for i, entry in enumerate(entries):
+            try:
+                name, group, generation, ttl = entry
+                cohort = tracked[name]
+            except (TypeError, ValueError, KeyError):
+                found.append(i)
+                continue
+            if (
+                cohort.generation != generation
+                or cohort.group != group
+                or type(generation) is not int
+                or not (ttl is None or (type(ttl) in _NUMBERS and 0.0 < ttl < math.inf))
+                or type(entry) is not list
+            ):
+                found.append(i)
+        return found
+
+    def mention_rows(self, rows: Sequence[Row]) -> None:
+        """Do what `track_rows` does, for rows of which `unknown` has found none."""
+        self._expiries.mention(rows, self._clock(), self._proxy_expiry)
 
     def track_rows(self, rows: Sequence[Row]) -> dict[str, Place | None]:
         """Do what `track_expected` does, for a caller that has checked every field itself.

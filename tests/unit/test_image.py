@@ -156,6 +156,7 @@ def test_the_table_names_every_record_and_no_other() -> None:
         "lease": ["lease", 1, [token, None, 0.0, 0.0]],
         "free": ["free", 1],
         "gossip": ["gossip", 0.0, 1.0, [["p", "", 1, None]]],
+        "mention": ["mention", 2.0, ["p"], 1],
         "end": ["end", token, "closed", 0.0, 0],
         "drop": ["drop", ["p"]],
         "forget": ["forget", "p", "", 1, 9.0],
@@ -167,7 +168,7 @@ def test_the_table_names_every_record_and_no_other() -> None:
     assert keys["end"] == {"session", "ended"}
     assert keys["expire"] == {"session", "lease"}
     assert keys["lease"] == {"lease", "meta"}
-    assert keys["gossip"] == {"proxy"}
+    assert keys["gossip"] == keys["mention"] == {"proxy"}
     assert {kind for kind, found in keys.items() if found == {"session"}} == {
         "open",
         "reply",
@@ -180,6 +181,7 @@ def test_the_table_names_every_record_and_no_other() -> None:
 # -- replaying over a newer checkpoint -----------------------------------------------------
 
 numbers = st.integers(1, 6)
+_DRAWN = ("reply", "done", "wait", "lease", "free", "gossip", "mention", "end")
 
 
 @st.composite
@@ -190,6 +192,7 @@ def histories(draw: st.DrawFn) -> list[Record]:
     waiting: set[tuple[bytes, int]] = set()
     lease = 0
     done = dict.fromkeys(TOKENS, 0)
+    tracked: set[str] = set()
     for _ in range(draw(st.integers(0, 25))):
         token = draw(st.sampled_from(TOKENS))
         if token not in living:
@@ -199,7 +202,7 @@ def histories(draw: st.DrawFn) -> list[Record]:
             records.append(["open", token, SESSION])
             continue
         seq = draw(numbers) + done[token]
-        match draw(st.sampled_from(("reply", "done", "wait", "lease", "free", "gossip", "end"))):
+        match draw(st.sampled_from(_DRAWN)):
             case "reply":
                 waiting.discard((token, seq))
                 ranges = [1, done[token]] if done[token] else []
@@ -220,13 +223,23 @@ def histories(draw: st.DrawFn) -> list[Record]:
                 records.append(["free", draw(st.integers(1, lease))])
             case "gossip":
                 name = draw(st.sampled_from(("p1", "p2")))
+                tracked.add(name)
                 records.append(["gossip", float(len(records)), 9.0, [[name, "", 1, None]]])
+            case "mention" if tracked:
+                names = sorted(tracked)[: draw(st.integers(1, 2))]
+                records.append(["mention", float(len(records)) + 5.0, names, 3])
             case "end":
                 living.discard(token)
                 records.append(["end", token, "closed", float(len(records)), 0])
             case _:
                 pass
     return records
+
+
+def test_a_mention_of_a_proxy_that_is_gone_does_not_bring_it_back() -> None:
+    image = Image()
+    assert image.replay(["mention", 9.0, ["p1"], 1]) == [("proxy", "p1")]
+    assert image.proxies == {}
 
 
 def value_of(image: Image, key: Key) -> Any:

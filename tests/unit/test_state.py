@@ -249,6 +249,26 @@ def test_gossip_without_ttl_keeps_the_default_of_the_moment_it_was_heard(world: 
     assert found.expiry == expiry
 
 
+def test_a_further_mention_does_what_gossip_that_is_looked_at_closely_does(world: World) -> None:
+    rows: list[tuple[str, str, int, float | None]]
+    rows = [("p1", "", 1, None), ("p2", "", 1, 9.0), ("p3", "", 1, 9.0)]
+    rows.append(("p1", "", 1, 50.0))
+    others = World()
+    for each in (world, others):
+        each.state.track(each.gossip, [(f"p{i}", "", 1, 30.0 * i) for i in (1, 2, 3)])
+        each.check()
+        each.clock.now += 1.0
+    speaker = Session(7, b"", Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
+    revision = world.state.revision
+    world.state.mention(speaker, rows)
+    others.state.track(speaker, rows)
+    assert world.state.revision == revision
+    assert sorted(world.state.tracker) == sorted(others.state.tracker)
+    assert world.state.mentions == others.state.mentions == {"p1": 7, "p2": 7, "p3": 7}
+    assert world.state.metrics.gossip_proxies == others.state.metrics.gossip_proxies
+    world.check()
+
+
 # -- the revision ------------------------------------------------------------------------
 
 

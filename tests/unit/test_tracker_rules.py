@@ -1,5 +1,6 @@
 """The rules of the tracker, one after the other; the numbers are those of the design."""
 
+import math
 from collections import UserList
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -213,6 +214,24 @@ def test_a_name_that_ends_a_message_where_it_began_has_not_changed(tracker: Trac
     tracker.track_expected([Proxy("a", "g", 1)])
     assert tracker.track_expected([Proxy("a", "h", 2), Proxy("a", "g", 1)]) == []
     assert tracker.track_expected([Proxy("b", "h"), Proxy("b", "g", 1)]) == ["b"]
+
+
+def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
+    tracker: Tracker,
+) -> None:
+    tracker.track_rows([("a", "g", 1, None), ("b", "", 0, 30.0)])
+    known = [["a", "g", 1, None], ["b", "", 0, None], ["b", "", 0, 9.5], ["b", "", 0, 7]]
+    assert tracker.unknown(known) == []
+    ttls: list[object] = [math.inf, math.nan, True, "9", []]
+    unknown: list[object] = [
+        *(["c", "", 0, None], ["a", "h", 1, None], ["a", "g", 2, None]),  # new, or moved
+        *(["a", "g", 1, 0.0], ["a", "g", 1, -1.0]),  # a TTL that means the default
+        *(["a", "g", 1, ttl] for ttl in ttls),
+        *(["a", "g", True, None], ["a", "g", 1.0, None], ["a", b"g", 1, None]),
+        *([b"a", "g", 1, None], [["a"], "g", 1, None], [None, "g", 1, None]),
+        *(["a", "g", 1], ["a", "g", 1, None, "newer"], ("a", "g", 1, None), [], "abcd", 5, None),
+    ]
+    assert tracker.unknown([*known, *unknown]) == list(range(4, 4 + len(unknown)))
 
 
 def test_rows_that_are_already_checked_do_the_same(tracker: Tracker, clock: Clock) -> None:
