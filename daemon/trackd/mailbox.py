@@ -306,7 +306,9 @@ class RouterMailbox:
                         seq,
                     )
             except ProtocolError as error:
-                problem = error
+                # Its traceback would hold on to all that was decoded, and this frame to it.
+                problem = error.with_traceback(None)
+                problem.__context__ = None
                 seq = error.seq
         call = Call(self._outbox, route, peer, seq, body, problem)
         self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # set and set_exception are all that pykka's loop asks of a reply handle

@@ -71,6 +71,8 @@ class Requests:
 
     def answer(self, call: Call) -> bytes | None:
         """Serve one request; return the frame of its reply, or None when it gets none now."""
+        if call.problem is not None:
+            return self._refuse(call, call.problem)
         try:
             return self._answer(call)
         except ProtocolError as error:
@@ -85,8 +87,6 @@ class Requests:
         return encode(REPLY, body)
 
     def _answer(self, call: Call) -> bytes | None:
-        if call.problem is not None:
-            raise call.problem
         body = call.body
         op = body.get("op")
         if type(op) is not str or op not in OPERATIONS:
