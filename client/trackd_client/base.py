@@ -54,6 +54,8 @@ class BaseLease:
         self._stay = stay
         self._claim_by = claim_by
         self._released = False
+        #: Whether an administrator has taken it. Its tunnel is to be closed, and not adopted.
+        self.revoked = False
         #: Called when a claim succeeded (True) or met a proxy that is held (False): its name.
         self.on_claim: Callable[[bool, str | None], None] | None = None
 
@@ -205,11 +207,17 @@ class BaseTracker(Generic[LeaseT]):
         lease = self._leases.get(notice.get("lease", 0))
         if lease is None or lease._stay is not stay:  # noqa: SLF001
             return
-        if notice.get("notice") == "should_close":
-            lease.should_close.set()
-        elif notice.get("notice") in ("lease_expired", "lease_revoked"):
-            self._leases.pop(lease.id, None)
-            lease.lost.set()
+        match notice.get("notice"):
+            case "should_close":
+                lease.should_close.set()
+            case "lease_expired":
+                self._leases.pop(lease.id, None)
+                lease.lost.set()
+            case "lease_revoked":
+                self._leases.pop(lease.id, None)
+                lease.revoked = True
+                lease.lost.set()
+                lease.should_close.set()
 
     def _session_opened(self, stay: Stay) -> None:
         """A session is open, unless it was lost meanwhile."""

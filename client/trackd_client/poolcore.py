@@ -140,6 +140,7 @@ class PoolCore(Generic[LeaseT]):
                 for dial in self._dials
                 if dial.claimed_at is not None
                 and dial.leases[-1].lost.is_set()
+                and not dial.leases[-1].revoked
                 and not dial.abandoned
             ]
 

@@ -52,8 +52,9 @@ class Lease(BaseLease):
             when the lease is released or lost.
         lost: set when it is gone: its session was lost, it did not claim in time, or an
             administrator has taken it.
+        revoked: whether an administrator has taken it, so that its tunnel is to be closed.
         should_close: set when the daemon advises to close this tunnel, because there are
-            more than are wanted.
+            more than are wanted, or it was revoked.
     """
 
     lost: Flag

@@ -517,7 +517,7 @@ def test_a_lease_that_an_admin_takes_is_lost_and_the_proxy_free(
         answer = admin.force_release(lease.id)
         assert (answer["released"], answer["name"]) == (True, name)
         assert lease.lost.wait(10.0)
-        assert lease.released
+        assert (lease.released, lease.revoked, bool(lease.should_close)) == (True, True, True)
         lease.release()
         assert not admin.is_claimed(name)
     assert admin.force_release(theirs.id)["released"] is False

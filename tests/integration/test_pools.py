@@ -638,6 +638,23 @@ def test_tunnels_are_adopted_also_when_the_pool_was_not_waiting_for_a_lease(
         assert agent.pool.stats().claims == 3
 
 
+def test_a_lease_that_an_admin_takes_closes_its_tunnel_which_is_not_adopted(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    own = make_trackd_daemon()
+    network = Network(*names(3))
+    with Agent(maker, own, network) as agent, Tracker(own.endpoint) as admin:
+        wait_until(lambda: network.connected == 3)
+        taken = agent.leases[0]
+        assert admin.force_release(taken.id)["released"]
+        wait_until(lambda: taken.lost and taken.should_close)
+        wait_until(lambda: network.connected == 3 and agent.pool.stats().claims == 4)
+        wait_until(lambda: status(own)["claimed"] == 3)
+        reasons = {e.fields.get("reason") for e in admin.log()["events"]}
+        assert "adopt" not in reasons
+        assert agent.pool.stats().failures == 0
+
+
 @pytest.mark.slow
 def test_the_time_after_which_the_daemon_wants_to_be_asked_again_is_kept(
     make_trackd_daemon: MakeDaemon, maker: Maker
