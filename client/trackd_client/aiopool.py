@@ -11,7 +11,7 @@ from trackd_client.aio import AsyncLease, AsyncTracker
 from trackd_client.base import log
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
 from trackd_client.policy import Policy, PoolEvent
-from trackd_client.poolcore import Dial, Gossip, PoolCore, proxies_in
+from trackd_client.poolcore import LATER, Dial, Gossip, PoolCore, proxies_in
 
 #: Seconds that a dial may take to end once it is cancelled, before a drain waits no longer.
 CANCEL_SECONDS: Final = 1.0
@@ -149,8 +149,8 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
                 return
             try:
                 self._adopted(dial, await self._tracker.adopt(name))
-            except SessionLost:
-                raise
+            except LATER:
+                raise  # the tunnel stays open meanwhile
             except TrackdError as error:
                 self._not_adopted(dial, error)
 

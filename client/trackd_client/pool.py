@@ -26,7 +26,7 @@ from trackd_client.base import log
 from trackd_client.connection import Wake
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
 from trackd_client.policy import Policy, PoolEvent
-from trackd_client.poolcore import Dial, Gossip, PoolCore, proxies_in
+from trackd_client.poolcore import LATER, Dial, Gossip, PoolCore, proxies_in
 from trackd_client.sync import Lease, Tracker
 
 
@@ -175,8 +175,8 @@ class AgentPool(PoolCore[Lease]):
                 return
             try:
                 self._adopted(dial, self._tracker.adopt(name))
-            except SessionLost:
-                raise
+            except LATER:
+                raise  # the tunnel stays open meanwhile
             except TrackdError as error:
                 self._not_adopted(dial, error)
 

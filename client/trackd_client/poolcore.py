@@ -12,11 +12,24 @@ from typing import Any, Generic, TypeVar
 
 from trackd_client.base import BaseLease, log
 from trackd_client.discovery import parse_discovery
-from trackd_client.errors import BadArgument, InvalidRequest, LimitExceeded, Refused, TrackdError
+from trackd_client.errors import (
+    BadArgument,
+    DaemonAbsent,
+    DaemonFailed,
+    InvalidRequest,
+    LimitExceeded,
+    NoAnswer,
+    Refused,
+    SessionLost,
+    StoreUnavailable,
+    TrackdError,
+)
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)
+#: What keeps a tunnel from being adopted now, and not for good.
+LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable)
 #: What `feed` takes: proxies, or Teleport's JSON.
 Gossip = Proxy | bytes | str
 

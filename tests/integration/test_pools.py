@@ -655,6 +655,37 @@ def test_a_lease_that_an_admin_takes_closes_its_tunnel_which_is_not_adopted(
         assert agent.pool.stats().failures == 0
 
 
+def test_a_tunnel_stays_open_while_there_is_no_daemon_to_adopt_it(
+    make_trackd_daemon: MakeDaemon, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_trackd_daemon(state_dir="")
+    network = Network("p0")
+    kind: Any = AsyncTracker if maker.is_async else Tracker
+    adopt, tries, restarted = kind.adopt, [], threading.Event()
+
+    def adopt_from_a_daemon_that_dies(tracker: Any, *principals: str) -> Any:
+        tries.append(principals)
+        if len(tries) == 1:
+            assert restarted.wait(PATIENCE)
+            own.kill()
+        return adopt(tracker, *principals)
+
+    monkeypatch.setattr(kind, "adopt", adopt_from_a_daemon_that_dies)
+    with Agent(maker, own, network) as agent:
+        wait_until(lambda: network.connected == 1)
+        agent.tracker.timeout = 0.5
+        own.restart()
+        restarted.set()
+        wait_until(lambda: len(tries) > 1)
+        agent.tracker.timeout = PATIENCE
+        assert network.connected == 1
+        own.start()
+        wait_until(lambda: status(own)["claimed"] == 1)
+        assert network.open == {"p0": 1}
+        assert not agent.leases[0].should_close
+        assert agent.pool.stats().claims == 1
+
+
 @pytest.mark.slow
 def test_the_time_after_which_the_daemon_wants_to_be_asked_again_is_kept(
     make_trackd_daemon: MakeDaemon, maker: Maker
