@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from trackd_client.events import Ask, Event, Listen, Steps, Stream, Subscribe
+from trackd_client.events import Ask, Event, Listen, Pause, Steps, Stream, Subscribe
 from trackd_client.mirror import Mirror
 
 Facts = dict[str, dict[Any, tuple[Any, ...]]]
@@ -287,6 +287,8 @@ class Watcher:
                 if self._answer:
                     self.world.published.clear()
                     self.world.greet()
+            case Pause():
+                pass
             case Listen():
                 if self.world.published and self.world.publishes:
                     self._answer = self.world.published.popleft()

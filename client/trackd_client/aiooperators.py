@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import zmq.asyncio
@@ -19,11 +20,13 @@ from trackd_client.events import (
     Ask,
     Event,
     Listen,
+    Pause,
+    Rows,
     Steps,
     Stream,
     Subscribe,
-    ask_page,
     read_log,
+    read_rows,
 )
 from trackd_client.subscription import event_endpoint
 
@@ -76,14 +79,10 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def rows(self, of: str) -> AsyncIterator[dict[str, Any]]:
         """Return the rows of a listing; see `Tracker.rows`."""
-        cursor = None
-        while True:
-            page = await self._call("snapshot", ask_page(of, cursor).fields, session=False)
-            for row in page["rows"]:
-                yield row
-            cursor = page["cursor"]
-            if cursor is None:
-                return
+        async with aclosing(self._perform(read_rows(of), patient=False)) as pages:
+            async for page in pages:
+                for row in page.rows:
+                    yield row
 
     # -- what has happened, and what happens -----------------------------------------------
 
@@ -121,8 +120,8 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     # -- inside ----------------------------------------------------------------------------
 
-    async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Event, None]:
-        """Do steps, and tell the events among them; see `Operations._perform`."""
+    async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Any, None]:
+        """Do steps, and tell the events and rows among them; see `Operations._perform`."""
         self._begin()
         subscription = AsyncSubscription(self._context)
         self._opened.append(subscription)
@@ -131,12 +130,12 @@ class AsyncOperations(BaseTracker[LeaseT]):
         try:
             while True:
                 try:
-                    step = next(steps) if answer is None else steps.send(answer)
+                    step = steps.send(answer)
                 except StopIteration:
                     return
                 answer = None
                 match step:
-                    case Event():
+                    case Event() | Rows():
                         yield step
                     case Ask():
                         answer = await self._ask(step, subscription if patient and begun else None)
@@ -146,6 +145,8 @@ class AsyncOperations(BaseTracker[LeaseT]):
                         if endpoint is not None:
                             subscription.connect(endpoint)
                         answer = endpoint is not None
+                    case Pause():
+                        await subscription.pause(step.seconds)
                     case Listen():
                         answer = await subscription.receive(step.seconds, self._connection_changed)
         except TrackerClosed:

@@ -13,12 +13,14 @@ short. When neither has it, the stream says `gap` and begins again from a snapsh
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from trackd_client.errors import Code, NoAnswer
-from trackd_client.mirror import LISTINGS, Mirror
+from trackd_client.mirror import KEYS, LISTINGS, Mirror, Row
 from trackd_client.protocol import NOTICE, ProtocolError, decode
 
 #: The path of the event socket is that of the daemon's socket and this.
@@ -29,8 +31,12 @@ QUIET_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 #: Rows, or events, of one reply: as many as the daemon gives.
 PAGE: Final = 1000
-#: Walks that one snapshot may take; each fails when changes outrun it and nothing tells them.
+#: Walks that one snapshot may take; each fails when changes outrun it and nothing tells them, and
+#: when so many others walk that the daemon forgets this one.
 TRIES: Final = 20
+#: Seconds of the pauses between them, by chance up to this, doubled each time, and at most that.
+_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
 
 #: The first event of a stream, and the one after a gap.
 SNAPSHOT: Final = "snapshot"
@@ -91,7 +97,19 @@ class Listen(NamedTuple):
     seconds: float
 
 
-Step = Event | Ask | Subscribe | Listen
+class Pause(NamedTuple):
+    """A step: wait, and let what is published wait too."""
+
+    seconds: float
+
+
+class Rows(NamedTuple):
+    """Rows of a listing, for whoever iterates over it."""
+
+    rows: list[Row]
+
+
+Step = Event | Rows | Ask | Subscribe | Listen | Pause
 Steps = Generator[Step, Any, None]
 
 
@@ -174,6 +192,29 @@ def read_log(after: int) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
         after = page[-1].revision
 
 
+def read_rows(of: str) -> Steps:
+    """Ask for a listing, and tell each row once, also when it has to begin again.
+
+    Raises:
+        NoAnswer: it had to begin again too often.
+    """
+    told: set[Any] = set()
+    for attempt in range(TRIES):
+        cursor = None
+        while True:
+            page = yield ask_page(of, cursor)
+            if page is None:
+                break
+            fresh = [row for row in page["rows"] if row[KEYS[of]] not in told]
+            told.update(row[KEYS[of]] for row in fresh)
+            yield Rows(fresh)
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+        yield _pause_after(attempt)
+    raise NoAnswer("the daemon forgot the listing again and again: too many are read just now")
+
+
 def ask_page(of: str, cursor: list[int] | None, limit: int = PAGE) -> Ask:
     """Return the request for a page of a listing.
 
@@ -233,9 +274,11 @@ class Stream:
             if told is not None:
                 yield told
                 return
+            yield _pause_after(attempt)
         raise NoAnswer(
-            "the daemon's state changes faster than it can be read, and its history, which would"
-            " tell the changes, is off or too short: see the setting `history`"
+            "the daemon's state cannot be read as a whole: it changes faster, and the daemon's"
+            " history, which would tell the changes, is off or too short (the setting `history`);"
+            " or too many read it at the same time"
         )
 
     def _subscribe(self) -> Steps:
@@ -249,10 +292,12 @@ class Stream:
     def _begin(self, who: Hello) -> Steps:
         """Begin at the present state."""
         if self._with_snapshot:
-            told = None
-            while told is None:
+            for attempt in itertools.count():
                 told = yield from self._snapshot()
-            yield told
+                if told is not None:
+                    yield told
+                    return
+                yield _pause_after(attempt)
         else:
             self._tracker_id, self._revision, _ = who
 
@@ -357,6 +402,12 @@ class Stream:
     def _log(self) -> Generator[Step, Any, list[Event]]:
         reply = yield Ask("log", {"after": self._revision, "limit": self._page})
         return read_page(reply)
+
+
+def _pause_after(attempt: int) -> Pause:
+    """Return a pause by chance, so that many who fail together do not go on together."""
+    longest = min(_PAUSE * 2.0 ** min(attempt, 10), _LONGEST_PAUSE)
+    return Pause(random.uniform(0.0, longest))  # noqa: S311 - nothing to keep secret
 
 
 def _apply(steps: Generator[Step, Any, bool], mirror: Mirror) -> Generator[Step, Any, bool]:

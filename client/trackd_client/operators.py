@@ -17,11 +17,13 @@ from trackd_client.events import (
     Ask,
     Event,
     Listen,
+    Pause,
+    Rows,
     Steps,
     Stream,
     Subscribe,
-    ask_page,
     read_log,
+    read_rows,
 )
 from trackd_client.subscription import Subscription, event_endpoint
 
@@ -83,16 +85,11 @@ class Operations(BaseTracker[LeaseT]):
         does not.
 
         Raises:
-            InvalidRequest: there is no such listing; or, between two rows, the daemon has
-                started again, and the listing has to begin anew.
+            InvalidRequest: there is no such listing.
+            NoAnswer: too many are read at the same time.
         """
-        cursor = None
-        while True:
-            page = self._call("snapshot", ask_page(of, cursor).fields, session=False)
-            yield from page["rows"]
-            cursor = page["cursor"]
-            if cursor is None:
-                return
+        for page in self._perform(read_rows(of), patient=False):
+            yield from page.rows
 
     # -- what has happened, and what happens -----------------------------------------------
 
@@ -182,8 +179,8 @@ class Operations(BaseTracker[LeaseT]):
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _perform(self, steps: Steps, *, patient: bool) -> Generator[Event, None, None]:
-        """Do steps, and tell the events among them.
+    def _perform(self, steps: Steps, *, patient: bool) -> Generator[Any, None, None]:
+        """Do steps, and tell the events and rows among them.
 
         Args:
             steps: as `trackd_client.events` makes them.
@@ -196,10 +193,10 @@ class Operations(BaseTracker[LeaseT]):
         try:
             with self._connections.open(Subscription) as subscription:
                 while True:
-                    step = next(steps) if answer is None else steps.send(answer)
+                    step = steps.send(answer)
                     answer = None
                     match step:
-                        case Event():
+                        case Event() | Rows():
                             yield step
                         case Ask():
                             answer = self._ask(step, subscription if patient and begun else None)
@@ -209,6 +206,8 @@ class Operations(BaseTracker[LeaseT]):
                             if endpoint is not None:
                                 subscription.connect(endpoint)
                             answer = endpoint is not None
+                        case Pause():
+                            subscription.pause(step.seconds)
                         case Listen():
                             self._conversation.check_usable()  # not in a child process
                             answer = subscription.receive(step.seconds, self._connection_changed)

@@ -189,6 +189,18 @@ def test_listings_and_histories_of_many_pages_are_read_whole(
         list(tracker.rows("nothing"))
 
 
+def test_more_may_read_long_listings_at_once_than_the_daemon_remembers(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    daemon = make_trackd_daemon()
+    tracker = maker.tracker(daemon.endpoint, timeout=PATIENCE)
+    tracker.track_expected(*(Proxy(f"p{i}") for i in range(5_000)))
+    calls = [Background(tracker.snapshot) for _ in range(8)]
+    calls += [Background(lambda: {"proxies": list(tracker.rows("proxies"))}) for _ in range(4)]
+    for call in calls:
+        assert len({row["name"] for row in call.result()["proxies"]}) == 5_000
+
+
 # -- losses -----------------------------------------------------------------------------------
 
 

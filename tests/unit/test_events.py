@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any
 
@@ -10,7 +11,18 @@ import pytest
 
 from event_world import Watcher, World, facts_of
 from trackd_client.errors import NoAnswer
-from trackd_client.events import Ask, Event, Listen, Stream, Subscribe, read_log, read_published
+from trackd_client.events import (
+    Ask,
+    Event,
+    Listen,
+    Pause,
+    Rows,
+    Stream,
+    Subscribe,
+    read_log,
+    read_published,
+    read_rows,
+)
 from trackd_client.mirror import Mirror
 
 
@@ -292,6 +304,32 @@ def test_one_snapshot_subscribes_when_nothing_else_tells_the_changes(
 def test_one_snapshot_gives_up_when_nothing_at_all_tells_the_changes() -> None:
     with pytest.raises(NoAnswer, match="history"):
         once(World(history=0, publishes=False), busy=True)
+
+
+def test_a_listing_of_rows_that_is_forgotten_tells_each_row_once() -> None:
+    world = World()
+    for i in range(6):
+        world.track(f"p{i}", "", 1)
+    told: list[str] = []
+    pauses: list[float] = []
+    steps, answer = read_rows("proxies"), None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = steps.send(answer)
+            answer = None
+            match step:
+                case Ask():
+                    if world.asked.count("snapshot") in {2, 4}:
+                        world.restart()
+                    answer = world.answer(step._replace(fields={**step.fields, "limit": 2}))
+                    assert answer is not None or step.refusable
+                case Rows(rows):
+                    told += [row["name"] for row in rows]
+                case Pause(seconds):
+                    pauses.append(seconds)
+    assert told == [f"p{i}" for i in range(6)]
+    assert len(pauses) == 2
+    assert all(0.0 <= pause <= 0.1 for pause in pauses)
 
 
 # -- the history ------------------------------------------------------------------------------
