@@ -162,7 +162,7 @@ def test_watching_leaves_no_descriptor_behind(watching: Watching) -> None:
             popen.kill()
             assert watching.exited() == process
     assert watching.quiet
-    assert descriptors(os.getpid()) == before
+    assert descriptors(os.getpid()) <= before
 
 
 @contextmanager

@@ -717,7 +717,7 @@ def test_threads_may_all_close_at_once(shared: Daemon) -> None:
         for thread, outcome in threads:
             thread.join(PATIENCE)
             assert outcome == [None]
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
 
 
 def test_a_dropped_tracker_hangs_nobody(shared: Daemon, tmp_path: Path) -> None:
