@@ -355,7 +355,7 @@ def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None
     for name in reloaded.tracker.sweep():
         del reloaded.mentions[name]
     reloaded.sessions.forget_ended(now_at)
-    reloaded._forget_forgotten(now_at)
+    reloaded.forgotten.drop_old(now_at)
     assert observe(reloaded) == observe(now)
     before, after = remembered(now), remembered(reloaded)
     assert {key: after.get(key) for key in before} == before

@@ -16,8 +16,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol
 
+from trackd.advice import Advice
 from trackd.budget import Budget
 from trackd.config import Config
+from trackd.forgotten import Forgotten, Tombstone
 from trackd.history import History, pack
 from trackd.metrics import Metrics
 from trackd.peers import Peer
@@ -33,7 +35,7 @@ from trackd.sessions import (
     sentence_of,
 )
 from trackd.store import Key, Record
-from trackd.stored import Tombstone, lease_row, session_row
+from trackd.stored import lease_row, session_row
 from trackd.tracker import Place, Row, Tracker
 from trackd.waiting import Queue
 from trackd_client import __version__
@@ -48,8 +50,6 @@ MOST_NOTICES = 1024
 #: Names remembered of those that a claim presented, and claims that `explain` speaks of.
 MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
-#: Proxies that an administrator had forgotten, until their gossip is stale.
-MOST_FORGOTTEN: Final = 10_000
 
 
 class Surroundings(Protocol):
@@ -116,16 +116,15 @@ class State:
         self.told: list[tuple[str, str]] = []  # their kinds and reasons
         self.history = History(config.history)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
-        self.forgotten: OrderedDict[str, Tombstone] = OrderedDict()
+        self.forgotten = Forgotten()
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.budget = Budget(config.dial_rate, config.dial_burst)
         self.left: list[Waiter] = []  # the queue, in this batch
         self.watches_answered: list[Watch] = []  # in this batch
         self.around = surroundings
         self.in_flight: OrderedDict[int, None] = OrderedDict()
-        self.advise_at = 0.0
+        self.advice = Advice(self.tracker, self.leases, config.disconnect_threshold)
         self._swept = 0.0
-        self._advised: int | None = None  # the lease that was last told to close
 
     # -- sessions ---------------------------------------------------------------------
 
@@ -250,7 +249,8 @@ class State:
         """Take in gossip, whose fields the caller has checked; return how many proxies changed."""
         self._count_gossip(session, rows)
         if self.forgotten:
-            rows = [row for row in rows if not self._is_forgotten(row)]
+            now = self.around.now()
+            rows = [row for row in rows if not self.forgotten.keeps_away(row, now)]
         if not rows:
             return 0
         changed = self.tracker.track_rows(rows)
@@ -277,11 +277,10 @@ class State:
         place = self.tracker.forget(name)
         assert place is not None
         del self.mentions[name]
-        tombstone = self.forgotten[name] = Tombstone(*place, until)
-        self._record(["forget", name, *tombstone], ("forgotten", name))
+        dropped = self.forgotten.add(name, place, until)
+        self._record(["forget", name, *place, until], ("forgotten", name))
         self.touched.append(("proxy", name))
-        if len(self.forgotten) > MOST_FORGOTTEN:
-            self.touched.append(("forgotten", self.forgotten.popitem(last=False)[0]))
+        self.touched += [("forgotten", each) for each in dropped]
         self._changed(
             "proxy_forgotten",
             name=name,
@@ -290,7 +289,7 @@ class State:
             **_act_of(by),
         )
         self._topology_changed()
-        return tombstone
+        return self.forgotten.get(name)
 
     def set_count(self, count: int) -> None:
         """Set the connection count; it holds over restarts until the configured one changes."""
@@ -425,9 +424,11 @@ class State:
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
         self._forget_ended(now)
-        self._forget_forgotten(now)
-        if self._surplus() and now >= self.advise_at:
-            self._advise(now)
+        self.touched += [("forgotten", name) for name in self.forgotten.drop_old(now)]
+        surplus = self.advice.choose(now)
+        if surplus is not None:
+            notice = {"notice": "should_close", "lease": surplus}
+            self.notify(self.leases[surplus].session, notice)
         return silent
 
     def next_timer(self) -> float | None:
@@ -435,11 +436,10 @@ class State:
         expiry = self.tracker.next_expiry
         if expiry is not None and not self.queue:
             expiry = max(expiry, self._swept + SWEEP_INTERVAL)
-        times = [expiry, self.queue.next_deadline(), self.sessions.next_heartbeat()]
+        queue, sessions = self.queue, self.sessions
+        times = [expiry, queue.next_deadline(), sessions.next_heartbeat(), self.advice.due()]
         if self.queue and (wait := self._budget_wait()) is not None:
             times.append(self.around.now() + wait)
-        if self._surplus():
-            times.append(self.advise_at)
         if self.config.claim_timeout > 0 and self.in_flight:
             oldest = self.leases[next(iter(self.in_flight))].granted
             times.append(oldest + self.config.claim_timeout)
@@ -571,7 +571,7 @@ class State:
 
     def _topology_changed(self) -> None:
         """Count the time of stillness, after which connections are advised to close, anew."""
-        self.advise_at = self.around.now() + self.config.disconnect_threshold
+        self.advice.changed(self.around.now())
 
     def _try_grant(self, session: Session) -> int | None:
         self._purge()  # the one that opens try_acquire, made where what it changed is known
@@ -602,24 +602,6 @@ class State:
                     "proxy_expired", name=name, group=place.group, generation=place.generation
                 )
             self._topology_changed()
-
-    def _is_forgotten(self, row: Row) -> bool:
-        name, group, generation, _ = row
-        tombstone = self.forgotten.get(name)
-        return (
-            tombstone is not None
-            and tombstone.group == group
-            and tombstone.generation >= generation
-            and tombstone.until >= self.around.now()
-        )
-
-    def _forget_forgotten(self, now: float) -> None:
-        """Drop the tombstones whose time is over."""
-        if self.forgotten:
-            over = [name for name, tombstone in self.forgotten.items() if tombstone.until < now]
-            for name in over:
-                del self.forgotten[name]
-                self.touched.append(("forgotten", name))
 
     def _budget_wait(self) -> float | None:
         """Return the seconds until the next token, when nothing but that refuses; else None."""
@@ -698,35 +680,6 @@ class State:
             self._record(["expire", session.token, lease], ("session", session.token))
             self._free(session, lease, "claim_timeout")
             self.notify(session, {"notice": "lease_expired", "lease": lease})
-
-    def _surplus(self) -> bool:
-        """Tell whether a connection beyond the target is to be advised to close."""
-        tracker = self.tracker
-        return (
-            self.config.disconnect_threshold > 0
-            and tracker.tracked_count > 0
-            and tracker.claimed_count > tracker.target
-            and tracker.claimed_desired_count >= tracker.target
-            and (self._advised is None or self._advised not in self.leases)
-        )
-
-    def _advise(self, now: float) -> None:
-        """Advise one connection to close: one that is not desired, or one of too many that are."""
-        tracker = self.tracker
-        chosen: int | None = None
-        for lease, name in tracker.leases.items():
-            if name is None or self.leases[lease].session.watch is None:
-                continue
-            if not tracker.is_desired(name):
-                chosen = lease
-                break
-            if chosen is None and tracker.claimed_desired_count > tracker.target:
-                chosen = lease
-        if chosen is None:
-            self.advise_at = now + SWEEP_INTERVAL
-            return
-        self._advised = chosen
-        self.notify(self.leases[chosen].session, {"notice": "should_close", "lease": chosen})
 
 
 def _act_of(by: Peer | None) -> dict[str, Any]:

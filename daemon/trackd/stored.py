@@ -6,30 +6,17 @@ thing at any moment (`value_of`), and how a new process takes everything over (`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from trackd.image import Image, LeaseRow, SessionRow
 from trackd.peers import Peer
 from trackd.sessions import EXPIRED_LEASES, Ended, Lease, Process, Remembered, Session, Waiter
+from trackd.tracker import Place
 from trackd_client.protocol import Done
 
 if TYPE_CHECKING:
     from trackd.state import State
     from trackd.store import Key
-
-
-class Tombstone(NamedTuple):
-    """What keeps old gossip from bringing a forgotten proxy back.
-
-    Attributes:
-        group: where it was.
-        generation: gossip of this one or of a smaller one does not count.
-        until: seconds of CLOCK_BOOTTIME.
-    """
-
-    group: str
-    generation: int
-    until: float
 
 
 def value_of(state: State, key: Key) -> Any:
@@ -88,7 +75,7 @@ def load(state: State, image: Image) -> None:
     state.sessions.last_id = meta.get("last_session", 0)
     if "budget" in meta:
         state.budget.restore(*meta["budget"])
-    state.advise_at = now + state.config.disconnect_threshold
+    state.advice.changed(now)
     count = state.config.connection_count
     if meta.get("configured_count") == count:
         count = meta.get("connection_count", count)
@@ -100,7 +87,8 @@ def load(state: State, image: Image) -> None:
     )
     state.mentions = {name: row[3] for name, row in image.proxies.items() if row[3:]}
     for name, tombstone in sorted(image.forgotten.items(), key=lambda item: item[1][2]):
-        state.forgotten[name] = Tombstone(*tombstone)
+        group, generation, until = tombstone
+        state.forgotten.add(name, Place(group, generation), until)
     for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
         state.sessions.ended[token] = Ended(*ended)
     for token, row in image.sessions.items():
