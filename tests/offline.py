@@ -256,7 +256,7 @@ def observe(state: State) -> dict[str, Any]:
     """Return all of a state that must survive a restart, but for what requests are done."""
     tracker = state.tracker
     return {
-        "revision": state.revision,
+        "revision": state.changes.revision,
         "epoch": state.epoch,
         "tracker_id": state.tracker_id,
         "cluster": state.cluster,
@@ -298,7 +298,7 @@ def observe(state: State) -> dict[str, Any]:
         "ended": dict(state.sessions.ended),
         "mentions": dict(state.mentions),
         "forgotten": dict(state.forgotten),
-        "events": state.history.after(0, 1_000_000),
+        "events": state.changes.history.after(0, 1_000_000),
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
 

@@ -28,6 +28,7 @@ from typing import Any
 import pykka
 import zmq
 
+from trackd.changes import Batch
 from trackd.config import Config
 from trackd.facts import Facts
 from trackd.image import Image
@@ -37,7 +38,7 @@ from trackd.peers import Roles, start_time
 from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
 from trackd.sessions import Process
-from trackd.state import SWEEP_INTERVAL, Batch, State
+from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
 from trackd.stored import load, value_of
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
@@ -285,7 +286,7 @@ class TrackerActor(SupervisedActor):
         if store is None or self._failed:
             return
         state = self._state
-        changed = state.has_changed
+        changed = bool(state.changes)
         stored = self._commit(store) if changed else None
         self._mailbox.flush()
         if stored is not None:
@@ -305,7 +306,7 @@ class TrackerActor(SupervisedActor):
 
     def _commit(self, store: Store) -> Batch | None:
         """Store what the batch changed; return it, or None when it could not be stored."""
-        batch = self._state.take_batch()
+        batch = self._state.changes.take()
         if batch.records:
             began = time.perf_counter()
             try:
@@ -327,7 +328,7 @@ class TrackerActor(SupervisedActor):
             self._crashes.clear()
         if batch.events and self._audience.listening and self._publisher is not None:
             state = self._state
-            publish = Publish(state.epoch, state.tracker_id, state.revision, batch.events)
+            publish = Publish(state.epoch, state.tracker_id, state.changes.revision, batch.events)
             tell(self._publisher, publish)
 
     def _count_requests(self) -> None:
@@ -368,7 +369,7 @@ class TrackerActor(SupervisedActor):
         # Notices of this batch are gone; those who wait for some ask again.
         watches = [*lost.watches_answered, *(s.watch for s in lost.sessions if s.watch)]
         for watch in watches:
-            body = {"seq": watch.seq, "revision": lost.revision, "notices": []}
+            body = {"seq": watch.seq, "revision": lost.changes.revision, "notices": []}
             self._mailbox.send(watch.route, encode(REPLY, body))
         self._load()
         if not self._epoch_stored:
@@ -377,7 +378,7 @@ class TrackerActor(SupervisedActor):
             waiter.route = routes.get((waiter.session.token, waiter.seq))
         for call in self._batch:
             call.set(self._requests.answer(call))
-        self._state.take_batch()  # answering found nothing to change; see Requests
+        self._state.changes.take()  # answering found nothing to change; see Requests
 
     def _probe(self) -> None:
         """See whether the store works again; then catch up on what was put off."""
@@ -402,7 +403,7 @@ class TrackerActor(SupervisedActor):
         for call in self._batch:
             body = error_body(
                 call.seq,
-                self._state.revision,
+                self._state.changes.revision,
                 Code.INTERNAL,
                 "the daemon met an error of its own and restarts; its log tells more",
             )

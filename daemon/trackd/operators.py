@@ -50,7 +50,7 @@ def probe(desk: Requests, call: Call) -> Fields:
     state, tracker = desk.state, desk.state.tracker
     desk.facts.requests -= 1  # nobody asked for anything
     if desk.facts.store_problem is None:
-        state.mark()
+        state.changes.mark()
     return {
         "desired": tracker.desired_count,
         "claimed_desired": tracker.claimed_desired_count,
@@ -88,7 +88,7 @@ def status(desk: Requests, _call: Call) -> Fields:
         "store": _store_word(desk),
         "store_problem": facts.store_problem,
         "store_bytes": facts.store_bytes(),
-        "history": len(state.history),
+        "history": len(state.changes.history),
         "events": facts.events,
         "http": desk.config.http,
         "reloads": facts.reloads,
@@ -213,7 +213,7 @@ def _gauges(desk: Requests) -> list[Family]:
         gauges("trackd_info", "The daemon.", list(info), [[list(info.values()), 1]]),
         gauge("trackd_start_time_seconds", "Unix time of the start.", facts.wall),
         gauge("trackd_epoch", "Starts of the daemon with this state.", state.epoch),
-        gauge("trackd_revision", "Changes of the state, over restarts.", state.revision),
+        gauge("trackd_revision", "Changes of the state, over restarts.", state.changes.revision),
         gauges(
             "trackd_tracked_proxies",
             f"Tracked proxies by group, the first {MOST_GROUPS} groups by name.",
@@ -271,7 +271,7 @@ def snapshot(desk: Requests, call: Call) -> Fields:
     keys, row = _LISTINGS[of]
     cursor = body.get("cursor")
     if cursor is None:
-        cursor = listings.begin(of, state.revision, keys(state))
+        cursor = listings.begin(of, state.changes.revision, keys(state))
     elif type(cursor) is not list or len(cursor) != 2:
         raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must be one that a reply has told")
     else:
@@ -374,11 +374,11 @@ _LISTINGS: Final[dict[str, tuple[_Keys, _Row]]] = {
 def history(desk: Requests, call: Call) -> Fields:
     """Tell the events after a revision, as far as they are kept."""
     after = check_count(call.body.get("after", 0), "after")
-    kept = desk.state.history
+    kept = desk.state.changes.history
     return {
         "events": kept.after(after, _limit(call)),
         "oldest": kept.oldest,
-        "newest": desk.state.revision,
+        "newest": desk.state.changes.revision,
         "history": kept.most,
     }
 

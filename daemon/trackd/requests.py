@@ -80,7 +80,7 @@ class Requests:
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
         self.facts.metrics.errors[error.code] += 1
-        body = error_body(call.seq, self.state.revision, error.code, str(error))
+        body = error_body(call.seq, self.state.changes.revision, error.code, str(error))
         body.update(error.fields)
         if error.code == Code.UNAVAILABLE:
             body["retry_after"] = STORE_RETRY
@@ -147,7 +147,7 @@ class Requests:
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
         """Run an operation of a session, and remember what it was answered."""
         state = self.state
-        before = len(state.records)
+        before = len(state.changes.records)
         try:
             fields = operation.run(self, call, session)
         except ProtocolError as error:
@@ -163,7 +163,7 @@ class Requests:
         frame = self._reply(call, fields)
         if operation.changes and not session.ended and self._has_room(session):
             # What is done without room (release, cancel) may run again and do nothing then.
-            stored = len(state.records) > before
+            stored = len(state.changes.records) > before
             state.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
         return frame
 
@@ -203,7 +203,7 @@ class Requests:
         return self._reply(call, self.open(call, token, peer))
 
     def _reply(self, call: Call, fields: Fields) -> bytes:
-        return encode(REPLY, {"seq": call.seq, "revision": self.state.revision, **fields})
+        return encode(REPLY, {"seq": call.seq, "revision": self.state.changes.revision, **fields})
 
     def _check_store(self) -> None:
         if self.facts.store_problem is not None:

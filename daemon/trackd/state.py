@@ -1,8 +1,8 @@
 """Everything that the daemon knows, and each way in which it changes.
 
 `State` joins the pure rules (`trackd.tracker`) with who owns what (`trackd.sessions`) and
-who waits (`trackd.waiting`). Each change is an event with a revision of its own, and leaves a
-record for the store (`trackd.stored` and `trackd.image` say what the records mean). It runs in
+who waits (`trackd.waiting`). It notes each change in `trackd.changes`, as an event and as a record
+for the store (`trackd.stored` and `trackd.image` say what the records mean). It runs in
 the actor's thread alone, and does no I/O: the clock, the reply channel and the watch over
 processes are given to it.
 """
@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.advice import Advice
 from trackd.budget import Budget
+from trackd.changes import Changes
 from trackd.config import Config
 from trackd.forgotten import Forgotten, Tombstone
-from trackd.history import History, pack
 from trackd.metrics import Metrics
 from trackd.peers import Peer
 from trackd.sessions import (
@@ -34,7 +34,7 @@ from trackd.sessions import (
     Watch,
     sentence_of,
 )
-from trackd.store import Key, Record
+from trackd.store import Key
 from trackd.stored import lease_row, session_row
 from trackd.tracker import Place, Row, Tracker
 from trackd.waiting import Queue
@@ -79,22 +79,6 @@ class RecentClaim(NamedTuple):
     held: bool
 
 
-class Batch(NamedTuple):
-    """What a batch has changed.
-
-    Attributes:
-        records: for the journal.
-        touched: what the next checkpoint must take in.
-        events: packed, for whoever listens.
-        told: the kind and the reason of each of them, for the metrics.
-    """
-
-    records: list[Record]
-    touched: list[Key]
-    events: list[bytes]
-    told: list[tuple[str, str]]
-
-
 class State:
     """The daemon's whole state."""
 
@@ -106,15 +90,10 @@ class State:
         self.sessions = Sessions()
         self.queue = Queue()
         self.leases: dict[int, Lease] = {}
-        self.revision = 0
         self.epoch = 0
         self.tracker_id = ""
         self.cluster = ""  # whose state it is, as the store says
-        self.records: list[Record] = []
-        self.touched: list[Key] = []
-        self.events: list[bytes] = []  # of this batch, packed
-        self.told: list[tuple[str, str]] = []  # their kinds and reasons
-        self.history = History(config.history)
+        self.changes = Changes(config.history, surroundings.now, surroundings.wall)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
         self.forgotten = Forgotten()
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
@@ -154,9 +133,9 @@ class State:
         self.heard_of(session)
         if self.sessions.add(session) and process is not None:
             self.around.watch(process)
-        self._record(["open", token, session_row(session).values()], ("session", token))
-        self._record(["meta", "last_session", session.id], ("meta", "last_session"))
-        self._changed(
+        self.changes.record(["open", token, session_row(session).values()], ("session", token))
+        self.changes.record(["meta", "last_session", session.id], ("meta", "last_session"))
+        self.changes.tell(
             "session_opened",
             session=session.id,
             uid=peer.uid,
@@ -184,9 +163,9 @@ class State:
         if self.sessions.remove(session, reason, now) and session.process is not None:
             self.around.unwatch(session.process)
         key: Key = ("session", session.token)
-        self._record(["end", session.token, reason, now, session.peer.uid], key)
-        self.touched.append(("ended", session.token))
-        self._changed(
+        self.changes.record(["end", session.token, reason, now, session.peer.uid], key)
+        self.changes.touched.append(("ended", session.token))
+        self.changes.tell(
             "session_ended",
             session=session.id,
             reason=reason,
@@ -197,7 +176,7 @@ class State:
         over = {"error": Code.SESSION_ENDED, "message": sentence_of(reason), "reason": reason}
         for waiter in waiters:
             if waiter.route is not None:
-                body = {"seq": waiter.seq, "revision": self.revision, **over}
+                body = {"seq": waiter.seq, "revision": self.changes.revision, **over}
                 self.around.deliver(waiter.route, encode(REPLY, body))
         self._answer_watch(session, over)
         self._forget_ended(now)  # here too: without anything tracked nothing is ever swept
@@ -214,7 +193,7 @@ class State:
         """Keep the reply of a request until its session is done with it."""
         session.replies[seq] = Remembered(frame, stored, lease)
         if stored:
-            self._record(
+            self.changes.record(
                 ["reply", session.token, seq, frame, lease, list(session.done.ranges)],
                 ("session", session.token),
             )
@@ -226,7 +205,7 @@ class State:
             self._unpark(session.parked[seq])
         if given_up:
             done = list(session.done.ranges)
-            self._record(["done", session.token, done], ("session", session.token))
+            self.changes.record(["done", session.token, done], ("session", session.token))
 
     # -- the rules --------------------------------------------------------------------
 
@@ -242,8 +221,8 @@ class State:
             names = [row[0] for row in run]
             for name in names:
                 mentions[name] = number
-            self.records.append(["mention", now + (ttl or default_ttl), names, number])
-            self.touched += [("proxy", name) for name in names]
+            self.changes.records.append(["mention", now + (ttl or default_ttl), names, number])
+            self.changes.touched += [("proxy", name) for name in names]
 
     def track(self, session: Session, rows: list[Row]) -> int:
         """Take in gossip, whose fields the caller has checked; return how many proxies changed."""
@@ -256,10 +235,10 @@ class State:
         changed = self.tracker.track_rows(rows)
         names = [row[0] for row in rows]
         self.mentions.update(dict.fromkeys(names, session.id))
-        self.records.append(
+        self.changes.records.append(
             ["gossip", self.around.now(), self.tracker.proxy_expiry, rows, session.id]
         )
-        self.touched.extend([("proxy", name) for name in names])
+        self.changes.touched.extend([("proxy", name) for name in names])
         if changed:
             self._tell_changed(session, changed)
             self._topology_changed()
@@ -278,10 +257,10 @@ class State:
         assert place is not None
         del self.mentions[name]
         dropped = self.forgotten.add(name, place, until)
-        self._record(["forget", name, *place, until], ("forgotten", name))
-        self.touched.append(("proxy", name))
-        self.touched += [("forgotten", each) for each in dropped]
-        self._changed(
+        self.changes.record(["forget", name, *place, until], ("forgotten", name))
+        self.changes.touched.append(("proxy", name))
+        self.changes.touched += [("forgotten", each) for each in dropped]
+        self.changes.tell(
             "proxy_forgotten",
             name=name,
             group=place.group,
@@ -296,8 +275,8 @@ class State:
         before = self.tracker.connection_count
         if count != before:
             self.tracker.set_connection_count(count)
-            self._record(["meta", "connection_count", count], ("meta", "connection_count"))
-            self._changed("connection_count", count=count, before=before)
+            self.changes.record(["meta", "connection_count", count], ("meta", "connection_count"))
+            self.changes.tell("connection_count", count=count, before=before)
             self._topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
@@ -329,7 +308,7 @@ class State:
         waiter = Waiter(session, seq, self.queue.last_order + 1, deadline, route)
         session.parked[seq] = waiter
         self.queue.add(waiter)
-        self._record(
+        self.changes.record(
             ["wait", session.token, seq, waiter.order, deadline], ("session", session.token)
         )
 
@@ -408,7 +387,7 @@ class State:
             self._unpark(waiter)
         if remembered is not None and remembered.lease in session.leases:
             self._free(session, remembered.lease, "given_up")
-        self._record(["done", session.token, [seq, seq]], ("session", session.token))
+        self.changes.record(["done", session.token, [seq, seq]], ("session", session.token))
         return True
 
     def sweep(self) -> list[Session]:
@@ -424,7 +403,7 @@ class State:
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
         self._forget_ended(now)
-        self.touched += [("forgotten", name) for name in self.forgotten.drop_old(now)]
+        self.changes.touched += [("forgotten", name) for name in self.forgotten.drop_old(now)]
         surplus = self.advice.choose(now)
         if surplus is not None:
             notice = {"notice": "should_close", "lease": surplus}
@@ -452,10 +431,12 @@ class State:
         if config.connection_count != before.connection_count:
             self.set_count(config.connection_count)
             configured = ("meta", "configured_count")
-            self._record([*configured, config.connection_count], configured)
+            self.changes.record([*configured, config.connection_count], configured)
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
             self.budget.change(config.dial_rate, config.dial_burst, self.around.now())
-        self.touched.extend([("history", chunk) for chunk in self.history.keep(config.history)])
+        self.changes.touched.extend(
+            [("history", chunk) for chunk in self.changes.history.keep(config.history)]
+        )
 
     # -- notices ----------------------------------------------------------------------
 
@@ -484,7 +465,7 @@ class State:
             return
         session.watch = None
         self.watches_answered.append(watch)
-        frame = encode(REPLY, {"seq": watch.seq, "revision": self.revision, **fields})
+        frame = encode(REPLY, {"seq": watch.seq, "revision": self.changes.revision, **fields})
         if len(session.replies) + len(session.parked) < self.config.max_outstanding:
             self.remember(session, watch.seq, frame, stored=False, lease=None)
         self.around.deliver(watch.route, frame)
@@ -507,31 +488,8 @@ class State:
             "configured_count": self.config.connection_count,
         }
         for name, value in told.items():
-            self._record(["meta", name, value], ("meta", name))
-        self._changed("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
-
-    def mark(self) -> None:
-        """Have this batch store something, though nothing changed."""
-        self.records.append(["meta", "probed", self.around.wall()])
-
-    @property
-    def has_changed(self) -> bool:
-        """Whether the batch has changed anything."""
-        return bool(self.records or self.touched or self.events)
-
-    def take_batch(self) -> Batch:
-        """Return what the batch has changed, and begin a new one."""
-        if self.events:
-            kept = self.events[-self.history.most :] if self.history.most else []
-            first = self.revision - len(kept) + 1
-            if kept:
-                chunks = self.history.extend(first, kept)
-                self.records.append(["events", first, kept])
-                self.touched.extend([("history", chunk) for chunk in chunks])
-            self._record(["meta", "revision", self.revision], ("meta", "revision"))
-        batch = Batch(self.records, self.touched, self.events, self.told)
-        self.records, self.touched, self.events, self.told = [], [], [], []
-        return batch
+            self.changes.record(["meta", name, value], ("meta", name))
+        self.changes.tell("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
 
     def batch_ended(self) -> None:
         """Forget who was answered in the batch: it is stored, and their answers are sent."""
@@ -539,17 +497,6 @@ class State:
         self.watches_answered.clear()
 
     # -- inside -----------------------------------------------------------------------
-
-    def _record(self, record: Record, key: Key) -> None:
-        self.records.append(record)
-        self.touched.append(key)
-
-    def _changed(self, kind: str, **fields: Any) -> None:
-        """Note a change: an event, with the next revision."""
-        self.revision += 1
-        around = self.around
-        self.events.append(pack((self.revision, around.now(), around.wall(), kind, fields)))
-        self.told.append((kind, fields.get("reason") or fields.get("cause") or ""))
 
     def _count_gossip(self, session: Session, rows: list[Row]) -> None:
         session.gossip += 1
@@ -561,13 +508,13 @@ class State:
             after = self.tracker.place(name)
             place = {"name": name, "group": after.group, "generation": after.generation}
             if before is None:
-                self._changed("proxy_tracked", **place, session=session.id)
+                self.changes.tell("proxy_tracked", **place, session=session.id)
             else:
                 old = {"old_group": before.group, "old_generation": before.generation}
                 self.metrics.lowered_generations += (
                     after.group == before.group and after.generation < before.generation
                 )
-                self._changed("proxy_changed", **place, **old, session=session.id)
+                self.changes.tell("proxy_changed", **place, **old, session=session.id)
 
     def _topology_changed(self) -> None:
         """Count the time of stillness, after which connections are advised to close, anew."""
@@ -586,7 +533,7 @@ class State:
             return None
         if self.budget.limited:
             self.budget.take(self.around.now())
-            self._record(["meta", "budget", self.budget.level()], ("meta", "budget"))
+            self.changes.record(["meta", "budget", self.budget.level()], ("meta", "budget"))
         self._own(session, lease, reason)
         return lease
 
@@ -594,11 +541,11 @@ class State:
         """Drop the proxies that have expired, from the checkpoint too."""
         expired = self.tracker.expire()
         if expired:
-            self.records.append(["drop", list(expired)])
+            self.changes.records.append(["drop", list(expired)])
             for name, place in expired.items():
                 self.mentions.pop(name, None)
-                self.touched.append(("proxy", name))
-                self._changed(
+                self.changes.touched.append(("proxy", name))
+                self.changes.tell(
                     "proxy_expired", name=name, group=place.group, generation=place.generation
                 )
             self._topology_changed()
@@ -613,17 +560,21 @@ class State:
         session.leases.add(lease)
         held = self.leases[lease] = Lease(session, self.around.now(), self.around.wall(), [])
         self.in_flight[lease] = None
-        self._record(["lease", lease, lease_row(self, lease, held).values()], ("lease", lease))
-        self.touched.append(("meta", "last_lease"))
-        self._changed("lease_granted", lease=lease, session=session.id, reason=reason)
+        self.changes.record(
+            ["lease", lease, lease_row(self, lease, held).values()], ("lease", lease)
+        )
+        self.changes.touched.append(("meta", "last_lease"))
+        self.changes.tell("lease_granted", lease=lease, session=session.id, reason=reason)
 
     def _claimed(self, session: Session, lease: int, name: str, principals: list[str]) -> None:
         self.in_flight.pop(lease, None)
         held = self.leases[lease]
         held.principals = principals[:MOST_ALIASES]
-        self._record(["lease", lease, lease_row(self, lease, held).values()], ("lease", lease))
+        self.changes.record(
+            ["lease", lease, lease_row(self, lease, held).values()], ("lease", lease)
+        )
         self.recent.append(RecentClaim(self.around.now(), name, False))
-        self._changed("proxy_claimed", name=name, lease=lease, session=session.id)
+        self.changes.tell("proxy_claimed", name=name, lease=lease, session=session.id)
 
     def _met(self, name: str) -> None:
         """Note a dial that reached a proxy which another lease holds."""
@@ -636,21 +587,21 @@ class State:
         self.in_flight.pop(lease, None)
         session.leases.discard(lease)
         del self.leases[lease]
-        self._record(["free", lease], ("lease", lease))
+        self.changes.record(["free", lease], ("lease", lease))
         told = {"lease": lease, "session": session.id, "name": name, "cause": cause}
-        self._changed("lease_released", **told, **_act_of(by))
+        self.changes.tell("lease_released", **told, **_act_of(by))
 
     def _forget_ended(self, now: float) -> None:
         """Drop what is remembered of sessions that ended long ago, or of too many."""
-        self.touched.extend([("ended", token) for token in self.sessions.forget_ended(now)])
+        self.changes.touched.extend([("ended", token) for token in self.sessions.forget_ended(now)])
 
     def _answer(self, waiter: Waiter, lease: int | None) -> None:
         """Answer a parked acquire: with a lease, or with None because its time is up."""
         session, seq = waiter.session, waiter.seq
         self._leave(waiter)
         if lease is None:
-            self._record(["unwait", session.token, seq], ("session", session.token))
-        fields = {"seq": seq, "revision": self.revision, **self.grant_fields(lease)}
+            self.changes.record(["unwait", session.token, seq], ("session", session.token))
+        fields = {"seq": seq, "revision": self.changes.revision, **self.grant_fields(lease)}
         frame = encode(REPLY, fields)
         self.remember(session, seq, frame, stored=True, lease=lease)
         if waiter.route is not None:
@@ -664,7 +615,7 @@ class State:
     def _unpark(self, waiter: Waiter) -> None:
         self._leave(waiter)
         token = waiter.session.token
-        self._record(["unwait", token, waiter.seq], ("session", token))
+        self.changes.record(["unwait", token, waiter.seq], ("session", token))
 
     def _expire_leases(self, before: float) -> None:
         while self.in_flight:
@@ -677,7 +628,7 @@ class State:
             if len(expired) >= EXPIRED_LEASES:
                 expired -= {min(expired)}
             session.expired = expired | {lease}
-            self._record(["expire", session.token, lease], ("session", session.token))
+            self.changes.record(["expire", session.token, lease], ("session", session.token))
             self._free(session, lease, "claim_timeout")
             self.notify(session, {"notice": "lease_expired", "lease": lease})
 

@@ -41,7 +41,7 @@ def value_of(state: State, key: Key) -> Any:
             ended = state.sessions.ended.get(name)
             return None if ended is None else list(ended)
         case "history":
-            return state.history.chunk(name)
+            return state.changes.history.chunk(name)
         case "meta":
             return _meta(state).get(name)
         case _:
@@ -50,7 +50,7 @@ def value_of(state: State, key: Key) -> Any:
 
 def _meta(state: State) -> dict[str, Any]:
     return {
-        "revision": state.revision,
+        "revision": state.changes.revision,
         "epoch": state.epoch,
         "tracker_id": state.tracker_id,
         "cluster": state.cluster,
@@ -68,7 +68,7 @@ def load(state: State, image: Image) -> None:
     The sessions are those that were open; whether their processes live, the caller finds out.
     """
     meta, now = image.meta, state.around.now()
-    state.revision = meta.get("revision", 0)
+    state.changes.revision = meta.get("revision", 0)
     state.epoch = meta.get("epoch", 0)
     state.tracker_id = meta.get("tracker_id", "")
     state.cluster = meta.get("cluster", "")
@@ -107,7 +107,7 @@ def load(state: State, image: Image) -> None:
         state.leases[lease] = Lease(session, held.granted, held.wall, held.principals)
         if held.name is None:
             state.in_flight[lease] = None
-    state.history.restore(image.events)
+    state.changes.history.restore(image.events)
 
 
 def lease_row(state: State, lease: int, held: Lease) -> LeaseRow:

@@ -290,7 +290,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(late=st.booleans())
     def store_fails(self, late: bool) -> None:
         """Let the next statement fail, which is the one that stores the batch, if any is."""
-        if not self.desk.state.records:
+        if not self.desk.state.changes.records:
             return
         self.faults.late = late
         self.faults.fail = {len(self.faults.statements) + 1}
@@ -426,11 +426,15 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @invariant()
     def the_events_tell_all_that_has_happened(self) -> None:
-        if not self.batch and hasattr(self, "desk") and self.desk.state.revision != self.told:
+        if (
+            not self.batch
+            and hasattr(self, "desk")
+            and self.desk.state.changes.revision != self.told
+        ):
             state = self.desk.state
-            self.told = state.revision
-            events = state.history.after(0, 1_000_000)
-            assert [event[0] for event in events] == list(range(1, state.revision + 1))
+            self.told = state.changes.revision
+            events = state.changes.history.after(0, 1_000_000)
+            assert [event[0] for event in events] == list(range(1, state.changes.revision + 1))
             assert told_by(events) == {
                 "proxies": {each.name: (each.group, each.generation) for each in state.tracker},
                 "leases": {
@@ -493,8 +497,8 @@ class ExactlyOnce(RuleBasedStateMachine):
     @invariant()
     def the_revision_never_goes_back(self) -> None:
         if not self.batch and hasattr(self, "desk"):
-            assert self.desk.state.revision >= self.revision
-            self.revision = self.desk.state.revision
+            assert self.desk.state.changes.revision >= self.revision
+            self.revision = self.desk.state.changes.revision
 
 
 def run(examples: int, steps: int) -> None:

@@ -206,13 +206,13 @@ def replace_uid(peer: Peer) -> Peer:
 
 
 def test_a_session_is_opened_again_by_its_own_process_alone(desk: Desk, agent: AgentOf) -> None:
-    revision = desk.state.revision
+    revision = desk.state.changes.revision
     assert agent.ask(desk, "open")["session"] == 1
     other = agent.peer._replace(pid=agent.peer.pid + 1)
     reply = desk.ask(agent.body("open"), other)
     assert reply is not None
     assert reply["error"] == Code.PERMISSION_DENIED
-    assert desk.state.revision == revision
+    assert desk.state.changes.revision == revision
 
 
 @pytest.mark.parametrize("op", ["claim", "release"])
@@ -441,7 +441,7 @@ def test_a_cancel_that_overtakes_its_target_keeps_it_from_running(
     cancel = agent.body("cancel", target=target["seq"])
     assert desk.ask(cancel, agent.peer) == {
         "seq": cancel["seq"],
-        "revision": desk.state.revision,
+        "revision": desk.state.changes.revision,
         "cancelled": True,
     }
     assert desk.ask(target, agent.peer) is None
@@ -669,9 +669,9 @@ def test_a_message_has_one_moment_so_that_no_expiry_slips_in_between(host: Host)
         assert store is not None
         while store._touched or store._checkpoint_to is not None:
             store.checkpoint_step(functools.partial(value_of, desk.state))
-        revision = desk.state.revision
+        revision = desk.state.changes.revision
         while desk.state.tracker.tracked_count:
             agent.ask(desk, "release", lease=agent.ask(desk, "try_acquire")["lease"] or 99)
-            assert desk.state.revision >= revision
+            assert desk.state.changes.revision >= revision
         assert ("proxy", "p1") in store._touched, f"a TTL of {ttl}"
         desk.kill()

@@ -87,7 +87,7 @@ class World:
         return lease
 
     def commit(self) -> None:
-        batch = self.state.take_batch()
+        batch = self.state.changes.take()
         self.journal += through_msgpack(batch.records)
         self.touched |= set(batch.touched)
 
@@ -220,12 +220,12 @@ def test_the_epoch_counts_starts_and_the_tracker_id_names_the_state(world: World
 def test_the_revision_goes_on_and_never_back(world: World) -> None:
     world.open()
     world.track("p1")
-    revision = world.state.revision
+    revision = world.state.changes.revision
     assert revision == 3  # the start was the first change
     world.restart()
-    assert world.state.revision == revision + 1
+    assert world.state.changes.revision == revision + 1
     world.track("p2")
-    assert world.state.revision == revision + 2
+    assert world.state.changes.revision == revision + 2
 
 
 def test_a_ttl_runs_through_the_time_without_a_daemon(world: World) -> None:
@@ -259,10 +259,10 @@ def test_a_further_mention_does_what_gossip_that_is_looked_at_closely_does(world
         each.check()
         each.clock.now += 1.0
     speaker = Session(7, b"", Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
-    revision = world.state.revision
+    revision = world.state.changes.revision
     world.state.mention(speaker, rows)
     others.state.track(speaker, rows)
-    assert world.state.revision == revision
+    assert world.state.changes.revision == revision
     assert sorted(world.state.tracker) == sorted(others.state.tracker)
     assert world.state.mentions == others.state.mentions == {"p1": 7, "p2": 7, "p3": 7}
     assert world.state.metrics.gossip_proxies == others.state.metrics.gossip_proxies
@@ -274,10 +274,10 @@ def test_a_further_mention_does_what_gossip_that_is_looked_at_closely_does(world
 
 def test_every_mutation_raises_the_revision_and_nothing_else_does(world: World) -> None:
     state = world.state
-    seen = [state.revision]
+    seen = [state.changes.revision]
 
     def raised() -> bool:
-        seen.append(state.revision)
+        seen.append(state.changes.revision)
         return seen[-1] > seen[-2]
 
     session = world.open(Process(10, 1))
@@ -323,8 +323,8 @@ def test_what_only_a_purge_has_changed_is_stored_too(world: World) -> None:
     world.commit()
     world.clock.now += 2
     world.acquire(session)  # a purge opens it
-    revision = world.state.revision
-    assert world.reloaded().revision == revision
+    revision = world.state.changes.revision
+    assert world.reloaded().changes.revision == revision
 
 
 # -- the store keeps nothing for ever ----------------------------------------------------
@@ -430,9 +430,9 @@ def test_ending_a_session_frees_all_that_it_holds_in_one_batch(world: World) -> 
     kept = world.acquire(other)
     world.state.claim(session, claimed, ["p1"])
     world.state.park(session, 9, None, b"route")
-    revision = world.state.revision
+    revision = world.state.changes.revision
     assert world.state.end_session(session, "closed") == [claimed, in_flight]
-    assert world.state.revision == revision + 3  # two leases, and the session
+    assert world.state.changes.revision == revision + 3  # two leases, and the session
     assert not world.state.tracker.is_claimed(["p1"])
     assert list(world.state.leases) == [kept]
     assert not world.state.queue

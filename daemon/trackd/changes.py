@@ -1,0 +1,89 @@
+"""What a batch has changed: records for the store, and an event with a revision for each change.
+
+The state notes here what happens, as it happens; the actor takes all of it at the end of the
+batch, to store it, and then to tell it. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from trackd.history import History, pack
+from trackd.store import Key, Record
+
+
+class Batch(NamedTuple):
+    """What a batch has changed.
+
+    Attributes:
+        records: for the journal.
+        touched: what the next checkpoint must take in.
+        events: packed, for whoever listens.
+        told: the kind and the reason of each of them, for the metrics.
+    """
+
+    records: list[Record]
+    touched: list[Key]
+    events: list[bytes]
+    told: list[tuple[str, str]]
+
+
+class Changes:
+    """The changes of the batch under way, and the events of those before.
+
+    Attributes:
+        revision: that of the last change, over restarts.
+        history: the last events.
+        records: of this batch.
+        touched: keys whose values are not those of the checkpoint any more.
+    """
+
+    def __init__(self, history: int, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        """Begin without any.
+
+        Args:
+            history: how many events to keep.
+            clock: seconds of CLOCK_BOOTTIME.
+            wall: Unix time, for people.
+        """
+        self.revision = 0
+        self.history = History(history)
+        self.records: list[Record] = []
+        self.touched: list[Key] = []
+        self._events: list[bytes] = []
+        self._told: list[tuple[str, str]] = []
+        self._clock = clock
+        self._wall = wall
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.touched or self._events)
+
+    def record(self, record: Record, key: Key) -> None:
+        """Have the store take in what became of a thing."""
+        self.records.append(record)
+        self.touched.append(key)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Note a change: an event, with the next revision."""
+        self.revision += 1
+        self._events.append(pack((self.revision, self._clock(), self._wall(), kind, fields)))
+        self._told.append((kind, fields.get("reason") or fields.get("cause") or ""))
+
+    def mark(self) -> None:
+        """Have this batch store something, though nothing changed."""
+        self.records.append(["meta", "probed", self._wall()])
+
+    def take(self) -> Batch:
+        """Return what the batch has changed, and begin a new one."""
+        if self._events:
+            kept = self._events[-self.history.most :] if self.history.most else []
+            first = self.revision - len(kept) + 1
+            if kept:
+                chunks = self.history.extend(first, kept)
+                self.records.append(["events", first, kept])
+                self.touched += [("history", chunk) for chunk in chunks]
+            self.record(["meta", "revision", self.revision], ("meta", "revision"))
+        batch = Batch(self.records, self.touched, self._events, self._told)
+        self.records, self.touched, self._events, self._told = [], [], [], []
+        return batch
