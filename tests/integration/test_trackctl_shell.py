@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from operators import PLAIN, TRACKCTL, trackctl
+from operators import PLAIN, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.cli import commands, man
 from trackd_client.cli.command import SECTIONS
@@ -57,15 +57,14 @@ def complete(*words: str) -> list[str]:
     """Have bash load the script and complete the last word."""
     script = trackctl("completion", "bash")
     assert script.returncode == 0, script.stderr
-    # The script runs what is called so, and this function runs ours.
-    call = f"""trackctl() {{ {shlex.join(TRACKCTL)} "$@"; }}
-        {script.stdout}
+    call = f"""{script.stdout}
         COMP_WORDS=({shlex.join(("trackctl", *words))}); COMP_CWORD={len(words)}
         _trackctl_completion trackctl
         printf '%s\\n' "${{COMPREPLY[@]}}\""""
     done = subprocess.run(
         ["bash", "--norc", "-c", call],
-        env=PLAIN,
+        # The script runs whatever is called so; ours lies beside the interpreter.
+        env=PLAIN | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=False,
