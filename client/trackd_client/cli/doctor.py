@@ -5,31 +5,22 @@ Each check is a function that yields findings. They look; they change nothing.
 
 from __future__ import annotations
 
-import grp
-import os
-import pwd
 import re
-import shutil
-import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 
 from trackd_client import Tracker, __version__
-from trackd_client.cli import command
+from trackd_client.cli import command, surroundings
 from trackd_client.cli.render import Page, duration, moment, names, plain, plural, size
+from trackd_client.cli.surroundings import NOTE, OK, PROBLEM, Finding
 from trackd_client.clock import boottime
 from trackd_client.connection import diagnose
 from trackd_client.errors import TrackdError
-from trackd_client.places import RUN, SOCKET_NAME, check_ipc_path, client_endpoint
-
-OK: Final = "ok"
-NOTE: Final = "note"
-PROBLEM: Final = "problem"
+from trackd_client.places import check_ipc_path, client_endpoint
 
 _STYLES: Final = {OK: "green", NOTE: "dim", PROBLEM: "red"}
 _EPILOG = """\b
@@ -52,23 +43,6 @@ JSON: {"well", "findings": [{"check", "level": "ok", "note" or "problem",
 _FULL: Final = 0.8
 #: Seconds by which clocks may differ: the answer was under way that long at the most.
 _CLOCK_SECONDS: Final = 2.0
-_COMMAND_SECONDS: Final = 5.0
-
-
-class Finding(NamedTuple):
-    """What a check has found.
-
-    Attributes:
-        check: its name.
-        level: `ok`, `note` (nothing is wrong, but worth knowing) or `problem`.
-        said: what was found.
-        do: what to do about it, or empty.
-    """
-
-    check: str
-    level: str
-    said: str
-    do: str = ""
 
 
 @click.command(epilog=_EPILOG)
@@ -95,9 +69,11 @@ def show(findings: list[Finding], page: Page) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         level = page.paint(f"{finding.level:<7}", _STYLES[finding.level])
-        page.line(f"{level}  {finding.check:<{width}}  {finding.said}")
-        if finding.do:
-            page.line(f"{'':7}  {'':<{width}}  {page.paint(f'→ {finding.do}', 'bold')}")
+        begin = f"{'':7}  {'':<{width}}  "
+        said = f"\n{begin}".join(page.folded(finding.said, used=len(begin)))
+        page.line(f"{level}  {finding.check:<{width}}  {said}")
+        if finding.do:  # never folded, for it is often a command to be copied
+            page.line(begin + page.paint(f"→ {finding.do}", "bold"))
     problems = sum(finding.level == PROBLEM for finding in findings)
     page.line(page.paint(plural(problems, "problem"), "red") if problems else "all is well")
 
@@ -109,7 +85,7 @@ def examine(options: command.Options) -> list[Finding]:
         path = check_ipc_path(endpoint)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    findings = [*_socket(endpoint, path, options), *_groups(path), *_unit(path)]
+    findings = [*surroundings.look(endpoint, path, given=options.endpoint is not None)]
     if diagnose(endpoint) is not None:
         return findings
     try:
@@ -122,125 +98,6 @@ def examine(options: command.Options) -> list[Finding]:
             Finding("daemon", PROBLEM, plain(error), "look at its log: journalctl -u 'trackd@*'")
         )
     return findings
-
-
-# -- what can be seen without the daemon ----------------------------------------------------
-
-
-def _socket(endpoint: str, path: Path, options: command.Options) -> Iterator[Finding]:
-    """Look at the socket: where it is, whether this user may open it, whether anyone listens."""
-    how = (
-        "--endpoint"
-        if options.endpoint is not None
-        else "$TRACKD_ENDPOINT"
-        if os.environ.get("TRACKD_ENDPOINT")
-        else "the usual places"
-    )
-    yield Finding("endpoint", OK, f"{endpoint}, from {how}")
-    try:
-        found = path.stat()
-    except PermissionError:
-        owner = _nearest(path.parent)
-        yield Finding("socket", PROBLEM, f"{owner} may not be entered by this user", _let_in(owner))
-        return
-    except FileNotFoundError:
-        yield Finding("socket", PROBLEM, f"there is no {path}", _start(path))
-        return
-    except OSError as error:
-        yield Finding("socket", PROBLEM, f"{path}: {error.strerror}", "choose another --endpoint")
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        yield Finding(
-            "socket", PROBLEM, f"{path} is not a socket", "remove it, and start the daemon"
-        )
-        return
-    yield Finding("socket", OK, _described(path, found))
-    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
-        yield Finding("permissions", PROBLEM, "this user may not open the socket", _let_in(path))
-        return
-    yield Finding("permissions", OK, "this user may open the socket")
-    why = diagnose(endpoint)
-    if why is not None:
-        yield Finding("listener", PROBLEM, why, _start(path))
-
-
-def _groups(path: Path) -> Iterator[Finding]:
-    """Tell whether this user is in the socket's group, now and by the database."""
-    try:
-        found = path.stat()
-    except OSError:
-        return
-    group = _group_name(found.st_gid)
-    mine = {os.getegid(), *os.getgroups()}
-    user = _user_name(os.geteuid())
-    if os.geteuid() in {0, found.st_uid}:
-        yield Finding("group", OK, f"{user} needs no group: root, or the socket's owner")
-    elif found.st_gid in mine:
-        yield Finding("group", OK, f"{user} is in the socket's group {group}")
-    elif found.st_gid in _listed_groups(user):
-        yield Finding(
-            "group",
-            PROBLEM,
-            f"{user} was put into the group {group}, but this login is older than that",
-            f"log in again, or run: newgrp {group}",
-        )
-    elif found.st_mode & stat.S_IWOTH:
-        yield Finding("group", NOTE, f"{user} is not in {group}; everybody may open the socket")
-    else:
-        yield Finding(
-            "group",
-            PROBLEM,
-            f"{user} is not in the socket's group {group}",
-            f"sudo usermod --append --groups {group} {user}, and log in again",
-        )
-
-
-def _unit(path: Path) -> Iterator[Finding]:
-    """Ask systemd about the units of a socket that lies where the units put it."""
-    if path.name != SOCKET_NAME or path.parent.parent != RUN:
-        yield Finding("unit", NOTE, "the socket is not one of trackd@.socket; not asked")
-        return
-    systemctl = shutil.which("systemctl")
-    if systemctl is None or not Path("/run/systemd/system").is_dir():
-        yield Finding("unit", NOTE, "systemd does not run here; not asked")
-        return
-    instance = path.parent.name
-    for kind in ("socket", "service"):
-        unit = f"trackd@{instance}.{kind}"
-        yield _unit_state(systemctl, unit)
-
-
-def _unit_state(systemctl: str, unit: str) -> Finding:
-    wanted = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText")
-    try:
-        done = subprocess.run(  # noqa: S603 - its own path, and a unit's name
-            [systemctl, "show", f"--property={','.join(wanted)}", "--", unit],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_COMMAND_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("unit", NOTE, f"systemctl does not tell: {error}")
-    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    active = told.get("ActiveState", "")
-    if told.get("LoadState") == "not-found":
-        return Finding("unit", NOTE, f"{unit} is not installed; started by hand?")
-    said = f"{unit}: {active} ({told.get('SubState', '')})"
-    if told.get("NRestarts", "0") not in {"", "0"}:
-        said += f", restarted {told['NRestarts']} times"
-    if told.get("StatusText"):
-        said += f": {plain(told['StatusText'])}"
-    if active == "failed":
-        return Finding(
-            "unit",
-            PROBLEM,
-            f"{said}, because of {told.get('Result', '')}",
-            f"journalctl -u {unit}, then: sudo systemctl restart {unit}",
-        )
-    if active != "active" and unit.endswith(".socket"):
-        return Finding("unit", PROBLEM, said, f"sudo systemctl enable --now {unit}")
-    return Finding("unit", OK, said)
 
 
 # -- what the daemon tells ------------------------------------------------------------------
@@ -399,57 +256,3 @@ def _process(pid: int) -> Iterator[Finding]:
         )
     else:
         yield Finding("descriptors", OK, said)
-
-
-# -- words ----------------------------------------------------------------------------------
-
-
-def _described(path: Path, found: os.stat_result) -> str:
-    owner = f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
-    return f"{path}, {owner}, mode {stat.S_IMODE(found.st_mode):04o}"
-
-
-def _nearest(directory: Path) -> Path:
-    """Return the first directory on the way to one that this user may not look into."""
-    for place in [*reversed(directory.parents), directory]:
-        if not os.access(place, os.X_OK, effective_ids=True):
-            return place
-    return directory
-
-
-def _let_in(place: Path) -> str:
-    try:
-        group = _group_name(place.stat().st_gid)
-    except OSError:
-        group = "its group"
-    user = _user_name(os.geteuid())
-    return f"sudo usermod --append --groups {group} {user}, and log in again; or ask as root"
-
-
-def _start(path: Path) -> str:
-    if path.parent.parent == RUN and path.name == SOCKET_NAME:
-        return (
-            f"sudo systemctl enable --now 'trackd@{path.parent.name}.socket'; or another --cluster"
-        )
-    return f"trackd run --cluster-name NAME --endpoint ipc://{path}; or another --endpoint"
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
-def _listed_groups(user: str) -> list[int]:
-    try:
-        return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
-    except KeyError:
-        return []

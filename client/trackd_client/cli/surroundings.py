@@ -1,0 +1,220 @@
+"""What `trackctl doctor` can see without the daemon: its socket, this user, its units."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from trackd_client.cli.render import plain
+from trackd_client.connection import diagnose
+from trackd_client.places import RUN, SOCKET_NAME
+
+OK: Final = "ok"
+NOTE: Final = "note"
+PROBLEM: Final = "problem"
+#: Seconds that systemctl may take.
+_ASKED_SECONDS: Final = 5.0
+
+
+class Finding(NamedTuple):
+    """What a check has found.
+
+    Attributes:
+        check: its name.
+        level: `ok`, `note` (nothing is wrong, but worth knowing) or `problem`.
+        said: what was found.
+        do: what to do about it, or empty.
+    """
+
+    check: str
+    level: str
+    said: str
+    do: str = ""
+
+
+def look(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
+    """Look at all of it.
+
+    Args:
+        endpoint: where the daemon should be.
+        path: of its socket.
+        given: whether the endpoint was given on the command line.
+    """
+    yield from _socket(endpoint, path, given=given)
+    yield from _groups(path)
+    yield from _unit(path)
+
+
+def _socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
+    """Look at the socket: where it is, whether this user may open it, whether anyone listens."""
+    how = (
+        "--endpoint"
+        if given
+        else "$TRACKD_ENDPOINT"
+        if os.environ.get("TRACKD_ENDPOINT")
+        else "the usual places"
+    )
+    yield Finding("endpoint", OK, f"{endpoint}, from {how}")
+    try:
+        found = path.stat()
+    except PermissionError:
+        owner = _nearest(path.parent)
+        yield Finding("socket", PROBLEM, f"{owner} may not be entered by this user", _let_in(owner))
+        return
+    except FileNotFoundError:
+        yield Finding("socket", PROBLEM, f"there is no {path}", _start(path))
+        return
+    except OSError as error:
+        yield Finding("socket", PROBLEM, f"{path}: {error.strerror}", "choose another --endpoint")
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        yield Finding(
+            "socket", PROBLEM, f"{path} is not a socket", "remove it, and start the daemon"
+        )
+        return
+    yield Finding("socket", OK, _described(path, found))
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        yield Finding("permissions", PROBLEM, "this user may not open the socket", _let_in(path))
+        return
+    yield Finding("permissions", OK, "this user may open the socket")
+    why = diagnose(endpoint)
+    if why is not None:
+        yield Finding("listener", PROBLEM, why, _start(path))
+
+
+def _groups(path: Path) -> Iterator[Finding]:
+    """Tell whether this user is in the socket's group, now and by the database."""
+    try:
+        found = path.stat()
+    except OSError:
+        return
+    group = _group_name(found.st_gid)
+    mine = {os.getegid(), *os.getgroups()}
+    user = _user_name(os.geteuid())
+    if os.geteuid() in {0, found.st_uid}:
+        yield Finding("group", OK, f"{user} needs no group: root, or the socket's owner")
+    elif found.st_gid in mine:
+        yield Finding("group", OK, f"{user} is in the socket's group {group}")
+    elif found.st_gid in _listed_groups(user):
+        yield Finding(
+            "group",
+            PROBLEM,
+            f"{user} was put into the group {group}, but this login is older than that",
+            f"log in again, or run: newgrp {group}",
+        )
+    elif found.st_mode & stat.S_IWOTH:
+        yield Finding("group", NOTE, f"{user} is not in {group}; everybody may open the socket")
+    else:
+        yield Finding(
+            "group",
+            PROBLEM,
+            f"{user} is not in the socket's group {group}",
+            f"sudo usermod --append --groups {group} {user}, and log in again",
+        )
+
+
+def _unit(path: Path) -> Iterator[Finding]:
+    """Ask systemd about the units of a socket that lies where the units put it."""
+    if path.name != SOCKET_NAME or path.parent.parent != RUN:
+        yield Finding("unit", NOTE, "the socket is not one of trackd@.socket; not asked")
+        return
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not Path("/run/systemd/system").is_dir():
+        yield Finding("unit", NOTE, "systemd does not run here; not asked")
+        return
+    instance = path.parent.name
+    for kind in ("socket", "service"):
+        unit = f"trackd@{instance}.{kind}"
+        yield unit_state(systemctl, unit)
+
+
+def unit_state(systemctl: str, unit: str) -> Finding:
+    """Return how a unit is, as this systemctl tells it."""
+    wanted = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText")
+    try:
+        done = subprocess.run(  # noqa: S603 - its own path, and a unit's name
+            [systemctl, "show", f"--property={','.join(wanted)}", "--", unit],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ASKED_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("unit", NOTE, f"systemctl does not tell: {error}")
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    active = told.get("ActiveState", "")
+    if told.get("LoadState") == "not-found":
+        return Finding("unit", NOTE, f"{unit} is not installed; started by hand?")
+    said = f"{unit}: {active} ({told.get('SubState', '')})"
+    if told.get("NRestarts", "0") not in {"", "0"}:
+        said += f", restarted {told['NRestarts']} times"
+    if told.get("StatusText"):
+        said += f": {plain(told['StatusText'])}"
+    if active == "failed":
+        return Finding(
+            "unit",
+            PROBLEM,
+            f"{said}, because of {told.get('Result', '')}",
+            f"journalctl -u {unit}, then: sudo systemctl restart {unit}",
+        )
+    if active != "active" and unit.endswith(".socket"):
+        return Finding("unit", PROBLEM, said, f"sudo systemctl enable --now {unit}")
+    return Finding("unit", OK, said)
+
+
+def _described(path: Path, found: os.stat_result) -> str:
+    owner = f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
+    return f"{path}, {owner}, mode {stat.S_IMODE(found.st_mode):04o}"
+
+
+def _nearest(directory: Path) -> Path:
+    """Return the first directory on the way to one that this user may not look into."""
+    for place in [*reversed(directory.parents), directory]:
+        if not os.access(place, os.X_OK, effective_ids=True):
+            return place
+    return directory
+
+
+def _let_in(place: Path) -> str:
+    try:
+        group = _group_name(place.stat().st_gid)
+    except OSError:
+        group = "its group"
+    user = _user_name(os.geteuid())
+    return f"sudo usermod --append --groups {group} {user}, and log in again; or ask as root"
+
+
+def _start(path: Path) -> str:
+    if path.parent.parent == RUN and path.name == SOCKET_NAME:
+        return (
+            f"sudo systemctl enable --now 'trackd@{path.parent.name}.socket'; or another --cluster"
+        )
+    return f"trackd run --cluster-name NAME --endpoint ipc://{path}; or another --endpoint"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _listed_groups(user: str) -> list[int]:
+    try:
+        return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+    except KeyError:
+        return []
