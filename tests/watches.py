@@ -105,6 +105,7 @@ def assert_same(mirror: Mirror, snapshot: dict[str, Any]) -> None:
     assert mirrored["revision"] == snapshot["revision"]
     for of in ("proxies", "leases", "sessions"):
         assert stripped(mirrored[of]) == stripped(snapshot[of])
+        assert [row.keys() for row in mirrored[of]] == [row.keys() for row in snapshot[of]]
 
 
 def assert_truthful(told: list[Event]) -> None:

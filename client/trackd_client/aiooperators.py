@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from trackd_client.aiosubscription import AsyncSubscription
 from trackd_client.base import BaseTracker, LeaseT, own_fields
-from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
 from trackd_client.events import (
     RETRY_SECONDS,
     Ask,
@@ -148,7 +148,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
                     case Pause():
                         await subscription.pause(step.seconds)
                     case Listen():
-                        answer = await subscription.receive(step.seconds, self._connection_changed)
+                        answer = await subscription.receive(step.seconds)
         except TrackerClosed:
             if not patient:
                 raise
@@ -165,15 +165,11 @@ class AsyncOperations(BaseTracker[LeaseT]):
                 if not ask.refusable:
                     raise
                 return None
-            except TROUBLES as error:
+            except TROUBLES:
                 if waits is None:
                     raise
-                if isinstance(error, DaemonAbsent):
-                    self._connection_changed(False)
                 await waits.pause(RETRY_SECONDS)
                 continue
-            if waits is not None:
-                self._connection_changed(True)
             if ask.op == "hello":
                 self._conversation.check_cluster(fields)
             return fields

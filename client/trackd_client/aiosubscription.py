@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import zmq
 import zmq.asyncio
 
 from trackd_client.clock import boottime
-from trackd_client.connection import read_monitor
 from trackd_client.errors import TrackerClosed
-from trackd_client.subscription import subscribe
+from trackd_client.subscription import configure
 
 
 class AsyncSubscription:
@@ -25,23 +23,18 @@ class AsyncSubscription:
         """
         self._context = context
         self._socket: zmq.asyncio.Socket | None = None
-        self._monitor: zmq.asyncio.Socket | None = None
-        # What is being received. Giving it up could lose a message, so it outlives each wait.
+        # What is being received. Giving it up could lose a message, so that it outlives each wait.
         self._frames: asyncio.Future[list[bytes]] | None = None
-        self._change: asyncio.Future[list[bytes]] | None = None
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connect(self, endpoint: str) -> None:
         """Subscribe to everything."""
         self._socket = self._context.socket(zmq.SUB)
-        self._monitor = subscribe(self._socket, endpoint)
+        configure(self._socket)
+        self._socket.connect(endpoint)
 
-    async def receive(self, seconds: float, tell: Callable[[bool], None]) -> bytes | None:
-        """Return the next frame; None when none came in time, or the connection went.
-
-        Args:
-            seconds: how long to wait.
-            tell: is called whenever the connection came (True) or went.
+    async def receive(self, seconds: float) -> bytes | None:
+        """Return the next frame, or None when none came in time.
 
         Raises:
             TrackerClosed: meanwhile.
@@ -49,12 +42,6 @@ class AsyncSubscription:
         until = boottime() + seconds
         while (left := until - boottime()) > 0:
             await self._wait(left)
-            if self._change is not None and self._change.done():
-                connected = read_monitor(self._change.result())
-                self._change = None
-                tell(connected)
-                if not connected:
-                    return None
             if self._frames is not None and self._frames.done():
                 frames = self._frames.result()
                 self._frames = None
@@ -75,21 +62,16 @@ class AsyncSubscription:
         if not self._closed.done():
             self._closed.set_result(None)
         if self._socket is not None and not self._socket.closed:
-            assert self._monitor is not None
-            self._socket.disable_monitor()
-            self._monitor.close(linger=0)
             self._socket.close()
 
     async def _wait(self, seconds: float) -> None:
         """Wait until something has happened; it lets other tasks run in any case."""
         self._check()
         waited: list[asyncio.Future[None] | asyncio.Future[list[bytes]]] = [self._closed]
-        if self._socket is not None and self._monitor is not None:
+        if self._socket is not None:
             if self._frames is None:
                 self._frames = asyncio.ensure_future(self._socket.recv_multipart())
-            if self._change is None:
-                self._change = asyncio.ensure_future(self._monitor.recv_multipart())
-            waited += (self._frames, self._change)
+            waited.append(self._frames)
         await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self._check()
 

@@ -1,7 +1,7 @@
 """The stream of events, without any I/O: what to listen for, what to ask, which events to tell.
 
 A `Stream` is a conversation in *steps*. Its generators yield what they need (an `Ask`, a
-`Subscribe`, a `Listen`) and are sent what came of it; an `Event` that they yield is for
+`Subscribe`, a `Listen`, a `Pause`) and are sent what came of it; an `Event` that they yield is for
 whoever iterates. The synchronous and the asyncio client do the steps, each in its way, and
 nothing else.
 
@@ -89,10 +89,7 @@ class Subscribe(NamedTuple):
 
 
 class Listen(NamedTuple):
-    """A step: wait for the next frame of the event socket; None when none came.
-
-    It may be over sooner, when the connection came or went.
-    """
+    """A step: wait for the next frame of the event socket; None when none came."""
 
     seconds: float
 

@@ -1,7 +1,8 @@
 """The event socket of the synchronous client: receive, notice reconnects. I/O only.
 
-libzmq connects again by itself, and subscribes again. It keeps a bounded number of messages for
-a program that does not read; what comes then is lost, as the revisions will tell.
+libzmq connects again by itself, and subscribes again when the thread next waits for messages. It
+keeps a bounded number of them for a program that does not read; what comes then is lost, as the
+revisions will tell.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import zmq
 
@@ -31,8 +32,6 @@ from trackd_client.places import PlaceError, check_ipc_path
 _RECEIVE_HWM: Final = 200
 _MAX_MESSAGE: Final = 4 * 1024 * 1024
 
-SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
-
 
 def event_endpoint(endpoint: str, told: str) -> str | None:
     """Return where to subscribe, or None where nothing is published.
@@ -53,17 +52,14 @@ def event_endpoint(endpoint: str, told: str) -> str | None:
     return beside
 
 
-def subscribe(socket: SocketT, endpoint: str) -> SocketT:
-    """Set the options of a SUB, connect it, and return its monitor."""
+def configure(socket: zmq.Socket[Any]) -> None:
+    """Set the options of a SUB before it connects, and subscribe to everything."""
     socket.linger = 0
     socket.rcvhwm = _RECEIVE_HWM
     socket.maxmsgsize = _MAX_MESSAGE
     socket.reconnect_ivl = RECONNECT_MS
     socket.reconnect_ivl_max = RECONNECT_MAX_MS
     socket.subscribe(b"")
-    monitor: SocketT = socket.get_monitor_socket(MONITORED)
-    socket.connect(endpoint)
-    return monitor
 
 
 class Subscription:
@@ -87,12 +83,14 @@ class Subscription:
     def connect(self, endpoint: str) -> None:
         """Subscribe to everything."""
         self._socket = self._context.socket(zmq.SUB)
-        self._monitor = subscribe(self._socket, endpoint)
+        configure(self._socket)
+        self._monitor = self._socket.get_monitor_socket(MONITORED)
+        self._socket.connect(endpoint)
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
 
     def receive(self, seconds: float, tell: Callable[[bool], None]) -> bytes | None:
-        """Return the next frame; None when none came in time, or the connection went.
+        """Return the next frame, or None when none came in time.
 
         Args:
             seconds: how long to wait.
@@ -110,10 +108,7 @@ class Subscription:
                 raise _closed()
             if self._monitor in ready:
                 assert self._monitor is not None
-                connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
-                tell(connected)
-                if not connected:
-                    return None
+                tell(read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT)))
             if self._socket in ready:
                 assert self._socket is not None
                 return b"".join(self._socket.recv_multipart(zmq.DONTWAIT))

@@ -24,6 +24,7 @@ from trackd_client.events import (
     read_rows,
 )
 from trackd_client.mirror import Mirror
+from trackd_client.subscription import event_endpoint
 
 
 def watched(world: World, **options: Any) -> Watcher:
@@ -366,3 +367,21 @@ def test_a_history_that_is_empty_or_unreadable_says_so() -> None:
     next(asks)
     with pytest.raises(NoAnswer, match="history"):
         asks.send({"events": [5], "newest": 9})
+
+
+# -- where to listen ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told", "found"),
+    [
+        ("ipc:///a/s", "ipc:///b/s.events", "ipc:///a/s.events"),
+        ("ipc:///a/s", "ipc:///b/other", "ipc:///b/other"),
+        ("ipc:///a/s", "", None),
+        (f"ipc:///{'a' * 100}", "ipc:///b/s.events", None),
+    ],
+)
+def test_the_event_socket_is_beside_that_of_the_daemon_as_it_is_seen_from_here(
+    endpoint: str, told: str, found: str | None
+) -> None:
+    assert event_endpoint(endpoint, told) == found
