@@ -216,7 +216,8 @@ class Background:
                 self._error = error
             self.ended_at = time.monotonic()
 
-        self._thread = threading.Thread(target=run)
+        # A call that hangs fails its test, and must not keep the tests from ending.
+        self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
     @property
