@@ -279,30 +279,30 @@ class RouterMailbox:
             peer = self._peers[frame.get("Peer-Address")]  # type: ignore[index] # text
         except zmq.ZMQError:
             peer = None  # inproc, or a transport that does not say who is there
-        message = frame.bytes
-        if peer is None and not message:
+        size = len(frame)
+        if peer is None and not size:
             self._wake_sent = False  # before the queue is read, so that no wake-up gets lost
             return 0
-        self._hand_over(route, peer, message, problem)
-        return len(message)
+        self._hand_over(route, peer, frame, problem)
+        return size
 
     def _hand_over(
-        self, route: bytes, peer: Peer | None, message: bytes, problem: ProtocolError | None
+        self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
     ) -> None:
         self.received += 1
         body: dict[str, Any] = {}
         seq = 0
         if problem is None:
             try:
-                decoded = decode(message)
+                decoded = decode(frame)  # type: ignore[arg-type] # as good as bytes, without a copy of them
                 if decoded is None or decoded[0] != REQUEST:
                     return
                 body = decoded[1]
                 seq = check_count(body.get("seq"), "seq", least=1)
-                if len(message) > self._max_frame:
+                if len(frame) > self._max_frame:
                     raise ProtocolError(
                         Code.LIMIT_EXCEEDED,
-                        f"the message has {len(message)} bytes; {self._max_frame} are allowed",
+                        f"the message has {len(frame)} bytes; {self._max_frame} are allowed",
                         seq,
                     )
             except ProtocolError as error:

@@ -48,6 +48,8 @@ COLUMNS = {
     "managers": "managers",
 }
 ECHO = "echo"
+#: Requests per second that nothing reaches in closed loops, all agents together.
+_MOST_PER_SECOND = 70_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,7 @@ def measure(
 
 def _jobs(case: Case, column: str, endpoint: str, seconds: float) -> list[Job]:
     shape = case.shape
+    most = _MOST_PER_SECOND * (8 if shape.slots > 1 else 1)
     return [
         Job(
             kind=column,
@@ -231,6 +234,7 @@ def _jobs(case: Case, column: str, endpoint: str, seconds: float) -> list[Job]:
             slots=shape.slots,
             idle=shape.idle // shape.agents + (agent < shape.idle % shape.agents),
             seconds=seconds,
+            prepare=200 + int(seconds * (500 if case.mix.gossip else most / shape.agents)),
         )
         for agent in range(shape.agents)
     ]

@@ -217,6 +217,7 @@ def _others(daemon: Daemon, seconds: float, meanwhile: Callable[[], None]) -> Se
         slots=1,
         idle=0,
         seconds=seconds,
+        prepare=int(70_000 * seconds) + 100,
     )
     with _program("benchmarks.worker") as worker:
         assert worker(json.dumps(asdict(job))) == "ready\n", "the worker failed"

@@ -21,9 +21,6 @@ from benchmarks.clients import Client, Dealer, Library, ManagersClient, RedisCli
 from benchmarks.mixes import HELD, Mix, own_name
 from trackd_client import AsyncTracker
 
-#: Frames made beforehand for each second of a round; more than anything answers.
-_PER_SECOND = 60_000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -37,6 +34,7 @@ class Job:
         slots: requests that are outstanding at the same time.
         idle: agents more that are connected, with a session, and say nothing.
         seconds: how long the round takes.
+        prepare: requests that are encoded beforehand, more than anything answers in that time.
     """
 
     kind: str
@@ -46,6 +44,7 @@ class Job:
     slots: int
     idle: int
     seconds: float
+    prepare: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +120,7 @@ class Worker:
         frames: Sized | None = None
         if isinstance(client, Dealer):
             frames = client.frames
-            most = 2000 if mix.gossip else _PER_SECOND
-            client.prepare(min(int(most * job.seconds) + 100, 200_000))
+            client.prepare(job.prepare)
         turn, clock = client.turn, time.perf_counter
         turns: list[float] = []
         turn()
@@ -147,7 +145,7 @@ class Worker:
     def _outstanding(self, job: Job) -> Seen:
         """Keep so many requests outstanding over one connection."""
         client = self._dealer(job, Mix(job.mix))
-        client.prepare(int(2 * _PER_SECOND * job.seconds) + job.slots)
+        client.prepare(job.prepare)
         send, receive, clock = client.send, client.receive, time.perf_counter
         self._started()
         begun = clock()
