@@ -345,7 +345,8 @@ def test_a_lost_state_is_a_gap_and_a_fresh_snapshot(
         watch.until(lambda: watch.kinds[-2:] == ["gap", "snapshot"])
         assert watch.told[-2].fields == {"after": last, "newest": 1}
         assert watch.told[-1].fields["proxies"] == []
-        agent.track_expected(Proxy("p9"))
+    with Tracker(daemon.endpoint) as fresh:  # the other may not know yet that its session is gone
+        fresh.track_expected(Proxy("p9"))
         watch.until(lambda: watch.kinds[-1] == "proxy_tracked")
         assert_complete(watch.told[watch.kinds.index("gap") + 1 :])
 
