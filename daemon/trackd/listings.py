@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 #: Listings under way at the same time; the oldest makes room.
-_MOST: Final = 4
+_MOST: Final = 8
 
 
 class Listing(NamedTuple):
