@@ -11,9 +11,14 @@ The index never reads a clock, and forgets a name in `pop_expired`, or in `drop`
 from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import groupby
+from operator import itemgetter
 
 Row = tuple[str, str, int, float | None]
 """A proxy as gossip mentions it: name, group, generation, TTL in seconds."""
+
+TTL_OF = itemgetter(3)
+"""Returns the TTL of a row."""
 
 _RESTORED = 0.0  # the key of the queue of restored names; a TTL in use is never 0
 
@@ -44,16 +49,18 @@ class Expiries:
             now: The time of the mention; never earlier than that of the one before.
             default_ttl: Positive.
         """
-        queue: OrderedDict[str, float] | None = None
-        row_ttl: float | None = None
-        expiry = now
-        for name, _, _, ttl in rows:
-            if queue is None or ttl != row_ttl:
-                row_ttl = ttl
-                used = default_ttl if ttl is None or ttl <= 0 else ttl
-                expiry = now + used
-                queue = self._queue(used, expiry)
-                move_to_end = queue.move_to_end
+        for ttl, run in groupby(rows, TTL_OF):
+            self.mention_names([row[0] for row in run], ttl, now, default_ttl)
+
+    def mention_names(
+        self, names: Iterable[str], ttl: float | None, now: float, default_ttl: float
+    ) -> None:
+        """Do what `mention` does, for names with the same TTL."""
+        used = default_ttl if ttl is None or ttl <= 0 else ttl
+        expiry = now + used
+        queue = self._queue(used, expiry)
+        move_to_end = queue.move_to_end
+        for name in names:
             if name in queue:
                 move_to_end(name)
             else:

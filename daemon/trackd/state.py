@@ -13,13 +13,13 @@ import os
 import sys
 from collections import OrderedDict, deque
 from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.advice import Advice
 from trackd.budget import Budget
 from trackd.changes import Changes
 from trackd.config import Config
+from trackd.expiry import TTL_OF
 from trackd.forgotten import Forgotten, Tombstone
 from trackd.metrics import Metrics
 from trackd.peers import Peer
@@ -212,13 +212,11 @@ class State:
     def mention(self, session: Session, rows: list[Row]) -> None:
         """Take in gossip that moves expiries alone: of it, `Tracker.unknown` has found nothing."""
         self._count_gossip(session, rows)
-        if not rows:
-            return
-        self.tracker.mention_rows(rows)
         now, default_ttl, number = self.around.now(), self.tracker.proxy_expiry, session.id
         mentions = self.mentions
-        for ttl, run in groupby(rows, itemgetter(3)):
+        for ttl, run in groupby(rows, TTL_OF):
             names = [row[0] for row in run]
+            self.tracker.mention_names(names, ttl)
             for name in names:
                 mentions[name] = number
             self.changes.records.append(["mention", now + (ttl or default_ttl), names, number])

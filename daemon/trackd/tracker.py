@@ -35,7 +35,6 @@ DEFAULT_PROXY_EXPIRY = 180.0
 """Seconds after which a proxy expires when neither gossip nor the configuration says."""
 
 _UNKNOWN = object()
-_NUMBERS = (float, int)  # and not bool
 
 
 class Place(NamedTuple):
@@ -175,7 +174,7 @@ class Tracker:
         Args:
             entries: What should be the rows of one message.
         """
-        tracked, found = self._tracked, []
+        tracked, most, found = self._tracked, math.inf, []
         for i, entry in enumerate(entries):
             try:
                 name, group, generation, ttl = entry
@@ -183,19 +182,23 @@ class Tracker:
             except (TypeError, ValueError, KeyError):
                 found.append(i)
                 continue
-            if (
-                cohort.generation != generation
-                or cohort.group != group
-                or type(generation) is not int
-                or not (ttl is None or (type(ttl) in _NUMBERS and 0.0 < ttl < math.inf))
-                or type(entry) is not list
+            if not (
+                cohort.generation == generation
+                and cohort.group == group
+                and type(generation) is int
+                and type(entry) is list
+                and (
+                    ttl is None
+                    or (type(ttl) is float and 0.0 < ttl < most)
+                    or (type(ttl) is int and ttl > 0)
+                )
             ):
                 found.append(i)
         return found
 
-    def mention_rows(self, rows: Sequence[Row]) -> None:
-        """Do what `track_rows` does, for rows of which `unknown` has found none."""
-        self._expiries.mention(rows, self._clock(), self._proxy_expiry)
+    def mention_names(self, names: Iterable[str], ttl: float | None) -> None:
+        """Do what `track_rows` does, for the names of rows of which `unknown` has found none."""
+        self._expiries.mention_names(names, ttl, self._clock(), self._proxy_expiry)
 
     def track_rows(self, rows: Sequence[Row]) -> dict[str, Place | None]:
         """Do what `track_expected` does, for a caller that has checked every field itself.
