@@ -39,6 +39,15 @@ try:
 except OSError as error:
     print(type(error).__name__)
 """
+#: Prints whether the daemon greets a subscriber to its events.
+GREETED = """
+import sys, zmq
+with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+    socket.linger = 0
+    socket.subscribe(b"")
+    socket.connect(f"ipc://{sys.argv[1]}")
+    print(bool(socket.poll(5000)))
+"""
 SET_COUNT = (
     "import sys; from trackd_client import Tracker\n"
     "with Tracker(cluster=sys.argv[1]) as t: t.set_connection_count(int(sys.argv[2]))"
@@ -340,6 +349,21 @@ def test_only_members_of_the_group_can_connect(machine: Machine, service: str) -
     refused = ping(machine, user="outside")
     assert refused.returncode != 0
     assert "may not open the socket" in refused.stderr
+
+
+def test_members_of_the_socket_s_group_hear_of_changes_and_nobody_else(
+    machine: Machine, service: str
+) -> None:
+    path = f"/run/trackd/{CLUSTER}/trackd.sock.events"
+    looks = ("stat", "--format=%a %U %G", path)
+    assert machine.run(*looks).stdout == "660 trackd trackd\n"
+    assert machine.run(PYTHON, "-c", GREETED, path, user="inside").stdout == "True\n"
+    assert machine.run(PYTHON, "-c", GREETED, path, user="outside").stdout == "False\n"
+    machine.run("systemctl", "stop", service.replace(".service", ".socket"))
+    machine.drop_in("trackd@.socket", "[Socket]\nSocketGroup=inside\n")
+    machine.drop_in("trackd@.service", "[Service]\nSupplementaryGroups=inside\n")
+    machine.run("systemctl", "start", service)
+    assert machine.run(*looks).stdout == "660 trackd inside\n"
 
 
 def test_a_member_of_the_group_cannot_do_what_is_admin_s(machine: Machine, socket: str) -> None:
