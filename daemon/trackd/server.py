@@ -373,15 +373,13 @@ def _let_in(events: Path, config: Config, *, activated: bool) -> None:
         events.chmod(config.socket_mode)
         return
     like = check_ipc_path(config.endpoint).stat()
-    try:
-        os.chown(events, -1, like.st_gid)
-    except PermissionError:
+    if events.stat().st_gid == like.st_gid:
+        events.chmod(stat.S_IMODE(like.st_mode))
+    else:  # the unit forbids chown, whatever the group
         log.warning(
             "events are for the daemon's own user: its group is not that of the socket",
             extra=fields(gid=like.st_gid),
         )
-        return
-    events.chmod(stat.S_IMODE(like.st_mode))
 
 
 def _seed_routing_ids() -> None:

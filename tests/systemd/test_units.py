@@ -361,7 +361,7 @@ def test_members_of_the_socket_s_group_hear_of_changes_and_nobody_else(
     assert machine.run(PYTHON, "-c", GREETED, path, user="outside").stdout == "False\n"
     machine.run("systemctl", "stop", service.replace(".service", ".socket"))
     machine.drop_in("trackd@.socket", "[Socket]\nSocketGroup=inside\n")
-    machine.drop_in("trackd@.service", "[Service]\nSupplementaryGroups=inside\n")
+    machine.drop_in("trackd@.service", "[Service]\nGroup=inside\n")
     machine.run("systemctl", "start", service)
     assert machine.run(*looks).stdout == "660 trackd inside\n"
 
