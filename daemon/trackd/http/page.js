@@ -389,7 +389,7 @@ async function live() {
       showLink(null);
     } catch (error) {
       const reached = !(error instanceof TypeError || error.name === "TimeoutError");
-      showLink(reached ? plain(error.message) : "no answer from the daemon");
+      showLink(reached ? plain(error.message) : "no answer");
       if (reached) console.warn(error);
     }
     await new Promise((resolve) => {
