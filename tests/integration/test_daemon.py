@@ -472,8 +472,13 @@ def test_a_request_that_breaks_the_daemon_takes_its_batch_with_it_and_nothing_el
             ]
             for body in batch:
                 peer.send(pack(body))
-        replies = [peer.receive(), peer.receive()]
-        assert [reply and reply.get("error") for reply in replies] == ["internal", "internal"]
+        before, poisoned = peer.receive(), peer.receive()
+        assert before is not None
+        assert poisoned is not None
+        assert poisoned["error"] == "internal"
+        # What came just before may have been a batch of its own; then it was acknowledged.
+        assert before.get("error") in (None, "internal")
+        kept = {"kept"} if "error" in before else {"kept", "lost"}
         assert process.wait(PATIENCE) == 1
     log = daemon.log.read_text()
     assert all(LINE.fullmatch(line) for line in log.splitlines()), log
@@ -481,8 +486,8 @@ def test_a_request_that_breaks_the_daemon_takes_its_batch_with_it_and_nothing_el
     daemon.start()
     with Tracker(daemon.endpoint) as tracker:
         status = tracker.status()
-        assert tracker.explain()["missing"] == ["kept"]
-        assert (status["tracked"], status["connection_count"]) == (1, 0)
+        assert set(tracker.explain()["missing"]) == kept
+        assert (status["tracked"], status["connection_count"]) == (len(kept), 0)
 
 
 def test_the_client_of_a_broken_daemon_is_told_that_it_failed(
