@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -16,12 +15,6 @@ settings.register_profile(
     "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("patient")
-
-# CI tries the same cases each time: what it finds was made by the change that it is run for.
-# Everywhere else each run tries others.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
 
 # A shell ignores them for what it runs in the background, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
