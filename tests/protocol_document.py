@@ -1,8 +1,6 @@
-"""docs/protocol.md as tests read it: its tables, and its messages in bytes and in readable form.
+"""docs/protocol.md as tests read it, and the messages of docs/protocol-examples.json beside it.
 
-Run as a script, it writes the bytes of every message anew from the readable form beside them.
-A message in the document is a fenced block of JSON, whose info string names it, followed by a
-block of hexadecimal digits. Bytes stand in JSON as ``{"hex": "00ff"}``.
+Run as a script, it writes the bytes of every message in the JSON file from the value beside them.
 """
 
 from __future__ import annotations
@@ -16,34 +14,36 @@ from typing import Any, Final
 import msgpack
 
 PATH: Final = Path(__file__).parent.parent / "docs" / "protocol.md"
+EXAMPLES: Final = PATH.with_name("protocol-examples.json")
 
-_MESSAGE: Final = re.compile(
-    r"^```json (?P<name>[^\n]+)\n(?P<json>.*?)^```\n\n```hex\n(?P<hex>.*?)^```$",
+_SHOWN: Final = re.compile(
+    r"^```json (?P<name>[^\n]+)\n(?P<json>.*?)^```$(\n\n```hex\n(?P<hex>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 _HEADING: Final = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
-_BYTES_A_LINE: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the document.
+    """One message of a conversation.
 
     Attributes:
-        section: the heading under which it stands.
-        name: what the document calls it.
+        section: the name of the conversation.
+        name: the name of the message, unique in its conversation.
+        sender: `client` or `daemon`.
         value: the readable form, with bytes where it says so.
         frame: the bytes.
     """
 
     section: str
     name: str
+    sender: str
     value: list[Any]
     frame: bytes
 
     @property
     def kind(self) -> int:
-        """Its kind: 1 for a request, 2 for a reply."""
+        """Its kind: 1 for a request, 2 for a reply, 3 for a notice."""
         kind: int = self.value[1]
         return kind
 
@@ -75,15 +75,38 @@ def table(section: str) -> list[list[str]]:
     return rows[2:]
 
 
-def messages() -> list[Message]:
-    """Return every message, in the order in which they stand."""
-    found = [
-        Message(section, match["name"], _value(match), bytes.fromhex(match["hex"]))
-        for section, text in sections().items()
-        for match in _MESSAGE.finditer(text)
-    ]
-    assert found, "the document holds no messages"
+def conversations() -> list[dict[str, Any]]:
+    """Return the conversations of the JSON file as they stand there."""
+    found: list[dict[str, Any]] = json.loads(EXAMPLES.read_text(encoding="utf-8"))["conversations"]
+    assert found, "the file holds no conversation"
     return found
+
+
+def messages() -> list[Message]:
+    """Return the messages of all conversations, in their order."""
+    return [
+        Message(
+            conversation["name"],
+            message["name"],
+            message["from"],
+            _with_bytes(message["value"]),
+            bytes.fromhex(message["hex"]),
+        )
+        for conversation in conversations()
+        for message in conversation["messages"]
+    ]
+
+
+def shown() -> list[tuple[str, Any, bytes | None]]:
+    """Return the messages that the document itself shows: name, value, and the bytes if shown."""
+    return [
+        (
+            match["name"],
+            _with_bytes(json.loads(match["json"])),
+            None if match["hex"] is None else bytes.fromhex(match["hex"]),
+        )
+        for match in _SHOWN.finditer(PATH.read_text(encoding="utf-8"))
+    ]
 
 
 def pack(value: object) -> bytes:
@@ -92,24 +115,50 @@ def pack(value: object) -> bytes:
     return frame
 
 
-def _value(match: re.Match[str]) -> list[Any]:
-    value = json.loads(match["json"], object_hook=_bytes)
-    assert isinstance(value, list)
+def _with_bytes(value: Any) -> Any:
+    """Return a JSON value with bytes in the place of every `{"hex": "00ff"}`."""
+    if isinstance(value, list):
+        return [_with_bytes(each) for each in value]
+    if isinstance(value, dict):
+        if list(value) == ["hex"]:
+            return bytes.fromhex(value["hex"])
+        return {key: _with_bytes(each) for key, each in value.items()}
     return value
 
 
-def _bytes(fields: dict[str, Any]) -> Any:
-    return bytes.fromhex(fields["hex"]) if list(fields) == ["hex"] else fields
+def layout(document: dict[str, Any]) -> str:
+    """Return the text of the JSON file: each part of a message on a line of its own."""
+
+    def lines(fields: dict[str, Any], indent: str) -> str:
+        return ",\n".join(
+            f"{indent}{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+            for key, value in fields.items()
+        )
+
+    talks = []
+    for conversation in document["conversations"]:
+        head = {key: value for key, value in conversation.items() if key != "messages"}
+        said = (f"      {{\n{lines(m, '        ')}\n      }}" for m in conversation["messages"])
+        talks.append(
+            f'    {{\n{lines(head, "      ")},\n      "messages": [\n'
+            + ",\n".join(said)
+            + "\n      ]\n    }"
+        )
+    return (
+        f'{{\n  "protocol": {document["protocol"]},\n  "conversations": [\n'
+        + ",\n".join(talks)
+        + "\n  ]\n}\n"
+    )
 
 
-def _rewritten(match: re.Match[str]) -> str:
-    frame = pack(_value(match))
-    lines = [
-        frame[i : i + _BYTES_A_LINE].hex(" ") + "\n" for i in range(0, len(frame), _BYTES_A_LINE)
-    ]
-    start, end = match.start("hex") - match.start(), match.end("hex") - match.start()
-    return match[0][:start] + "".join(lines) + match[0][end:]
+def _rewrite() -> None:
+    """Write the bytes of every message in the JSON file from its value."""
+    document = json.loads(EXAMPLES.read_text(encoding="utf-8"))
+    for conversation in document["conversations"]:
+        for message in conversation["messages"]:
+            message["hex"] = pack(_with_bytes(message["value"])).hex()
+    EXAMPLES.write_text(layout(document), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    PATH.write_text(_MESSAGE.sub(_rewritten, PATH.read_text(encoding="utf-8")), encoding="utf-8")
+    _rewrite()

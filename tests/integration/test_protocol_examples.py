@@ -1,4 +1,4 @@
-"""A real daemon answers the conversations of docs/protocol.md with the documented bytes."""
+"""A real daemon answers the conversations of docs/protocol-examples.json with their bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Self
 import pytest
 import zmq
 
-from protocol_document import Message, messages, pack
+from protocol_document import Message, conversations, messages, pack
 from trackd_client import AcquireTimeout, Proxy, Tracker
 from trackd_client.clock import boottime
 from trackd_client.protocol import NOTICE, REPLY, REQUEST, VERSION, decode
@@ -22,14 +22,9 @@ from trackd_client.testing import Daemon, MakeDaemon
 #: Seconds that anything may take before the test fails.
 PATIENCE = 20.0
 
-#: How the daemon of each conversation is started, as its introduction says.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "A conversation": {},
-    "A lease that does not claim": {"claim_timeout": 0.5, "dial_rate": 0.01, "dial_burst": 1},
-    # Longer than what follows a restart takes: the advice is given again after that.
-    "A connection too many": {"disconnect_threshold": 2.0},
-    "What operators ask": {},
-}
+#: How the daemon of each conversation is started. The `disconnect_threshold` is longer than what
+#: follows a restart takes: the advice is given again after that.
+SETTINGS: dict[str, dict[str, Any]] = {each["name"]: each["settings"] for each in conversations()}
 #: Those that say the same when the daemon is killed before every request: a listing is over then.
 OUTLIVE_THE_DAEMON = sorted(set(SETTINGS) - {"What operators ask"})
 #: The daemon's clock in the document.
@@ -214,7 +209,7 @@ def test_the_daemon_answers_as_documented_when_it_is_killed_before_every_request
         assert peer.nothing_is_left()
 
 
-def test_every_conversation_of_the_document_is_played() -> None:
+def test_every_conversation_is_played() -> None:
     assert {message.section for message in messages()} == set(SETTINGS)
 
 

@@ -1,4 +1,4 @@
-"""docs/protocol.md and the code say the same, down to the bytes of each message."""
+"""docs/protocol.md, its examples and the code say the same, down to the bytes of each message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from protocol_document import PATH, Message, messages, pack, sections, table
+from protocol_document import Message, messages, pack, sections, shown, table
 from trackd.probe import PROBE
 from trackd.requests import FEATURES
 from trackd.requests import OPERATIONS as ALL_OPERATIONS
@@ -57,7 +57,7 @@ def yes_or_no(value: object) -> str:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.name)
 def test_the_bytes_of_a_message_are_those_of_its_readable_form(message: Message) -> None:
     assert message.frame == pack(message.value), (
-        f"{message.name}: run tests/protocol_document.py to write the bytes anew"
+        f"{message.name}: run tests/protocol_document.py to write the bytes"
     )
 
 
@@ -71,6 +71,21 @@ def test_our_codec_writes_and_reads_the_bytes_of_a_message(message: Message) -> 
     else:
         assert encode(kind, body) == message.frame
         assert decode(message.frame) == (kind, body)
+
+
+def test_the_file_names_each_message_once_and_says_who_sends_it() -> None:
+    names = [(message.section, message.name) for message in MESSAGES]
+    assert len(set(names)) == len(names)
+    assert [m.name for m in MESSAGES if (m.sender == "client") != (m.kind == REQUEST)] == []
+    assert {message.sender for message in MESSAGES} == {"client", "daemon"}
+
+
+def test_the_messages_in_the_text_are_those_of_the_file() -> None:
+    told = {m.name: m for m in MESSAGES if m.section == CONVERSATIONS[0]}
+    assert shown(), "the text shows no message"
+    for name_, value, frame in shown():
+        assert pack(value) == told[name_].frame, name_
+        assert frame in {None, told[name_].frame}, name_
 
 
 @pytest.mark.parametrize("section", CONVERSATIONS)
@@ -218,10 +233,3 @@ def test_the_limits_are_those_of_the_code_with_their_defaults() -> None:
 def test_the_features_are_those_of_the_daemon() -> None:
     documented = re.findall(r"`(\w+)`: ", sections()["Versioning"])
     assert documented == list(FEATURES)
-
-
-def test_every_link_within_the_document_leads_somewhere() -> None:
-    text = PATH.read_text(encoding="utf-8")
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
