@@ -120,8 +120,8 @@ bench: $(BENCH_STAMP) ## figures side by side with an echo, Redis and the standa
 bench-quick: $(STAMP) ## the ratios that matter most, in less than a minute
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --quick $(ARGS)
 
-plots: $(BENCH_STAMP) ## draw docs/performance*.svg from the figures of `make bench`
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.plots build/bench.json docs
+plots: $(BENCH_STAMP) ## draw build/performance-*.svg from the figures of `make bench`
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.plots build/bench.json build
 
 clean: ## remove what make created
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""A daemon and agents in processes of their own: what each incident of docs/operations.md plays on.
+"""A daemon and agents in processes of their own: what each incident of docs/incidents.md plays on.
 
 An incident builds its stage, lets agents act one after the other, and then waits for Enter, so
 that `trackctl` can be asked in another terminal. Everything is gone afterwards.

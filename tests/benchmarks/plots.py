@@ -1,4 +1,4 @@
-"""Draws the plots of docs/performance.md: `python -m benchmarks.plots FILE DIRECTORY`.
+"""Draws the figures of docs/performance.md: `python -m benchmarks.plots FILE DIRECTORY`.
 
 FILE is what `make bench` wrote; the directory gets `performance-load.svg` and
 `performance-growth.svg`.

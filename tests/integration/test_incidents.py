@@ -1,4 +1,4 @@
-"""The tour of docs/operations.md: each incident happens, and two commands at the most find it."""
+"""The tour of docs/incidents.md: each incident happens, and two commands at the most find it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ class Incident(NamedTuple):
 
 
 def incidents() -> Iterator[Incident]:
-    page = (REPOSITORY / "docs" / "operations.md").read_text()
-    tour = page.partition("\n## Five incidents\n")[2].partition("\n## ")[0]
-    for chapter in tour.split("\n### ")[1:]:
+    page = (REPOSITORY / "docs" / "incidents.md").read_text()
+    for chapter in page.split("\n## ")[1:]:
         blocks = re.findall(
             r"^```console\n\$ ([^\n]*)\n(.*?)^```$", chapter, re.DOTALL | re.MULTILINE
         )

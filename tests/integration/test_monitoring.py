@@ -25,7 +25,7 @@ from web import free_port, site
 REPOSITORY = Path(__file__).parents[2]
 ALERTS = REPOSITORY / "docs" / "alerts.yml"
 DASHBOARD = REPOSITORY / "docs" / "grafana-dashboard.json"
-OPERATIONS = REPOSITORY / "docs" / "operations.md"
+MONITORING = REPOSITORY / "docs" / "monitoring.md"
 
 
 @pytest.fixture
@@ -234,9 +234,9 @@ def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     assert len(numbers) == len(json.loads(DASHBOARD.read_text())["panels"])
 
 
-def test_the_operations_page_tells_every_metric(families: list[list[Any]]) -> None:
+def test_the_page_on_monitoring_tells_every_metric(families: list[list[Any]]) -> None:
     table = re.findall(
-        r"(?m)^\| `(trackd_\w+)` \| (\w+) \| ([^|]*)\| (.*) \|$", OPERATIONS.read_text()
+        r"(?m)^\| `(trackd_\w+)` \| (\w+) \| ([^|]*)\| (.*) \|$", MONITORING.read_text()
     )
     told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in table}
     expected = {

@@ -127,7 +127,7 @@ def test_the_source_archive_holds_what_people_read_and_no_tests(built: Built) ->
     needed = {"pyproject.toml", "PKG-INFO", ".gitignore"}  # the last two are hatchling's own wish
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"client", "daemon", "docs", "systemd", *read, *needed}
-    assert "docs/operations.md" in names
+    assert {"docs/running.md", "docs/protocol-examples.json"} <= names
 
 
 def test_the_source_archive_gives_the_same_wheel(built: Built, tmp_path: Path) -> None:

