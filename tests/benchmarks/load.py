@@ -14,7 +14,7 @@ from typing import Self
 from benchmarks.mixes import Mix
 from benchmarks.peers import Peer, environ
 from benchmarks.worker import Job, Seen
-from support import processor_seconds
+from helpers.support import processor_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

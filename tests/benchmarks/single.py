@@ -30,7 +30,7 @@ from benchmarks.mixes import HELD, Mix, names
 from benchmarks.peers import environ
 from benchmarks.targets import TARGETS, Figure
 from benchmarks.worker import Job, Seen
-from support import processor_seconds, rss
+from helpers.support import processor_seconds, rss
 from trackd_client.testing import Daemon
 
 Progress = Callable[[str], None]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support import PATIENCE, RawPeer, wait_until
+from helpers.support import PATIENCE, RawPeer, wait_until
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from adapters import Background
-from support import run_script, wait_until
+from helpers.both_clients import Background
+from helpers.support import run_script, wait_until
 from trackd_client import AcquireTimeout, AsyncAgentPool, AsyncTracker, Proxy, Tracker
 from trackd_client.aio import AsyncLease
 from trackd_client.connection import Wake

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from adapters import Maker
-from support import PATIENCE, paused, peak_rss, reset_peak_rss, rss, wait_until
+from helpers.both_clients import Maker
+from helpers.event_watch import Watch, assert_same, assert_truthful, mirrored
+from helpers.support import PATIENCE, paused, peak_rss, reset_peak_rss, rss, wait_until
 from trackd_client import Event, Tracker
 from trackd_client.testing import MakeDaemon
-from watches import Watch, assert_same, assert_truthful, mirrored
 
 EVENTS = 100_000
 PROXIES = 500

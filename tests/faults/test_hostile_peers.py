@@ -22,7 +22,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import (
+from helpers.support import (
     GREETING,
     PATIENCE,
     RawPeer,
@@ -418,7 +418,7 @@ def test_a_token_is_of_no_use_to_another_process(daemon: Daemon, peer: RawPeer) 
     code = """
 import sys
 sys.path[:0] = [sys.argv[3]]
-from support import RawPeer
+from helpers.support import RawPeer
 with RawPeer(sys.argv[1]) as peer:
     peer.token = bytes.fromhex(sys.argv[2])
     print(peer.ask(peer.body("open"))["error"])
@@ -434,7 +434,7 @@ def test_a_token_is_of_no_use_to_another_user(make_trackd_daemon: MakeDaemon) ->
     code = """
 import sys
 sys.path[:0] = [sys.argv[3]]
-from support import RawPeer
+from helpers.support import RawPeer
 with RawPeer(sys.argv[1]) as peer:
     own = peer.token
     peer.token = bytes.fromhex(sys.argv[2])

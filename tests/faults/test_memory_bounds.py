@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from support import (
+from helpers.support import (
     PATIENCE,
     RawPeer,
     pack,

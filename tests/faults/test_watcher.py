@@ -19,8 +19,8 @@ from typing import Any, Self
 import pykka
 import pytest
 
-from agents import Agent
-from support import PATIENCE, RawPeer, descriptors, paused, wait_until
+from helpers.agents import Agent
+from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
 from trackd import watcher as watcher_module
 from trackd.peers import start_time
 from trackd.sessions import Process
@@ -478,7 +478,7 @@ def test_a_session_that_was_closed_is_not_ended_again_by_its_process(
 DIES_BEFORE_IT_IS_HEARD = """
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from support import GREETING, pack, plain_socket, ready, zmtp_frame
+from helpers.support import GREETING, pack, plain_socket, ready, zmtp_frame
 socket = plain_socket(Path(sys.argv[1].removeprefix("ipc://")))
 socket.sendall(GREETING)
 token = os.urandom(16)

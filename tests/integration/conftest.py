@@ -1,5 +1,5 @@
 """Fixtures for cases that run against both clients; a module may have its own instead."""
 
-from adapters import daemon, maker, shared_daemon
+from helpers.both_clients import daemon, maker, shared_daemon
 
 __all__ = ["daemon", "maker", "shared_daemon"]

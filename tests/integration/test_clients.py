@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from adapters import Background, Maker
-from support import paused, run_script, wait_until
+from helpers.both_clients import Background, Maker
+from helpers.support import paused, run_script, wait_until
 from trackd_client import (
     AcquireTimeout,
     BadPayload,

@@ -19,7 +19,16 @@ from typing import IO, Any
 import pytest
 import zmq
 
-from support import PATIENCE, RawPeer, pack, paused, python_of, run_script, socket_path, wait_until
+from helpers.support import (
+    PATIENCE,
+    RawPeer,
+    pack,
+    paused,
+    python_of,
+    run_script,
+    socket_path,
+    wait_until,
+)
 from trackd_client import DaemonAbsent, NoAnswer, Proxy, Refused, Tracker
 from trackd_client.errors import DaemonFailed
 from trackd_client.testing import Daemon, MakeDaemon

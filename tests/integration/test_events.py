@@ -15,13 +15,13 @@ import msgpack
 import pytest
 import zmq
 
-from adapters import Background, Maker
-from support import PATIENCE, descriptors, paused, run_script, wait_until
+from helpers.both_clients import Background, Maker
+from helpers.event_watch import Watch, assert_complete, assert_same, assert_truthful
+from helpers.support import PATIENCE, descriptors, paused, run_script, wait_until
 from trackd_client import AsyncTracker, DaemonAbsent, Proxy, Tracker
 from trackd_client.base import State
 from trackd_client.errors import InvalidRequest, TrackerClosed, WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
-from watches import Watch, assert_complete, assert_same, assert_truthful
 
 #: More than the subscriber and the daemon keep unread of messages with one event each.
 MANY = 2_000

@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from support import PATIENCE, wait_until
+from helpers.support import PATIENCE, wait_until
 from trackd_client import Tracker
 from trackd_client.testing import Daemon
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from operators import PLAIN
-from support import PATIENCE
+from helpers.support import PATIENCE
+from helpers.trackctl import PLAIN
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "docs" / "incidents"

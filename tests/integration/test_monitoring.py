@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from support import PATIENCE, needed, wait_until
+from helpers.support import PATIENCE, needed, wait_until
+from helpers.web import free_port, site
 from trackd_client import Proxy, Tracker
 from trackd_client.metrics import exposition
 from trackd_client.testing import MakeDaemon
-from web import free_port, site
 
 REPOSITORY = Path(__file__).parents[2]
 ALERTS = REPOSITORY / "docs" / "alerts.yml"

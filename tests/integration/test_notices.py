@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from adapters import Background, Maker
-from support import RawPeer, pack, wait_until
+from helpers.both_clients import Background, Maker
+from helpers.support import RawPeer, pack, wait_until
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.base import State
 from trackd_client.errors import LeaseExpired

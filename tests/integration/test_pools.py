@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import pytest
 
-from adapters import PATIENCE, Background, Maker
-from support import wait_until
+from helpers.both_clients import PATIENCE, Background, Maker
+from helpers.support import wait_until
 from trackd_client import (
     AsyncAgentPool,
     AsyncLease,

@@ -12,7 +12,7 @@ from typing import Any, Self
 import pytest
 import zmq
 
-from protocol_document import Message, conversations, messages, pack
+from helpers.protocol_document import Message, conversations, messages, pack
 from trackd_client import AcquireTimeout, Proxy, Tracker
 from trackd_client.clock import boottime
 from trackd_client.protocol import NOTICE, REPLY, REQUEST, VERSION, decode

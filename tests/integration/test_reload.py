@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support import RawPeer, wait_until
+from helpers.support import RawPeer, wait_until
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import LimitExceeded, PermissionRefused
 from trackd_client.testing import Daemon, MakeDaemon

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from support import PATIENCE, wait_until
+from helpers.agents import Agent
+from helpers.support import PATIENCE, wait_until
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon
 

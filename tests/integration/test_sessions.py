@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from hosts import (
+from helpers.agents import Agent
+from helpers.hosts import (
     IN_A_PID_NAMESPACE,
     as_user,
     let_everybody_in,
     needs_root,
     started_by,
 )
-from support import RawPeer, pack, paused, wait_until
+from helpers.support import RawPeer, pack, paused, wait_until
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, LeaseExpired
 from trackd_client.testing import Daemon, MakeDaemon

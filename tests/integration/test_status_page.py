@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from browser import Browser, Page
-from support import PATIENCE
+from helpers.browser import Browser, Page
+from helpers.support import PATIENCE
+from helpers.web import Site, site
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import MakeDaemon
-from web import Site, site
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import json
 import shlex
 import subprocess
 
-from operators import PLAIN, TRACKCTL, trackctl
+from helpers.trackctl import PLAIN, TRACKCTL, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from operators import trackctl
-from support import PATIENCE, python_of, socket_path
+from helpers.support import PATIENCE, python_of, socket_path
+from helpers.trackctl import trackctl
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from operators import start_trackctl, trackctl
-from support import PATIENCE
+from helpers.support import PATIENCE
+from helpers.trackctl import start_trackctl, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.events import Event
 from trackd_client.mirror import Mirror

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from operators import PLAIN, TRACKCTL, Terminal, start_trackctl, trackctl
-from support import PATIENCE, wait_until
+from helpers.support import PATIENCE, wait_until
+from helpers.trackctl import PLAIN, TRACKCTL, Terminal, start_trackctl, trackctl
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from operators import TRACKCTL, Terminal, trackctl
+from helpers.agents import Agent
+from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from operators import PLAIN, trackctl
+from helpers.trackctl import PLAIN, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.cli import commands, man
 from trackd_client.cli.command import SECTIONS

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from agents import Agent
-from operators import TRACKCTL, Terminal, trackctl
-from support import wait_until
+from helpers.agents import Agent
+from helpers.support import wait_until
+from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
 

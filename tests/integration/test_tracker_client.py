@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 import trackd_client
-from support import PATIENCE, RawPeer, paused, run_script, socket_path, wait_until
+from helpers.support import PATIENCE, RawPeer, paused, run_script, socket_path, wait_until
 from trackd_client import (
     AcquireTimeout,
     BadPayload,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from adapters import Background, Maker
-from agents import Agent
-from support import RawPeer, pack, wait_until
+from helpers.agents import Agent
+from helpers.both_clients import Background, Maker
+from helpers.support import RawPeer, pack, wait_until
 from trackd_client import AcquireTimeout, AsyncTracker, Proxy, Tracker
 from trackd_client.clock import boottime
 from trackd_client.errors import LimitExceeded

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from event_world import Watcher, World
+from helpers.fake_daemon import Watcher, World
 
 
 class EventStream(RuleBasedStateMachine):

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from offline import (
+from helpers.writer import (
     AgentOf,
     Clock,
     Desk,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import PATIENCE, plain_socket, wait_until
+from helpers.support import PATIENCE, plain_socket, wait_until
 from trackd_client.testing import Daemon, MakeDaemon
 
 #: What a sample is found by: its name and its labels.

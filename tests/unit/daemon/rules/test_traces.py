@@ -10,7 +10,7 @@ import pytest
 from trackd.tracker import Tracker
 from trackd_client.proxy import Proxy
 
-TRACES = sorted((Path(__file__).parent.parent / "traces").glob("*.jsonl"))
+TRACES = sorted((Path(__file__).parents[3] / "traces").glob("*.jsonl"))
 
 
 class Replay:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support import wait_until
+from helpers.support import wait_until
 from trackd import peers
 from trackd.peers import (
     Peer,

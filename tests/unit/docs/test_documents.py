@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
     *sorted(REPOSITORY.glob("docs/**/*.md")),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline import through_msgpack
+from helpers.writer import through_msgpack
 from trackd import image as image_module
 from trackd.image import Image, LeaseRow, SessionRow
 from trackd.store import Key, Record, Row

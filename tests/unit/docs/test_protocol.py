@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from protocol_document import Message, messages, pack, sections, shown, table
+from helpers.protocol_document import Message, messages, pack, sections, shown, table
 from trackd.probe import PROBE
 from trackd.requests import FEATURES
 from trackd.requests import OPERATIONS as ALL_OPERATIONS
@@ -57,7 +57,7 @@ def yes_or_no(value: object) -> str:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.name)
 def test_the_bytes_of_a_message_are_those_of_its_readable_form(message: Message) -> None:
     assert message.frame == pack(message.value), (
-        f"{message.name}: run tests/protocol_document.py to write the bytes"
+        f"{message.name}: run tests/helpers/protocol_document.py to write the bytes"
     )
 
 

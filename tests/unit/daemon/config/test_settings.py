@@ -27,7 +27,7 @@ from trackd.config import (
 from trackd.kinds import WrongValue
 from trackd_client.protocol import Limits
 
-EXAMPLE = Path(__file__).parents[2] / "systemd" / "trackd.toml"
+EXAMPLE = Path(__file__).parents[4] / "systemd" / "trackd.toml"
 NAMED = {"cluster_name": "example.com"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from event_world import Watcher, World, facts_of
+from helpers.fake_daemon import Watcher, World, facts_of
 from trackd_client.errors import NoAnswer
 from trackd_client.events import (
     Ask,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Self
 
-from adapters import Background
-from support import PATIENCE, wait_until
+from helpers.both_clients import Background
+from helpers.support import PATIENCE, wait_until
 from trackd_client import Event
 from trackd_client.mirror import Mirror
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from support import PATIENCE, wait_until
+from helpers.support import PATIENCE, wait_until
 
 TRACKCTL = [sys.executable, "-c", "from trackd_client.cli import main; main()"]
 #: The environment without what would send `trackctl` elsewhere, or colour what it prints.

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support import PATIENCE, needed, wait_until
+from helpers.support import PATIENCE, needed, wait_until
 
 _LAUNCH = """
 import os, sys

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline import AgentOf, Clock, Desk, Host, observe
+from helpers.writer import AgentOf, Clock, Desk, Host, observe
 from trackd import sessions as sessions_module
 from trackd.peers import Peer
 from trackd.sessions import ENDED_SECONDS, Process, Remembered, Session, Sessions, Waiter, Watch

@@ -13,7 +13,7 @@ import pytest
 import zmq
 from pykka._envelope import Envelope
 
-from support import PATIENCE, RawPeer, pack, wait_until
+from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from trackd import mailbox as module
 from trackd.mailbox import BATCH, BATCH_BYTES, Call, MailboxFailed, RouterMailbox
 from trackd_client.errors import Code

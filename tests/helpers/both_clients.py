@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import pytest
 import uvloop
 
-from support import wait_until
+from helpers.support import wait_until
 from trackd_client import AgentPool, AsyncAgentPool, AsyncTracker, Proxy, TrackdError, Tracker
 from trackd_client.base import BaseLease, BaseTracker
 from trackd_client.poolcore import PoolCore

@@ -12,7 +12,7 @@ import pykka
 import pytest
 from pykka._envelope import Envelope
 
-from support import PATIENCE
+from helpers.support import PATIENCE
 from trackd import ticker as module
 from trackd.supervised import Ping
 from trackd.ticker import Due, ExpiryTicker, Sweep, TimedInbox, WakeAt

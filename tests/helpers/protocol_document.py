@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgpack
 
-PATH: Final = Path(__file__).parent.parent / "docs" / "protocol.md"
+PATH: Final = Path(__file__).parents[2] / "docs" / "protocol.md"
 EXAMPLES: Final = PATH.with_name("protocol-examples.json")
 
 _SHOWN: Final = re.compile(

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 
-from support import PATIENCE, wait_until
+from helpers.support import PATIENCE, wait_until
 from trackd_client.testing import Daemon
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this to a host")
@@ -27,7 +27,7 @@ _AS_USER = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import zmq
-from support import RawPeer
+from helpers.support import RawPeer
 from trackd_client import Proxy, Tracker, errors
 endpoint, uid, gid, groups = json.loads(sys.argv[1])
 os.setgroups(groups)
@@ -43,7 +43,7 @@ def as_user(endpoint: str, code: str, uid: int, gid: int, groups: tuple[int, ...
     it still was root, so that the user need not be able to read them.
     """
     script = (
-        _AS_USER.format(tests=str(Path(__file__).parent)) + code + "\nprint(json.dumps(result))"
+        _AS_USER.format(tests=str(Path(__file__).parents[1])) + code + "\nprint(json.dumps(result))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps([endpoint, uid, gid, groups])],
