@@ -29,13 +29,15 @@ from trackd.store import Connect, connect
 from trackd.stored import load
 from trackd.ticker import Sweep
 from trackd.watcher import ProcessExited
-from trackd_client.protocol import Done, WireEvent, decode_reply
+from trackd_client.protocol import Done, ProtocolError, WireEvent, decode_reply
 
 #: Never closed: a test that fails must not wait for what it left open.
 _CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
 CLUSTER = "example.com"
 START = 5000.0
+#: Gossip of two proxies.
+ROWS = [["p1", "", 1, None], ["p2", "", 1, None]]
 
 
 class Clock:
@@ -129,9 +131,20 @@ class Desk:
         """Whether the daemon has given itself up."""
         return self.actor._failed
 
-    def send(self, body: dict[str, Any], peer: Peer | None, route: bytes = b"route") -> None:
+    def fail_store(self, problem: str) -> None:
+        """Let the daemon take the store for one that fails, from now on."""
+        self.actor._facts.store_problem = problem
+
+    def send(
+        self,
+        body: dict[str, Any],
+        peer: Peer | None,
+        route: bytes = b"route",
+        *,
+        problem: ProtocolError | None = None,
+    ) -> None:
         """Hand over a request; its reply leaves with the batch."""
-        call = Call(self.actor.mailbox._outbox, route, peer, body["seq"], body)
+        call = Call(self.actor.mailbox._outbox, route, peer, body["seq"], body, problem)
         call.set(self.actor.on_receive(call))
 
     def end_batch(self) -> list[Sent]:
@@ -141,10 +154,15 @@ class Desk:
         return self.sent[before:]
 
     def ask(
-        self, body: dict[str, Any], peer: Peer | None, route: bytes = b"route"
+        self,
+        body: dict[str, Any],
+        peer: Peer | None,
+        route: bytes = b"route",
+        *,
+        problem: ProtocolError | None = None,
     ) -> dict[str, Any] | None:
         """Make a batch of one request, and return its reply if there is one."""
-        self.send(body, peer, route)
+        self.send(body, peer, route, problem=problem)
         replies = [sent.body for sent in self.end_batch() if sent.body["seq"] == body["seq"]]
         assert len(replies) < 2
         return replies[0] if replies else None
@@ -198,6 +216,13 @@ class AgentOf:
         reply = desk.ask(self.body(op, **fields), self.peer)
         assert reply is not None, f"{op} was not answered"
         return reply
+
+
+def open_session(desk: Desk, host: Host, number: int) -> AgentOf:
+    """Return another agent, whose session is open."""
+    agent = AgentOf(number, host.start(100 + number))
+    agent.ask(desk, "open")
+    return agent
 
 
 def sqlite_error(code: int, message: str) -> sqlite3.Error:
