@@ -23,6 +23,7 @@ from trackd.image import Image
 from trackd.mailbox import Call
 from trackd.metrics import Metrics
 from trackd.peers import Peer
+from trackd.publisher import Audience
 from trackd.sessions import Process
 from trackd.state import State
 from trackd.store import Connect, connect
@@ -80,12 +81,27 @@ class Sent(NamedTuple):
     body: dict[str, Any]
 
 
+class Recorder:
+    """Stands for another actor, and keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def tell(self, message: Any) -> None:
+        """Keep a message."""
+        self.messages.append(message)
+
+
 class Desk:
     """One process of the daemon, from its start to its end.
 
     Attributes:
         sent: the replies that have left it, oldest first.
         actor: the real one; its thread is the test's.
+        ticker: keeps what is sent to the ticker.
+        watcher: likewise.
+        publisher: likewise.
+        audience: says whether somebody listens to events.
     """
 
     def __init__(
@@ -105,12 +121,21 @@ class Desk:
             **settings,
         )
         self.sent: list[Sent] = []
-        self.actor = TrackerActor(lambda *_: None, _CONTEXT, config, clock, store_connect)
+        self.ticker, self.watcher, self.publisher = Recorder(), Recorder(), Recorder()
+        self.audience = Audience()
+        self.actor = TrackerActor(
+            lambda *_: None, _CONTEXT, config, clock, store_connect, audience=self.audience
+        )
         self.actor.mailbox._send = self._collect  # type: ignore[method-assign] # what left is looked at here
         try:
             self.actor.on_receive(Recover())
             with patch.object(self.actor.mailbox, "bind"):
-                self.actor.on_receive(Serve(config.endpoint, None, None, None, ""))  # type: ignore[arg-type] # no other actors
+                others: dict[str, Any] = {
+                    "ticker": self.ticker,
+                    "watcher": self.watcher,
+                    "publisher": self.publisher,
+                }
+                self.actor.on_receive(Serve(config.endpoint, events="", **others))
         except BaseException:
             self.kill()
             raise
