@@ -145,7 +145,7 @@ def test_contributing_tells_where_every_module_is() -> None:
     (layout,) = (b for b in blocks_of(REPOSITORY / "CONTRIBUTING.md", "") if "daemon/" in b)
     packages = [REPOSITORY / "daemon" / "trackd", REPOSITORY / "client" / "trackd_client"]
     modules = {path.name for package in packages for path in package.glob("[!_]*.py")}
-    helpers = {path.name for path in (REPOSITORY / "tests").glob("[!c]*.py")}
+    helpers = {path.name for path in (REPOSITORY / "tests" / "helpers").glob("[!_]*.py")}
     assert set(re.findall(r"\w+\.py", layout)) == modules | helpers
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if [*path.glob("[!_]*")]}
     assert folders - {"__pycache__"} <= set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE))

@@ -12,7 +12,7 @@ Examples:
   trackctl metrics | grep refusals
   trackctl metrics > trackd.prom.new && mv trackd.prom.new trackd.prom
 
-The text is Prometheus's exposition format. docs/operations.md has the names.
+The text is Prometheus's exposition format. docs/monitoring.md has the names.
 
 \b
 JSON: {"families": [[name, kind, help, [label names], samples]]}, as the

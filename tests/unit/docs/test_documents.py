@@ -16,6 +16,7 @@ DOCUMENTS = [
 #: Where people read the name of a document, beside the documents themselves.
 SOURCES = (
     "Makefile",
+    "client/**/*.py",
     "daemon/**/*.py",
     "docs/**/*",
     "systemd/*",

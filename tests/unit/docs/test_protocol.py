@@ -224,7 +224,7 @@ def test_the_error_codes_are_those_of_the_code() -> None:
 
 
 def test_the_limits_are_those_of_the_code_with_their_defaults() -> None:
-    told = {name(row[0]): int(row[1]) for row in table("Limits that `hello` tells")}
+    told = {name(row[0]): int(row[1]) for row in table("Limits that are settings")}
     assert told == Limits()._asdict()
     fixed = [int(row[1]) for row in table("Limits that are fixed")]
     assert fixed == [TOKEN_BYTES, MAX_LABELS, MAX_LABEL_BYTES, FRAME_SLACK]
