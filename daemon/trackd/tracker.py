@@ -7,7 +7,7 @@ there are proxies without a connection, and lets no two leases claim the same pr
 exist it learns from gossip; a proxy that gossip stops mentioning expires.
 
 Everything here is pure: no I/O, no threads, no logging, the clock is an argument. It knows nothing
-of sessions, waiters or the store. Rule numbers in comments are those of part 1 of the design.
+of sessions, waiters or the store. Rule numbers in comments are those of docs/rules.md.
 """
 
 import math

@@ -135,6 +135,7 @@ def test_a_refused_lease_says_when_the_dial_budget_has_another(
         assert raw.request("try_acquire")["lease"] is None, "what was taken is spent"
 
 
+@pytest.mark.rule(13)
 def test_the_dial_budget_is_one_for_all_agents_serves_waiters_first_and_survives_a_restart(
     make_trackd_daemon: MakeDaemon,
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import pwd
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,21 @@ def test_requests_that_wait_for_an_absent_daemon_and_are_too_late_then_do_nothin
     assert (status["inflight"], status["tracked"], status["last_lease"]) == (0, 0, 0)
 
 
+@pytest.mark.rule(12)
+@needs_root
+def test_the_clock_of_the_daemon_is_the_one_that_counts_the_time_of_a_suspend(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    """The daemon lives where this clock alone is 100,000 s ahead, as after a suspend."""
+    with started_by('exec unshare --time --boottime 100000 "$@"', tmp_path):
+        daemon = make_trackd_daemon(start=False)
+        daemon.start()
+    with RawPeer(daemon.endpoint) as peer:
+        ahead = peer.request("hello")["clock"] - time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert 99_000 < ahead < 101_000
+
+
+@pytest.mark.rule(14)
 def test_a_tunnel_that_outlived_its_session_is_adopted(make_trackd_daemon: MakeDaemon) -> None:
     daemon = make_trackd_daemon(state_dir="")
     lost: list[Exception] = []

@@ -18,6 +18,8 @@ from trackd_client.clock import boottime
 from trackd_client.errors import LimitExceeded
 from trackd_client.testing import Daemon, MakeDaemon
 
+pytestmark = pytest.mark.rule(13)
+
 
 class Line:
     """Agents that wait in a known order: each joins once the one before stands in line."""

@@ -14,7 +14,7 @@ CLUSTER = "c"
 
 
 class Model:
-    """The rules as the design writes them, each recomputed from all there is."""
+    """The rules as docs/rules.md says them, each recomputed from all there is."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -111,6 +111,7 @@ def test_whoever_waits_learns_of_the_end_of_the_session(desk: Desk, agent: Agent
 # adopting
 
 
+@pytest.mark.rule(14)
 def test_adopting_is_for_names_that_nobody_holds(desk: Desk, agent: AgentOf, host: Host) -> None:
     lease = agent.ask(desk, "try_acquire")["lease"]
     agent.ask(desk, "claim", lease=lease, principals=["p1"])
@@ -122,6 +123,7 @@ def test_adopting_is_for_names_that_nobody_holds(desk: Desk, agent: AgentOf, hos
     assert desk.state.tracker.inflight == 0
 
 
+@pytest.mark.rule(14)
 def test_adopting_asks_neither_the_count_nor_the_queue(
     desk: Desk, agent: AgentOf, host: Host
 ) -> None:

@@ -1,4 +1,4 @@
-"""The rules of the tracker, one after the other; the numbers are those of the design."""
+"""The rules of the tracker, one after the other; the numbers are those of docs/rules.md."""
 
 import math
 from collections import UserList
@@ -80,23 +80,27 @@ def state(tracker: Tracker) -> object:
 # -- rule 1: cluster name and default expiry ------------------------------------------
 
 
+@pytest.mark.rule(1)
 def test_an_empty_cluster_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="cluster_name"):
         Tracker("")
 
 
+@pytest.mark.rule(1)
 def test_arguments_may_be_given_by_position() -> None:
     tracker = Tracker(CLUSTER, 60.0, lambda: 5.0)
     tracker.track_expected([Proxy("a")])
     assert (tracker.cluster_name, tracker.next_expiry) == (CLUSTER, 65.0)
 
 
+@pytest.mark.rule(1)
 def test_a_proxy_expires_after_180_seconds_unless_told_otherwise(clock: Clock) -> None:
     tracker = Tracker(cluster_name=CLUSTER, clock=clock)
     tracker.track_expected([Proxy("a")])
     assert tracker.next_expiry == clock.now + 180.0
 
 
+@pytest.mark.rule(1)
 @pytest.mark.parametrize("expiry", [0, 0.0, -0.0, -1, -0.5])
 def test_a_proxy_expiry_of_zero_or_less_means_the_default(clock: Clock, expiry: float) -> None:
     tracker = Tracker(CLUSTER, expiry, clock)
@@ -106,6 +110,7 @@ def test_a_proxy_expiry_of_zero_or_less_means_the_default(clock: Clock, expiry: 
     assert tracker.proxy_expiry == 180.0
 
 
+@pytest.mark.rule(1)
 def test_a_changed_proxy_expiry_holds_for_later_mentions(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     tracker.proxy_expiry = 10.0
@@ -117,11 +122,13 @@ def test_a_changed_proxy_expiry_holds_for_later_mentions(tracker: Tracker, clock
 # -- rule 2: gossip -------------------------------------------------------------------
 
 
+@pytest.mark.rule(2)
 def test_a_mention_inserts_a_proxy_with_all_that_it_says(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", "g", 7, 30.0)])
     assert tracker.get("a") == TrackedProxy("a", "g", 7, clock.now + 30.0)
 
 
+@pytest.mark.rule(2)
 @pytest.mark.parametrize(
     ("newest", "place"),
     [
@@ -140,6 +147,7 @@ def test_the_newest_message_wins(tracker: Tracker, newest: Proxy, place: tuple[s
     assert tracker.tracked_count == tracker.desired_count == 1
 
 
+@pytest.mark.rule(2)
 @pytest.mark.parametrize("ttl", [None, 0, 0.0, -1, -0.5])
 def test_a_ttl_that_is_missing_or_not_positive_means_proxy_expiry(
     clock: Clock, ttl: float | None
@@ -149,6 +157,7 @@ def test_a_ttl_that_is_missing_or_not_positive_means_proxy_expiry(
     assert tracker.next_expiry == clock.now + 60.0
 
 
+@pytest.mark.rule(2)
 @pytest.mark.parametrize("first", [1000.0, 1.0])
 def test_a_message_that_drops_the_ttl_wins_too(
     tracker: Tracker, clock: Clock, first: float
@@ -158,6 +167,7 @@ def test_a_message_that_drops_the_ttl_wins_too(
     assert tracker.next_expiry == clock.now + 180.0
 
 
+@pytest.mark.rule(2)
 def test_a_mention_counts_from_the_time_of_its_message(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0)])
     clock.now += 7.5
@@ -165,6 +175,7 @@ def test_a_mention_counts_from_the_time_of_its_message(tracker: Tracker, clock: 
     assert tracker.next_expiry == clock.now + 10.0
 
 
+@pytest.mark.rule(2)
 def test_the_last_mention_in_a_message_wins(tracker: Tracker, clock: Clock) -> None:
     message = [Proxy("a", "g", 9, 5.0), Proxy("b", ttl=20.0), Proxy("a", "h", 2, 20.0)]
     assert tracker.track_expected(message) == ["a", "b"]
@@ -172,6 +183,7 @@ def test_the_last_mention_in_a_message_wins(tracker: Tracker, clock: Clock) -> N
     assert tracker.next_expiry == clock.now + 20.0
 
 
+@pytest.mark.rule(2)
 def test_an_empty_message_changes_nothing(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a")])
     before = state(tracker)
@@ -180,6 +192,7 @@ def test_an_empty_message_changes_nothing(tracker: Tracker, clock: Clock) -> Non
     assert state(tracker) == before
 
 
+@pytest.mark.rule(2)
 def test_absence_from_a_message_never_removes_a_proxy(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", generation=1), Proxy("b", generation=1)])
     clock.now += 100.0
@@ -190,11 +203,13 @@ def test_absence_from_a_message_never_removes_a_proxy(tracker: Tracker, clock: C
     assert tracker.sweep() == ["b"]
 
 
+@pytest.mark.rule(2)
 def test_an_empty_proxy_name_is_taken_as_it_is(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("")])
     assert (tracker.tracked_count, tracker.desired_count) == (1, 1)
 
 
+@pytest.mark.rule(2)
 def test_a_message_tells_which_names_are_new_or_moved(tracker: Tracker, clock: Clock) -> None:
     assert tracker.track_expected([Proxy("a"), Proxy("b"), Proxy("c")]) == ["a", "b", "c"]
     clock.now += 1.0
@@ -204,18 +219,21 @@ def test_a_message_tells_which_names_are_new_or_moved(tracker: Tracker, clock: C
     assert tracker.track_expected(message) == []
 
 
+@pytest.mark.rule(2)
 def test_a_message_that_moves_only_expiries_tells_nothing(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=5.0)])
     assert tracker.track_expected([Proxy("a", ttl=50.0)]) == []
     assert tracker.next_expiry == clock.now + 50.0
 
 
+@pytest.mark.rule(2)
 def test_a_name_that_ends_a_message_where_it_began_has_not_changed(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a", "g", 1)])
     assert tracker.track_expected([Proxy("a", "h", 2), Proxy("a", "g", 1)]) == []
     assert tracker.track_expected([Proxy("b", "h"), Proxy("b", "g", 1)]) == ["b"]
 
 
+@pytest.mark.rule(2)
 def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
     tracker: Tracker,
 ) -> None:
@@ -234,6 +252,7 @@ def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
     assert tracker.unknown([*known, *unknown]) == list(range(4, 4 + len(unknown)))
 
 
+@pytest.mark.rule(2)
 def test_rows_that_are_already_checked_do_the_same(tracker: Tracker, clock: Clock) -> None:
     rows = [("a", "g", 7, 30.0), ("b", "", 0, None)]
     assert tracker.track_rows(rows) == {"a": None, "b": None}
@@ -245,6 +264,7 @@ def test_rows_that_are_already_checked_do_the_same(tracker: Tracker, clock: Cloc
 # -- rules 3 and 4: expiry ------------------------------------------------------------
 
 
+@pytest.mark.rule(3)
 def test_at_exactly_its_expiry_a_proxy_still_counts(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0)])
     clock.now += 10.0
@@ -253,6 +273,8 @@ def test_at_exactly_its_expiry_a_proxy_still_counts(tracker: Tracker, clock: Clo
     assert tracker.tracked_count == tracker.desired_count == 1
 
 
+@pytest.mark.rule(3)
+@pytest.mark.rule(4)
 def test_just_after_its_expiry_a_proxy_is_swept(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0), Proxy("b", ttl=11.0), Proxy("c", ttl=10.0)])
     clock.now += 10.0 + 1e-9
@@ -262,6 +284,7 @@ def test_just_after_its_expiry_a_proxy_is_swept(tracker: Tracker, clock: Clock) 
     assert tracker.sweep() == []
 
 
+@pytest.mark.rule(4)
 def test_every_try_acquire_begins_with_a_purge(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0), Proxy("b", ttl=100.0)])
     connect(tracker, "b")
@@ -270,6 +293,7 @@ def test_every_try_acquire_begins_with_a_purge(tracker: Tracker, clock: Clock) -
     assert names(tracker) == {"b"}
 
 
+@pytest.mark.rule(4)
 def test_nothing_else_looks_at_expiry(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0), Proxy("b", ttl=10.0), Proxy("c", ttl=10.0)])
     leases = [lease_of(tracker), lease_of(tracker)]
@@ -287,6 +311,7 @@ def test_nothing_else_looks_at_expiry(tracker: Tracker, clock: Clock) -> None:
     assert tracker.missing(9) == ["a", "c", "d"]
 
 
+@pytest.mark.rule(3)
 def test_a_proxy_mentioned_in_time_never_expires(tracker: Tracker, clock: Clock) -> None:
     for _ in range(100):
         tracker.track_expected([Proxy("a", ttl=10.0)])
@@ -296,6 +321,7 @@ def test_a_proxy_mentioned_in_time_never_expires(tracker: Tracker, clock: Clock)
     assert tracker.sweep() == ["a"]
 
 
+@pytest.mark.rule(3)
 def test_the_next_expiry_is_that_of_the_proxy_that_expires_first(
     tracker: Tracker, clock: Clock
 ) -> None:
@@ -320,6 +346,7 @@ def test_without_proxies_there_is_no_next_expiry(tracker: Tracker, clock: Clock)
 # -- rule 5: claims do not expire -----------------------------------------------------
 
 
+@pytest.mark.rule(5)
 def test_a_claimed_proxy_that_expires_stays_claimed(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=10.0)])
     (lease,) = connect(tracker, "a")
@@ -332,6 +359,7 @@ def test_a_claimed_proxy_that_expires_stays_claimed(tracker: Tracker, clock: Clo
     assert tracker.adopt(["a"]) is None
 
 
+@pytest.mark.rule(5)
 def test_a_claimed_proxy_that_returns_counts_again(tracker: Tracker, clock: Clock) -> None:
     connect(tracker, "a")
     assert tracker.claimed_desired_count == 0
@@ -347,10 +375,12 @@ def test_a_claimed_proxy_that_returns_counts_again(tracker: Tracker, clock: Cloc
 # -- rule 6: granting -----------------------------------------------------------------
 
 
+@pytest.mark.rule(6)
 def test_the_first_lease_is_granted_before_any_gossip_and_alone(tracker: Tracker) -> None:
     assert grants(tracker) == 1
 
 
+@pytest.mark.rule(6)
 def test_while_nothing_is_tracked_one_lease_at_a_time_is_granted(tracker: Tracker) -> None:
     for name in "abc":
         assert grants(tracker) == 1
@@ -358,17 +388,20 @@ def test_while_nothing_is_tracked_one_lease_at_a_time_is_granted(tracker: Tracke
     assert (tracker.claimed_count, tracker.tracked_count) == (3, 0)
 
 
+@pytest.mark.rule(6)
 def test_a_released_bootstrap_lease_is_granted_again(tracker: Tracker) -> None:
     assert tracker.release(lease_of(tracker))
     assert grants(tracker) == 1
 
 
+@pytest.mark.rule(6)
 def test_once_something_is_claimed_and_tracked_bootstrap_is_over(tracker: Tracker) -> None:
     connect(tracker, "a")
     tracker.track_expected([Proxy("a")])
     assert grants(tracker) == 0
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize("count", [0, -1, -100])
 def test_an_agent_mesh_wants_a_connection_to_every_desired_proxy(
     tracker: Tracker, count: int
@@ -379,6 +412,7 @@ def test_an_agent_mesh_wants_a_connection_to_every_desired_proxy(
     assert grants(tracker) == 5
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize(("count", "granted"), [(1, 1), (3, 3), (5, 5), (6, 5), (2**70, 5)])
 def test_proxy_peering_limits_the_target(tracker: Tracker, count: int, granted: int) -> None:
     tracker.track_expected([Proxy(name) for name in "abcde"])
@@ -387,6 +421,7 @@ def test_proxy_peering_limits_the_target(tracker: Tracker, count: int, granted: 
     assert grants(tracker) == granted
 
 
+@pytest.mark.rule(6)
 def test_leases_in_flight_and_desired_claims_count_against_the_target(tracker: Tracker) -> None:
     tracker.track_expected([Proxy(name) for name in "abcde"])
     connect(tracker, "a", "b")
@@ -397,6 +432,7 @@ def test_leases_in_flight_and_desired_claims_count_against_the_target(tracker: T
     assert grants(tracker) == 1
 
 
+@pytest.mark.rule(6)
 def test_claims_of_proxies_that_are_not_desired_do_not_count(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("old", generation=1), Proxy("new", generation=2)])
     connect(tracker, "old", "unknown")
@@ -404,6 +440,7 @@ def test_claims_of_proxies_that_are_not_desired_do_not_count(tracker: Tracker) -
     assert grants(tracker) == 1
 
 
+@pytest.mark.rule(6)
 def test_only_the_largest_generation_of_a_group_is_desired(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a", generation=1), Proxy("b", generation=1)])
     tracker.track_expected([Proxy("c", generation=3), Proxy("d", generation=2)])
@@ -411,6 +448,7 @@ def test_only_the_largest_generation_of_a_group_is_desired(tracker: Tracker) -> 
     assert (tracker.desired_count, tracker.target) == (1, 1)
 
 
+@pytest.mark.rule(6)
 def test_every_group_has_its_own_largest_generation(tracker: Tracker) -> None:
     tracker.track_expected(
         [Proxy("a", "", 9), Proxy("b", "g", 1), Proxy("c", "g", 2), Proxy("d", "h", 0)]
@@ -419,6 +457,7 @@ def test_every_group_has_its_own_largest_generation(tracker: Tracker) -> None:
     assert grants(tracker) == 3
 
 
+@pytest.mark.rule(6)
 def test_a_full_roll_out_moves_every_connection(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy(name, generation=1) for name in ("a1", "b1")])
     old = connect(tracker, "a1", "b1")
@@ -436,6 +475,7 @@ def test_a_full_roll_out_moves_every_connection(tracker: Tracker, clock: Clock) 
     assert (tracker.claimed_count, tracker.claimed_desired_count) == (2, 2)
 
 
+@pytest.mark.rule(6)
 def test_when_the_largest_generation_expires_the_one_before_is_desired_again(
     tracker: Tracker, clock: Clock
 ) -> None:
@@ -448,6 +488,7 @@ def test_when_the_largest_generation_expires_the_one_before_is_desired_again(
     assert (tracker.desired_count, tracker.claimed_desired_count) == (3, 1)
 
 
+@pytest.mark.rule(6)
 def test_a_smaller_count_revokes_nothing_and_refuses_until_it_is_met(tracker: Tracker) -> None:
     tracker.track_expected([Proxy(name) for name in "abcd"])
     leases = connect(tracker, "a", "b", "c")
@@ -460,6 +501,7 @@ def test_a_smaller_count_revokes_nothing_and_refuses_until_it_is_met(tracker: Tr
     assert grants(tracker) == 1
 
 
+@pytest.mark.rule(6)
 def test_lease_ids_count_from_one_and_are_never_reused(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     assert [lease_of(tracker), lease_of(tracker)] == [1, 2]
@@ -470,6 +512,7 @@ def test_lease_ids_count_from_one_and_are_never_reused(tracker: Tracker) -> None
     assert tracker.last_lease == 4
 
 
+@pytest.mark.rule(6)
 def test_a_granted_lease_is_in_flight(tracker: Tracker) -> None:
     lease = lease_of(tracker)
     assert tracker.inflight == 1
@@ -481,6 +524,7 @@ def test_a_granted_lease_is_in_flight(tracker: Tracker) -> None:
 # -- rule 7: principals ---------------------------------------------------------------
 
 
+@pytest.mark.rule(7)
 @pytest.mark.parametrize(
     ("principals", "name"),
     [
@@ -520,6 +564,7 @@ def test_principals_resolve_to_one_name(
     assert tracker.resolve(principals) == name
 
 
+@pytest.mark.rule(7)
 def test_an_expired_but_claimed_name_is_still_known(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a.example.com", ttl=1.0)])
     connect(tracker, "a.example.com")
@@ -531,6 +576,7 @@ def test_an_expired_but_claimed_name_is_still_known(tracker: Tracker, clock: Clo
 # -- rule 8: claiming -----------------------------------------------------------------
 
 
+@pytest.mark.rule(8)
 def test_a_claim_takes_the_lease_out_of_flight(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     lease = lease_of(tracker)
@@ -539,6 +585,7 @@ def test_a_claim_takes_the_lease_out_of_flight(tracker: Tracker) -> None:
     assert (tracker.lease_name(lease), tracker.holder("a")) == ("a", lease)
 
 
+@pytest.mark.rule(8)
 def test_a_proxy_is_claimed_once_whatever_name_it_presents(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     first, second = lease_of(tracker), lease_of(tracker)
@@ -548,6 +595,7 @@ def test_a_proxy_is_claimed_once_whatever_name_it_presents(tracker: Tracker) -> 
     assert tracker.holder("a") == first
 
 
+@pytest.mark.rule(8)
 def test_a_failed_claim_changes_nothing_and_may_be_tried_again(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     connect(tracker, "a")
@@ -560,6 +608,7 @@ def test_a_failed_claim_changes_nothing_and_may_be_tried_again(tracker: Tracker)
     assert tracker.claim(lease, ["b"]) == "b"
 
 
+@pytest.mark.rule(8)
 def test_a_lease_claims_once(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     lease = lease_of(tracker)
@@ -570,6 +619,7 @@ def test_a_lease_claims_once(tracker: Tracker) -> None:
     assert state(tracker) == before
 
 
+@pytest.mark.rule(8)
 @pytest.mark.parametrize("lease", [0, -1, 2, 2**70])
 def test_a_lease_that_was_never_granted_claims_nothing(tracker: Tracker, lease: int) -> None:
     tracker.track_expected([Proxy("a")])
@@ -579,6 +629,7 @@ def test_a_lease_that_was_never_granted_claims_nothing(tracker: Tracker, lease: 
     assert state(tracker) == before
 
 
+@pytest.mark.rule(8)
 def test_a_released_lease_claims_nothing(tracker: Tracker) -> None:
     lease = lease_of(tracker)
     tracker.release(lease)
@@ -586,6 +637,7 @@ def test_a_released_lease_claims_nothing(tracker: Tracker) -> None:
     assert (tracker.inflight, tracker.claimed_count) == (0, 0)
 
 
+@pytest.mark.rule(8)
 def test_claiming_a_name_that_is_not_tracked_does_not_track_it(tracker: Tracker) -> None:
     lease = lease_of(tracker)
     assert tracker.claim(lease, [f"a.{CLUSTER}"]) == "a"
@@ -596,6 +648,7 @@ def test_claiming_a_name_that_is_not_tracked_does_not_track_it(tracker: Tracker)
 # -- rule 9: releasing ----------------------------------------------------------------
 
 
+@pytest.mark.rule(9)
 def test_releasing_frees_the_claim(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a")])
     (lease,) = connect(tracker, "a")
@@ -608,6 +661,7 @@ def test_releasing_frees_the_claim(tracker: Tracker) -> None:
     assert tracker.claim(lease_of(tracker), ["a"]) == "a"
 
 
+@pytest.mark.rule(9)
 def test_releasing_takes_an_unclaimed_lease_out_of_flight(tracker: Tracker) -> None:
     lease = lease_of(tracker)
     assert tracker.release(lease)
@@ -615,6 +669,7 @@ def test_releasing_takes_an_unclaimed_lease_out_of_flight(tracker: Tracker) -> N
     assert not tracker.holds(lease)
 
 
+@pytest.mark.rule(9)
 def test_a_second_release_is_a_no_op(tracker: Tracker) -> None:
     first = lease_of(tracker)
     assert tracker.claim(first, ["a"]) == "a"
@@ -631,6 +686,7 @@ def test_a_second_release_is_a_no_op(tracker: Tracker) -> None:
 # -- rule 10: asking ------------------------------------------------------------------
 
 
+@pytest.mark.rule(10)
 def test_is_claimed_resolves_as_a_claim_does(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("free")])
     connect(tracker, "a", "held")
@@ -646,6 +702,7 @@ def test_is_claimed_resolves_as_a_claim_does(tracker: Tracker) -> None:
 # -- rule 11: generations -------------------------------------------------------------
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize(
     ("smaller", "larger"),
     [
@@ -665,6 +722,7 @@ def test_generations_are_compared_as_unsigned_64_bit(
     assert [group.generation for group in tracker.groups()] == [larger, larger]
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize("generation", [-1, 2**64, 2**100])
 def test_other_generations_are_refused(tracker: Tracker, generation: int) -> None:
     with pytest.raises(ValueError, match="generation of proxy 'a'"):
@@ -674,6 +732,7 @@ def test_other_generations_are_refused(tracker: Tracker, generation: int) -> Non
 # -- rule 12: the clock ---------------------------------------------------------------
 
 
+@pytest.mark.rule(12)
 def test_only_the_injected_clock_tells_the_time(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy("a", ttl=1e-9)])
     lease_of(tracker)
@@ -682,11 +741,13 @@ def test_only_the_injected_clock_tells_the_time(tracker: Tracker, clock: Clock) 
     assert tracker.sweep() == ["a"]
 
 
+@pytest.mark.rule(12)
 def test_the_clock_is_read_once_for_a_message(tracker: Tracker, clock: Clock) -> None:
     tracker.track_expected([Proxy(str(i), ttl=float(i)) for i in range(100)])
     assert clock.readings == 1
 
 
+@pytest.mark.rule(12)
 @pytest.mark.parametrize(
     "call",
     [
@@ -721,6 +782,7 @@ def test_a_clock_that_fails_leaves_everything_as_it_was(
 # -- rule 14: adopting ----------------------------------------------------------------
 
 
+@pytest.mark.rule(14)
 def test_adopting_grants_and_claims_in_one_step(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     assert tracker.try_acquire() == 1
@@ -730,6 +792,7 @@ def test_adopting_grants_and_claims_in_one_step(tracker: Tracker) -> None:
     assert tracker.try_acquire() is None
 
 
+@pytest.mark.rule(14)
 def test_adopting_goes_beyond_the_connection_count(tracker: Tracker) -> None:
     tracker.track_expected([Proxy(name) for name in "abc"])
     tracker.set_connection_count(1)
@@ -737,6 +800,7 @@ def test_adopting_goes_beyond_the_connection_count(tracker: Tracker) -> None:
     assert tracker.claimed_count == 3
 
 
+@pytest.mark.rule(14)
 def test_a_name_that_a_lease_holds_is_not_adopted(tracker: Tracker) -> None:
     tracker.track_expected([Proxy("a"), Proxy("b")])
     connect(tracker, "a")
@@ -748,6 +812,7 @@ def test_a_name_that_a_lease_holds_is_not_adopted(tracker: Tracker) -> None:
     assert state(tracker) == before
 
 
+@pytest.mark.rule(14)
 def test_an_adopted_lease_is_released_like_any_other(tracker: Tracker) -> None:
     (lease,) = connect(tracker, "a")
     assert tracker.claim(lease, ["b"]) is None

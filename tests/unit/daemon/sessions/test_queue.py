@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trackd.peers import Peer
 from trackd.sessions import Session, Waiter
 from trackd.waiting import Queue
+
+pytestmark = pytest.mark.rule(13)
 
 SESSION = Session(1, b"\x00" * 16, Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
 

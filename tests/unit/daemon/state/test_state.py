@@ -182,6 +182,7 @@ def test_everything_survives_a_restart_after_every_single_change(world: World) -
     assert state.tracker.tracked_count == 0
 
 
+@pytest.mark.rule(11)
 def test_generations_of_64_bits_survive_a_restart(world: World) -> None:
     world.track("p1", generation=LARGEST)
     for store in (world.commit, world.take_checkpoint):
@@ -191,6 +192,7 @@ def test_generations_of_64_bits_survive_a_restart(world: World) -> None:
         assert found.generation == LARGEST
 
 
+@pytest.mark.rule(6)
 def test_lease_ids_go_on_counting_also_when_all_leases_are_gone(world: World) -> None:
     session = world.open()
     for _ in range(3):
@@ -228,6 +230,7 @@ def test_the_revision_goes_on_and_never_back(world: World) -> None:
     assert world.state.changes.revision == revision + 2
 
 
+@pytest.mark.rule(12)
 def test_a_ttl_runs_through_the_time_without_a_daemon(world: World) -> None:
     world.track("short", ttl=10.0)
     world.track("long", ttl=100.0)
@@ -549,6 +552,7 @@ def test_a_holder_is_told_of_its_newest_expired_leases_however_many_there_were()
     assert session_of(world.reloaded(), session).expired == session.expired
 
 
+@pytest.mark.rule(14)
 def test_an_adopted_lease_never_expires() -> None:
     world = World(claim_timeout=1.0)
     session = world.open(Process(10, 1))
@@ -562,6 +566,7 @@ def test_an_adopted_lease_never_expires() -> None:
 # -- waiting -----------------------------------------------------------------------------
 
 
+@pytest.mark.rule(13)
 def test_waiters_keep_their_order_over_a_restart_and_a_checkpoint(world: World) -> None:
     sessions = [world.open() for _ in range(4)]
     world.acquire(sessions[0])
@@ -592,6 +597,7 @@ def test_a_waiter_that_was_served_while_its_client_was_away_finds_its_grant(worl
     world.check()
 
 
+@pytest.mark.rule(13)
 def test_nobody_jumps_the_queue(world: World) -> None:
     first, second = world.open(), world.open()
     lease = world.acquire(first)
