@@ -598,6 +598,24 @@ def test_a_waiter_that_was_served_while_its_client_was_away_finds_its_grant(worl
 
 
 @pytest.mark.rule(13)
+def test_everyone_there_is_room_for_is_served_at_once_in_the_order_of_arrival(
+    world: World,
+) -> None:
+    holder, *sessions = (world.open() for _ in range(5))
+    world.acquire(holder)
+    for number in (2, 0, 3, 1):
+        world.state.park(sessions[number], 1, None, b"session %d" % number)
+    world.track("p1", "p2", "p3", "p4")
+    world.state.serve_waiters()
+    assert [(route, body["lease"]) for route, body in world.delivered] == [
+        (b"session 2", 2),
+        (b"session 0", 3),
+        (b"session 3", 4),
+    ]
+    assert len(world.state.queue) == 1
+
+
+@pytest.mark.rule(13)
 def test_nobody_jumps_the_queue(world: World) -> None:
     first, second = world.open(), world.open()
     lease = world.acquire(first)
