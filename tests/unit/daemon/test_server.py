@@ -63,6 +63,14 @@ class World:
         if what in self.faults:
             raise self.faults[what]
 
+    def monotonic(self) -> float:
+        self.now += 0.3  # ten looks at the clock are less than STOP_SECONDS
+        return self.now
+
+    def end_now(self, code: int) -> None:
+        self.record.append(f"exit {code} at once")
+        raise Ended
+
     def serve(self, descriptor: int | None = None) -> int:
         overseer: Any = Overseer(self)
         return server._serve(self.config, descriptor, overseer)
@@ -152,7 +160,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for name in ACTORS:
         monkeypatch.setattr(server, name, fake_actor(world, name))
     monkeypatch.setattr(server, "Probe", FakeProbe)
-    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: world.now))
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=world.monotonic))
+    monkeypatch.setattr("os._exit", world.end_now)
     context = SimpleNamespace(term=lambda: world.happen("end the context"))
     monkeypatch.setattr(zmq, "Context", lambda: context)
     thresholds = gc.get_threshold()
@@ -254,18 +263,8 @@ def test_an_actor_that_does_not_start_is_a_failure(
 
 
 @pytest.mark.parametrize("wedged", ACTORS)
-def test_an_actor_that_does_not_stop_ends_the_process_at_once(
-    world: World, monkeypatch: pytest.MonkeyPatch, wedged: str
-) -> None:
-    codes: list[int] = []
-
-    def end_now(code: int) -> None:
-        codes.append(code)
-        raise Ended
-
-    monkeypatch.setattr("os._exit", end_now)
+def test_an_actor_that_does_not_stop_ends_the_process_at_once(world: World, wedged: str) -> None:
     world.wedged = {wedged}
     with pytest.raises(Ended):
         world.serve()
-    assert codes == [exits.FAILED]
-    assert world.record[-1] == f"stop {wedged}"
+    assert world.record[-2:] == [f"stop {wedged}", f"exit {exits.FAILED} at once"]
