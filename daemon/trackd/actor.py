@@ -37,7 +37,7 @@ from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.peers import Roles, start_time
 from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
-from trackd.sessions import Process
+from trackd.sessions.identity import Process
 from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Connect, DamagedError, Store, StoreError, connect
 from trackd.stored import load, value_of

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from trackd.sessions import Lease
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
+from trackd.sessions.sessions import Lease
 
 #: Seconds until those who could be advised are looked for again, when nobody listens.
 _RETRY_SECONDS: Final = 1.0

@@ -40,7 +40,7 @@ from trackd_client.protocol import Done
 
 @dataclass(slots=True)
 class SessionRow:
-    """A session as it is stored; the fields are those of `trackd.sessions.Session`."""
+    """A session as it is stored; the fields are those of `trackd.sessions.sessions.Session`."""
 
     id: int
     uid: int

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from trackd.sessions import REASONS
+from trackd.sessions.sessions import REASONS
 
 #: Upper bounds in seconds: what a request takes, a commit, and a crashed agent's leases.
 _REQUEST_SECONDS: Final = (

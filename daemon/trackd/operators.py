@@ -26,7 +26,7 @@ from trackd_client.protocol import ProtocolError, check_count, check_name
 if TYPE_CHECKING:
     from trackd.mailbox import Call
     from trackd.requests import Requests
-    from trackd.sessions import Session
+    from trackd.sessions.sessions import Session
     from trackd.state import State
 
 log = logging.getLogger("trackd.operators")

@@ -13,28 +13,14 @@ import pwd
 import select
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+
+from trackd.sessions.identity import Peer
 
 #: How much of a command is told.
 _COMMAND_WORDS = 3
 _COMMAND_CHARACTERS = 80
 #: Distinct addresses remembered; one per process that ever connected.
 _CACHE_SIZE = 4096
-
-
-class Peer(NamedTuple):
-    """The process that made a connection.
-
-    Attributes:
-        uid: its effective user id at that moment.
-        gid: its effective group id.
-        pid: its process id as this daemon sees it; 0 when it lives in a pid namespace
-            that this one cannot see.
-    """
-
-    uid: int
-    gid: int
-    pid: int
 
 
 class PeerCache(dict[str, Peer | None]):

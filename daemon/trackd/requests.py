@@ -19,11 +19,12 @@ from trackd.facts import Facts
 from trackd.logs import fields as about
 from trackd.mailbox import Call
 from trackd.operation import PARKED, Fields, Operation
-from trackd.peers import Peer, Roles, command_of, has_exited, start_time
+from trackd.peers import Roles, command_of, has_exited, start_time
 from trackd.probe import PROBE
-from trackd.sessions import Process, Session, Watch, sentence_of
+from trackd.rules.tracker import Row
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import Session, Watch, sentence_of
 from trackd.state import State
-from trackd.tracker import Row
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.protocol import (

@@ -1,10 +1,9 @@
 """Everything that the daemon knows, and each way in which it changes.
 
-`State` joins the pure rules (`trackd.tracker`) with who owns what (`trackd.sessions`) and
-who waits (`trackd.waiting`). It notes each change in `trackd.changes`, as an event and as a record
-for the store (`trackd.stored` and `trackd.image` say what the records mean). It runs in
-the actor's thread alone, and does no I/O: the clock, the reply channel and the watch over
-processes are given to it.
+`State` joins the pure rules (`trackd.rules`) with who owns what and who waits (`trackd.sessions`).
+It notes each change in `trackd.changes`, as an event and as a record for the store. It runs in the
+actor's thread alone, and does no I/O: the clock, the reply channel and the watch over processes
+are given to it.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.advice import Advice
-from trackd.budget import Budget
 from trackd.changes import Changes
 from trackd.config import Config
-from trackd.expiry import TTL_OF
-from trackd.forgotten import Forgotten, Tombstone
 from trackd.metrics import Metrics
-from trackd.peers import Peer
-from trackd.sessions import (
+from trackd.rules.budget import Budget
+from trackd.rules.expiry import TTL_OF
+from trackd.rules.tombstones import Forgotten, Tombstone
+from trackd.rules.tracker import Place, Row, Tracker
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.queue import Queue
+from trackd.sessions.sessions import (
     EXPIRED_LEASES,
     Lease,
-    Process,
     Remembered,
     Session,
     Sessions,
@@ -36,8 +36,6 @@ from trackd.sessions import (
 )
 from trackd.store import Key
 from trackd.stored import lease_row, session_row
-from trackd.tracker import Place, Row, Tracker
-from trackd.waiting import Queue
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.protocol import REPLY, encode
@@ -150,7 +148,7 @@ class State:
 
         Args:
             session: which.
-            reason: one of `trackd.sessions.REASONS`.
+            reason: one of `trackd.sessions.sessions.REASONS`.
             by: the administrator whose act it is.
         """
         waiters = list(session.parked.values())

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trackd.image import Image, LeaseRow, SessionRow
-from trackd.peers import Peer
-from trackd.sessions import EXPIRED_LEASES, Ended, Lease, Process, Remembered, Session, Waiter
-from trackd.tracker import Place
+from trackd.rules.tracker import Place
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import EXPIRED_LEASES, Ended, Lease, Remembered, Session, Waiter
 from trackd_client.protocol import Done
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pykka._envelope import Envelope
 
 from trackd.logs import fields
 from trackd.peers import start_time
-from trackd.sessions import Process
+from trackd.sessions.identity import Process
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd_client.clock import boottime
 

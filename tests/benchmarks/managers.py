@@ -9,7 +9,7 @@ import sys
 from multiprocessing.managers import BaseManager
 from typing import Any
 
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
 
 _KEY = b"benchmark"
 _TRACKER = Tracker("example.com")

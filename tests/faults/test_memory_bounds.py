@@ -34,7 +34,7 @@ from helpers.support import (
     zmtp_socket,
 )
 from trackd import mailbox
-from trackd.sessions import ENDED_TOKENS
+from trackd.sessions.sessions import ENDED_TOKENS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK

@@ -22,9 +22,7 @@ from trackd.config import Config
 from trackd.image import Image
 from trackd.mailbox import Call
 from trackd.metrics import Metrics
-from trackd.peers import Peer
-from trackd.publisher import Audience
-from trackd.sessions import Process
+from trackd.sessions.identity import Peer, Process
 from trackd.state import State
 from trackd.store import Connect, connect
 from trackd.stored import load

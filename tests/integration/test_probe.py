@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.writer import Clock, Desk, Faults
-from trackd.peers import Peer
+from offline import Clock, Desk, Faults
+from trackd.sessions.identity import Peer
 
 SELF = Peer(0, 0, os.getpid())
 

@@ -38,7 +38,7 @@ from helpers.writer import (
     observe,
     told_by,
 )
-from trackd.sessions import Process
+from trackd.sessions.identity import Process
 from trackd.stored import value_of
 from trackd_client.errors import Code
 from trackd_client.protocol import Done, decode_reply

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trackd.tracker import GroupSummary, TrackedProxy, Tracker
+from trackd.rules.tracker import GroupSummary, TrackedProxy, Tracker
 from trackd_client.proxy import Proxy
 
 CLUSTER = "c"

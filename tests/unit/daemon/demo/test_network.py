@@ -11,7 +11,7 @@ import pytest
 from trackd.demo.network import PROXY_TTL, Ledger, Network, Proxy
 from trackd.demo.scenes import SCENES, verdict
 from trackd.demo.view import Played, closing_table
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
 from trackd_client import Proxy as GossipedProxy
 from trackd_client import parse_discovery
 

@@ -14,15 +14,8 @@ import pytest
 
 from helpers.support import wait_until
 from trackd import peers
-from trackd.peers import (
-    Peer,
-    PeerCache,
-    Roles,
-    command_of,
-    has_exited,
-    parse_address,
-    start_time,
-)
+from trackd.peers import PeerCache, Roles, command_of, has_exited, parse_address, start_time
+from trackd.sessions.identity import Peer
 
 # -- Peer-Address ------------------------------------------------------------------------
 

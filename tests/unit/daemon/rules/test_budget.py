@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.budget import Budget
+from trackd.rules.budget import Budget
 
 
 def test_a_burst_is_free_and_then_the_rate_is_kept() -> None:

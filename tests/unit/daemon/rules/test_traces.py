@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
 from trackd_client.proxy import Proxy
 
 TRACES = sorted((Path(__file__).parents[3] / "traces").glob("*.jsonl"))

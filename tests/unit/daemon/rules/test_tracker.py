@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trackd.tracker import GroupSummary, TrackedProxy, Tracker
+from trackd.rules.tracker import GroupSummary, TrackedProxy, Tracker
 from trackd_client.proxy import Proxy
 
 CLUSTER = "example.com"

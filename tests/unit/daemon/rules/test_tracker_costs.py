@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
 from trackd_client.proxy import Proxy
 
 SMALL, LARGE = 10, 10_000

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.peers import Peer
-from trackd.sessions import Session, Waiter
-from trackd.waiting import Queue
+from trackd.sessions.identity import Peer
+from trackd.sessions.queue import Queue
+from trackd.sessions.sessions import Session, Waiter
 
 pytestmark = pytest.mark.rule(13)
 

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd import sessions as sessions_module
-from trackd.peers import Peer
-from trackd.sessions import ENDED_SECONDS, Process, Remembered, Session, Sessions, Waiter, Watch
+from offline import AgentOf, Clock, Desk, Host, observe
+from trackd.sessions import sessions as sessions_module
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch
+from trackd.stored import value_of
+from trackd_client.errors import Code
 from trackd_client.protocol import MAX_UINT64
 
 

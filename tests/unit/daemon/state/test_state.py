@@ -12,13 +12,13 @@ from typing import Any
 import msgpack
 import pytest
 
-from helpers.writer import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
-from trackd import sessions as sessions_module
+from offline import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
 from trackd.config import Config
 from trackd.image import Image
 from trackd.metrics import Metrics
-from trackd.peers import Peer
-from trackd.sessions import EXPIRED_LEASES, Process, Session, Watch
+from trackd.sessions import sessions as sessions_module
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import EXPIRED_LEASES, Session, Watch
 from trackd.state import SWEEP_INTERVAL, State
 from trackd.store import Key, Record, Row
 from trackd.stored import load, value_of

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trackd.peers import Peer
+from trackd.sessions.identity import Peer, Process
 from trackd_client.protocol import Done
 
 #: How long, in seconds, and how many ended tokens are remembered.
@@ -34,13 +34,6 @@ REASONS = {
 def sentence_of(reason: str) -> str:
     """Return what people are told of the end of a session."""
     return f"the session has ended: {REASONS.get(reason, reason)}"
-
-
-class Process(NamedTuple):
-    """A process for good: its pid, and its start in clock ticks since boot."""
-
-    pid: int
-    start: int
 
 
 class Remembered(NamedTuple):

@@ -17,7 +17,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from trackd.arguments import (
+from trackd.rules.checks import (
     check_int,
     check_principals,
     check_proxies,
@@ -25,8 +25,8 @@ from trackd.arguments import (
     check_seconds,
     check_str,
 )
-from trackd.desired import Cohort, DesiredSet
-from trackd.expiry import Expiries, Row
+from trackd.rules.desired import Cohort, DesiredSet
+from trackd.rules.expiry import Expiries, Row
 from trackd_client.proxy import Proxy
 
 __all__ = ["DEFAULT_PROXY_EXPIRY", "GroupSummary", "Place", "Row", "TrackedProxy", "Tracker"]

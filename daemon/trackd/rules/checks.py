@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
 
-from trackd.expiry import Row
+from trackd.rules.expiry import Row
 from trackd_client.proxy import Proxy
 
 MAX_GENERATION = 2**64 - 1

@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from trackd.sessions import Waiter
+from trackd.sessions.sessions import Waiter
 
 
 class Queue:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from trackd.tracker import Place, Row
+from trackd.rules.tracker import Place, Row
 
 #: Tombstones kept; the oldest makes room.
 _MOST: Final = 10_000

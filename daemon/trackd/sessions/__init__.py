@@ -1,0 +1,1 @@
+"""Who owns which leases and who waits, pure: no I/O, no threads."""
