@@ -29,7 +29,7 @@ import pykka
 import zmq
 
 from trackd.changes import Batch
-from trackd.config import Config
+from trackd.config.settings import Config
 from trackd.facts import Facts
 from trackd.image import Image
 from trackd.logs import fields

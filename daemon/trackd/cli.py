@@ -2,7 +2,7 @@
 
 It reads what was typed, says what is wrong with it, and hands over; the daemon itself is in
 `trackd.server`, imported only when it is wanted, so that `--help` and mistakes answer at once.
-An error is one message on standard error, never a traceback. Exit codes are in `trackd.exits`.
+An error is one message on standard error, never a traceback. Exit codes are in `trackd.config.exits`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from trackd import config, exits
-from trackd.kinds import near
+from trackd.config import exits, settings
+from trackd.config.kinds import near
 from trackd_client._version import __version__
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `trackd` with `argv`, or the arguments of the process, and return its exit code.
 
     Raises:
-        SystemExit: for --help, --version and errors, with one of the codes of `trackd.exits`.
+        SystemExit: for --help, --version and errors, with one of the codes of `trackd.config.exits`.
     """
     try:
         return _run_command(argv)
@@ -122,22 +122,22 @@ def _run_command(argv: Sequence[str] | None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    flags = {name: getattr(args, name) for name in config.SETTINGS}
-    named = args.config or os.environ.get(config.CONFIG_VARIABLE)
+    flags = {name: getattr(args, name) for name in settings.SETTINGS}
+    named = args.config or os.environ.get(settings.CONFIG_VARIABLE)
     cluster = args.cluster_name or os.environ.get("TRACKD_CLUSTER_NAME")
 
-    def read() -> config.Config:
-        file = Path(named) if named else config.default_file(os.environ, cluster)
-        return config.load(flags, os.environ, file)
+    def read() -> settings.Config:
+        file = Path(named) if named else settings.default_file(os.environ, cluster)
+        return settings.load(flags, os.environ, file)
 
-    settings = read()
+    chosen = read()
     from trackd import logs
 
-    logs.setup(settings.log_level)
+    logs.setup(chosen.log_level)
     try:
         from trackd import server
 
-        if settings.http:
+        if chosen.http:
             import prometheus_client  # noqa: F401 - better missed now than by the first reader
 
             from trackd.http import listener  # noqa: F401 - the same of waitress
@@ -145,11 +145,11 @@ def _run(args: argparse.Namespace) -> int:
         if error.name not in {"pykka", "waitress", "prometheus_client"}:
             raise
         _fail(f"the daemon needs {error.name}; pip install 'trackd[daemon]'", exits.USAGE)
-    return server.run(settings, read)
+    return server.run(chosen, read)
 
 
 def _check_config(file: Path) -> int:
-    found = config.check_file(file)
+    found = settings.check_file(file)
     print(f"{file} is right")  # noqa: T201 -- what the command is for
     if not found.cluster_name:
         print("note: it names no cluster; give --cluster-name or TRACKD_CLUSTER_NAME")  # noqa: T201
@@ -193,11 +193,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--cluster-name NAME [--SETTING VALUE ...] [--config FILE]",
     )
     run.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
-    settings = run.add_argument_group("settings")
+    general = run.add_argument_group("settings")
     limits = run.add_argument_group("limits", "what goes beyond them is answered with an error")
-    for setting in config.SETTINGS.values():
+    for setting in settings.SETTINGS.values():
         # The text goes on as it was typed: `config` checks it along with variables and the file.
-        (limits if setting.table else settings).add_argument(
+        (limits if setting.table else general).add_argument(
             setting.flag,
             metavar=setting.kind.metavar,
             help=f"{setting.help} [{setting.default}{' *' if setting.live else ''}]",

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from trackd.exits import LockHeldError, UnusableError
+from trackd.config.exits import LockHeldError, UnusableError
 from trackd_client.places import SCHEME, PlaceError, check_ipc_path
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from trackd.config import Config
+    from trackd.config.settings import Config
 
 #: The lock file in a state directory.
 STATE_LOCK: Final = "trackd.lock"

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from trackd.config import SETTINGS
+from trackd.config.settings import SETTINGS
 from trackd.logs import fields as about
 from trackd.metrics import Family, gauge, gauges
 from trackd.operation import Fields, Operation

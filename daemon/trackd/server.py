@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import pykka
 import zmq
 
-from trackd import exits
 from trackd.actor import Recover, Reload, ReloadOutcome, Serve, TrackerActor
-from trackd.config import Config, ConfigError, live_part
+from trackd.config import exits
+from trackd.config.settings import Config, ConfigError, live_part
 from trackd.locks import events_endpoint, take_places
 from trackd.logs import fields, set_level
 from trackd.mailbox import RouterMailbox
@@ -90,7 +90,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         reread: reads the configuration again, for a reload.
 
     Returns:
-        The exit code (`trackd.exits`).
+        The exit code (`trackd.config.exits`).
 
     Raises:
         StartError: the daemon cannot start.

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from trackd.advice import Advice
 from trackd.changes import Changes
-from trackd.config import Config
+from trackd.config.settings import Config
 from trackd.metrics import Metrics
 from trackd.rules.budget import Budget
 from trackd.rules.expiry import TTL_OF

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from trackd.exits import UnusableError
+from trackd.config.exits import UnusableError
 
 #: The first descriptor that systemd passes.
 _FIRST_FD: Final = 3

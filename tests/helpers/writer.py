@@ -18,7 +18,7 @@ import msgpack
 import zmq
 
 from trackd.actor import Recover, Serve, TrackerActor
-from trackd.config import Config
+from trackd.config.settings import Config
 from trackd.image import Image
 from trackd.mailbox import Call
 from trackd.metrics import Metrics

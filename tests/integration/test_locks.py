@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trackd.config import Config
-from trackd.exits import HELD, UNUSABLE, LockHeldError, UnusableError
+from trackd.config.exits import HELD, UNUSABLE, LockHeldError, UnusableError
+from trackd.config.settings import Config
 from trackd.locks import (
     STATE_LOCK,
     acquire_lock,

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, Self, cast
 import pytest
 
 import trackd_client
-from helpers.support import wait_until
-from trackd import exits
-from trackd.config import SETTINGS
+from support import wait_until
+from trackd.config import exits
+from trackd.config.settings import SETTINGS
 from trackd_client import AsyncTracker, Event, Proxy, Tracker
 from trackd_client.testing import Daemon
 

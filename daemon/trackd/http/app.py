@@ -14,8 +14,8 @@ from http import HTTPStatus
 from importlib import resources
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from trackd.config.addresses import is_local
 from trackd.http import views
-from trackd.http.address import is_local
 from trackd_client import metrics
 from trackd_client.errors import TrackdError
 

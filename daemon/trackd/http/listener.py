@@ -23,9 +23,9 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, create_server
 from waitress.trigger import trigger
 
-from trackd.config import Config
-from trackd.exits import LockHeldError, UnusableError
-from trackd.http.address import parse_address
+from trackd.config.addresses import parse_address
+from trackd.config.exits import LockHeldError, UnusableError
+from trackd.config.settings import Config
 from trackd.http.app import application
 from trackd.locks import acquire_lock, lock_path, prepare_socket_path
 from trackd.probe import Probe

@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 import trackd
-from trackd import cli, exits, logs
-from trackd.config import SETTINGS, Config
+from trackd import cli, logs
+from trackd.config import exits
+from trackd.config.settings import SETTINGS, Config
 from trackd_client._version import __version__
 
 

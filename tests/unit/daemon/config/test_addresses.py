@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trackd.http.address import Address, AddressError, is_local, parse_address
+from trackd.config.addresses import Address, AddressError, is_local, parse_address
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd import exits
-from trackd.config import (
+from trackd.config import exits
+from trackd.config.kinds import WrongValue
+from trackd.config.settings import (
     SETTINGS,
     Config,
     ConfigError,
@@ -24,7 +25,6 @@ from trackd.config import (
     live_part,
     load,
 )
-from trackd.kinds import WrongValue
 from trackd_client.protocol import Limits
 
 EXAMPLE = Path(__file__).parents[4] / "systemd" / "trackd.toml"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from trackd import logs
-from trackd.exits import UnusableError
+from trackd.config.exits import UnusableError
 from trackd.systemd import Notifier, listening_socket
 
 
@@ -95,7 +95,7 @@ def passed(path: Path, code: str, kind: int = socket.SOCK_STREAM, *, listen: boo
         head = (
             f"import os, sys; os.dup2({sock.fileno()}, 3)\n"
             "from pathlib import Path; from trackd.systemd import listening_socket\n"
-            "from trackd.exits import UnusableError\n"
+            "from trackd.config.exits import UnusableError\n"
             "environ = {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}\n"
         )
         return subprocess.run(

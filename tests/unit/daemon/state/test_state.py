@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from offline import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
-from trackd.config import Config
+from trackd.config.settings import Config
 from trackd.image import Image
 from trackd.metrics import Metrics
 from trackd.sessions import sessions as sessions_module

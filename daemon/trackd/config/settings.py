@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from trackd import exits, kinds
+from trackd.config import exits, kinds
 from trackd_client import places
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trackd.http.address import AddressError, parse_address
+from trackd.config.addresses import AddressError, parse_address
 from trackd_client import places
 
 if TYPE_CHECKING:
