@@ -31,10 +31,11 @@ import zmq
 from trackd.changes import Batch
 from trackd.config.settings import Config
 from trackd.facts import Facts
+from trackd.host.logs import fields
+from trackd.host.processes import start_time
+from trackd.host.roles import Roles
 from trackd.image import Image
-from trackd.logs import fields
 from trackd.mailbox import Call, MailboxFailed, RouterMailbox
-from trackd.peers import Roles, start_time
 from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
 from trackd.sessions.identity import Process

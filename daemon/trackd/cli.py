@@ -2,7 +2,8 @@
 
 It reads what was typed, says what is wrong with it, and hands over; the daemon itself is in
 `trackd.server`, imported only when it is wanted, so that `--help` and mistakes answer at once.
-An error is one message on standard error, never a traceback. Exit codes are in `trackd.config.exits`.
+An error is one message on standard error, never a traceback, and an exit code of
+`trackd.config.exits`.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `trackd` with `argv`, or the arguments of the process, and return its exit code.
 
     Raises:
-        SystemExit: for --help, --version and errors, with one of the codes of `trackd.config.exits`.
+        SystemExit: for --help, --version and errors, with a code of `trackd.config.exits`.
     """
     try:
         return _run_command(argv)
@@ -131,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
         return settings.load(flags, os.environ, file)
 
     chosen = read()
-    from trackd import logs
+    from trackd.host import logs
 
     logs.setup(chosen.log_level)
     try:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from pykka._envelope import Envelope
 
-from trackd.peers import PeerCache
+from trackd.host.processes import PeerCache
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK, REQUEST, ProtocolError, check_count, decode

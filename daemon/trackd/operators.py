@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from trackd.config.settings import SETTINGS
-from trackd.logs import fields as about
+from trackd.host.logs import fields as about
 from trackd.metrics import Family, gauge, gauges
 from trackd.operation import Fields, Operation
 from trackd.probe import PROBE

@@ -16,10 +16,11 @@ from typing import Any
 
 from trackd import operators
 from trackd.facts import Facts
-from trackd.logs import fields as about
+from trackd.host.logs import fields as about
+from trackd.host.processes import command_of, has_exited, start_time
+from trackd.host.roles import Roles
 from trackd.mailbox import Call
 from trackd.operation import PARKED, Fields, Operation
-from trackd.peers import Roles, command_of, has_exited, start_time
 from trackd.probe import PROBE
 from trackd.rules.tracker import Row
 from trackd.sessions.identity import Peer, Process

@@ -30,15 +30,15 @@ import zmq
 from trackd.actor import Recover, Reload, ReloadOutcome, Serve, TrackerActor
 from trackd.config import exits
 from trackd.config.settings import Config, ConfigError, live_part
-from trackd.locks import events_endpoint, take_places
-from trackd.logs import fields, set_level
+from trackd.host.logs import fields, set_level
+from trackd.host.places import events_endpoint, take_places
+from trackd.host.roles import Roles
+from trackd.host.systemd import Notifier, listening_socket
 from trackd.mailbox import RouterMailbox
-from trackd.peers import Roles
 from trackd.probe import Probe
 from trackd.publisher import Audience, Bind, EventPublisher, SubscriptionInbox
 from trackd.store import StoreError
 from trackd.supervised import Ping
-from trackd.systemd import Notifier, listening_socket
 from trackd.ticker import ExpiryTicker
 from trackd.watcher import ProcessWatcher
 from trackd_client.clock import boottime

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from trackd.logs import fields
+from trackd.host.logs import fields
 
 log = logging.getLogger("trackd.store")
 

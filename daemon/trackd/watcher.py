@@ -18,8 +18,8 @@ from typing import Any
 import pykka
 from pykka._envelope import Envelope
 
-from trackd.logs import fields
-from trackd.peers import start_time
+from trackd.host.logs import fields
+from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd_client.clock import boottime

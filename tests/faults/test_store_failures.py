@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from helpers.agents import Agent
-from helpers.hosts import fill, needs_root, small_disk, started_by
-from helpers.support import RawPeer, wait_until
-from helpers.writer import AgentOf, Clock, Desk, Faults, Host, observe
-from trackd.peers import start_time
+from agents import Agent
+from hosts import fill, needs_root, small_disk, started_by
+from offline import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
+from support import RawPeer, wait_until
+from trackd.host.processes import start_time
 from trackd.store import StoreError
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, StoreUnavailable

@@ -22,7 +22,7 @@ import pytest
 from helpers.agents import Agent
 from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
 from trackd import watcher as watcher_module
-from trackd.peers import start_time
+from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
 from trackd.supervised import Ping
 from trackd.watcher import PidfdInbox, ProcessExited, ProcessWatcher, Unwatch, Watch

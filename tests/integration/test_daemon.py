@@ -456,7 +456,7 @@ def test_what_comes_while_the_actors_stop_one_by_one_does_no_harm(
 
 
 POISON = """
-from trackd.tracker import Tracker
+from trackd.rules.tracker import Tracker
 right = Tracker.set_connection_count
 def wrong(tracker, count):
     right(tracker, count)

@@ -19,14 +19,8 @@ import pytest
 
 from trackd.config.exits import HELD, UNUSABLE, LockHeldError, UnusableError
 from trackd.config.settings import Config
-from trackd.locks import (
-    STATE_LOCK,
-    acquire_lock,
-    lock_path,
-    make_directory,
-    prepare_socket_path,
-    take_places,
-)
+from trackd.host.lock import STATE_LOCK, acquire_lock
+from trackd.host.places import lock_path, make_directory, prepare_socket_path, take_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +30,7 @@ NOBODY = 65534
 HOLDER = """
 import sys
 from pathlib import Path
-from trackd.locks import acquire_lock
+from trackd.host.lock import acquire_lock
 lock = acquire_lock(Path(sys.argv[1]), "it", "example.com")
 print("held", flush=True)
 sys.stdin.readline()
@@ -47,8 +41,8 @@ lock.close()
 CONTENDER = """
 import os, sys
 from pathlib import Path
-from trackd.exits import LockHeldError
-from trackd.locks import acquire_lock
+from trackd.config.exits import LockHeldError
+from trackd.host.lock import acquire_lock
 path, held = Path(sys.argv[1]), 0
 marker = path.with_name("marker")
 while held < int(sys.argv[2]):
@@ -119,7 +113,7 @@ def test_a_second_process_is_told_who_holds_the_lock(
         acquire_lock(directory / "x.lock", "the endpoint ipc://x")
     message = str(caught.value)
     assert message.startswith(f"the endpoint ipc://x is held by pid {holder.pid} (")
-    assert f"({sys.executable} -c " in message
+    assert f"({Path(sys.executable).name} -c " in message
     assert ", cluster 'example.com', started 20" in message
     assert message.endswith("; stop it, or choose another place")
     assert caught.value.code == HELD

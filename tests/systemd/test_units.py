@@ -443,7 +443,7 @@ def test_the_journal_has_fields_and_priorities(
 
 def test_a_message_larger_than_a_datagram_reaches_the_journal(machine: Machine) -> None:
     code = (
-        "import logging; from trackd import logs\n"
+        "import logging; from trackd.host import logs\n"
         "handler = logs.JournalHandler(); log = logging.getLogger('trackd')\n"
         "log.addHandler(handler)\n"
         "log.error('large', extra=logs.fields(value='x' * 3_000_000))"

@@ -7,7 +7,7 @@ environment, and that over the file. Everything that is wrong is named at once, 
 place and with what would be right.
 
 It reads the file that it is given and nothing else; it never creates anything, and never asks
-whether a socket or a directory can be used: `trackd.locks` does.
+whether a socket or a directory can be used: `trackd.host.places` does.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ from waitress.trigger import trigger
 from trackd.config.addresses import parse_address
 from trackd.config.exits import LockHeldError, UnusableError
 from trackd.config.settings import Config
+from trackd.host.lock import acquire_lock
+from trackd.host.places import lock_path, prepare_socket_path
 from trackd.http.app import application
-from trackd.locks import acquire_lock, lock_path, prepare_socket_path
 from trackd.probe import Probe
 from trackd.supervised import OnEnd
 from trackd_client import Tracker

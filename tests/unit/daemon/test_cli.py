@@ -12,9 +12,10 @@ from types import ModuleType
 import pytest
 
 import trackd
-from trackd import cli, logs
+from trackd import cli
 from trackd.config import exits
 from trackd.config.settings import SETTINGS, Config
+from trackd.host import logs
 from trackd_client._version import __version__
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd import logs
-from trackd.logs import fields
+from trackd.host import logs
+from trackd.host.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def test_without_journald_s_socket_the_journal_gets_lines_with_their_priority(
     tmp_path: Path,
 ) -> None:
     code = (
-        "import logging; from pathlib import Path; from trackd import logs; "
+        "import logging; from pathlib import Path; from trackd.host import logs; "
         "logs.setup('info', journal=Path('/nowhere')); "
         "logging.getLogger('trackd').info('ready', extra=logs.fields(pid=1))"
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.support import wait_until
-from trackd import peers
-from trackd.peers import PeerCache, Roles, command_of, has_exited, parse_address, start_time
+from support import wait_until
+from trackd.host import processes
+from trackd.host.processes import PeerCache, command_of, has_exited, parse_address, start_time
+from trackd.host.roles import Roles
 from trackd.sessions.identity import Peer
 
 # -- Peer-Address ------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_an_address_that_does_not_end_in_three_numbers_names_nobody(address: str
 
 
 def test_the_cache_never_mistakes_one_address_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_CACHE_SIZE", 3)
+    monkeypatch.setattr(processes, "_CACHE_SIZE", 3)
     cache = PeerCache()
     for _ in range(2):
         for number in range(10):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from trackd import logs
 from trackd.config.exits import UnusableError
-from trackd.systemd import Notifier, listening_socket
+from trackd.host import logs
+from trackd.host.systemd import Notifier, listening_socket
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def passed(path: Path, code: str, kind: int = socket.SOCK_STREAM, *, listen: boo
             sock.listen()
         head = (
             f"import os, sys; os.dup2({sock.fileno()}, 3)\n"
-            "from pathlib import Path; from trackd.systemd import listening_socket\n"
+            "from pathlib import Path; from trackd.host.systemd import listening_socket\n"
             "from trackd.config.exits import UnusableError\n"
             "environ = {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}\n"
         )

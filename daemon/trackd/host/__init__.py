@@ -1,0 +1,1 @@
+"""The kernel, the files and the journal of this host."""

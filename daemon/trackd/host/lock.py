@@ -1,0 +1,153 @@
+"""A lock file: one daemon for one endpoint and one state directory.
+
+The kernel drops a lock when the process ends, however it ends, so a lock file that was left
+behind stops nobody. The file names its holder for a second daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from trackd.config.exits import LockHeldError, UnusableError
+from trackd.host.processes import command_of, start_time
+
+#: The lock file in a state directory.
+STATE_LOCK: Final = "trackd.lock"
+
+_MAX_HOLDER_BYTES: Final = 1024
+
+
+class Lock:
+    """A lock file that this process holds until `close`, or until it ends.
+
+    Made by `acquire_lock`. A child that is forked shares the lock; one that is executed does not.
+
+    Attributes:
+        path: the lock file.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        """Remove the lock file and let go of the lock; again: nothing."""
+        if self._descriptor is None:
+            return
+        # In this order: whoever opened the file before it went finds out in `acquire_lock` that
+        # its lock is on a file without a name, and begins again.
+        with contextlib.suppress(OSError):
+            if _is_at(self._descriptor, self.path):
+                self.path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
+    """Take the lock at `path`, without waiting.
+
+    Args:
+        path: the lock file; made when missing, readable by its owner alone.
+        what: what the lock stands for, as an error says it: "the endpoint ipc:///...".
+        cluster: the cluster's name, told to whoever finds the lock held.
+
+    Raises:
+        LockHeldError: another process holds it; the message says which.
+        UnusableError: the file cannot be made or opened, or is no lock file.
+    """
+    while True:
+        with contextlib.ExitStack() as undo:
+            descriptor = _open_lock_file(path, what)
+            undo.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _read_holder(descriptor)
+                raise LockHeldError(
+                    f"{what} is held by {holder}; stop it, or choose another place"
+                ) from None
+            except OSError as error:
+                raise UnusableError(f"cannot lock {what}: {path}: {_reason(error)}") from error
+            # Unless the holder removed the file between our open and our flock: then it is without
+            # a name, its lock worth nothing, and we begin again.
+            if _is_at(descriptor, path):
+                undo.pop_all()
+                _write_holder(descriptor, cluster)
+                return Lock(path, descriptor)
+
+
+def _open_lock_file(path: Path, what: str) -> int:
+    try:
+        # O_NONBLOCK: a FIFO in its place must not hang us.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise UnusableError(
+            f"cannot lock {what}: {path}: {_reason(error)}; choose a place that you may write to"
+        ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnusableError(f"cannot lock {what}: {path} is not a regular file; move it away")
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _write_holder(descriptor: int, cluster: str) -> None:
+    """Say in the lock file who holds it: pid, start time in clock ticks, wall time, cluster."""
+    text = f"{os.getpid()}\n{_start_of(os.getpid())}\n{int(time.time())}\n{cluster}\n"
+    # On a full disk the lock holds all the same, and only the next daemon's message is poorer.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+
+def _read_holder(descriptor: int) -> str:
+    """Describe the holder from what the file says, which may be anything, or nothing yet."""
+    text = os.pread(descriptor, _MAX_HOLDER_BYTES, 0).decode("utf-8", "replace")
+    try:
+        pid_text, ticks, since, cluster = text.split("\n")[:4]
+        pid, started = int(pid_text), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(since)))
+    except (ValueError, OverflowError, OSError):
+        return "another process"
+    # The number of a process in another pid namespace means some other process here.
+    command = command_of(pid) if ticks and _start_of(pid) == ticks else ""
+    seen = f" ({command})" if command else " (which cannot be seen from here)"
+    named = f", cluster {cluster!r}" if cluster else ""
+    return f"pid {pid}{seen}{named}, started {started}"
+
+
+def _start_of(pid: int) -> str:
+    """Return the start of a process in clock ticks, or "" where it cannot be read."""
+    try:
+        return str(start_time(pid) or "")
+    except OSError:
+        return ""
