@@ -34,13 +34,13 @@ from trackd.facts import Facts
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
-from trackd.image import Image
 from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
 from trackd.sessions.identity import Process
 from trackd.state import SWEEP_INTERVAL, State
-from trackd.store import Connect, DamagedError, Store, StoreError, connect
+from trackd.storage.image import Image
+from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
 from trackd.stored import load, value_of
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd.ticker import Sweep, WakeAt

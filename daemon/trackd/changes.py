@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trackd.history import History, pack
-from trackd.store import Key, Record
+from trackd.storage.history import History, pack
+from trackd.storage.records import Key, Record
 
 
 class Batch(NamedTuple):

@@ -37,7 +37,7 @@ from trackd.host.systemd import Notifier, listening_socket
 from trackd.mailbox import RouterMailbox
 from trackd.probe import Probe
 from trackd.publisher import Audience, Bind, EventPublisher, SubscriptionInbox
-from trackd.store import StoreError
+from trackd.storage.store import StoreError
 from trackd.supervised import Ping
 from trackd.ticker import ExpiryTicker
 from trackd.watcher import ProcessWatcher

@@ -34,8 +34,8 @@ from trackd.sessions.sessions import (
     Watch,
     sentence_of,
 )
-from trackd.store import Key
-from trackd.stored import lease_row, session_row
+from trackd.storage.records import Key
+from trackd.storage.rows import lease_row, session_row
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.protocol import REPLY, encode
@@ -557,7 +557,8 @@ class State:
         held = self.leases[lease] = Lease(session, self.around.now(), self.around.wall(), [])
         self.in_flight[lease] = None
         self.changes.record(
-            ["lease", lease, lease_row(self, lease, held).values()], ("lease", lease)
+            ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
+            ("lease", lease),
         )
         self.changes.touched.append(("meta", "last_lease"))
         self.changes.tell("lease_granted", lease=lease, session=session.id, reason=reason)
@@ -567,7 +568,8 @@ class State:
         held = self.leases[lease]
         held.principals = principals[:MOST_ALIASES]
         self.changes.record(
-            ["lease", lease, lease_row(self, lease, held).values()], ("lease", lease)
+            ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
+            ("lease", lease),
         )
         self.recent.append(RecentClaim(self.around.now(), name, False))
         self.changes.tell("proxy_claimed", name=name, lease=lease, session=session.id)

@@ -6,17 +6,14 @@ thing at any moment (`value_of`), and how a new process takes everything over (`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trackd.image import Image, LeaseRow, SessionRow
 from trackd.rules.tracker import Place
-from trackd.sessions.identity import Peer, Process
-from trackd.sessions.sessions import EXPIRED_LEASES, Ended, Lease, Remembered, Session, Waiter
-from trackd_client.protocol import Done
-
-if TYPE_CHECKING:
-    from trackd.state import State
-    from trackd.store import Key
+from trackd.sessions.sessions import Ended, Lease, Waiter
+from trackd.state import State
+from trackd.storage.image import Image
+from trackd.storage.records import Key
+from trackd.storage.rows import lease_row, session_from, session_row
 
 
 def value_of(state: State, key: Key) -> Any:
@@ -28,7 +25,9 @@ def value_of(state: State, key: Key) -> Any:
             return None if session is None else session_row(session).values()
         case "lease":
             lease = state.leases.get(name)
-            return None if lease is None else lease_row(state, name, lease).values()
+            return (
+                None if lease is None else lease_row(state.tracker.lease_name(name), lease).values()
+            )
         case "proxy":
             proxy = state.tracker.get(name)
             if proxy is None:
@@ -92,7 +91,7 @@ def load(state: State, image: Image) -> None:
     for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
         state.sessions.ended[token] = Ended(*ended)
     for token, row in image.sessions.items():
-        session = _session(token, row)
+        session = session_from(token, row)
         state.heard_of(session)
         if state.sessions.add(session) and session.process is not None:
             state.around.watch(session.process)
@@ -108,57 +107,3 @@ def load(state: State, image: Image) -> None:
         if held.name is None:
             state.in_flight[lease] = None
     state.changes.history.restore(image.events)
-
-
-def lease_row(state: State, lease: int, held: Lease) -> LeaseRow:
-    """Return a lease as it is stored."""
-    name = state.tracker.lease_name(lease)
-    return LeaseRow(held.session.token, name, held.granted, held.wall, held.principals)
-
-
-def session_row(session: Session) -> SessionRow:
-    """Return a session as it is stored."""
-    process = session.process
-    return SessionRow(
-        id=session.id,
-        uid=session.peer.uid,
-        gid=session.peer.gid,
-        pid=session.peer.pid,
-        start=None if process is None else process.start,
-        name=session.name,
-        version=session.version,
-        labels=session.labels,
-        opened=session.opened,
-        wall=session.wall,
-        done=list(session.done.ranges),
-        replies={
-            seq: [reply.frame, reply.lease]
-            for seq, reply in session.replies.items()
-            if reply.stored
-        },
-        waits={seq: [waiter.order, waiter.deadline] for seq, waiter in session.parked.items()},
-        expired=sorted(session.expired),
-        command=session.command,
-    )
-
-
-def _session(token: bytes, row: SessionRow) -> Session:
-    return Session(
-        id=row.id,
-        token=token,
-        peer=Peer(row.uid, row.gid, row.pid),
-        process=None if row.start is None else Process(row.pid, row.start),
-        name=row.name,
-        version=row.version,
-        labels=row.labels,
-        opened=row.opened,
-        wall=row.wall,
-        command=row.command,
-        expired=frozenset(sorted(row.expired)[-EXPIRED_LEASES:]),
-        # Whether it was told before the restart is not known; twice does no harm.
-        notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
-        done=Done(row.done),
-        replies={
-            seq: Remembered(frame, True, lease) for seq, (frame, lease) in row.replies.items()
-        },
-    )

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from helpers.support import RawPeer, wait_until
-from trackd.image import Image
-from trackd.store import Store
+from support import RawPeer, wait_until
+from trackd.storage.image import Image
+from trackd.storage.store import Store
 from trackd_client.clock import boot_id
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon

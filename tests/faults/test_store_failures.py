@@ -20,7 +20,8 @@ from hosts import fill, needs_root, small_disk, started_by
 from offline import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
 from support import RawPeer, wait_until
 from trackd.host.processes import start_time
-from trackd.store import StoreError
+from trackd.storage.store import StoreError
+from trackd.ticker import WakeAt
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, StoreUnavailable
 from trackd_client.testing import Daemon, MakeDaemon
@@ -160,7 +161,7 @@ class Trial:
 def test_with_any_statement_failing_nothing_acknowledged_is_lost_and_nothing_refused_shows(
     tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch, length: int, *, late: bool
 ) -> None:
-    monkeypatch.setattr("trackd.store._DUE_ROWS", 3)  # checkpoints too
+    monkeypatch.setattr("trackd.storage.store._DUE_ROWS", 3)  # checkpoints too
     quiet = Trial(tmp_path / "quiet", host, Faults())
     opening = len(quiet.faults.statements)
     quiet.run()
@@ -381,8 +382,8 @@ class Faulty(sqlite3.Connection):
 def connect(path):
     return sqlite3.connect(path, isolation_level=None, timeout=0.0, factory=Faulty)
 
-trackd.store.connect = connect
-trackd.store._DUE_ROWS = 4
+trackd.storage.store.connect = connect
+trackd.storage.store._DUE_ROWS = 4
 """
 
 

@@ -19,12 +19,12 @@ import zmq
 
 from trackd.actor import Recover, Serve, TrackerActor
 from trackd.config.settings import Config
-from trackd.image import Image
 from trackd.mailbox import Call
 from trackd.metrics import Metrics
 from trackd.sessions.identity import Peer, Process
 from trackd.state import State
-from trackd.store import Connect, connect
+from trackd.storage.image import Image
+from trackd.storage.store import Connect, connect
 from trackd.stored import load
 from trackd.ticker import Sweep
 from trackd.watcher import ProcessExited

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from helpers.agents import Agent
-from helpers.hosts import needs_root, process_with_pid
-from helpers.support import RawPeer, pack, wait_until
-from trackd.image import Image
-from trackd.store import FILE_NAME, Store
+from agents import Agent
+from hosts import needs_root, process_with_pid
+from support import RawPeer, pack, wait_until
+from trackd.storage.image import Image
+from trackd.storage.store import FILE_NAME, Store
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.clock import boot_id
 from trackd_client.errors import DaemonAbsent

@@ -95,12 +95,12 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.host = Host()
         self.stack.enter_context(self.host.seen())
         # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
-        self.stack.enter_context(patch("trackd.store._DUE_ROWS", 4))
-        self.stack.enter_context(patch("trackd.store._STEP_ROWS", 2))
-        self.stack.enter_context(patch("trackd.store._STEP_SECONDS", 0.001))
+        self.stack.enter_context(patch("trackd.storage.store._DUE_ROWS", 4))
+        self.stack.enter_context(patch("trackd.storage.store._STEP_ROWS", 2))
+        self.stack.enter_context(patch("trackd.storage.store._STEP_SECONDS", 0.001))
         ticks = iter(range(10**9))
         fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
-        self.stack.enter_context(patch("trackd.store.time", fake))
+        self.stack.enter_context(patch("trackd.storage.store.time", fake))
         self.clock = Clock()
         self.faults = Faults()
         self.clients: list[Client] = []

@@ -16,7 +16,7 @@ from typing import Any
 from trackd import cli
 from trackd.actor import TrackerActor
 from trackd.mailbox import RouterMailbox
-from trackd.store import Store
+from trackd.storage.store import Store
 
 PARTS: dict[str, tuple[type, str]] = {
     "actor": (TrackerActor, "on_receive"),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from helpers.writer import AgentOf, Clock, Desk, Host
-from trackd.history import CHUNK
+from offline import AgentOf, Clock, Desk, Host
 from trackd.metrics import Histogram
+from trackd.storage.history import CHUNK
 
 ROWS = [["p1", "", 1, None], ["p2", "", 1, 20.0], ["q1", "g", 7, None]]
 NOBODY = 65534

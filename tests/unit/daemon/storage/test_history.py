@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.history import CHUNK, History, pack
+from trackd.storage.history import CHUNK, History, pack
 
 
 def event(revision: int) -> bytes:

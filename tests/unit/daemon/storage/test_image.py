@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.writer import through_msgpack
-from trackd import image as image_module
-from trackd.image import Image, LeaseRow, SessionRow
-from trackd.store import Key, Record, Row
+from offline import through_msgpack
+from trackd.storage import image as image_module
+from trackd.storage.image import Image, LeaseRow, SessionRow
+from trackd.storage.records import Key, Record, Row
 
 TOKENS = (b"\x01" * 16, b"\x02" * 16)
 SESSION = [1, 0, 0, 10, 5, "name", "1", {"a": "b"}, 1.0, 2.0]

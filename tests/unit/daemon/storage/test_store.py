@@ -13,18 +13,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from helpers.writer import Faults, sqlite_error
-from trackd import store as store_module
-from trackd.store import (
-    FILE_NAME,
-    MIGRATIONS,
-    DamagedError,
-    Key,
-    Record,
-    Store,
-    StoreError,
-    connect,
-)
+from offline import Faults, sqlite_error
+from trackd.storage import store as store_module
+from trackd.storage.records import Key, Record
+from trackd.storage.store import FILE_NAME, MIGRATIONS, DamagedError, Store, StoreError, connect
 
 BOOT = "this boot"
 

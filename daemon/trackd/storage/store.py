@@ -9,7 +9,7 @@ a thing became, so that replaying one over a newer value comes out right in the 
 The checkpoint moves forward in small steps between batches (`checkpoint_step`), and rows
 that it has overtaken are deleted. WAL, and no fsync: the kernel keeps what was written when
 the process dies. A file of another boot is emptied. The store knows nothing of what its
-records mean (`trackd.image` does), and runs in the actor's thread alone.
+records mean (`trackd.storage.image` does), and runs in the actor's thread alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
 from trackd.host.logs import fields
+from trackd.storage.records import Key, Record, Row
 
 log = logging.getLogger("trackd.store")
 
@@ -76,9 +77,6 @@ MIGRATIONS = (
 
 _APPEND = "INSERT INTO journal (id, wall, records) VALUES (?, ?, ?)"
 
-#: What a thing is: its kind and its key. Keys are msgpack values: text, bytes, integers.
-Key = tuple[str, Any]
-Record = list[Any]
 Connect = Callable[[str], sqlite3.Connection]
 
 
@@ -88,14 +86,6 @@ class StoreError(Exception):
 
 class DamagedError(Exception):
     """The file is no database, not ours, or holds what cannot be read."""
-
-
-class Row(NamedTuple):
-    """One value of the checkpoint."""
-
-    kind: str
-    key: Any
-    value: Any
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -33,8 +33,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trackd.history import CHUNK
-from trackd.store import Key, Record, Row
+from trackd.storage.history import CHUNK
+from trackd.storage.records import Key, Record, Row
 from trackd_client.protocol import Done
 
 
