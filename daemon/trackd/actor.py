@@ -28,7 +28,6 @@ from typing import Any
 import pykka
 import zmq
 
-from trackd.changes import Batch
 from trackd.config.settings import Config
 from trackd.facts import Facts
 from trackd.host.logs import fields
@@ -38,10 +37,11 @@ from trackd.mailbox import Call, MailboxFailed, RouterMailbox
 from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
 from trackd.sessions.identity import Process
-from trackd.state import SWEEP_INTERVAL, State
+from trackd.state.changes import Batch
+from trackd.state.restore import load, value_of
+from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
-from trackd.stored import load, value_of
 from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd.ticker import Sweep, WakeAt
 from trackd.watcher import ProcessExited, Unwatch, Watch

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trackd.listings import Listings
-from trackd.metrics import Metrics
+from trackd.state.counters import Metrics
 
 
 def _not_served() -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trackd.config.settings import SETTINGS
 from trackd.host.logs import fields as about
-from trackd.metrics import Family, gauge, gauges
 from trackd.operation import Fields, Operation
+from trackd.operations.metrics import Family, counter_families, gauge, gauges
 from trackd.probe import PROBE
 from trackd_client import __version__
 from trackd_client.errors import Code
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trackd.mailbox import Call
     from trackd.requests import Requests
     from trackd.sessions.sessions import Session
-    from trackd.state import State
+    from trackd.state.state import State
 
 log = logging.getLogger("trackd.operators")
 
@@ -199,7 +199,7 @@ def config(desk: Requests, call: Call) -> Fields:
 def metrics(desk: Requests, call: Call) -> Fields:
     """Tell what is counted."""
     wanted = _wanted(call)
-    families = [*_gauges(desk), *desk.facts.metrics.families()]
+    families = [*_gauges(desk), *counter_families(desk.facts.metrics)]
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}
 
 

@@ -25,7 +25,7 @@ from trackd.probe import PROBE
 from trackd.rules.tracker import Row
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Session, Watch, sentence_of
-from trackd.state import State
+from trackd.state.state import State
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.protocol import (

@@ -20,12 +20,12 @@ import zmq
 from trackd.actor import Recover, Serve, TrackerActor
 from trackd.config.settings import Config
 from trackd.mailbox import Call
-from trackd.metrics import Metrics
 from trackd.sessions.identity import Peer, Process
-from trackd.state import State
+from trackd.state.counters import Metrics
+from trackd.state.restore import load
+from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, connect
-from trackd.stored import load
 from trackd.ticker import Sweep
 from trackd.watcher import ProcessExited
 from trackd_client.protocol import Done, ProtocolError, WireEvent, decode_reply

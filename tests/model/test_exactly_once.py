@@ -39,7 +39,7 @@ from helpers.writer import (
     told_by,
 )
 from trackd.sessions.identity import Process
-from trackd.stored import value_of
+from trackd.state.restore import value_of
 from trackd_client.errors import Code
 from trackd_client.protocol import Done, decode_reply
 

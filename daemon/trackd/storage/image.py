@@ -1,7 +1,7 @@
 """The state as the store keeps it: plain values by kind, and what each journal record does to them.
 
 `Image` is what a restart reads: rows of the checkpoint, then the journal's records in
-order. `trackd.state` writes the records and turns an image into living objects. Pure.
+order. `trackd.state.state` writes the records and turns an image into living objects. Pure.
 
 Every record says what a thing became (never "add one"), so that replaying it over a newer
 checkpoint value does no harm: later records bring the value back to where it was.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from offline import AgentOf, Clock, Desk, Host
-from trackd.metrics import Histogram
+from trackd.state.counters import Histogram
 from trackd.storage.history import CHUNK
 
 ROWS = [["p1", "", 1, None], ["p2", "", 1, 20.0], ["q1", "g", 7, None]]

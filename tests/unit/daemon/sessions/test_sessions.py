@@ -10,7 +10,7 @@ from offline import AgentOf, Clock, Desk, Host, observe
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch
-from trackd.stored import value_of
+from trackd.state.restore import value_of
 from trackd_client.errors import Code
 from trackd_client.protocol import MAX_UINT64
 

@@ -14,14 +14,14 @@ import pytest
 
 from offline import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
 from trackd.config.settings import Config
-from trackd.metrics import Metrics
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import EXPIRED_LEASES, Session, Watch
-from trackd.state import SWEEP_INTERVAL, State
+from trackd.state.counters import Metrics
+from trackd.state.restore import load, value_of
+from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
 from trackd.storage.records import Key, Record, Row
-from trackd.stored import load, value_of
 from trackd_client.protocol import decode_reply
 
 LARGEST = 2**64 - 1

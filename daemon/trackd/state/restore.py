@@ -10,7 +10,7 @@ from typing import Any
 
 from trackd.rules.tracker import Place
 from trackd.sessions.sessions import Ended, Lease, Waiter
-from trackd.state import State
+from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.records import Key
 from trackd.storage.rows import lease_row, session_from, session_row

@@ -1,9 +1,9 @@
 """Everything that the daemon knows, and each way in which it changes.
 
 `State` joins the pure rules (`trackd.rules`) with who owns what and who waits (`trackd.sessions`).
-It notes each change in `trackd.changes`, as an event and as a record for the store. It runs in the
-actor's thread alone, and does no I/O: the clock, the reply channel and the watch over processes
-are given to it.
+It notes each change in `trackd.state.changes`, as an event and as a record for the store. It runs
+in the actor's thread alone, and does no I/O: the clock, the reply channel and the watch over
+processes are given to it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from collections import OrderedDict, deque
 from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
-from trackd.advice import Advice
-from trackd.changes import Changes
 from trackd.config.settings import Config
-from trackd.metrics import Metrics
 from trackd.rules.budget import Budget
 from trackd.rules.expiry import TTL_OF
 from trackd.rules.tombstones import Forgotten, Tombstone
@@ -34,6 +31,9 @@ from trackd.sessions.sessions import (
     Watch,
     sentence_of,
 )
+from trackd.state.advice import Advice
+from trackd.state.changes import Changes
+from trackd.state.counters import Metrics
 from trackd.storage.records import Key
 from trackd.storage.rows import lease_row, session_row
 from trackd_client import __version__

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -39,7 +39,6 @@ _GRANTS: Final = ("adopt", "bootstrap", "need")
 _REFUSALS: Final = ("budget", "satisfied", "waiters")
 _RELEASES: Final = (*REASONS, "asked", "claim_timeout", "given_up")
 
-Family = list[Any]
 """Name, kind, help, label names, samples; as the operation `metrics` tells it."""
 
 
@@ -124,74 +123,3 @@ class Metrics:
                     self.expiries += 1
                 case _:
                     pass
-
-    def families(self) -> list[Family]:
-        """Return the counters and histograms."""
-        return [
-            _by("trackd_grants", "Leases granted, by the reason.", "reason", self.grants),
-            _by(
-                "trackd_refusals",
-                "Leases refused or asked to wait, by the reason.",
-                "reason",
-                self.refusals,
-            ),
-            counter("trackd_claims", "Proxies claimed, adopted tunnels included.", self.claims),
-            counter(
-                "trackd_duplicates",
-                "Claims and adoptions that met a proxy which another lease holds.",
-                self.duplicates,
-            ),
-            _by("trackd_releases", "Leases released, by the cause.", "cause", self.releases),
-            counter("trackd_sessions_opened", "Sessions opened.", self.sessions_opened),
-            _by("trackd_sessions_ended", "Sessions ended.", "reason", self.sessions_ended),
-            counter("trackd_gossip_messages", "Gossip messages.", self.gossip_messages),
-            counter("trackd_gossip_proxies", "Mentions of proxies.", self.gossip_proxies),
-            counter(
-                "trackd_gossip_lowered_generations",
-                "Mentions that lowered the generation of a proxy within its group.",
-                self.lowered_generations,
-            ),
-            counter("trackd_expiries", "Proxies that expired.", self.expiries),
-            _by("trackd_errors", "Requests answered with an error.", "code", self.errors),
-            _by("trackd_admin_acts", "Acts of administrators.", "operation", self.admin_acts),
-            counter("trackd_events", "Changes of the state.", self.events),
-            [
-                "trackd_request_seconds",
-                "histogram",
-                "Time from the receipt of a request's batch to its reply, by operation.",
-                ["operation"],
-                [each.sample([op]) for op, each in sorted(self.request_seconds.items())],
-            ],
-            _histogram("trackd_batch_requests", "Requests of one batch.", self.batch_requests),
-            _histogram("trackd_commit_seconds", "Time of a commit.", self.commit_seconds),
-            _histogram(
-                "trackd_crash_to_release_seconds",
-                "Time from the kernel's word that a process has exited to the commit that frees"
-                " its leases.",
-                self.crash_seconds,
-            ),
-        ]
-
-
-def gauge(name: str, text: str, value: float) -> Family:
-    """Return a gauge without labels."""
-    return [name, "gauge", text, [], [[[], value]]]
-
-
-def gauges(name: str, text: str, labels: Sequence[str], samples: list[Any]) -> Family:
-    """Return a gauge with labels; a sample is the label's values and a number."""
-    return [name, "gauge", text, list(labels), samples]
-
-
-def counter(name: str, text: str, value: float) -> Family:
-    """Return a counter without labels."""
-    return [name, "counter", text, [], [[[], value]]]
-
-
-def _by(name: str, text: str, label: str, counts: Mapping[str, int]) -> Family:
-    samples = [[[value], number] for value, number in sorted(counts.items())]
-    return [name, "counter", text, [label], samples]
-
-
-def _histogram(name: str, text: str, histogram: Histogram) -> Family:
-    return [name, "histogram", text, [], [histogram.sample()]]

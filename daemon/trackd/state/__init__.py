@@ -1,0 +1,1 @@
+"""All that the daemon knows together, and each way in which it changes. No I/O."""
