@@ -24,7 +24,7 @@ from trackd_client.errors import Code
 from trackd_client.protocol import ProtocolError, check_count, check_name
 
 if TYPE_CHECKING:
-    from trackd.mailbox import Call
+    from trackd.actors.mailbox import Call
     from trackd.requests import Requests
     from trackd.sessions.sessions import Session
     from trackd.state.state import State

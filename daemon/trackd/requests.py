@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from trackd import operators
+from trackd.actors.mailbox import Call
 from trackd.facts import Facts
 from trackd.host.logs import fields as about
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.host.roles import Roles
-from trackd.mailbox import Call
 from trackd.operation import PARKED, Fields, Operation
 from trackd.probe import PROBE
 from trackd.rules.tracker import Row

@@ -27,20 +27,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import pykka
 import zmq
 
-from trackd.actor import Recover, Reload, ReloadOutcome, Serve, TrackerActor
+from trackd.actors.mailbox import RouterMailbox
+from trackd.actors.messages import Audience, Bind, Ping, Recover, Reload, ReloadOutcome, Serve
+from trackd.actors.publisher import EventPublisher, SubscriptionInbox
+from trackd.actors.ticker import ExpiryTicker
+from trackd.actors.watcher import ProcessWatcher
+from trackd.actors.writer import TrackerActor
 from trackd.config import exits
 from trackd.config.settings import Config, ConfigError, live_part
 from trackd.host.logs import fields, set_level
 from trackd.host.places import events_endpoint, take_places
 from trackd.host.roles import Roles
 from trackd.host.systemd import Notifier, listening_socket
-from trackd.mailbox import RouterMailbox
 from trackd.probe import Probe
-from trackd.publisher import Audience, Bind, EventPublisher, SubscriptionInbox
 from trackd.storage.store import StoreError
-from trackd.supervised import Ping
-from trackd.ticker import ExpiryTicker
-from trackd.watcher import ProcessWatcher
 from trackd_client.clock import boottime
 from trackd_client.places import check_ipc_path
 

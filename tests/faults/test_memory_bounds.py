@@ -33,7 +33,7 @@ from helpers.support import (
     zmtp_frame,
     zmtp_socket,
 )
-from trackd import mailbox
+from trackd.actors import mailbox
 from trackd.sessions.sessions import ENDED_TOKENS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code

@@ -19,9 +19,9 @@ from agents import Agent
 from hosts import fill, needs_root, small_disk, started_by
 from offline import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
 from support import RawPeer, wait_until
+from trackd.actors.messages import WakeAt
 from trackd.host.processes import start_time
 from trackd.storage.store import StoreError
-from trackd.ticker import WakeAt
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, StoreUnavailable
 from trackd_client.testing import Daemon, MakeDaemon

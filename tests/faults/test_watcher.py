@@ -19,13 +19,13 @@ from typing import Any, Self
 import pykka
 import pytest
 
-from helpers.agents import Agent
-from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
-from trackd import watcher as watcher_module
+from agents import Agent
+from support import PATIENCE, RawPeer, descriptors, paused, wait_until
+from trackd.actors import watcher as watcher_module
+from trackd.actors.messages import Ping, ProcessExited, Unwatch, Watch
+from trackd.actors.watcher import PidfdInbox, ProcessWatcher
 from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
-from trackd.supervised import Ping
-from trackd.watcher import PidfdInbox, ProcessExited, ProcessWatcher, Unwatch, Watch
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
 

@@ -17,18 +17,17 @@ from unittest.mock import patch
 import msgpack
 import zmq
 
-from trackd.actor import Recover, Serve, TrackerActor
+from trackd.actors.mailbox import Call
+from trackd.actors.messages import ProcessExited, Recover, Serve, Sweep
+from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
-from trackd.mailbox import Call
 from trackd.sessions.identity import Peer, Process
 from trackd.state.counters import Metrics
 from trackd.state.restore import load
 from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, connect
-from trackd.ticker import Sweep
-from trackd.watcher import ProcessExited
-from trackd_client.protocol import Done, ProtocolError, WireEvent, decode_reply
+from trackd_client.protocol import Done, WireEvent, decode_reply
 
 #: Never closed: a test that fails must not wait for what it left open.
 _CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -66,7 +65,7 @@ class Host:
         """Let the daemon see this host rather than the real one."""
         with (
             patch("trackd.requests.start_time", self.alive.get),
-            patch("trackd.actor.start_time", self.alive.get),
+            patch("trackd.actors.writer.start_time", self.alive.get),
         ):
             yield
 

@@ -359,15 +359,15 @@ def fail_after(times, owner, name):
 #: What breaks, and what the log says of it.
 BREAKAGES = {
     "the ticker": (
-        "from trackd.ticker import ExpiryTicker; fail_after(2, ExpiryTicker, 'on_receive')",
+        "from trackd.actors.ticker import ExpiryTicker; fail_after(2, ExpiryTicker, 'on_receive')",
         "actor=ExpiryTicker",
     ),
     "the watcher": (
-        "from trackd.watcher import ProcessWatcher; fail_after(0, ProcessWatcher, '_watch')",
+        "from trackd.actors.watcher import ProcessWatcher; fail_after(0, ProcessWatcher, '_watch')",
         "actor=ProcessWatcher",
     ),
     "the publisher": (
-        "from trackd.publisher import EventPublisher; fail_after(0, EventPublisher, '_send')",
+        "from trackd.actors.publisher import EventPublisher; fail_after(0, EventPublisher, '_send')",  # noqa: E501
         "actor=EventPublisher",
     ),
     "the tracker": (
@@ -375,7 +375,7 @@ BREAKAGES = {
         "actor=TrackerActor",
     ),
     "the mailbox": (
-        "from trackd.mailbox import RouterMailbox; fail_after(9, RouterMailbox, '_receive_batch')",
+        "from trackd.actors.mailbox import RouterMailbox; fail_after(9, RouterMailbox, '_receive_batch')",  # noqa: E501
         "actor=TrackerActor",
     ),
 }
@@ -421,8 +421,8 @@ def test_the_end_of_any_actor_ends_the_process(
 
 SLOW_ENDS = """
 import time
-from trackd.ticker import ExpiryTicker
-from trackd.watcher import ProcessWatcher
+from trackd.actors.ticker import ExpiryTicker
+from trackd.actors.watcher import ProcessWatcher
 def ends_slowly(owner):
     right = owner.on_stop
     def on_stop(actor):

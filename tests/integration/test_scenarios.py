@@ -237,7 +237,7 @@ from pathlib import Path
 import trackd.requests
 import trackd.server
 from trackd.cli import main
-from trackd.ticker import ExpiryTicker
+from trackd.actors.ticker import ExpiryTicker
 from trackd_client.protocol import check_text
 with Path(sys.argv[1]).open("rb") as file:
     memory = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trackd import cli
-from trackd.actor import TrackerActor
-from trackd.mailbox import RouterMailbox
+from trackd.actors.mailbox import RouterMailbox
+from trackd.actors.writer import TrackerActor
 from trackd.storage.store import Store
 
 PARTS: dict[str, tuple[type, str]] = {

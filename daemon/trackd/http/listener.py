@@ -23,6 +23,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, create_server
 from waitress.trigger import trigger
 
+from trackd.actors.supervised import OnEnd
 from trackd.config.addresses import parse_address
 from trackd.config.exits import LockHeldError, UnusableError
 from trackd.config.settings import Config
@@ -30,7 +31,6 @@ from trackd.host.lock import acquire_lock
 from trackd.host.places import lock_path, prepare_socket_path
 from trackd.http.app import application
 from trackd.probe import Probe
-from trackd.supervised import OnEnd
 from trackd_client import Tracker
 
 log = logging.getLogger("trackd.http")

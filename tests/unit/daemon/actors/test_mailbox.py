@@ -13,9 +13,9 @@ import pytest
 import zmq
 from pykka._envelope import Envelope
 
-from helpers.support import PATIENCE, RawPeer, pack, wait_until
-from trackd import mailbox as module
-from trackd.mailbox import BATCH, BATCH_BYTES, Call, MailboxFailed, RouterMailbox
+from support import PATIENCE, RawPeer, pack, wait_until
+from trackd.actors import mailbox as module
+from trackd.actors.mailbox import BATCH, BATCH_BYTES, Call, MailboxFailed, RouterMailbox
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK, REPLY, encode
 

@@ -12,10 +12,10 @@ import pykka
 import pytest
 from pykka._envelope import Envelope
 
-from helpers.support import PATIENCE
-from trackd import ticker as module
-from trackd.supervised import Ping
-from trackd.ticker import Due, ExpiryTicker, Sweep, TimedInbox, WakeAt
+from support import PATIENCE
+from trackd.actors import ticker as module
+from trackd.actors.messages import Ping, Sweep, WakeAt
+from trackd.actors.ticker import Due, ExpiryTicker, TimedInbox
 
 
 class Clock:

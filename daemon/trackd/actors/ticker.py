@@ -16,21 +16,10 @@ from typing import Any
 import pykka
 from pykka._envelope import Envelope
 
-from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
+from trackd.actors.messages import Ping, Sweep, WakeAt
+from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
 
 LONGEST_WAIT = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """To the tracker: do what time has brought about."""
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    """To the ticker: the next sweep is due strictly after this time, or never (None)."""
-
-    time: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
 from pykka._envelope import Envelope
 
-from trackd.supervised import OnEnd, Ping, SupervisedActor, unexpected
+from trackd.actors.messages import Audience, Bind, Ping, Publish
+from trackd.actors.supervised import OnEnd, SupervisedActor, unexpected
 from trackd_client.protocol import event_frame
 
 #: Messages kept for a subscriber that does not keep up, and the events of one message: what it
@@ -32,44 +32,6 @@ _HANDSHAKE_MS: Final = 5000
 _BACKLOG: Final = 1024
 _EVERYTHING: Final = b"\x01"
 _NOTHING_MORE: Final = b"\x00"
-
-
-class Audience:
-    """What the publisher lets the tracker know.
-
-    Attributes:
-        listening: whether anybody subscribes; a plain attribute, since a batch that ends at the
-            same moment may be told or not: the greeting that follows makes up for it.
-    """
-
-    __slots__ = ("listening",)
-
-    def __init__(self) -> None:
-        self.listening = False
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """To the publisher: serve this endpoint. Ask; errors are raised there."""
-
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """To the publisher: these events are stored.
-
-    Attributes:
-        epoch: as `hello` tells it.
-        tracker_id: likewise.
-        revision: of the last event.
-        events: packed, in order.
-    """
-
-    epoch: int
-    tracker_id: str
-    revision: int
-    events: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)

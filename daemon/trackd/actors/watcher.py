@@ -12,55 +12,22 @@ import os
 import select
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import pykka
 from pykka._envelope import Envelope
 
+from trackd.actors.messages import Ping, ProcessExited, Unwatch, Watch
+from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
-from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
 from trackd_client.clock import boottime
 
 log = logging.getLogger("trackd.watcher")
 
 #: Seconds after which a process that could not be watched is tried again.
 RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """To the watcher: tell when this process exits; at once when it has.
-
-    Attributes:
-        process: which.
-        again: whether this was tried before, and failed.
-    """
-
-    process: Process
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unwatch:
-    """To the watcher: its exit no longer matters."""
-
-    process: Process
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessExited:
-    """To the tracker, from the watcher's inbox through the watcher.
-
-    Attributes:
-        process: which.
-        at: when the kernel told so, in seconds of CLOCK_BOOTTIME.
-    """
-
-    process: Process
-    at: float
 
 
 class PidfdInbox:

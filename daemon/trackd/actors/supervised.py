@@ -41,10 +41,6 @@ class SupervisedActor(pykka.ThreadingActor):
         self._on_end(type(self).__name__, threading.current_thread())
 
 
-class Ping:
-    """Asked of any actor, to see whether it answers."""
-
-
 def tell(actor: pykka.ActorRef[Any], message: Any) -> None:
     """Tell another actor something; one that has ended needs to know nothing any more.
 

@@ -1,7 +1,7 @@
 """TrackerActor: the only code that changes state. Everything that can is a message to it.
 
 Requests of agents, `Sweep` from the ticker, `ProcessExited` from the watcher and what the
-server asks come in one order through one inbox (`trackd.mailbox`) and are handled in one
+server asks come in one order through one inbox (`trackd.actors.mailbox`) and are handled in one
 thread. A batch of messages is stored by one commit before anything that it did is visible.
 
 Failures: when a commit fails, the batch never happened. The state is built again from what
@@ -21,20 +21,33 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pykka
 import zmq
 
+from trackd.actors.mailbox import Call, MailboxFailed, RouterMailbox
+from trackd.actors.messages import (
+    Audience,
+    Ping,
+    ProcessExited,
+    Publish,
+    Recover,
+    Reload,
+    ReloadOutcome,
+    Serve,
+    Sweep,
+    Unwatch,
+    WakeAt,
+    Watch,
+)
+from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
 from trackd.config.settings import Config
 from trackd.facts import Facts
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
-from trackd.mailbox import Call, MailboxFailed, RouterMailbox
-from trackd.publisher import Audience, Publish
 from trackd.requests import Requests
 from trackd.sessions.identity import Process
 from trackd.state.changes import Batch
@@ -42,9 +55,6 @@ from trackd.state.restore import load, value_of
 from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
-from trackd.supervised import OnEnd, Ping, SupervisedActor, tell, unexpected
-from trackd.ticker import Sweep, WakeAt
-from trackd.watcher import ProcessExited, Unwatch, Watch
 from trackd_client.clock import boot_id
 from trackd_client.errors import Code
 from trackd_client.protocol import REPLY, encode, error_body
@@ -53,53 +63,6 @@ log = logging.getLogger("trackd.actor")
 
 #: Seconds between two probes of a store that fails.
 PROBE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recover:
-    """To the tracker: open the store and take over what it holds. Ask; errors are raised there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """To the tracker: end the sessions of processes that are gone, then serve the endpoint. Ask."""
-
-    endpoint: str
-    ticker: pykka.ActorRef[Any]
-    watcher: pykka.ActorRef[Any]
-    publisher: pykka.ActorRef[Any]
-    events: str
-    descriptor: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadOutcome:
-    """What a reload did. To the tracker by itself: it did nothing.
-
-    Attributes:
-        changed: settings that changed.
-        refused: settings that need a restart, and why.
-        error: why nothing at all could change, or None.
-    """
-
-    changed: tuple[str, ...] = ()
-    refused: tuple[tuple[str, str], ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reload:
-    """To the tracker: from now on these settings, which differ in live ones alone. Ask.
-
-    Attributes:
-        config: the settings.
-        roles: who is admin from now on.
-        outcome: what the reload has changed and refused, as `status` tells it.
-    """
-
-    config: Config
-    roles: Roles
-    outcome: ReloadOutcome
 
 
 class TrackerActor(SupervisedActor):

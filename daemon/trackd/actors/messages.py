@@ -1,0 +1,147 @@
+"""The messages between the actors: plain immutable values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pykka
+
+from trackd.config.settings import Config
+from trackd.host.roles import Roles
+from trackd.sessions.identity import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """To the tracker: open the store and take over what it holds. Ask; errors are raised there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """To the tracker: end the sessions of processes that are gone, then serve the endpoint. Ask."""
+
+    endpoint: str
+    ticker: pykka.ActorRef[Any]
+    watcher: pykka.ActorRef[Any]
+    publisher: pykka.ActorRef[Any]
+    events: str
+    descriptor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadOutcome:
+    """What a reload did. To the tracker by itself: it did nothing.
+
+    Attributes:
+        changed: settings that changed.
+        refused: settings that need a restart, and why.
+        error: why nothing at all could change, or None.
+    """
+
+    changed: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """To the tracker: from now on these settings, which differ in live ones alone. Ask.
+
+    Attributes:
+        config: the settings.
+        roles: who is admin from now on.
+        outcome: what the reload has changed and refused, as `status` tells it.
+    """
+
+    config: Config
+    roles: Roles
+    outcome: ReloadOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """To the tracker: do what time has brought about."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """To the ticker: the next sweep is due strictly after this time, or never (None)."""
+
+    time: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """To the watcher: tell when this process exits; at once when it has.
+
+    Attributes:
+        process: which.
+        again: whether this was tried before, and failed.
+    """
+
+    process: Process
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    """To the watcher: its exit no longer matters."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """To the tracker, from the watcher's inbox through the watcher.
+
+    Attributes:
+        process: which.
+        at: when the kernel told so, in seconds of CLOCK_BOOTTIME.
+    """
+
+    process: Process
+    at: float
+
+
+class Audience:
+    """What the publisher lets the tracker know.
+
+    Attributes:
+        listening: whether anybody subscribes; a plain attribute, since a batch that ends at the
+            same moment may be told or not: the greeting that follows makes up for it.
+    """
+
+    __slots__ = ("listening",)
+
+    def __init__(self) -> None:
+        self.listening = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """To the publisher: serve this endpoint. Ask; errors are raised there."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """To the publisher: these events are stored.
+
+    Attributes:
+        epoch: as `hello` tells it.
+        tracker_id: likewise.
+        revision: of the last event.
+        events: packed, in order.
+    """
+
+    epoch: int
+    tracker_id: str
+    revision: int
+    events: Sequence[bytes]
+
+
+class Ping:
+    """Asked of any actor, to see whether it answers."""
