@@ -3,7 +3,7 @@
 A watchdog that is fed by a timer proves that a timer works. This one sends a request over the
 real socket, which goes in through the ROUTER, through the TrackerActor and a commit of the
 store, and comes back: only then is the daemon alive. It runs in the main thread, which does
-nothing else, and is answered to this very process alone (`trackd.requests`).
+nothing else, and is answered to this very process alone (`trackd.operations.dispatch`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any, Final
 
 import zmq
 
+from trackd.operations.operation import PROBE
 from trackd_client.protocol import REQUEST, decode_reply, encode
 
-#: The operation; no part of the protocol.
-PROBE: Final = "probe"
 #: Milliseconds between two looks at whether to give up.
 _SLICE_MS: Final = 100
 _RECONNECT_MS: Final = 100

@@ -37,7 +37,7 @@ from helpers.support import (
     zmtp_frame,
     zmtp_socket,
 )
-from trackd.requests import OPERATIONS
+from trackd.operations.dispatch import OPERATIONS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK

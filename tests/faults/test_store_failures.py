@@ -36,6 +36,263 @@ def host() -> Iterator[Host]:
         yield host
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, clock: Clock, faults: Faults, host: Host) -> Iterator[Desk]:
+    desk = Desk(tmp_path, clock, faults)
+    yield desk
+    desk.kill()
+
+
+class TickerProbe:
+    """Stands where the ticker stands, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[WakeAt] = []
+
+    def tell(self, message: WakeAt) -> None:
+        self.told.append(message)
+
+
+def recover(desk: Desk, clock: Clock, faults: Faults) -> list[Sent]:
+    """Let the store work again, and the daemon find out."""
+    faults.writes = False
+    clock.now += 1.0
+    return desk.sweep()
+
+
+def test_changes_are_refused_and_reads_go_on_while_nothing_can_be_stored(
+    desk: Desk, clock: Clock, faults: Faults, host: Host
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    agent.ask(desk, "track_expected", proxies=[["p1", "", 1, None], ["p2", "", 1, None]])
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    agent.ask(desk, "claim", lease=lease, principals=["p1"])
+    before = observe(desk.state)
+    faults.writes = True
+    for op, fields in {
+        "try_acquire": {},
+        "acquire": {},
+        "claim": {"lease": lease, "principals": ["p2"]},
+        "release": {"lease": lease},
+        "adopt": {"principals": ["p2"]},
+        "track_expected": {"proxies": [["p3", "", 1, None]]},
+        "set_connection_count": {"count": 1},
+        "cancel": {"target": 3},
+        "close": {},
+    }.items():
+        reply = agent.ask(desk, op, **fields)
+        assert reply["error"] == Code.UNAVAILABLE, op
+        assert reply["retry_after"] > 0
+    other = AgentOf(2, host.start(11))
+    assert other.ask(desk, "open")["error"] == Code.UNAVAILABLE
+    assert agent.ask(desk, "is_claimed", principals=["p1"])["claimed"] is True
+    assert agent.ask(desk, "open")["session"] == 1
+    status = agent.ask(desk, "status")
+    assert status["store"] == "failing"
+    assert "full" in status["store_problem"]
+    assert agent.ask(desk, "explain")["reason"] == "store"
+    assert observe(desk.state) == before
+    recover(desk, clock, faults)
+    assert agent.ask(desk, "status")["store"] == "ok"
+    assert agent.ask(desk, "release", lease=lease)["released"] is True
+
+
+def test_a_refused_change_may_be_sent_again_and_then_happens(
+    desk: Desk, clock: Clock, faults: Faults, host: Host
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    body = agent.body("try_acquire")
+    faults.writes = True
+    refused = desk.ask(body, agent.peer)
+    assert refused is not None
+    assert refused["error"] == Code.UNAVAILABLE
+    recover(desk, clock, faults)
+    granted = desk.ask(body, agent.peer)
+    assert granted is not None
+    assert granted["lease"] == 1
+
+
+def test_whoever_was_served_by_a_batch_that_got_lost_is_served_when_the_store_works(
+    desk: Desk, clock: Clock, faults: Faults, host: Host
+) -> None:
+    holder, waiter = AgentOf(1, host.start(10)), AgentOf(2, host.start(11))
+    holder.ask(desk, "open")
+    waiter.ask(desk, "open")
+    lease = holder.ask(desk, "try_acquire")["lease"]
+    parked = waiter.body("acquire")
+    assert desk.ask(parked, waiter.peer, route=b"waiter") is None
+    faults.writes = True
+    assert holder.ask(desk, "release", lease=lease)["error"] == Code.UNAVAILABLE
+    recover(desk, clock, faults)
+    desk.send(holder.body("release", lease=lease), holder.peer)
+    answers = {sent.route: sent.body for sent in desk.end_batch()}
+    assert answers[b"waiter"]["seq"] == parked["seq"]
+    assert answers[b"waiter"]["lease"] == 2
+
+
+@pytest.mark.parametrize("ends_by", ["close", "cancel", "exit"])
+def test_whoever_left_the_queue_in_a_batch_that_got_lost_waits_on_with_its_connection(
+    desk: Desk, clock: Clock, faults: Faults, host: Host, ends_by: str
+) -> None:
+    process = host.start(11)
+    holder, waiter = AgentOf(1, host.start(10)), AgentOf(2, process)
+    holder.ask(desk, "open")
+    waiter.ask(desk, "open")
+    holder.ask(desk, "try_acquire")
+    parked = waiter.body("acquire")
+    assert desk.ask(parked, waiter.peer, route=b"waiter") is None
+    faults.writes = True
+    if ends_by == "exit":
+        desk.exited(process)
+    else:
+        waiter.ask(desk, ends_by, target=parked["seq"])
+    (still,) = desk.state.queue
+    assert still.route == b"waiter"
+
+
+def test_notices_of_a_batch_that_got_lost_are_asked_for_again(
+    tmp_path: Path, clock: Clock, faults: Faults, host: Host
+) -> None:
+    desk = Desk(tmp_path, clock, faults, claim_timeout=5.0)
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    watch = agent.body("watch_session")
+    assert desk.ask(watch, agent.peer) is None
+    faults.writes = True
+    clock.now += 6
+    (answer,) = desk.sweep()  # the lease would have expired; now somebody must ask again
+    assert (answer.body["seq"], answer.body["notices"]) == (watch["seq"], [])
+    again = agent.body("watch_session")
+    assert desk.ask(again, agent.peer) is None
+    (told,) = recover(desk, clock, faults)
+    assert told.body["seq"] == again["seq"]
+    assert told.body["notices"] == [{"notice": "lease_expired", "lease": lease}]
+    desk.kill()
+
+
+def test_the_store_is_probed_every_second_whatever_else_the_timer_was_set_for(
+    desk: Desk, clock: Clock, faults: Faults, host: Host
+) -> None:
+    ticker = TickerProbe()
+    desk.actor._ticker = ticker  # type: ignore[assignment] # it is told things, no more
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    agent.ask(desk, "track_expected", proxies=[["p1", "", 1, None]])
+    assert ticker.told[-1].time == clock.now + 180
+    faults.writes = True
+    for _ in range(3):
+        agent.ask(desk, "try_acquire")
+        assert ticker.told[-1].time == clock.now + 1
+        clock.now += 1
+        desk.sweep()
+        assert ticker.told[-1].time == clock.now + 1
+    recover(desk, clock, faults)
+    assert ticker.told[-1].time == clock.now + 176
+
+
+def test_agents_that_die_while_nothing_can_be_stored_are_cleared_away_afterwards(
+    desk: Desk, clock: Clock, faults: Faults, host: Host
+) -> None:
+    process = host.start(10)
+    agent = AgentOf(1, process)
+    agent.ask(desk, "open")
+    agent.ask(desk, "try_acquire")
+    faults.writes = True
+    del host.alive[process.pid]
+    desk.exited(process)
+    assert desk.state.leases, "freed in memory alone: a restart would bring it back"
+    recover(desk, clock, faults)
+    assert not desk.state.leases
+    assert not len(desk.state.sessions)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new store", "known store"])
+def test_a_start_that_cannot_be_stored_is_counted_once_the_store_works(
+    tmp_path: Path, clock: Clock, host: Host, *, known: bool
+) -> None:
+    if known:
+        Desk(tmp_path, clock).kill()
+    faults = Faults()
+    faults.writes = True
+    desk = Desk(tmp_path, clock, faults)
+    assert desk.actor._runtime.store_problem is not None
+    agent = AgentOf(1, host.start(10))
+    hello = agent.ask(desk, "hello")
+    assert (hello["epoch"], len(hello["tracker_id"])) == (1 + known, 16)
+    recover(desk, clock, faults)
+    assert agent.ask(desk, "open")["session"] == 1
+    assert agent.ask(desk, "hello")["tracker_id"] == hello["tracker_id"]
+    desk.kill()
+    again = Desk(tmp_path, clock)
+    hello_again = agent.ask(again, "hello")
+    assert hello_again["epoch"] == hello["epoch"] + 1
+    assert hello_again["tracker_id"] == hello["tracker_id"]
+    again.kill()
+
+
+def test_a_file_found_damaged_at_work_is_replaced_and_clients_hear_that_all_is_new(
+    desk: Desk, tmp_path: Path, clock: Clock, faults: Faults, host: Host
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    before = agent.ask(desk, "hello")
+    faults.error = sqlite_error(sqlite3.SQLITE_CORRUPT, "database disk image is malformed")
+    faults.fail = {len(faults.statements) + 1}
+    assert agent.ask(desk, "try_acquire")["error"] == Code.SESSION_UNKNOWN
+    recover(desk, clock, faults)
+    after = agent.ask(desk, "hello")
+    assert after["tracker_id"] != before["tracker_id"]
+    assert after["epoch"] == 1
+    newcomer = AgentOf(2, host.start(11))
+    assert newcomer.ask(desk, "open")["session"] == 1
+    assert newcomer.ask(desk, "try_acquire")["lease"] == 1
+    assert len(list(tmp_path.glob("*.damaged-*[0-9]"))) == 1
+
+
+def test_a_failure_that_nobody_foresaw_ends_the_daemon_and_keeps_what_was_acknowledged(
+    desk: Desk, tmp_path: Path, clock: Clock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    agent.ask(desk, "try_acquire")
+    before = observe(desk.state)
+
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("for the test")
+
+    with monkeypatch.context() as context:
+        context.setattr(desk.actor, "stop", lambda: None)  # it has no thread
+        context.setattr(desk.state, "adopt", break_down)
+        desk.send(agent.body("release", lease=1), agent.peer)  # in the same batch
+        desk.send(agent.body("adopt", principals=["p1"]), agent.peer)
+    assert desk.ended
+    assert {sent.body["error"] for sent in desk.sent[-2:]} == {Code.INTERNAL}
+    desk.end_batch()
+    desk.kill()
+    again = Desk(tmp_path, clock)
+    now = observe(again.state)
+    assert [event[3] for event in now["events"][len(before["events"]) :]] == ["daemon_started"]
+    before |= {"epoch": 2, "revision": before["revision"] + 1, "events": now["events"]}
+    assert now == before
+    again.kill()
+
+
+# -- every statement in turn -------------------------------------------------------------
+
+
 def steps_of(first: AgentOf, second: AgentOf) -> list[tuple[AgentOf, dict[str, Any]]]:
     """Return a bit of everything that two agents do."""
     a, b = first, second
@@ -139,7 +396,7 @@ class Trial:
         self.compare()
 
     def compare(self) -> None:
-        if self.desk.actor._facts.store_problem is None:
+        if self.desk.actor._runtime.store_problem is None:
             assert seen_by_all(self.desk) == seen_by_all(self.twin)
 
     def restart(self) -> None:

@@ -17,10 +17,10 @@ from unittest.mock import patch
 import msgpack
 import zmq
 
-from trackd.actors.mailbox import Call
 from trackd.actors.messages import ProcessExited, Recover, Serve, Sweep
 from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
+from trackd.operations.call import Call
 from trackd.sessions.identity import Peer, Process
 from trackd.state.counters import Metrics
 from trackd.state.restore import load
@@ -64,7 +64,7 @@ class Host:
     def seen(self) -> Iterator[None]:
         """Let the daemon see this host rather than the real one."""
         with (
-            patch("trackd.requests.start_time", self.alive.get),
+            patch("trackd.operations.agents.start_time", self.alive.get),
             patch("trackd.actors.writer.start_time", self.alive.get),
         ):
             yield

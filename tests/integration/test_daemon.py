@@ -519,7 +519,7 @@ def test_a_daemon_that_hangs_while_it_stops_ends_all_the_same(
     daemon = make_trackd_daemon(start=False)
     hang = """
 import time
-from trackd.requests import Requests
+from trackd.operations.dispatch import Requests
 Requests._answer = lambda self, call: time.sleep(600)
 """
     code = BROKEN.format(breakage=hang)

@@ -297,7 +297,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         if not late:
             self.failing = True
         self.end_batch(arrive=True)
-        self.failing = self.desk.actor._facts.store_problem is not None
+        self.failing = self.desk.actor._runtime.store_problem is not None
 
     @precondition(lambda self: self.failing)
     @rule()
@@ -305,7 +305,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.end_batch(arrive=True)
         self.clock.now += 1.0
         self.settle(self.desk.sweep(), arrive=True)
-        assert self.desk.actor._facts.store_problem is None
+        assert self.desk.actor._runtime.store_problem is None
         self.failing = False
 
     @rule()

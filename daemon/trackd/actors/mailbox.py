@@ -31,12 +31,13 @@ import zmq
 from pykka._envelope import Envelope
 
 from trackd.host.processes import PeerCache
+from trackd.operations.call import Call
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK, REQUEST, ProtocolError, check_count, decode
 
 if TYPE_CHECKING:
-    from pykka._types import OptExcInfo
+    pass
 
 #: Requests received before their batch is committed and answered.
 BATCH = 128
@@ -68,46 +69,6 @@ class MailboxFailed:
     """Receiving failed for good; handling this ends the actor."""
 
     error: Exception
-
-
-class Call:
-    """One request of a peer: the message, and pykka's reply handle for it.
-
-    Attributes:
-        route: the ROUTER's id of the connection; never logged.
-        peer: who sent it, or None when the kernel did not say.
-        seq: its number within the session, or 0 when that could not be read.
-        body: the fields of the request.
-        op: its operation; "unknown" until it has proved to be one that there is.
-        problem: what is wrong with the message itself, or None.
-    """
-
-    __slots__ = ("_outbox", "body", "op", "peer", "problem", "route", "seq")
-
-    def __init__(
-        self,
-        outbox: list[tuple[bytes, bytes]],
-        route: bytes,
-        peer: Peer | None,
-        seq: int,
-        body: dict[str, Any],
-        problem: ProtocolError | None = None,
-    ) -> None:
-        self._outbox = outbox
-        self.route = route
-        self.peer = peer
-        self.seq = seq
-        self.body = body
-        self.op = "unknown"
-        self.problem = problem
-
-    def set(self, frame: bytes | None) -> None:
-        """Queue the reply; None leaves the peer without one. Runs in the actor's thread."""
-        if frame is not None:
-            self._outbox.append((self.route, frame))
-
-    def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
-        """Say nothing: at teardown a remote peer resends to whoever comes next."""
 
 
 class RouterMailbox:

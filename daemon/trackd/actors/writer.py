@@ -27,7 +27,7 @@ from typing import Any
 import pykka
 import zmq
 
-from trackd.actors.mailbox import Call, MailboxFailed, RouterMailbox
+from trackd.actors.mailbox import MailboxFailed, RouterMailbox
 from trackd.actors.messages import (
     Audience,
     Ping,
@@ -44,11 +44,13 @@ from trackd.actors.messages import (
 )
 from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
 from trackd.config.settings import Config
-from trackd.facts import Facts
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
-from trackd.requests import Requests
+from trackd.operations.call import Call
+from trackd.operations.context import Context
+from trackd.operations.dispatch import Requests
+from trackd.operations.runtime import Runtime
 from trackd.sessions.identity import Process
 from trackd.state.changes import Batch
 from trackd.state.restore import load, value_of
@@ -88,10 +90,10 @@ class TrackerActor(SupervisedActor):
         self._moment = clock()
         self._store_connect = store_connect
         self._store: Store | None = None
-        self._facts = Facts(boot_id(), clock(), time.time())
-        self._facts.ask_reload = ask_reload or self._facts.ask_reload
-        self._state = State(config, self, self._facts.metrics)
-        self._requests = Requests(self._state, self._roles, clock, self._facts)
+        self._runtime = Runtime(boot_id(), clock(), time.time())
+        self._runtime.ask_reload = ask_reload or self._runtime.ask_reload
+        self._state = State(config, self, self._runtime.metrics)
+        self._requests = Requests(self._context())
         self._batch: list[Call] = []
         self._ticker: pykka.ActorRef[Any] | None = None
         self._watcher: pykka.ActorRef[Any] | None = None
@@ -111,6 +113,9 @@ class TrackerActor(SupervisedActor):
     def mailbox(self) -> RouterMailbox:
         """The inbox; the server closes it after the actor's thread has ended."""
         return self._mailbox
+
+    def _context(self) -> Context:
+        return Context(self._state, self._config, self._roles, self._runtime, self._clock)
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
@@ -146,7 +151,7 @@ class TrackerActor(SupervisedActor):
             super().on_stop()
 
     def _answer(self, call: Call) -> bytes | None:
-        self._facts.requests += 1
+        self._runtime.requests += 1
         self._batch.append(call)
         answer = self._requests.answer(call)
         if self._state.queue:
@@ -172,9 +177,9 @@ class TrackerActor(SupervisedActor):
     def _sweep(self) -> None:
         self._announced = None
         self._timer_due = True
-        if self._facts.store_problem is not None:
+        if self._runtime.store_problem is not None:
             self._probe()
-        if self._facts.store_problem is None:
+        if self._runtime.store_problem is None:
             for session in self._state.sweep():
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
@@ -185,7 +190,7 @@ class TrackerActor(SupervisedActor):
             How many leases are free now.
         """
         total = 0
-        if self._facts.store_problem is not None:
+        if self._runtime.store_problem is not None:
             return total
         for session in self._state.sessions.of_process(process):
             freed = self._state.end_session(session, "process_exited")
@@ -204,15 +209,15 @@ class TrackerActor(SupervisedActor):
         self._state.reconfigure(message.config)
         self._announced = None  # the next thing may be due earlier
         self._timer_due = True
-        self._requests = Requests(self._state, self._roles, self._clock, self._facts)
+        self._requests = Requests(self._context())
         self._reloaded(message.outcome)
 
     def _reloaded(self, outcome: ReloadOutcome) -> None:
-        self._facts.reloads += 1
-        self._facts.reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
+        self._runtime.reloads += 1
+        self._runtime.reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
 
     def _serve_waiters(self) -> None:
-        if self._facts.store_problem is None:
+        if self._runtime.store_problem is None:
             self._state.serve_waiters()
 
     # -- what the state asks of its surroundings --------------------------------------
@@ -259,7 +264,7 @@ class TrackerActor(SupervisedActor):
         self._state.batch_ended()
         if self._batch:
             self._count_requests()
-        if store.checkpoint_due and self._facts.store_problem is None:
+        if store.checkpoint_due and self._runtime.store_problem is None:
             try:
                 store.checkpoint_step(functools.partial(value_of, self._state))
             except StoreError as error:
@@ -278,17 +283,17 @@ class TrackerActor(SupervisedActor):
             except (StoreError, DamagedError) as error:
                 self._lose_batch(error)
                 return None
-            self._facts.metrics.commit_seconds.observe(time.perf_counter() - began)
+            self._runtime.metrics.commit_seconds.observe(time.perf_counter() - began)
             self._epoch_stored = True
         return batch
 
     def _tell_events(self, batch: Batch) -> None:
         """Count what is stored now, and tell it to whoever listens."""
-        self._facts.metrics.take(batch.told)
+        self._runtime.metrics.take(batch.told)
         if self._crashes:
             now = self._clock()
             for crashed in self._crashes:
-                self._facts.metrics.crash_seconds.observe(now - crashed)
+                self._runtime.metrics.crash_seconds.observe(now - crashed)
             self._crashes.clear()
         if batch.events and self._audience.listening and self._publisher is not None:
             state = self._state
@@ -297,7 +302,7 @@ class TrackerActor(SupervisedActor):
 
     def _count_requests(self) -> None:
         """Count the requests of a batch, and how long they took from their receipt on."""
-        metrics = self._facts.metrics
+        metrics = self._runtime.metrics
         metrics.batch_requests.observe(len(self._batch))
         seconds = time.perf_counter() - self._mailbox.batch_began
         for call in self._batch:
@@ -309,7 +314,7 @@ class TrackerActor(SupervisedActor):
         if self._ticker is None:
             return
         now = self._clock()
-        if self._facts.store_problem is not None:
+        if self._runtime.store_problem is not None:
             due: float | None = now + PROBE_SECONDS
         else:
             due = self._state.next_timer()
@@ -324,7 +329,7 @@ class TrackerActor(SupervisedActor):
         if isinstance(error, DamagedError):
             self._set_aside(str(error))
         log.error("changes cannot be stored", extra=fields(reason=str(error)))
-        self._facts.store_problem = str(error)
+        self._runtime.store_problem = str(error)
         self._crashes.clear()
         self._mailbox.discard()
         lost = self._state
@@ -352,7 +357,7 @@ class TrackerActor(SupervisedActor):
         except StoreError:
             return
         log.warning("changes can be stored again")
-        self._facts.store_problem = None
+        self._runtime.store_problem = None
         if not self._epoch_stored:
             self._state.record_epoch()
         self._end_gone_sessions()
@@ -380,8 +385,8 @@ class TrackerActor(SupervisedActor):
     def _recover(self) -> None:
         state_dir = self._config.state_dir
         directory = Path(state_dir) if state_dir else None
-        self._store = Store(directory, self._facts.boot_id, self._store_connect)
-        self._facts.store_bytes = self._store.size
+        self._store = Store(directory, self._runtime.boot_id, self._store_connect)
+        self._runtime.store_bytes = self._store.size
         self._load()
         if self._state.cluster not in ("", self._config.cluster_name):
             self._set_aside(f"it belongs to the cluster {self._state.cluster!r}")
@@ -393,7 +398,7 @@ class TrackerActor(SupervisedActor):
     def _load(self) -> None:
         """Build the state from what is committed."""
         assert self._store is not None
-        state = State(self._config, self, self._facts.metrics)
+        state = State(self._config, self, self._runtime.metrics)
         try:
             rows, batches = self._store.load()
             image = Image()
@@ -402,10 +407,10 @@ class TrackerActor(SupervisedActor):
             load(state, image)
         except (DamagedError, ValueError, TypeError, LookupError, AttributeError) as error:
             self._set_aside(f"cannot be read: {error}")
-            state, touched = State(self._config, self, self._facts.metrics), []
+            state, touched = State(self._config, self, self._runtime.metrics), []
             load(state, Image())
         self._state = state
-        self._requests = Requests(self._state, self._roles, self._clock, self._facts)
+        self._requests = Requests(self._context())
         self._store.touch(touched)
 
     def _set_aside(self, why: str) -> None:
@@ -419,9 +424,9 @@ class TrackerActor(SupervisedActor):
         self._ticker = message.ticker
         self._watcher = message.watcher
         self._publisher = message.publisher
-        self._facts.events = message.events
+        self._runtime.events = message.events
         self._end_gone_sessions()
-        if self._facts.store_problem is None:
+        if self._runtime.store_problem is None:
             self._state.sweep()
         self._end_batch()
         self._timer_due = True

@@ -3,57 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from trackd.operations.call import Call
+from trackd.operations.context import Context
+from trackd.operations.operation import Fields, names_of
 from trackd.state.counters import Histogram, Metrics
+from trackd_client import __version__
+
+#: Groups that `status` and `metrics` name.
+MOST_GROUPS: Final = 100
 
 Family = list[Any]
 
 
-def counter_families(metrics: Metrics) -> list[Family]:
+def metrics(context: Context, call: Call) -> Fields:
+    """Tell what is counted."""
+    wanted = names_of(call)
+    families = [*_gauges(context), *counter_families(context.runtime.metrics)]
+    return {"families": [each for each in families if wanted is None or each[0] in wanted]}
+
+
+def _gauges(context: Context) -> list[Family]:
+    state, tracker, runtime = context.state, context.state.tracker, context.runtime
+    groups = tracker.groups(MOST_GROUPS)
+    tracked = [[[group.name], group.tracked] for group in groups]
+    desired = [[[group.name], group.generation] for group in groups]
+    info = {"version": __version__, "cluster": tracker.cluster_name}
+    return [
+        gauges("trackd_info", "The daemon.", list(info), [[list(info.values()), 1]]),
+        gauge("trackd_start_time_seconds", "Unix time of the start.", runtime.wall),
+        gauge("trackd_epoch", "Starts of the daemon with this state.", state.epoch),
+        gauge("trackd_revision", "Changes of the state, over restarts.", state.changes.revision),
+        gauges(
+            "trackd_tracked_proxies",
+            f"Tracked proxies by group, the first {MOST_GROUPS} groups by name.",
+            ["group"],
+            tracked,
+        ),
+        gauges(
+            "trackd_group_generation",
+            f"Largest generation of a group, the first {MOST_GROUPS} by name.",
+            ["group"],
+            desired,
+        ),
+        gauge("trackd_groups", "Groups that have a tracked proxy.", tracker.group_count),
+        gauge("trackd_all_tracked_proxies", "Tracked proxies.", tracker.tracked_count),
+        gauge("trackd_desired_proxies", "Desired proxies.", tracker.desired_count),
+        gauge("trackd_claimed_proxies", "Claimed proxies, tracked or not.", tracker.claimed_count),
+        gauge(
+            "trackd_claimed_desired_proxies",
+            "Desired proxies that are claimed.",
+            tracker.claimed_desired_count,
+        ),
+        gauge("trackd_target_connections", "Connections that are wanted.", tracker.target),
+        gauge(
+            "trackd_connection_count",
+            "Most connections wanted; 0 or less: one to every desired proxy.",
+            tracker.connection_count,
+        ),
+        gauge("trackd_inflight_leases", "Leases that have not claimed.", tracker.inflight),
+        gauge("trackd_waiting_requests", "Requests that wait for a lease.", len(state.queue)),
+        gauge("trackd_sessions", "Sessions.", len(state.sessions)),
+        gauge(
+            "trackd_store_failing",
+            "Whether changes cannot be stored just now.",
+            int(runtime.store_problem is not None),
+        ),
+        gauge("trackd_store_bytes", "Size of the state file.", runtime.store_bytes() or 0),
+    ]
+
+
+def counter_families(counters: Metrics) -> list[Family]:
     """Return the counters and histograms."""
     return [
-        _by("trackd_grants", "Leases granted, by the reason.", "reason", metrics.grants),
+        _by("trackd_grants", "Leases granted, by the reason.", "reason", counters.grants),
         _by(
             "trackd_refusals",
             "Leases refused or asked to wait, by the reason.",
             "reason",
-            metrics.refusals,
+            counters.refusals,
         ),
-        counter("trackd_claims", "Proxies claimed, adopted tunnels included.", metrics.claims),
+        counter("trackd_claims", "Proxies claimed, adopted tunnels included.", counters.claims),
         counter(
             "trackd_duplicates",
             "Claims and adoptions that met a proxy which another lease holds.",
-            metrics.duplicates,
+            counters.duplicates,
         ),
-        _by("trackd_releases", "Leases released, by the cause.", "cause", metrics.releases),
-        counter("trackd_sessions_opened", "Sessions opened.", metrics.sessions_opened),
-        _by("trackd_sessions_ended", "Sessions ended.", "reason", metrics.sessions_ended),
-        counter("trackd_gossip_messages", "Gossip messages.", metrics.gossip_messages),
-        counter("trackd_gossip_proxies", "Mentions of proxies.", metrics.gossip_proxies),
+        _by("trackd_releases", "Leases released, by the cause.", "cause", counters.releases),
+        counter("trackd_sessions_opened", "Sessions opened.", counters.sessions_opened),
+        _by("trackd_sessions_ended", "Sessions ended.", "reason", counters.sessions_ended),
+        counter("trackd_gossip_messages", "Gossip messages.", counters.gossip_messages),
+        counter("trackd_gossip_proxies", "Mentions of proxies.", counters.gossip_proxies),
         counter(
             "trackd_gossip_lowered_generations",
             "Mentions that lowered the generation of a proxy within its group.",
-            metrics.lowered_generations,
+            counters.lowered_generations,
         ),
-        counter("trackd_expiries", "Proxies that expired.", metrics.expiries),
-        _by("trackd_errors", "Requests answered with an error.", "code", metrics.errors),
-        _by("trackd_admin_acts", "Acts of administrators.", "operation", metrics.admin_acts),
-        counter("trackd_events", "Changes of the state.", metrics.events),
+        counter("trackd_expiries", "Proxies that expired.", counters.expiries),
+        _by("trackd_errors", "Requests answered with an error.", "code", counters.errors),
+        _by("trackd_admin_acts", "Acts of administrators.", "operation", counters.admin_acts),
+        counter("trackd_events", "Changes of the state.", counters.events),
         [
             "trackd_request_seconds",
             "histogram",
             "Time from the receipt of a request's batch to its reply, by operation.",
             ["operation"],
-            [each.sample([op]) for op, each in sorted(metrics.request_seconds.items())],
+            [each.sample([op]) for op, each in sorted(counters.request_seconds.items())],
         ],
-        _histogram("trackd_batch_requests", "Requests of one batch.", metrics.batch_requests),
-        _histogram("trackd_commit_seconds", "Time of a commit.", metrics.commit_seconds),
+        _histogram("trackd_batch_requests", "Requests of one batch.", counters.batch_requests),
+        _histogram("trackd_commit_seconds", "Time of a commit.", counters.commit_seconds),
         _histogram(
             "trackd_crash_to_release_seconds",
             "Time from the kernel's word that a process has exited to the commit that frees"
             " its leases.",
-            metrics.crash_seconds,
+            counters.crash_seconds,
         ),
     ]
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import pytest
 
-from helpers.protocol_document import Message, messages, pack, sections, shown, table
-from trackd.probe import PROBE
-from trackd.requests import FEATURES
-from trackd.requests import OPERATIONS as ALL_OPERATIONS
+from protocol_document import PATH, Message, messages, pack, sections, table
+from trackd.operations.agents import FEATURES
+from trackd.operations.dispatch import OPERATIONS as ALL_OPERATIONS
+from trackd.operations.operation import PROBE
 from trackd_client import protocol
 from trackd_client.errors import Code, TrackdError
 from trackd_client.protocol import (

@@ -15,7 +15,8 @@ from pykka._envelope import Envelope
 
 from support import PATIENCE, RawPeer, pack, wait_until
 from trackd.actors import mailbox as module
-from trackd.actors.mailbox import BATCH, BATCH_BYTES, Call, MailboxFailed, RouterMailbox
+from trackd.actors.mailbox import BATCH, BATCH_BYTES, MailboxFailed, RouterMailbox
+from trackd.operations.call import Call
 from trackd_client.errors import Code
 from trackd_client.protocol import FRAME_SLACK, REPLY, encode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trackd.listings import _MOST, Listings
+from trackd.operations.listings import _MOST, Listings
 
 
 def test_pages_follow_one_another_to_the_end() -> None:

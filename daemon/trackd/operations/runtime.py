@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trackd.listings import Listings
+from trackd.operations.listings import Listings
 from trackd.state.counters import Metrics
 
 
@@ -15,7 +15,7 @@ def _not_served() -> None:
 
 
 @dataclass(slots=True)
-class Facts:
+class Runtime:
     """The process, as the actor knows it.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""From a request on the wire to a change of the state, and to its reply. No I/O."""

@@ -1,0 +1,63 @@
+"""What admins do: take leases back, end sessions, forget proxies, reload."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trackd.operations.call import Call
+from trackd.operations.context import Context, log_act
+from trackd.operations.operation import Fields, Operation
+from trackd.sessions.sessions import Session
+from trackd_client.protocol import check_count, check_name
+
+
+def force_release(context: Context, call: Call, _session: Session) -> Fields:
+    """Take a lease away from its holder."""
+    lease = check_count(call.body.get("lease"), "lease", least=1)
+    assert call.peer is not None
+    released = context.state.force_release(lease, call.peer)
+    if released is None:
+        return {"released": False, "session": None, "name": None}
+    session, name = released
+    log_act(context, call, "force_release", lease=lease, session=session.id, proxy=name)
+    return {"released": True, "session": session.id, "name": name}
+
+
+def end_session(context: Context, call: Call, _session: Session) -> Fields:
+    """End a session, and free its leases."""
+    number = check_count(call.body.get("session"), "session", least=1)
+    ended = context.state.sessions.by_id.get(number)
+    if ended is None:
+        return {"ended": False, "freed": []}
+    freed = context.state.end_session(ended, "admin", call.peer)
+    log_act(context, call, "end_session", session=number, freed=len(freed))
+    return {"ended": True, "freed": freed}
+
+
+def forget(context: Context, call: Call, _session: Session) -> Fields:
+    """Drop a proxy from what is tracked, until there is newer gossip of it."""
+    name = check_name(call.body.get("name"), "name", context.config.max_name)
+    assert call.peer is not None
+    tombstone = context.state.forget(name, call.peer)
+    claimed = context.state.tracker.holder(name) is not None
+    if tombstone is None:
+        return {"forgotten": False, "claimed": claimed, "until": None}
+    log_act(context, call, "forget", proxy=name)
+    return {"forgotten": True, "claimed": claimed, "until": tombstone.until}
+
+
+def reload(context: Context, call: Call, _session: Session) -> Fields:
+    """Have the configuration read again; `status` tells what came of it."""
+    runtime = context.runtime
+    runtime.reloads_asked = max(runtime.reloads_asked, runtime.reloads) + 1
+    log_act(context, call, "reload")
+    runtime.ask_reload()
+    return {"reloads": runtime.reloads_asked}
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "force_release": Operation(force_release, changes=True, admin=True),
+    "end_session": Operation(end_session, changes=True, admin=True),
+    "forget": Operation(forget, changes=True, admin=True),
+    "reload": Operation(reload, admin=True),
+}

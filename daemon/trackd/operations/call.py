@@ -1,0 +1,50 @@
+"""One request of a peer, with the handle that its reply goes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pykka._types import OptExcInfo
+
+from trackd.sessions.identity import Peer
+from trackd_client.protocol import ProtocolError
+
+
+class Call:
+    """One request of a peer: the message, and pykka's reply handle for it.
+
+    Attributes:
+        route: the ROUTER's id of the connection; never logged.
+        peer: who sent it, or None when the kernel did not say.
+        seq: its number within the session, or 0 when that could not be read.
+        body: the fields of the request.
+        op: its operation; "unknown" until it has proved to be one that there is.
+        problem: what is wrong with the message itself, or None.
+    """
+
+    __slots__ = ("_outbox", "body", "op", "peer", "problem", "route", "seq")
+
+    def __init__(
+        self,
+        outbox: list[tuple[bytes, bytes]],
+        route: bytes,
+        peer: Peer | None,
+        seq: int,
+        body: dict[str, Any],
+        problem: ProtocolError | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self.route = route
+        self.peer = peer
+        self.seq = seq
+        self.body = body
+        self.op = "unknown"
+        self.problem = problem
+
+    def set(self, frame: bytes | None) -> None:
+        """Queue the reply; None leaves the peer without one. Runs in the actor's thread."""
+        if frame is not None:
+            self._outbox.append((self.route, frame))
+
+    def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
+        """Say nothing: at teardown a remote peer resends to whoever comes next."""

@@ -1,0 +1,209 @@
+"""The way of a request: from the wire to a change of the state, and back to a reply.
+
+`Requests.answer` is the whole way of one request: who asks, for which session, has it been
+answered before, is it stale, what does it want. The operations are functions: those of agents in
+`trackd.operations.agents`, those that anybody may ask for in `trackd.operations.reports`, those
+of admins in `trackd.operations.admin`. All of it runs in the actor's thread and does no I/O. What
+the peer got wrong is a `ProtocolError`; any other exception is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from trackd.host.logs import fields as about
+from trackd.operations import admin, agents, reports
+from trackd.operations.call import Call
+from trackd.operations.context import Context
+from trackd.operations.operation import PARKED, PROBE, Fields, Operation
+from trackd.sessions.identity import Peer
+from trackd.sessions.sessions import Session, Watch, sentence_of
+from trackd_client.errors import Code
+from trackd_client.protocol import (
+    REPLY,
+    SESSIONLESS,
+    TOKEN_BYTES,
+    ProtocolError,
+    check_done,
+    check_seconds,
+    encode,
+    error_body,
+)
+
+log = logging.getLogger("trackd.requests")
+
+#: Operations that need no session; `probe` is the daemon's own.
+_SESSIONLESS = SESSIONLESS | {PROBE}
+#: Seconds after which a mutation that could not be stored is worth another try.
+STORE_RETRY = 1.0
+#: What of a reply tells its outcome, for the log.
+_OUTCOMES = ("claimed", "released", "cancelled", "changed", "retry_after", "error")
+
+
+class Requests:
+    """Answers requests against one state."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.config = context.config
+        self.state = context.state
+        self._max_done_ranges = context.config.max_done_ranges
+
+    def answer(self, call: Call) -> bytes | None:
+        """Serve one request; return the frame of its reply, or None when it gets none now."""
+        if call.problem is not None:
+            return self._refuse(call, call.problem)
+        try:
+            return self._answer(call)
+        except ProtocolError as error:
+            return self._refuse(call, error)
+
+    def _refuse(self, call: Call, error: ProtocolError) -> bytes:
+        self.context.runtime.metrics.errors[error.code] += 1
+        body = error_body(call.seq, self.state.changes.revision, error.code, str(error))
+        body.update(error.fields)
+        if error.code == Code.UNAVAILABLE:
+            body["retry_after"] = STORE_RETRY
+        return encode(REPLY, body)
+
+    def _answer(self, call: Call) -> bytes | None:
+        body = call.body
+        op = body.get("op")
+        if type(op) is not str or op not in OPERATIONS:
+            raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {op!r:.80}")
+        call.op = op
+        if body.get("namespace", "") != "":
+            raise ProtocolError(Code.INVALID_ARGUMENT, 'namespace must be ""')
+        if call.peer is None:
+            raise ProtocolError(Code.PERMISSION_DENIED, "the kernel does not say who asks")
+        operation = OPERATIONS[op]
+        if op in _SESSIONLESS:
+            return self._reply(call, operation.run(self.context, call))
+
+        token = body.get("token")
+        if type(token) is not bytes or len(token) != TOKEN_BYTES:
+            raise ProtocolError(Code.INVALID_ARGUMENT, f"token must be {TOKEN_BYTES} bytes")
+        session = self.state.sessions.by_token.get(token)
+        if session is None:
+            return self._without_session(call, op, token, call.peer)
+        if session.peer.uid != call.peer.uid:
+            raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
+        if session.process is None:
+            self.state.heard_of(session)
+        session.requests += 1
+        if "done" in body:
+            done = check_done(body["done"], self._max_done_ranges)
+            # It can end waiting, which the store must know of; it comes again with each request.
+            if self.context.runtime.store_problem is None:
+                self.state.acknowledge(session, done)
+
+        seq = call.seq
+        if seq in session.done:
+            return None
+        remembered = session.replies.get(seq)
+        if remembered is not None:
+            return remembered.frame
+        if session.watch is not None and session.watch.seq == seq:
+            session.watch = Watch(seq, call.route)
+            return None
+        waiter = session.parked.get(seq)
+        if waiter is not None:
+            waiter.route = call.route
+            return None
+        if not operation.never_stale and self._is_stale(call):
+            return None
+        if operation.admin and not self.context.roles.is_admin(call.peer):
+            raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
+        if operation.changes:
+            self._check_store()
+            if not self._has_room(session) and not operation.never_stale:
+                raise ProtocolError(
+                    Code.LIMIT_EXCEEDED,
+                    f"the session has {self.config.max_outstanding} requests that wait or whose"
+                    " replies it has not marked as done",
+                )
+        return self._run(session, call, operation)
+
+    def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
+        """Run an operation of a session, and remember what it was answered."""
+        state = self.state
+        before = len(state.changes.records)
+        try:
+            fields = operation.run(self.context, call, session)
+        except ProtocolError as error:
+            frame = self._refuse(call, error)
+            self._log(call, session, {"error": error.code})
+            if operation.changes and self._has_room(session):
+                state.remember(session, call.seq, frame, stored=False, lease=None)
+            return frame
+        if log.isEnabledFor(logging.DEBUG):
+            self._log(call, session, {} if fields is PARKED else fields)
+        if fields is PARKED:
+            return None
+        frame = self._reply(call, fields)
+        if operation.changes and not session.ended and self._has_room(session):
+            # What is done without room (release, cancel) may run again and do nothing then.
+            stored = len(state.changes.records) > before
+            state.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
+        return frame
+
+    def _log(self, call: Call, session: Session, fields: Fields) -> None:
+        """Say at debug what a request did: benign, whatever it was."""
+        lease = fields.get("lease") or call.body.get("lease")
+        told = {
+            "operation": call.body["op"],
+            "session": session.id,
+            "lease": lease,
+            "proxy": fields.get("name"),
+            **{key: fields[key] for key in _OUTCOMES if key in fields},
+        }
+        log.debug(
+            "request", extra=about(**{key: each for key, each in told.items() if each is not None})
+        )
+
+    def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:
+        """Answer a request whose token has no session: `open`, or one that came too late."""
+        ended = self.state.sessions.ended.get(token)
+        if ended is not None:
+            if ended.uid != peer.uid:
+                raise ProtocolError(Code.PERMISSION_DENIED, "the session belonged to another user")
+            if op == "close":
+                return self._reply(call, {})
+            raise ProtocolError(Code.SESSION_ENDED, sentence_of(ended.reason), reason=ended.reason)
+        if op == "close":
+            return self._reply(call, {})
+        if op != "open":
+            raise ProtocolError(
+                Code.SESSION_UNKNOWN,
+                "the daemon does not know this session; it was opened at another state of it",
+            )
+        if self._is_stale(call):
+            return None
+        self._check_store()
+        return self._reply(call, agents.open_session(self.context, call, token, peer))
+
+    def _reply(self, call: Call, fields: Fields) -> bytes:
+        return encode(REPLY, {"seq": call.seq, "revision": self.state.changes.revision, **fields})
+
+    def _check_store(self) -> None:
+        if self.context.runtime.store_problem is not None:
+            raise ProtocolError(
+                Code.UNAVAILABLE,
+                f"changes cannot be stored just now ({self.context.runtime.store_problem});"
+                " nothing was changed",
+            )
+
+    def _is_stale(self, call: Call) -> bool:
+        deadline = call.body.get("deadline")
+        return deadline is not None and check_seconds(deadline, "deadline") < self.context.now()
+
+    def _has_room(self, session: Session) -> bool:
+        return len(session.replies) + len(session.parked) < self.config.max_outstanding
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    **agents.OPERATIONS,
+    **reports.OPERATIONS,
+    **admin.OPERATIONS,
+}

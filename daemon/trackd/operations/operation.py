@@ -1,0 +1,42 @@
+"""What an operation of the protocol is: how it runs, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from trackd.operations.call import Call
+from trackd_client.errors import Code
+from trackd_client.protocol import ProtocolError
+
+Fields = dict[str, Any]
+#: A request that waits: its reply comes later.
+PARKED: Final = object()
+
+
+class Operation(NamedTuple):
+    """One operation of the protocol.
+
+    Attributes:
+        run: runs it, given the context, the call and, within a session, the session.
+        changes: whether it can change the state; then its reply is remembered.
+        never_stale: whether it is done however late it arrives.
+        admin: whether it needs the role admin.
+    """
+
+    run: Callable[..., Any]
+    changes: bool = False
+    never_stale: bool = False
+    admin: bool = False
+
+
+#: The daemon's own request to itself; not a part of the protocol.
+PROBE: Final = "probe"
+
+
+def names_of(call: Call) -> list[Any] | None:
+    """Return the names that a request asks for, or None for all."""
+    names = call.body.get("names")
+    if names is not None and type(names) is not list:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "names must be an array")
+    return names

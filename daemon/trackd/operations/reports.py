@@ -1,0 +1,205 @@
+"""How things stand, why, and what has happened: for whoever may open the socket.
+
+These operations change nothing and need no session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from typing import Final
+
+from trackd.config.settings import SETTINGS
+from trackd.operations.call import Call
+from trackd.operations.context import Context, store_word
+from trackd.operations.listings import limit_of, proxy_row, snapshot
+from trackd.operations.metrics import MOST_GROUPS, metrics
+from trackd.operations.operation import PROBE, Fields, Operation, names_of
+from trackd.state.state import State
+from trackd_client import __version__
+from trackd_client.errors import Code
+from trackd_client.protocol import ProtocolError, check_count, check_name
+
+#: Groups that `status` and `metrics`, and proxies that `explain` tells by name.
+MOST_MISSING: Final = 100
+#: Proxies that `explain` names because lost claims met them most.
+MOST_MET: Final = 5
+
+
+def probe(context: Context, call: Call) -> Fields:
+    """Store something, and answer this very process with the counts that people want."""
+    if call.peer is None or call.peer.pid != os.getpid():
+        raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
+    state, tracker = context.state, context.state.tracker
+    context.runtime.requests -= 1  # nobody asked for anything
+    if context.runtime.store_problem is None:
+        state.changes.mark()
+    return {
+        "desired": tracker.desired_count,
+        "claimed_desired": tracker.claimed_desired_count,
+        "claimed": tracker.claimed_count,
+        "inflight": tracker.inflight,
+        "waiting": len(state.queue),
+        "sessions": len(state.sessions),
+        "store": store_word(context),
+    }
+
+
+def status(context: Context, _call: Call) -> Fields:
+    """Tell the counts of everything."""
+    state, tracker, runtime = context.state, context.state.tracker, context.runtime
+    return {
+        "cluster": tracker.cluster_name,
+        "server": __version__,
+        "pid": os.getpid(),
+        "epoch": state.epoch,
+        "tracker_id": state.tracker_id,
+        "uptime": context.now() - runtime.started,
+        "mode": "agent mesh" if tracker.connection_count <= 0 else "proxy peering",
+        "connection_count": tracker.connection_count,
+        "proxy_expiry": tracker.proxy_expiry,
+        "tracked": tracker.tracked_count,
+        "desired": tracker.desired_count,
+        "target": tracker.target,
+        "claimed": tracker.claimed_count,
+        "claimed_desired": tracker.claimed_desired_count,
+        "inflight": tracker.inflight,
+        "waiting": len(state.queue),
+        "sessions": len(state.sessions),
+        "last_lease": tracker.last_lease,
+        "requests": runtime.requests,
+        "store": store_word(context),
+        "store_problem": runtime.store_problem,
+        "store_bytes": runtime.store_bytes(),
+        "history": len(state.changes.history),
+        "events": runtime.events,
+        "http": context.config.http,
+        "reloads": runtime.reloads,
+        "reload": runtime.reload,
+        "group_count": tracker.group_count,
+        "groups": [
+            {
+                "group": group.name,
+                "generation": group.generation,
+                "tracked": group.tracked,
+                "desired": group.desired,
+                "claimed": group.claimed,
+            }
+            for group in tracker.groups(MOST_GROUPS)
+        ],
+    }
+
+
+def explain(context: Context, call: Call) -> Fields:
+    """Tell each number of rule 6 and what it decides now, or all that is known of one name."""
+    if "name" in call.body:
+        return _explain_name(
+            context, check_name(call.body["name"], "name", context.config.max_name)
+        )
+    state, tracker = context.state, context.state.tracker
+    bootstrap, need = tracker.bootstrap, tracker.need
+    retry_after = state.retry_after()
+    if context.runtime.store_problem is not None:
+        reason = "store"
+    elif state.queue:
+        reason = "waiters"
+    elif retry_after is not None:
+        reason = "budget"
+    else:
+        reason = "bootstrap" if bootstrap else "need" if need else "satisfied"
+    fields = {
+        "would_grant": reason in ("bootstrap", "need"),
+        "reason": reason,
+        "bootstrap": bootstrap,
+        "need": need,
+        "connection_count": tracker.connection_count,
+        "tracked": tracker.tracked_count,
+        "desired": tracker.desired_count,
+        "target": tracker.target,
+        "claimed": tracker.claimed_count,
+        "claimed_desired": tracker.claimed_desired_count,
+        "inflight": tracker.inflight,
+        "waiting": len(state.queue),
+        "missing": tracker.missing(MOST_MISSING),
+        "missing_count": tracker.desired_count - tracker.claimed_desired_count,
+        "recent": _recent_claims(state),
+    }
+    return fields if retry_after is None else {**fields, "retry_after": retry_after}
+
+
+def _recent_claims(state: State) -> Fields:
+    """Tell how the last claims went: many that met a held proxy speak of the load balancer."""
+    met = Counter(claim.name for claim in state.recent if claim.held)
+    return {
+        "claims": len(state.recent) - met.total(),
+        "duplicates": met.total(),
+        "since": state.recent[0].time if state.recent else None,
+        "met": [list(pair) for pair in met.most_common(MOST_MET)],
+    }
+
+
+def _explain_name(context: Context, name: str) -> Fields:
+    state, tracker = context.state, context.state.tracker
+    meant = tracker.resolve([name])
+    row = proxy_row(state, meant or name)
+    lease = row["lease"]
+    tombstone = state.forgotten.get(row["name"])
+    if lease is not None:
+        why = "claimed"
+    elif row["tracked"]:
+        why = "missing" if row["desired"] else "old_generation"
+    else:
+        why = "unknown" if tombstone is None else "forgotten"
+    aliases = [] if lease is None else state.leases[lease].principals
+    return {
+        "name": name,
+        "meant": meant,
+        "why": why,
+        "claimed": lease is not None,
+        "aliases": [alias for alias in aliases if alias != meant],
+        "tombstone": None if tombstone is None else tombstone._asdict(),
+        "proxy": row,
+    }
+
+
+def config(context: Context, call: Call) -> Fields:
+    """Tell the settings: nothing secret is among them."""
+    wanted = names_of(call)
+    defaults = {field.name: field.default for field in dataclasses.fields(context.config)}
+    return {
+        "settings": [
+            {
+                "name": setting.name,
+                "value": getattr(context.config, setting.name),
+                "default": defaults[setting.name],
+                "live": setting.live,
+                "table": setting.table,
+            }
+            for setting in SETTINGS.values()
+            if wanted is None or setting.name in wanted
+        ]
+    }
+
+
+def history(context: Context, call: Call) -> Fields:
+    """Tell the events after a revision, as far as they are kept."""
+    after = check_count(call.body.get("after", 0), "after")
+    kept = context.state.changes.history
+    return {
+        "events": kept.after(after, limit_of(call)),
+        "oldest": kept.oldest,
+        "newest": context.state.changes.revision,
+        "history": kept.most,
+    }
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    PROBE: Operation(probe),
+    "status": Operation(status),
+    "explain": Operation(explain),
+    "snapshot": Operation(snapshot),
+    "log": Operation(history),
+    "metrics": Operation(metrics),
+    "config": Operation(config),
+}

@@ -1,0 +1,155 @@
+"""The main thread's work while the actors serve: wait, reload, report to systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import pykka
+
+from trackd.actors.messages import Reload, ReloadOutcome
+from trackd.config.settings import Config, ConfigError, live_part
+from trackd.host.logs import fields, set_level
+from trackd.host.roles import Roles
+from trackd.host.systemd import Notifier
+from trackd.probe import Probe
+from trackd.signals import ActorEnded, Events, SignalCame
+
+log = logging.getLogger("trackd")
+
+#: Seconds that a reload may take to reach the tracker.
+RELOAD_SECONDS = 5.0
+
+#: Seconds between two looks at how things are, when the watchdog does not ask for more.
+STATUS_SECONDS: Final = 5.0
+
+#: Signs of life within the time that the watchdog allows.
+_SIGNS: Final = 3
+
+
+class Overseer:
+    """The main thread's work while the actors serve: wait, reload, tell systemd how it goes."""
+
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config],
+        events: Events,
+        notifier: Notifier,
+        *,
+        closable: bool,
+    ) -> None:
+        """Take what the server has made.
+
+        Args:
+            config: what the daemon goes by.
+            reread: reads the configuration again.
+            events: what the signals and the actors tell.
+            notifier: where to tell how it goes.
+            closable: whether the daemon ends when its terminal is closed.
+        """
+        self.events = events
+        self.notifier = notifier
+        self._config = config
+        self._reread = reread
+        self._status = ""
+        self._refused = ""  # what the last reload did not do
+        self._had_terminal = closable and _has_terminal()
+
+    def ask_reload(self) -> None:
+        """Read the configuration again as soon as may be. Any thread."""
+        self.events.put(SignalCame(signal.SIGHUP))
+
+    def ended(self, name: str, thread: threading.Thread) -> None:
+        """Take note of an actor's end. That actor's thread."""
+        self.events.put(ActorEnded(name, thread))
+
+    def wait(self, tracker: pykka.ActorRef[Any], probe: Probe | None) -> SignalCame | ActorEnded:
+        """Return what ends the daemon; until then do all that is to be done."""
+        interval = (self.notifier.watchdog or STATUS_SECONDS * _SIGNS) / _SIGNS
+        while True:
+            try:
+                event = self.events.get(timeout=None if probe is None else interval)
+            except queue.Empty:
+                if probe is not None and self.prove(probe, interval):
+                    self.notifier.alive()
+                continue
+            if not isinstance(event, SignalCame) or event.number != signal.SIGHUP:
+                return event
+            if self._had_terminal and not _has_terminal():
+                return event  # not a request to reload: the terminal was closed
+            self.reload(tracker)
+            if probe is not None and self.prove(probe, interval):
+                self.notifier.alive()
+
+    def prove(self, probe: Probe, seconds: float) -> bool:
+        """Send a request through the whole daemon; tell whether it came back."""
+        counts = probe.trip(seconds, give_up=lambda: not self.events.empty())
+        if counts is None:
+            return False
+        parts = [
+            f"claimed {counts['claimed_desired']} of {counts['desired']} desired",
+            f"{counts['inflight']} in flight",
+            f"{counts['sessions']} sessions",
+        ]
+        if undesired := counts["claimed"] - counts["claimed_desired"]:
+            parts.append(f"{undesired} claimed that are not desired")
+        if counts["waiting"]:
+            parts.append(f"{counts['waiting']} waiting")
+        if str(counts["store"]).startswith("failing"):
+            parts.append(f"store {counts['store']}")
+        if self._refused:
+            parts.append(self._refused)
+        status = ", ".join(parts)
+        if status != self._status:
+            self._status = status
+            self.notifier.status(status)
+        return True
+
+    def reload(self, tracker: pykka.ActorRef[Any]) -> None:
+        """Read the configuration again and change what can change; a wrong one changes nothing."""
+        self.notifier.reloading()
+        self._refused = ""
+        try:
+            config, changed, refused = live_part(self._config, self._reread())
+            roles = Roles(config.admin_users, config.admin_groups)
+            outcome = ReloadOutcome(
+                tuple(each.name for each in changed),
+                tuple((each.name, each.fixed) for each in refused),
+            )
+            tracker.ask(Reload(config, roles, outcome), timeout=RELOAD_SECONDS)
+        except (ConfigError, ValueError) as error:
+            log.error("reload refused; nothing changed", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
+            self._refused = "the last reload was refused, see the log"
+            with contextlib.suppress(pykka.ActorDeadError):
+                tracker.tell(ReloadOutcome(error=str(error)))
+        except (pykka.ActorDeadError, pykka.Timeout):
+            log.exception("reload not done: the daemon does not answer itself")
+        else:
+            self._config = config
+            set_level(config.log_level)
+            for setting in refused:
+                log.warning(
+                    "setting not changed: it needs a restart",
+                    extra=fields(setting=setting.name, reason=setting.fixed),
+                )
+            if refused:
+                self._refused = f"not reloaded: {', '.join(each.name for each in refused)}"
+            log.info("reloaded", extra=fields(changed=", ".join(each.name for each in changed)))
+        self._status = ""
+        self.notifier.ready()
+
+
+def _has_terminal() -> bool:
+    """Tell whether the process has a terminal that controls it, and that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
