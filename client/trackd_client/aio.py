@@ -24,7 +24,6 @@ from trackd_client.base import (
     deadline_of,
     log,
 )
-from trackd_client.clock import boottime
 from trackd_client.connection import (
     LONGEST_WAIT,
     Closable,
@@ -45,7 +44,6 @@ from trackd_client.errors import (
     TrackerClosed,
     WrongLoop,
 )
-from trackd_client.protocol import Reply
 from trackd_client.proxy import Proxy
 from trackd_client.session import (
     GRANTING,
@@ -56,6 +54,8 @@ from trackd_client.session import (
     Stay,
     read_reply,
 )
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.protocol import Reply
 
 
 class AsyncFlag(asyncio.Event):

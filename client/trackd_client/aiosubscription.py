@@ -7,9 +7,9 @@ import asyncio
 import zmq
 import zmq.asyncio
 
-from trackd_client.clock import boottime
 from trackd_client.errors import TrackerClosed
 from trackd_client.subscription import configure
+from trackd_client.wire.clock import boottime
 
 
 class AsyncSubscription:

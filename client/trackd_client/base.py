@@ -11,10 +11,10 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from trackd_client.clock import boottime
 from trackd_client.errors import BadArgument, SessionLost
-from trackd_client.places import PlaceError, client_endpoint
 from trackd_client.session import Conversation, Stay
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.places import PlaceError, client_endpoint
 
 log = logging.getLogger("trackd_client")
 

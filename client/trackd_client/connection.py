@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, TypeVar
 import zmq
 
 from trackd_client.errors import DaemonAbsent, NoAnswer, TrackerClosed
-from trackd_client.places import check_ipc_path
+from trackd_client.wire.places import check_ipc_path
 
 #: Milliseconds until libzmq connects again, and how far that grows.
 RECONNECT_MS: Final = 20

@@ -14,8 +14,8 @@ import json
 from typing import Any
 
 from trackd_client.errors import BadPayload
-from trackd_client.protocol import MAX_UINT64
 from trackd_client.proxy import Proxy
+from trackd_client.wire.checks import MAX_UINT64
 
 _NANOSECONDS = 1_000_000_000
 

@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 
 from trackd_client.errors import Code, NoAnswer
 from trackd_client.mirror import KEYS, LISTINGS, Mirror, Row
-from trackd_client.protocol import NOTICE, ProtocolError, decode
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import NOTICE, decode
 
 #: The path of the event socket is that of the daemon's socket and this.
 SUFFIX: Final = ".events"

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trackd_client.base import BaseTracker
-from trackd_client.clock import boottime
 from trackd_client.connection import Connection, Connections, Happened, Wake
 from trackd_client.errors import PASSING, SessionLost, TrackdError
 from trackd_client.session import (
@@ -29,6 +28,7 @@ from trackd_client.session import (
     Stay,
     read_reply,
 )
+from trackd_client.wire.clock import boottime
 
 
 @dataclass(slots=True)

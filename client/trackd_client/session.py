@@ -30,15 +30,8 @@ from trackd_client.errors import (
     WrongCluster,
     refusal,
 )
-from trackd_client.protocol import (
-    REQUEST,
-    TOKEN_BYTES,
-    Limits,
-    ProtocolError,
-    Reply,
-    decode_reply,
-    encode,
-)
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import REQUEST, TOKEN_BYTES, Limits, Reply, decode_reply, encode
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import zmq
 
-from trackd_client.clock import boottime
 from trackd_client.connection import (
     LONGEST_WAIT,
     MONITORED,
@@ -25,7 +24,8 @@ from trackd_client.connection import (
 )
 from trackd_client.errors import TrackerClosed
 from trackd_client.events import SUFFIX
-from trackd_client.places import PlaceError, check_ipc_path
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.places import PlaceError, check_ipc_path
 
 #: Messages that are kept unread, and the largest that may come. The daemon sends at most 256
 #: events in one, of about 150 bytes each.

@@ -15,7 +15,6 @@ from trackd_client.base import (
     deadline_of,
     log,
 )
-from trackd_client.clock import boottime
 from trackd_client.connection import Connection, Connections, Happened, Wake, unanswered
 from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
@@ -32,6 +31,7 @@ from trackd_client.keeper import Keeper
 from trackd_client.operators import Operations
 from trackd_client.proxy import Proxy
 from trackd_client.session import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
+from trackd_client.wire.clock import boottime
 
 
 class Flag(threading.Event):

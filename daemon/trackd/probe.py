@@ -16,7 +16,7 @@ from typing import Any, Final
 import zmq
 
 from trackd.operations.operation import PROBE
-from trackd_client.protocol import REQUEST, decode_reply, encode
+from trackd_client.wire.protocol import REQUEST, decode_reply, encode
 
 #: Milliseconds between two looks at whether to give up.
 _SLICE_MS: Final = 100

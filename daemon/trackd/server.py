@@ -42,8 +42,8 @@ from trackd.overseer import Overseer
 from trackd.probe import Probe
 from trackd.signals import ActorEnded, Events, SignalCame, take_signals
 from trackd.storage.store import StoreError
-from trackd_client.clock import boottime
-from trackd_client.places import check_ipc_path
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.places import check_ipc_path
 
 if TYPE_CHECKING:
     from trackd.http.listener import HttpListener

@@ -20,8 +20,8 @@ import zmq
 
 from benchmarks.mixes import HELD, Mix, names, own_name
 from trackd_client import Proxy, Tracker
-from trackd_client.clock import boottime
-from trackd_client.protocol import REQUEST, encode
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.protocol import REQUEST, encode
 
 _NOW = int(zmq.DONTWAIT)
 #: Seconds until the deadline that a request carries.

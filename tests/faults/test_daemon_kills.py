@@ -16,9 +16,9 @@ import pytest
 from support import RawPeer, wait_until
 from trackd.storage.image import Image
 from trackd.storage.store import Store
-from trackd_client.clock import boot_id
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon
+from trackd_client.wire.clock import boot_id
 
 PROCESSES = 4
 AGENTS_EACH = 4

@@ -40,8 +40,8 @@ from helpers.support import (
 from trackd.operations.dispatch import OPERATIONS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code
-from trackd_client.protocol import FRAME_SLACK
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.protocol import FRAME_SLACK
 
 NOBODY = 65534
 CODES = {value for name, value in vars(Code).items() if name.isupper()}

@@ -37,8 +37,8 @@ from trackd.actors import mailbox
 from trackd.sessions.sessions import ENDED_TOKENS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code
-from trackd_client.protocol import FRAME_SLACK
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.protocol import FRAME_SLACK
 
 MIB = 1 << 20
 #: A message as large as one may be, whose array of empty maps takes 70 times as much decoded.

@@ -27,8 +27,8 @@ import pytest
 import zmq
 
 from trackd_client import Tracker
-from trackd_client.protocol import REPLY, REQUEST, VERSION
 from trackd_client.testing import Daemon
+from trackd_client.wire.protocol import REPLY, REQUEST, VERSION
 
 #: Seconds that anything may take before a test gives up on it.
 PATIENCE = 20.0

@@ -27,7 +27,8 @@ from trackd.state.restore import load
 from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, connect
-from trackd_client.protocol import Done, WireEvent, decode_reply
+from trackd_client.wire.done import Done
+from trackd_client.wire.protocol import WireEvent, decode_reply
 
 #: Never closed: a test that fails must not wait for what it left open.
 _CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

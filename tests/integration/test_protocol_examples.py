@@ -14,10 +14,10 @@ import zmq
 
 from helpers.protocol_document import Message, conversations, messages, pack
 from trackd_client import AcquireTimeout, Proxy, Tracker
-from trackd_client.clock import boottime
-from trackd_client.protocol import NOTICE, REPLY, REQUEST, VERSION, decode
 from trackd_client.session import Conversation, Request
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.clock import boottime
+from trackd_client.wire.protocol import NOTICE, REPLY, REQUEST, VERSION, decode
 
 #: Seconds that anything may take before the test fails.
 PATIENCE = 20.0

@@ -18,9 +18,9 @@ from support import RawPeer, pack, wait_until
 from trackd.storage.image import Image
 from trackd.storage.store import FILE_NAME, Store
 from trackd_client import Proxy, SessionLost, Tracker
-from trackd_client.clock import boot_id
 from trackd_client.errors import DaemonAbsent
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.clock import boot_id
 
 LARGEST = 2**64 - 1
 

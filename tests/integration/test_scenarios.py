@@ -238,7 +238,7 @@ import trackd.operations.agents
 import trackd.server
 from trackd.cli import main
 from trackd.actors.ticker import ExpiryTicker
-from trackd_client.protocol import check_text
+from trackd_client.wire.checks import check_text
 with Path(sys.argv[1]).open("rb") as file:
     memory = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
 trackd.server.boottime = lambda: struct.unpack("=d", memory[:8])[0]

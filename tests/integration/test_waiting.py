@@ -14,9 +14,9 @@ from helpers.agents import Agent
 from helpers.both_clients import Background, Maker
 from helpers.support import RawPeer, pack, wait_until
 from trackd_client import AcquireTimeout, AsyncTracker, Proxy, Tracker
-from trackd_client.clock import boottime
 from trackd_client.errors import LimitExceeded
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.clock import boottime
 
 pytestmark = pytest.mark.rule(13)
 

@@ -41,7 +41,8 @@ from helpers.writer import (
 from trackd.sessions.identity import Process
 from trackd.state.restore import value_of
 from trackd_client.errors import Code
-from trackd_client.protocol import Done, decode_reply
+from trackd_client.wire.done import Done
+from trackd_client.wire.protocol import decode_reply
 
 NAMES = ("p1", "p2", "p3", "p4")
 GRANTING = ("try_acquire", "acquire", "adopt")

@@ -11,7 +11,7 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import command
 from trackd_client.cli.render import Cell, Column, Page, more, natural
-from trackd_client.clock import boottime
+from trackd_client.wire.clock import boottime
 
 Row = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from trackd_client.cli.render import plain
 from trackd_client.connection import diagnose
-from trackd_client.places import RUN, SOCKET_NAME
+from trackd_client.wire.places import RUN, SOCKET_NAME
 
 OK: Final = "ok"
 NOTE: Final = "note"

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from trackd_client import Tracker
 from trackd_client.connection import diagnose
 from trackd_client.errors import TrackdError
-from trackd_client.places import RUN, SOCKET_NAME, PlaceError, unescape
+from trackd_client.wire.places import RUN, SOCKET_NAME, PlaceError, unescape
 
 #: Seconds that a person waits for a completion, and how many of them are of use.
 _SECONDS: Final = 1.0

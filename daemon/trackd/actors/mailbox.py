@@ -34,7 +34,9 @@ from trackd.host.processes import PeerCache
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
-from trackd_client.protocol import FRAME_SLACK, REQUEST, ProtocolError, check_count, decode
+from trackd_client.wire.checks import check_count
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import FRAME_SLACK, REQUEST, decode
 
 if TYPE_CHECKING:
     pass

@@ -19,7 +19,7 @@ from pykka._envelope import Envelope
 
 from trackd.actors.messages import Audience, Bind, Ping, Publish
 from trackd.actors.supervised import OnEnd, SupervisedActor, unexpected
-from trackd_client.protocol import event_frame
+from trackd_client.wire.protocol import event_frame
 
 #: Messages kept for a subscriber that does not keep up, and the events of one message: what it
 #: can make the daemon hold is the product, of about 150 bytes an event.

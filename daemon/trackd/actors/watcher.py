@@ -22,7 +22,7 @@ from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
-from trackd_client.clock import boottime
+from trackd_client.wire.clock import boottime
 
 log = logging.getLogger("trackd.watcher")
 

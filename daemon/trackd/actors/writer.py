@@ -57,9 +57,9 @@ from trackd.state.restore import load, value_of
 from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
-from trackd_client.clock import boot_id
 from trackd_client.errors import Code
-from trackd_client.protocol import REPLY, encode, error_body
+from trackd_client.wire.clock import boot_id
+from trackd_client.wire.protocol import REPLY, encode, error_body
 
 log = logging.getLogger("trackd.actor")
 

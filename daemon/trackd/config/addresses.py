@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from trackd_client.places import PlaceError, check_ipc_path
+from trackd_client.wire.places import PlaceError, check_ipc_path
 
 UNIX: Final = "unix:"
 EXAMPLES: Final = "127.0.0.1:9440, [::1]:9440, localhost:9440 or unix:/PATH"

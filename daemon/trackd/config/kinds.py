@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trackd.config.addresses import AddressError, parse_address
-from trackd_client import places
+from trackd_client.wire import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

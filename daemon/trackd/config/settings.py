@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trackd.config import exits, kinds
-from trackd_client import places
+from trackd_client.wire import places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from trackd_client.protocol import Limits
+    from trackd_client.wire.protocol import Limits
 
 PREFIX: Final = "TRACKD_"
 #: Names the file, as `--config` does; it is no setting, for it cannot stand in the file.
@@ -244,7 +244,7 @@ class Config:
     @property
     def limits(self) -> Limits:
         """Those of the limits that the wire knows, as `hello` tells them."""
-        from trackd_client.protocol import Limits  # not needed by those who only ask for help
+        from trackd_client.wire.protocol import Limits
 
         return Limits(**{name: getattr(self, name) for name in Limits._fields})
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from trackd.config.exits import LockHeldError, UnusableError
 from trackd.host.lock import STATE_LOCK, _reason, acquire_lock
-from trackd_client.places import SCHEME, PlaceError, check_ipc_path
+from trackd_client.wire.places import SCHEME, PlaceError, check_ipc_path
 
 if TYPE_CHECKING:
     from trackd.config.settings import Config

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from trackd_client import metrics
-from trackd_client.clock import boottime
 from trackd_client.errors import TrackdError
+from trackd_client.wire.clock import boottime
 
 #: Proxies, and sessions, that are told of; more are only counted.
 MOST_ROWS: Final = 2_000

@@ -8,7 +8,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import Fields, Operation
 from trackd.sessions.sessions import Session
-from trackd_client.protocol import check_count, check_name
+from trackd_client.wire.checks import check_count, check_name
 
 
 def force_release(context: Context, call: Call, _session: Session) -> Fields:

@@ -15,18 +15,9 @@ from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Session, Watch, sentence_of
 from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.protocol import (
-    MAX_LABEL_BYTES,
-    MAX_LABELS,
-    MAX_UINT64,
-    MINOR,
-    VERSION,
-    ProtocolError,
-    check_count,
-    check_name,
-    check_seconds,
-    check_text,
-)
+from trackd_client.wire.checks import MAX_UINT64, check_count, check_name, check_seconds, check_text
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS, MINOR, VERSION
 
 #: What this daemon can do beyond minor version 0; told by `hello`.
 FEATURES: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 from pykka._types import OptExcInfo
 
 from trackd.sessions.identity import Peer
-from trackd_client.protocol import ProtocolError
+from trackd_client.wire.errors import ProtocolError
 
 
 class Call:

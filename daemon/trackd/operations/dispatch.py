@@ -20,16 +20,9 @@ from trackd.operations.operation import PARKED, PROBE, Fields, Operation
 from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import Session, Watch, sentence_of
 from trackd_client.errors import Code
-from trackd_client.protocol import (
-    REPLY,
-    SESSIONLESS,
-    TOKEN_BYTES,
-    ProtocolError,
-    check_done,
-    check_seconds,
-    encode,
-    error_body,
-)
+from trackd_client.wire.checks import check_done, check_seconds
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import REPLY, SESSIONLESS, TOKEN_BYTES, encode, error_body
 
 log = logging.getLogger("trackd.requests")
 

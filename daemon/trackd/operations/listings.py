@@ -17,7 +17,8 @@ from trackd.operations.context import Context
 from trackd.operations.operation import Fields
 from trackd.state.state import State
 from trackd_client.errors import Code
-from trackd_client.protocol import ProtocolError, check_count
+from trackd_client.wire.checks import check_count
+from trackd_client.wire.errors import ProtocolError
 
 #: Rows of a page, and events of one reply.
 MOST_ROWS: Final = 1000

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from trackd.operations.call import Call
 from trackd_client.errors import Code
-from trackd_client.protocol import ProtocolError
+from trackd_client.wire.errors import ProtocolError
 
 Fields = dict[str, Any]
 #: A request that waits: its reply comes later.

@@ -19,7 +19,8 @@ from trackd.operations.operation import PROBE, Fields, Operation, names_of
 from trackd.state.state import State
 from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.protocol import ProtocolError, check_count, check_name
+from trackd_client.wire.checks import check_count, check_name
+from trackd_client.wire.errors import ProtocolError
 
 #: Groups that `status` and `metrics`, and proxies that `explain` tells by name.
 MOST_MISSING: Final = 100

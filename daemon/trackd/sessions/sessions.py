@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from trackd.sessions.identity import Peer, Process
-from trackd_client.protocol import Done
+from trackd_client.wire.done import Done
 
 #: How long, in seconds, and how many ended tokens are remembered.
 ENDED_SECONDS = 600.0

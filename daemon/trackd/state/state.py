@@ -38,7 +38,7 @@ from trackd.storage.records import Key
 from trackd.storage.rows import lease_row, session_row
 from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.protocol import REPLY, encode
+from trackd_client.wire.protocol import REPLY, encode
 
 _NO_LABELS: Final[dict[str, str]] = {}  # of all sessions without any, which never get some
 #: Seconds between two sweeps while nobody waits for what they might free.

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
-from trackd_client.protocol import WireEvent
+from trackd_client.wire.protocol import WireEvent
 
 #: Revisions of one chunk.
 CHUNK: Final = 128

@@ -35,7 +35,7 @@ from typing import Any
 
 from trackd.storage.history import CHUNK
 from trackd.storage.records import Key, Record, Row
-from trackd_client.protocol import Done
+from trackd_client.wire.done import Done
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import EXPIRED_LEASES, Lease, Remembered, Session
 from trackd.storage.image import LeaseRow, SessionRow
-from trackd_client.protocol import Done
+from trackd_client.wire.done import Done
 
 
 def lease_row(name: str | None, held: Lease) -> LeaseRow:

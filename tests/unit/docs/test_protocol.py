@@ -11,9 +11,10 @@ from protocol_document import PATH, Message, messages, pack, sections, table
 from trackd.operations.agents import FEATURES
 from trackd.operations.dispatch import OPERATIONS as ALL_OPERATIONS
 from trackd.operations.operation import PROBE
-from trackd_client import protocol
 from trackd_client.errors import Code, TrackdError
-from trackd_client.protocol import (
+from trackd_client.session import Conversation, Request, Stay
+from trackd_client.wire import protocol
+from trackd_client.wire.protocol import (
     FRAME_SLACK,
     MAX_LABEL_BYTES,
     MAX_LABELS,
@@ -28,7 +29,6 @@ from trackd_client.protocol import (
     decode_reply,
     encode,
 )
-from trackd_client.session import Conversation, Request, Stay
 
 #: Those of the protocol; the daemon serves one more, for itself alone.
 OPERATIONS = {op: operation for op, operation in ALL_OPERATIONS.items() if op != PROBE}

@@ -29,17 +29,9 @@ from trackd_client.errors import (
     VersionMismatch,
     WrongCluster,
 )
-from trackd_client.protocol import (
-    REPLY,
-    REQUEST,
-    TOKEN_BYTES,
-    Limits,
-    Reply,
-    check_done,
-    decode,
-    encode,
-)
 from trackd_client.session import Conversation, Request, Stay, read_reply
+from trackd_client.wire.checks import check_done
+from trackd_client.wire.protocol import REPLY, REQUEST, TOKEN_BYTES, Limits, Reply, decode, encode
 
 NOW = 4000.25
 
@@ -433,7 +425,7 @@ def test_a_closed_conversation_says_so() -> None:
 
 FORK = """
 import os, sys
-from trackd_client.clock import boottime
+from trackd_client.wire.clock import boottime
 from trackd_client.errors import UsedAfterFork
 from trackd_client.session import Conversation
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trackd_client import BadPayload, Proxy, TrackdError, parse_discovery
-from trackd_client.protocol import MAX_UINT64
+from trackd_client.wire.checks import MAX_UINT64
 
 #: As a proxy writes it, with a field that trackd does not use.
 PAYLOAD = (

@@ -17,8 +17,8 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trackd_client import places
-from trackd_client.places import PlaceError
+from trackd_client.wire import places
+from trackd_client.wire.places import PlaceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

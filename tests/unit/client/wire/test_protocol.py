@@ -13,19 +13,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trackd_client.errors import Code
-from trackd_client.protocol import (
+from trackd_client.wire.checks import (
     MAX_UINT64,
-    NOTICE,
-    REPLY,
-    REQUEST,
-    VERSION,
-    Done,
-    ProtocolError,
     check_count,
     check_done,
     check_name,
     check_seconds,
     check_text,
+)
+from trackd_client.wire.done import Done
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import (
+    NOTICE,
+    REPLY,
+    REQUEST,
+    VERSION,
     decode,
     decode_reply,
     encode,

@@ -18,7 +18,7 @@ from trackd.actors import mailbox as module
 from trackd.actors.mailbox import BATCH, BATCH_BYTES, MailboxFailed, RouterMailbox
 from trackd.operations.call import Call
 from trackd_client.errors import Code
-from trackd_client.protocol import FRAME_SLACK, REPLY, encode
+from trackd_client.wire.protocol import FRAME_SLACK, REPLY, encode
 
 MAX_FRAME = 1 << 20
 

@@ -25,7 +25,7 @@ from trackd.config.settings import (
     live_part,
     load,
 )
-from trackd_client.protocol import Limits
+from trackd_client.wire.protocol import Limits
 
 EXAMPLE = Path(__file__).parents[4] / "systemd" / "trackd.toml"
 NAMED = {"cluster_name": "example.com"}

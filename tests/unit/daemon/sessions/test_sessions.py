@@ -12,7 +12,7 @@ from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch
 from trackd.state.restore import value_of
 from trackd_client.errors import Code
-from trackd_client.protocol import MAX_UINT64
+from trackd_client.wire.checks import MAX_UINT64
 
 
 def session(number: int, process: Process | None = None) -> Session:

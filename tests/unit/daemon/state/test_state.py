@@ -22,7 +22,7 @@ from trackd.state.restore import load, value_of
 from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
 from trackd.storage.records import Key, Record, Row
-from trackd_client.protocol import decode_reply
+from trackd_client.wire.protocol import decode_reply
 
 LARGEST = 2**64 - 1
 

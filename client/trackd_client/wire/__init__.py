@@ -1,0 +1,1 @@
+"""Private: what client and daemon share of the wire. Imports neither sync nor aio."""

@@ -1,0 +1,96 @@
+"""Checks of values that come over the wire."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from trackd_client.errors import Code
+from trackd_client.wire.errors import ProtocolError
+
+MAX_UINT64: Final = 2**64 - 1
+
+
+def check_name(value: object, field: str, limit: int) -> str:
+    """Return `value` when it is a name: 1 to `limit` bytes of UTF-8 without control characters.
+
+    Raises:
+        ProtocolError: `invalid_argument` or `limit_exceeded`, and it names the field.
+    """
+    text = check_text(value, field, limit)
+    if not text:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} is empty")
+    return text
+
+
+def check_text(value: object, field: str, limit: int) -> str:
+    """Return `value` when it is text of at most `limit` bytes without control characters.
+
+    Raises:
+        ProtocolError: `invalid_argument` or `limit_exceeded`, and it names the field.
+    """
+    if type(value) is not str:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} must be text")
+    # Printable covers nearly all names in one C call; what it refuses is looked at closely.
+    if not value.isprintable() and any(is_control(character) for character in value):
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} holds a control character")
+    if len(value) * 4 > limit and (size := len(value.encode())) > limit:
+        raise ProtocolError(Code.LIMIT_EXCEEDED, f"{field} has {size} bytes; {limit} are allowed")
+    return value
+
+
+def is_control(character: str) -> bool:
+    """Tell whether a character is a control character (C0, DEL or C1) or half of a surrogate."""
+    point = ord(character)
+    return point < 32 or 127 <= point < 160 or 0xD800 <= point < 0xE000
+
+
+def check_seconds(value: object, field: str) -> float:
+    """Return `value` as float seconds when it is a finite number.
+
+    Raises:
+        ProtocolError: `invalid_argument` that names the field.
+    """
+    if type(value) is float:
+        if math.isfinite(value):
+            return value
+    elif type(value) is int:
+        return float(value)
+    raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} must be a finite number of seconds")
+
+
+def check_count(value: object, field: str, *, least: int = 0, most: int = MAX_UINT64) -> int:
+    """Return `value` when it is an integer from `least` to `most`.
+
+    Raises:
+        ProtocolError: `invalid_argument` that names the field.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ProtocolError(
+            Code.INVALID_ARGUMENT, f"{field} must be an integer from {least} to {most}"
+        )
+    return value
+
+
+def check_done(value: object, most: int) -> list[int]:
+    """Return `value` when it is a flat array of at most `most` ascending ranges.
+
+    Raises:
+        ProtocolError: `invalid_argument`, or `limit_exceeded` for too many ranges.
+    """
+    if type(value) is list and len(value) == 2:  # nearly always
+        first, last = value
+        if type(first) is type(last) is int and 1 <= first <= last <= MAX_UINT64:
+            return value
+    if type(value) is not list or len(value) % 2:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "done must be an array of pairs, laid flat")
+    if len(value) > 2 * most:
+        raise ProtocolError(Code.LIMIT_EXCEEDED, f"done holds more than {most} ranges")
+    previous = 0
+    for i, number in enumerate(value):
+        if type(number) is not int or number > MAX_UINT64 or number < previous + (i % 2 == 0):
+            raise ProtocolError(
+                Code.INVALID_ARGUMENT, "done must hold ascending ranges of request numbers from 1"
+            )
+        previous = number
+    return value

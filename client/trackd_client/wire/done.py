@@ -1,0 +1,63 @@
+"""The numbers of requests that a session is done with, as ranges."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from trackd_client.errors import Code
+from trackd_client.wire.errors import ProtocolError
+
+
+class Done:
+    """A set of request numbers, kept as ranges: the numbers that are done with.
+
+    On the wire it is a flat array ``[first, last, first, last, …]``, ascending, with a gap
+    between one range and the next. It is short: one range that starts at 1, and another for
+    each request that waits.
+    """
+
+    __slots__ = ("ranges",)
+
+    def __init__(self, ranges: Iterable[int] = ()) -> None:
+        self.ranges: list[int] = list(ranges)
+
+    def __contains__(self, seq: int) -> bool:
+        ranges = self.ranges
+        i = bisect_left(ranges, seq)
+        return i % 2 == 1 or (i < len(ranges) and ranges[i] == seq)
+
+    def update(self, more: list[int], most: int | None = None) -> bool:
+        """Add ranges; tell whether that changed anything.
+
+        Args:
+            more: ranges, as on the wire.
+            most: ranges that the set may hold after that; None for any number.
+
+        Raises:
+            ProtocolError: `limit_exceeded`; then nothing has changed.
+        """
+        ranges = self.ranges
+        if ranges == more:
+            return False
+        if more and more[:-1] == ranges[:-1]:  # nearly always: the last range has grown
+            if more[-1] < ranges[-1]:
+                return False
+            ranges[-1] = more[-1]
+            return True
+        pairs = sorted(
+            (both[i], both[i + 1]) for both in (ranges, more) for i in range(0, len(both), 2)
+        )
+        merged: list[int] = []
+        for first, last in pairs:
+            if merged and first <= merged[-1] + 1:
+                merged[-1] = max(merged[-1], last)
+            else:
+                merged += (first, last)
+        if most is not None and len(merged) > 2 * most:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED, f"done would leave gaps between more than {most} ranges"
+            )
+        changed = merged != ranges
+        self.ranges = merged
+        return changed
