@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from trackd_client import errors
 from trackd_client._version import __version__
-from trackd_client.discovery import parse_discovery
+from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.event import Event
 from trackd_client.errors import (
     AcquireTimeout,
     BadPayload,
@@ -32,7 +33,6 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
 )
-from trackd_client.events import Event
 from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.pool import AgentPool
 from trackd_client.proxy import Proxy

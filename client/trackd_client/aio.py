@@ -17,14 +17,19 @@ import zmq
 import zmq.asyncio
 
 from trackd_client.aiooperators import AsyncOperations
-from trackd_client.base import (
-    BY_TIMEOUT,
-    CLOSE_SECONDS,
-    BaseLease,
-    deadline_of,
-    log,
+from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
+from trackd_client.core.conversation import (
+    GRANTING,
+    HEARTBEATS,
+    LONGEST_RESEND,
+    RESEND_SECONDS,
+    Request,
+    Stay,
+    read_reply,
 )
-from trackd_client.connection import (
+from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.lease import BaseLease
+from trackd_client.core.sockets import (
     LONGEST_WAIT,
     Closable,
     close_when_dropped,
@@ -32,7 +37,6 @@ from trackd_client.connection import (
     read_monitor,
     unanswered,
 )
-from trackd_client.discovery import parse_discovery
 from trackd_client.errors import (
     PASSING,
     TROUBLES,
@@ -45,15 +49,6 @@ from trackd_client.errors import (
     WrongLoop,
 )
 from trackd_client.proxy import Proxy
-from trackd_client.session import (
-    GRANTING,
-    HEARTBEATS,
-    LONGEST_RESEND,
-    RESEND_SECONDS,
-    Request,
-    Stay,
-    read_reply,
-)
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.protocol import Reply
 

@@ -13,12 +13,13 @@ from typing import Any
 import zmq.asyncio
 
 from trackd_client.aiosubscription import AsyncSubscription
-from trackd_client.base import BaseTracker, LeaseT, own_fields
-from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
-from trackd_client.events import (
+from trackd_client.core.base_tracker import BaseTracker, own_fields
+from trackd_client.core.event import Event
+from trackd_client.core.event_sockets import event_endpoint
+from trackd_client.core.lease import LeaseT
+from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
-    Event,
     Listen,
     Pause,
     Rows,
@@ -28,7 +29,7 @@ from trackd_client.events import (
     read_log,
     read_rows,
 )
-from trackd_client.subscription import event_endpoint
+from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
 
 
 class AsyncOperations(BaseTracker[LeaseT]):

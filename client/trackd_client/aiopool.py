@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from trackd_client.aio import AsyncLease, AsyncTracker
-from trackd_client.base import log
+from trackd_client.core.base_tracker import log
+from trackd_client.core.pool_core import LATER, Dial, Gossip, PoolCore, proxies_in
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
 from trackd_client.policy import Policy, PoolEvent
-from trackd_client.poolcore import LATER, Dial, Gossip, PoolCore, proxies_in
 
 #: Seconds that a dial may take to end once it is cancelled, before a drain waits no longer.
 CANCEL_SECONDS: Final = 1.0

@@ -7,8 +7,8 @@ import asyncio
 import zmq
 import zmq.asyncio
 
+from trackd_client.core.event_sockets import configure
 from trackd_client.errors import TrackerClosed
-from trackd_client.subscription import configure
 from trackd_client.wire.clock import boottime
 
 

@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trackd_client.base import BaseTracker
 from trackd_client.connection import Connection, Connections, Happened, Wake
-from trackd_client.errors import PASSING, SessionLost, TrackdError
-from trackd_client.session import (
+from trackd_client.core.base_tracker import BaseTracker
+from trackd_client.core.conversation import (
     HEARTBEATS,
     LONGEST_RESEND,
     RESEND_SECONDS,
@@ -28,6 +27,7 @@ from trackd_client.session import (
     Stay,
     read_reply,
 )
+from trackd_client.errors import PASSING, SessionLost, TrackdError
 from trackd_client.wire.clock import boottime
 
 

@@ -9,13 +9,14 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from trackd_client.base import BaseTracker, LeaseT, own_fields
 from trackd_client.connection import Connections
-from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
-from trackd_client.events import (
+from trackd_client.core.base_tracker import BaseTracker, own_fields
+from trackd_client.core.event import Event
+from trackd_client.core.event_sockets import event_endpoint
+from trackd_client.core.lease import LeaseT
+from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
-    Event,
     Listen,
     Pause,
     Rows,
@@ -25,7 +26,8 @@ from trackd_client.events import (
     read_log,
     read_rows,
 )
-from trackd_client.subscription import Subscription, event_endpoint
+from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.subscription import Subscription
 
 
 class Operations(BaseTracker[LeaseT]):
@@ -183,7 +185,7 @@ class Operations(BaseTracker[LeaseT]):
         """Do steps, and tell the events and rows among them.
 
         Args:
-            steps: as `trackd_client.events` makes them.
+            steps: as `trackd_client.core.stream` makes them.
             patient: whether to wait for a daemon that has gone, and to end quietly when the
                 tracker is closed.
         """

@@ -8,15 +8,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from trackd_client.base import (
-    BY_TIMEOUT,
-    CLOSE_SECONDS,
-    BaseLease,
-    deadline_of,
-    log,
-)
-from trackd_client.connection import Connection, Connections, Happened, Wake, unanswered
-from trackd_client.discovery import parse_discovery
+from trackd_client.connection import Connection, Connections, Happened, Wake
+from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
+from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
+from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.lease import BaseLease
+from trackd_client.core.sockets import unanswered
 from trackd_client.errors import (
     TROUBLES,
     AcquireTimeout,
@@ -30,7 +27,6 @@ from trackd_client.errors import (
 from trackd_client.keeper import Keeper
 from trackd_client.operators import Operations
 from trackd_client.proxy import Proxy
-from trackd_client.session import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
 from trackd_client.wire.clock import boottime
 
 

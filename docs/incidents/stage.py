@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trackd_client import Tracker
-from trackd_client.connection import diagnose
+from trackd_client.core.sockets import diagnose
 
 #: Seconds that anything may take.
 PATIENCE = 30.0

@@ -40,7 +40,7 @@ SLEEPER = """
 import json, sys
 from pathlib import Path
 from trackd_client import Tracker
-from trackd_client.mirror import Mirror
+from trackd_client.core.mirror import Mirror
 
 def rss():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -24,8 +24,9 @@ import uvloop
 
 from helpers.support import wait_until
 from trackd_client import AgentPool, AsyncAgentPool, AsyncTracker, Proxy, TrackdError, Tracker
-from trackd_client.base import BaseLease, BaseTracker
-from trackd_client.poolcore import PoolCore
+from trackd_client.core.base_tracker import BaseTracker
+from trackd_client.core.lease import BaseLease
+from trackd_client.core.pool_core import PoolCore
 from trackd_client.testing import Daemon
 
 #: Seconds after which a coroutine that a case waits for is hanging.

@@ -10,7 +10,7 @@ from typing import Any, Self
 from helpers.both_clients import Background
 from helpers.support import PATIENCE, wait_until
 from trackd_client import Event
-from trackd_client.mirror import Mirror
+from trackd_client.core.mirror import Mirror
 
 
 class Watch:

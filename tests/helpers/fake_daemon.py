@@ -13,8 +13,9 @@ from typing import Any
 
 import msgpack
 
-from trackd_client.events import Ask, Event, Listen, Pause, Steps, Stream, Subscribe
-from trackd_client.mirror import Mirror
+from trackd_client.core.event import Event
+from trackd_client.core.mirror import Mirror
+from trackd_client.core.stream import Ask, Listen, Pause, Steps, Stream, Subscribe
 
 Facts = dict[str, dict[Any, tuple[Any, ...]]]
 

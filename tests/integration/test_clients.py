@@ -24,7 +24,7 @@ from trackd_client import (
     SessionLost,
     TrackdError,
 )
-from trackd_client.base import State
+from trackd_client.core.base_tracker import State
 from trackd_client.errors import (
     BadArgument,
     InvalidRequest,

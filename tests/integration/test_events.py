@@ -19,7 +19,7 @@ from helpers.both_clients import Background, Maker
 from helpers.event_watch import Watch, assert_complete, assert_same, assert_truthful
 from helpers.support import PATIENCE, descriptors, paused, run_script, wait_until
 from trackd_client import AsyncTracker, DaemonAbsent, Proxy, Tracker
-from trackd_client.base import State
+from trackd_client.core.base_tracker import State
 from trackd_client.errors import InvalidRequest, TrackerClosed, WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
 

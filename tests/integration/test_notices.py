@@ -9,7 +9,7 @@ import pytest
 from helpers.both_clients import Background, Maker
 from helpers.support import RawPeer, pack, wait_until
 from trackd_client import Proxy, SessionLost, Tracker
-from trackd_client.base import State
+from trackd_client.core.base_tracker import State
 from trackd_client.errors import LeaseExpired
 from trackd_client.testing import Daemon, MakeDaemon
 

@@ -14,7 +14,7 @@ import zmq
 
 from helpers.protocol_document import Message, conversations, messages, pack
 from trackd_client import AcquireTimeout, Proxy, Tracker
-from trackd_client.session import Conversation, Request
+from trackd_client.core.conversation import Conversation, Request
 from trackd_client.testing import Daemon, MakeDaemon
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.protocol import NOTICE, REPLY, REQUEST, VERSION, decode

@@ -18,8 +18,8 @@ import pytest
 from helpers.support import PATIENCE
 from helpers.trackctl import start_trackctl, trackctl
 from trackd_client import Proxy, Tracker
-from trackd_client.events import Event
-from trackd_client.mirror import Mirror
+from trackd_client.core.event import Event
+from trackd_client.core.mirror import Mirror
 from trackd_client.testing import Daemon, MakeDaemon
 
 

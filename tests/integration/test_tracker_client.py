@@ -32,7 +32,7 @@ from trackd_client import (
     TrackdError,
     Tracker,
 )
-from trackd_client.base import State
+from trackd_client.core.base_tracker import State
 from trackd_client.errors import InvalidRequest, LimitExceeded, TrackerClosed, WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
 

@@ -13,7 +13,7 @@ import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.cli import words
-from trackd_client.connection import absent, diagnose
+from trackd_client.core.sockets import absent, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
 if TYPE_CHECKING:

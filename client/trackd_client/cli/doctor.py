@@ -17,7 +17,7 @@ from trackd_client import Tracker, __version__
 from trackd_client.cli import command, surroundings
 from trackd_client.cli.render import Page, duration, moment, names, plain, plural, size
 from trackd_client.cli.surroundings import NOTE, OK, PROBLEM, Finding
-from trackd_client.connection import diagnose
+from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path, client_endpoint

@@ -15,7 +15,7 @@ from trackd_client import Tracker
 from trackd_client.cli import command, happenings, listing, words
 from trackd_client.cli.happenings import People
 from trackd_client.cli.render import Cell, Page, duration, names, plural, remaining, shown
-from trackd_client.events import Event
+from trackd_client.core.event import Event
 
 _EPILOG = """\b
 Examples:

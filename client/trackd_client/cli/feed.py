@@ -15,10 +15,10 @@ from typing import Any, Final
 from trackd_client import Tracker
 from trackd_client.cli.happenings import People
 from trackd_client.cli.listing import Row
+from trackd_client.core.event import GAP, SNAPSHOT, Event
+from trackd_client.core.mirror import Mirror
 from trackd_client.errors import TrackdError, TrackerClosed
-from trackd_client.events import GAP, SNAPSHOT, Event
 from trackd_client.metrics import total
-from trackd_client.mirror import Mirror
 
 #: Last events that are kept.
 EVENTS: Final = 5

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from trackd_client.cli.render import Cell, Page, moment, plain, plural, shown
-from trackd_client.events import GAP, SNAPSHOT, Event
+from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 #: Every kind, and how it is coloured.
 STYLES: Final = {

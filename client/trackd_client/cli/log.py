@@ -12,7 +12,7 @@ import click
 from trackd_client.cli import command, happenings, words
 from trackd_client.cli.happenings import STYLES, People
 from trackd_client.cli.render import Page, moment, more
-from trackd_client.events import GAP, SNAPSHOT, Event
+from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 _EPILOG = """\b
 Examples:

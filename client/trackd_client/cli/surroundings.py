@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from trackd_client.cli.render import plain
-from trackd_client.connection import diagnose
+from trackd_client.core.sockets import diagnose
 from trackd_client.wire.places import RUN, SOCKET_NAME
 
 OK: Final = "ok"

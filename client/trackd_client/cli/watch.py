@@ -11,7 +11,7 @@ import click
 from trackd_client.cli import command, happenings
 from trackd_client.cli.happenings import STYLES, People
 from trackd_client.cli.render import Page
-from trackd_client.events import GAP, SNAPSHOT
+from trackd_client.core.event import GAP, SNAPSHOT
 
 _EPILOG = """\b
 Examples:

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from trackd_client import Tracker
-from trackd_client.connection import diagnose
+from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.wire.places import RUN, SOCKET_NAME, PlaceError, unescape
 

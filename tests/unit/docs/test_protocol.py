@@ -11,8 +11,8 @@ from protocol_document import PATH, Message, messages, pack, sections, table
 from trackd.operations.agents import FEATURES
 from trackd.operations.dispatch import OPERATIONS as ALL_OPERATIONS
 from trackd.operations.operation import PROBE
+from trackd_client.core.conversation import Conversation, Request, Stay
 from trackd_client.errors import Code, TrackdError
-from trackd_client.session import Conversation, Request, Stay
 from trackd_client.wire import protocol
 from trackd_client.wire.protocol import (
     FRAME_SLACK,
@@ -94,7 +94,7 @@ def test_our_client_sends_the_bytes_of_the_requests(
 ) -> None:
     said = [message for message in MESSAGES if message.section == section]
     opening = next(message.body for message in said if message.body.get("op") == "open")
-    monkeypatch.setattr("trackd_client.session.__version__", opening["version"])
+    monkeypatch.setattr("trackd_client.core.conversation.__version__", opening["version"])
     clock = 4000.25  # the document says so of the first conversation; the others do not greet
     talk = Conversation(
         cluster=opening.get("cluster"),

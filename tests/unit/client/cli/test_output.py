@@ -26,7 +26,7 @@ from trackd_client.cli.render import (
     size,
 )
 from trackd_client.cli.top import pressed
-from trackd_client.events import Event
+from trackd_client.core.event import Event
 
 
 @pytest.mark.parametrize(

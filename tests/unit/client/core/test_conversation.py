@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trackd_client import __version__
+from trackd_client.core.conversation import Conversation, Request, Stay, read_reply
 from trackd_client.errors import (
     Code,
     DaemonFailed,
@@ -29,7 +30,6 @@ from trackd_client.errors import (
     VersionMismatch,
     WrongCluster,
 )
-from trackd_client.session import Conversation, Request, Stay, read_reply
 from trackd_client.wire.checks import check_done
 from trackd_client.wire.protocol import REPLY, REQUEST, TOKEN_BYTES, Limits, Reply, decode, encode
 
@@ -427,7 +427,7 @@ FORK = """
 import os, sys
 from trackd_client.wire.clock import boottime
 from trackd_client.errors import UsedAfterFork
-from trackd_client.session import Conversation
+from trackd_client.core.conversation import Conversation
 
 talk = Conversation(cluster=None, name=None, labels=None, clock=boottime)
 if os.fork():

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
-from trackd_client.base import BaseLease
+from trackd_client.core.conversation import Stay
+from trackd_client.core.lease import BaseLease
+from trackd_client.core.pool_core import Dial, PoolCore, proxies_in
 from trackd_client.errors import DaemonAbsent, StoreUnavailable
 from trackd_client.policy import Change
-from trackd_client.poolcore import Dial, PoolCore, proxies_in
-from trackd_client.session import Stay
 from trackd_client.sync import Flag
 
 STILL = Policy(failed_base=0.0, duplicate_step=0.0, sticky_after=3)

@@ -9,11 +9,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from helpers.fake_daemon import Watcher, World, facts_of
-from trackd_client.errors import NoAnswer
-from trackd_client.events import (
+from event_world import Watcher, World, facts_of
+from trackd_client.core.event import Event
+from trackd_client.core.event_sockets import event_endpoint
+from trackd_client.core.mirror import Mirror
+from trackd_client.core.stream import (
     Ask,
-    Event,
     Listen,
     Pause,
     Rows,
@@ -23,8 +24,7 @@ from trackd_client.events import (
     read_published,
     read_rows,
 )
-from trackd_client.mirror import Mirror
-from trackd_client.subscription import event_endpoint
+from trackd_client.errors import NoAnswer
 
 
 def watched(world: World, **options: Any) -> Watcher:

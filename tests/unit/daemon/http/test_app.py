@@ -13,8 +13,8 @@ import pytest
 
 from trackd.http import views
 from trackd.http.app import application
+from trackd_client.core.event import Event
 from trackd_client.errors import DaemonAbsent, TrackdError
-from trackd_client.events import Event
 
 PATHS = ("/", "/api/state", "/api/proxies", "/metrics", "/healthz", "/readyz")
 LARGEST = 2**64 - 1

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from trackd_client.base import BaseLease, log
-from trackd_client.discovery import parse_discovery
+from trackd_client.core.base_tracker import log
+from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.lease import BaseLease
 from trackd_client.errors import (
     BadArgument,
     DaemonAbsent,

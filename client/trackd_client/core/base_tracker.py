@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic
 
+from trackd_client.core.conversation import Conversation, Stay
+from trackd_client.core.lease import LeaseT
 from trackd_client.errors import BadArgument, SessionLost
-from trackd_client.session import Conversation, Stay
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError, client_endpoint
 
@@ -24,84 +25,12 @@ BY_TIMEOUT: Final = -1.0
 CLOSE_SECONDS: Final = 1.0
 
 
-class Settable(Protocol):
-    """What `threading.Event` and `asyncio.Event` have in common."""
-
-    def set(self) -> None:
-        """Make it true, for good."""
-
-    def is_set(self) -> bool:
-        """Tell whether it is."""
-
-
 class State(StrEnum):
     """How things stand between a tracker and its daemon; docs/client.md draws it."""
 
     CONNECTED = "connected"
     RECONNECTING = "reconnecting"
     LOST = "lost"
-
-
-class BaseLease:
-    """What a lease is, whichever way it is awaited."""
-
-    lost: Settable
-    should_close: Settable
-
-    def __init__(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> None:
-        self.id: int = fields["lease"]
-        self.claimed_name: str | None = fields.get("name")
-        self._stay = stay
-        self._claim_by = claim_by
-        self._released = False
-        #: Whether an administrator has taken it. Its tunnel is to be closed, and not adopted.
-        self.revoked = False
-        #: Called when a claim succeeded (True) or met a proxy that is held (False): its name.
-        self.on_claim: Callable[[bool, str | None], None] | None = None
-
-    @property
-    def released(self) -> bool:
-        """Whether it holds nothing any more: released here, or lost."""
-        return self._released or self.lost.is_set()
-
-    @property
-    def remaining_claim_time(self) -> float | None:
-        """Seconds that are left to claim, or None when it has claimed or may take its time."""
-        if self._claim_by is None or self.claimed_name is not None:
-            return None
-        return max(0.0, self._claim_by - boottime())
-
-    def __repr__(self) -> str:
-        state = "lost" if self.lost.is_set() else "released" if self._released else None
-        return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
-
-    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return the fields of a claim, or None when it can only fail.
-
-        Raises:
-            SessionLost: the session that owned the lease is gone.
-        """
-        if self._stay.lost:
-            raise SessionLost(f"lease {self.id} is gone with the session that owned it")
-        if self._released:
-            return None
-        return {"lease": self.id, "principals": list(principals)}
-
-    def _take_claim(self, fields: Mapping[str, Any]) -> bool:
-        claimed, name = bool(fields["claimed"]), fields["name"]
-        if claimed:
-            self.claimed_name = name
-        if self.on_claim is not None and (claimed or fields.get("reason") == "held"):
-            self.on_claim(claimed, name)
-        return claimed
-
-    def _take_claimed(self, fields: Mapping[str, Any]) -> bool:
-        if fields["claimed"] and self.on_claim is not None:
-            self.on_claim(False, fields["name"])  # the dial will end for that reason
-        return bool(fields["claimed"])
-
-
-LeaseT = TypeVar("LeaseT", bound=BaseLease)
 
 
 class BaseTracker(Generic[LeaseT]):

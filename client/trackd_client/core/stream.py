@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from trackd_client.errors import Code, NoAnswer
-from trackd_client.mirror import KEYS, LISTINGS, Mirror, Row
+from trackd_client.core.event import GAP, SNAPSHOT, Event, read_event
+from trackd_client.core.mirror import KEYS, LISTINGS, Mirror, Row
+from trackd_client.errors import NoAnswer
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import NOTICE, decode
 
-#: The path of the event socket is that of the daemon's socket and this.
-SUFFIX: Final = ".events"
 #: Seconds without a message after which the stream asks whether it has missed something.
 QUIET_SECONDS: Final = 1.0
 #: Seconds until a daemon that did not answer is asked again.
@@ -38,31 +37,6 @@ TRIES: Final = 20
 #: Seconds of the pauses between them, by chance up to this, doubled each time, and at most that.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
-
-#: The first event of a stream, and the one after a gap.
-SNAPSHOT: Final = "snapshot"
-#: Events were lost for good.
-GAP: Final = "gap"
-
-
-class Event(NamedTuple):
-    """One change of the daemon's state; docs/protocol.md, "Events", lists the kinds.
-
-    Attributes:
-        revision: the number of the change: each event has that of the one before, plus one.
-        time: seconds of the daemon's CLOCK_BOOTTIME.
-        wall: Unix time of the daemon's clock.
-        kind: what happened.
-        fields: more of it. `snapshot` has `revision`, `proxies`, `leases` and `sessions`, as
-            `Tracker.snapshot` returns them; `gap` has `after`, the last revision that was
-            told, and `newest`, the daemon's.
-    """
-
-    revision: int
-    time: float
-    wall: float
-    kind: str
-    fields: Mapping[str, Any]
 
 
 class Ask(NamedTuple):
@@ -125,25 +99,6 @@ class Hello(NamedTuple):
     tracker_id: str
     revision: int
     clock: float
-
-
-def read_event(value: object) -> Event:
-    """Return the event that stands in a message.
-
-    Raises:
-        ProtocolError: it is none.
-    """
-    if type(value) is list and len(value) >= 5:
-        revision, moment, wall, kind, fields = value[:5]
-        if (
-            type(revision) is int
-            and isinstance(moment, int | float)
-            and isinstance(wall, int | float)
-            and type(kind) is str
-            and type(fields) is dict
-        ):
-            return Event(revision, moment, wall, kind, fields)
-    raise ProtocolError(Code.MALFORMED, "an event is an array of revision, times, kind and fields")
 
 
 def read_published(frame: bytes) -> Published | None:

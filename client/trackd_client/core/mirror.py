@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from trackd_client.events import Event
+    from trackd_client.core.event import Event
 
 Row = dict[str, Any]
 

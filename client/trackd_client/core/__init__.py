@@ -1,0 +1,1 @@
+"""Private: the client without threads, event loop or I/O; sync and aio build on it."""
