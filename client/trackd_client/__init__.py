@@ -34,9 +34,9 @@ from trackd_client.errors import (
     TrackdError,
 )
 from trackd_client.policy import Policy, PoolEvent, PoolStats
-from trackd_client.pool import AgentPool
 from trackd_client.proxy import Proxy
-from trackd_client.sync import Lease, Tracker
+from trackd_client.sync.pool import AgentPool
+from trackd_client.sync.tracker import Lease, Tracker
 
 if TYPE_CHECKING:
     from trackd_client.aio import AsyncLease, AsyncTracker

@@ -1,6 +1,6 @@
 """What operators ask and do, for the asyncio client: `AsyncTracker` has these methods too.
 
-They are those of `trackd_client.operators`, awaited.
+They are those of `trackd_client.sync.operators`, awaited.
 """
 
 from __future__ import annotations

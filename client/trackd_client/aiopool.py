@@ -1,4 +1,4 @@
-"""`AsyncAgentPool`: the whole loop of an agent, in tasks. See `trackd_client.pool`."""
+"""`AsyncAgentPool`: the whole loop of an agent, in tasks. See `trackd_client.sync.pool`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from typing import Protocol
 import pytest
 
 from trackd_client.errors import TrackdError
-from trackd_client.sync import Tracker
+from trackd_client.sync.tracker import Tracker
 
 #: Seconds that a daemon may take to start or to stop before a test fails.
 PATIENCE = 20.0

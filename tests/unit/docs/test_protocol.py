@@ -14,6 +14,7 @@ from trackd.operations.operation import PROBE
 from trackd_client.core.conversation import Conversation, Request, Stay
 from trackd_client.errors import Code, TrackdError
 from trackd_client.wire import protocol
+from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import (
     FRAME_SLACK,
     MAX_LABEL_BYTES,
@@ -65,7 +66,7 @@ def test_the_bytes_of_a_message_are_those_of_its_readable_form(message: Message)
 def test_our_codec_writes_and_reads_the_bytes_of_a_message(message: Message) -> None:
     version, kind, body = message.value
     if version != VERSION:
-        with pytest.raises(protocol.ProtocolError) as caught:
+        with pytest.raises(ProtocolError) as caught:
             decode(message.frame)
         assert (caught.value.code, caught.value.seq) == (Code.UNSUPPORTED_VERSION, body["seq"])
     else:

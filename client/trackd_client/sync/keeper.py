@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trackd_client.connection import Connection, Connections, Happened, Wake
 from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.conversation import (
     HEARTBEATS,
@@ -28,6 +27,7 @@ from trackd_client.core.conversation import (
     read_reply,
 )
 from trackd_client.errors import PASSING, SessionLost, TrackdError
+from trackd_client.sync.connection import Connection, Connections, Happened, Wake
 from trackd_client.wire.clock import boottime
 
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from trackd_client.connection import Connection, Connections, Happened, Wake
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
 from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
 from trackd_client.core.discovery import parse_discovery
@@ -24,9 +23,10 @@ from trackd_client.errors import (
     TrackdError,
     TrackerClosed,
 )
-from trackd_client.keeper import Keeper
-from trackd_client.operators import Operations
 from trackd_client.proxy import Proxy
+from trackd_client.sync.connection import Connection, Connections, Happened, Wake
+from trackd_client.sync.keeper import Keeper
+from trackd_client.sync.operators import Operations
 from trackd_client.wire.clock import boottime
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import zmq
 
-from trackd_client.connection import Wake
 from trackd_client.core.event_sockets import configure
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
@@ -21,6 +20,7 @@ from trackd_client.core.sockets import (
     read_monitor,
 )
 from trackd_client.errors import TrackerClosed
+from trackd_client.sync.connection import Wake
 from trackd_client.wire.clock import boottime
 
 

@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from trackd_client.connection import Connections
 from trackd_client.core.base_tracker import BaseTracker, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
@@ -27,7 +26,8 @@ from trackd_client.core.stream import (
     read_rows,
 )
 from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
-from trackd_client.subscription import Subscription
+from trackd_client.sync.connection import Connections
+from trackd_client.sync.subscription import Subscription
 
 
 class Operations(BaseTracker[LeaseT]):

@@ -22,12 +22,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from trackd_client.connection import Wake
 from trackd_client.core.base_tracker import log
 from trackd_client.core.pool_core import LATER, Dial, Gossip, PoolCore, proxies_in
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
 from trackd_client.policy import Policy, PoolEvent
-from trackd_client.sync import Lease, Tracker
+from trackd_client.sync.connection import Wake
+from trackd_client.sync.tracker import Lease, Tracker
 
 
 class AgentPool(PoolCore[Lease]):
