@@ -39,8 +39,8 @@ from trackd_client.sync.pool import AgentPool
 from trackd_client.sync.tracker import Lease, Tracker
 
 if TYPE_CHECKING:
-    from trackd_client.aio import AsyncLease, AsyncTracker
-    from trackd_client.aiopool import AsyncAgentPool
+    from trackd_client.aio.pool import AsyncAgentPool
+    from trackd_client.aio.tracker import AsyncLease, AsyncTracker
 
 __all__ = [
     "AcquireTimeout",
@@ -68,9 +68,9 @@ __all__ = [
 
 #: Imported when they are first used: asyncio would double the time that an import takes.
 _LATE = {
-    "AsyncAgentPool": "trackd_client.aiopool",
-    "AsyncLease": "trackd_client.aio",
-    "AsyncTracker": "trackd_client.aio",
+    "AsyncAgentPool": "trackd_client.aio.pool",
+    "AsyncLease": "trackd_client.aio.tracker",
+    "AsyncTracker": "trackd_client.aio.tracker",
 }
 
 

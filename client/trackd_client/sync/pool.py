@@ -1,4 +1,4 @@
-"""`AgentPool`: the whole loop of an agent, in threads. `trackd_client.aiopool` has it in tasks.
+"""`AgentPool`: the whole loop of an agent, in threads. `trackd_client.aio.pool` has it in tasks.
 
 The user gives `dial(lease)`, which connects, finds out the principals, calls
 `lease.claim(...)`, and serves until the tunnel closes. The pool does the rest: when to dial,

@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq.asyncio
 
-from trackd_client.aiosubscription import AsyncSubscription
+from trackd_client.aio.subscription import AsyncSubscription
 from trackd_client.core.base_tracker import BaseTracker, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint

@@ -16,7 +16,7 @@ from typing import Any, Self
 import zmq
 import zmq.asyncio
 
-from trackd_client.aiooperators import AsyncOperations
+from trackd_client.aio.operators import AsyncOperations
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
 from trackd_client.core.conversation import (
     GRANTING,

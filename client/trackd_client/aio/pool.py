@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-from trackd_client.aio import AsyncLease, AsyncTracker
+from trackd_client.aio.tracker import AsyncLease, AsyncTracker
 from trackd_client.core.base_tracker import log
 from trackd_client.core.pool_core import LATER, Dial, Gossip, PoolCore, proxies_in
 from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
