@@ -1,1 +1,4 @@
-"""Private: the client for asyncio, with the file names of sync. Its public names are those of `trackd_client`."""
+"""Private: the client for asyncio, with the file names of sync.
+
+Its public names are those of `trackd_client`.
+"""

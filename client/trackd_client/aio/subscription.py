@@ -1,4 +1,4 @@
-"""The event socket of the asyncio client; what `trackd_client.sync.subscription` is to the other."""
+"""The event socket of the client for asyncio."""
 
 from __future__ import annotations
 
