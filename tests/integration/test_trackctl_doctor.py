@@ -12,7 +12,7 @@ from typing import Any
 from helpers.support import PATIENCE, python_of, socket_path
 from helpers.trackctl import PLAIN, TRACKCTL, trackctl
 from trackd_client import Proxy, Tracker, __version__
-from trackd_client.cli.surroundings import Finding, unit_state
+from trackd_client.cli.host_checks import Finding, unit_state
 from trackd_client.testing import Daemon, MakeDaemon
 
 

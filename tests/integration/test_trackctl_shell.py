@@ -15,11 +15,11 @@ import pytest
 
 from helpers.trackctl import PLAIN, trackctl
 from trackd_client import Proxy, Tracker
-from trackd_client.cli import commands, man
-from trackd_client.cli.command import SECTIONS
+from trackd_client.cli import app, man
+from trackd_client.cli.common import SECTIONS
 from trackd_client.testing import Daemon
 
-COMMANDS = sorted(commands().commands)
+COMMANDS = sorted(app.build().commands)
 
 
 def test_every_command_stands_in_a_section_of_the_help() -> None:
@@ -46,7 +46,7 @@ def test_the_help_of_each_command_has_examples_that_it_understands(name: str) ->
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_prints_json_takes_the_option_and_says_what_is_in_it(name: str) -> None:
-    command = commands().commands[name]
+    command = app.build().commands[name]
     has_option = any("--json" in option.opts for option in command.params)
     assert has_option == (name not in {"completion", "hold", "top", "dump"})
     if has_option:
@@ -110,7 +110,7 @@ def test_the_manual_page_tells_every_command_and_option(tmp_path: Path) -> None:
     page = (tmp_path / "trackctl.1").read_text()
     for section in ("NAME", "SYNOPSIS", "OPTIONS", "COMMANDS", "NOTES"):
         assert f"\n.SH {section}\n" in page
-    for name, command in commands().commands.items():
+    for name, command in app.build().commands.items():
         assert f"\\fBtrackctl {man.escaped(name)}\\fR" in page
         for option in command.params:
             if isinstance(option, click.Option):
@@ -141,6 +141,6 @@ def test_the_page_about_trackctl_names_every_command_and_every_field_of_its_json
     assert sorted(set(listed)) == COMMANDS
     fields = rest.partition("## JSON")[2]
     for name in COMMANDS:
-        told = (commands().commands[name].epilog or "").partition("JSON:")[2]
+        told = (app.build().commands[name].epilog or "").partition("JSON:")[2]
         for field in re.findall(r'"([a-z_]+)"', told):
             assert f"`{field}`" in fields, f"{field} of {name}"

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import click
 
 
 def main() -> int:
     """Run `trackctl`; the entry point of the distribution."""
     try:
-        trackctl = commands()
+        from trackd_client.cli import app
+
+        trackctl = app.build()
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
@@ -24,57 +22,3 @@ def main() -> int:
             stream.reconfigure(errors="backslashreplace")
     trackctl(prog_name="trackctl")
     return 0
-
-
-def commands() -> click.Group:
-    """Return `trackctl` with all of its subcommands.
-
-    Raises:
-        ModuleNotFoundError: click or rich is not installed.
-    """
-    from trackd_client.cli import (
-        command,
-        completion,
-        connection_count,
-        doctor,
-        dump,
-        end_session,
-        explain,
-        forget,
-        gossip,
-        hold,
-        leases,
-        log,
-        metrics,
-        proxies,
-        release,
-        reload,
-        sessions,
-        status,
-        top,
-        watch,
-    )
-
-    for each in (
-        status.status,
-        proxies.proxies,
-        leases.leases,
-        sessions.sessions,
-        explain.explain,
-        top.top,
-        watch.watch,
-        log.log,
-        metrics.metrics,
-        hold.hold,
-        gossip.gossip,
-        release.release,
-        end_session.end_session,
-        forget.forget,
-        connection_count.set_connection_count,
-        reload.reload,
-        doctor.doctor,
-        dump.dump,
-        completion.completion,
-    ):
-        command.trackctl.add_command(each)
-    return command.trackctl

@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 
 from trackd_client import __version__
-from trackd_client.cli import commands
-from trackd_client.cli.command import SECTIONS
+from trackd_client.cli import app
+from trackd_client.cli.common import SECTIONS
 
 NAME = "trackctl"
 
@@ -99,7 +99,7 @@ def main(directory: str) -> None:
     """Write the page into a directory, which is made."""
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
-    (place / f"{NAME}.1").write_text(page(commands()), encoding="utf-8")
+    (place / f"{NAME}.1").write_text(page(app.build()), encoding="utf-8")
 
 
 if __name__ == "__main__":

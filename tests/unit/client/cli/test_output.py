@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from trackd_client.cli import explain, happenings, listing, status
-from trackd_client.cli.happenings import People
-from trackd_client.cli.log import read_moment
-from trackd_client.cli.proxies import desired
-from trackd_client.cli.render import (
+from trackd_client.cli.commands import explain, status
+from trackd_client.cli.commands.log import read_moment
+from trackd_client.cli.commands.top import pressed
+from trackd_client.cli.output import event_lines, listing
+from trackd_client.cli.output.event_lines import People
+from trackd_client.cli.output.render import (
     Cell,
     Column,
     _kept,
@@ -25,7 +26,7 @@ from trackd_client.cli.render import (
     shown,
     size,
 )
-from trackd_client.cli.top import pressed
+from trackd_client.cli.output.verdict import desired, verdict
 from trackd_client.core.event import Event
 
 
@@ -133,7 +134,7 @@ CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "infligh
     ],
 )
 def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
-    assert words in status.verdict(CALM | told).text
+    assert words in verdict(CALM | told).text
 
 
 def test_the_status_says_what_came_of_the_last_reload() -> None:
@@ -283,11 +284,11 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
 )
 def test_every_event_is_a_sentence(happened: Event, words: str) -> None:
     people = People([{"session": 1, "pid": 8, "name": "known", "command": ""}])
-    assert words in happenings.sentence(happened, people)
+    assert words in event_lines.sentence(happened, people)
 
 
 def test_every_kind_of_event_has_a_sentence_and_a_colour() -> None:
-    assert happenings._SENTENCES.keys() == happenings.STYLES.keys()
+    assert event_lines._SENTENCES.keys() == event_lines.STYLES.keys()
 
 
 def test_keys_are_told_apart_however_they_come() -> None:

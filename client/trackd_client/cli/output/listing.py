@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command
-from trackd_client.cli.render import Cell, Column, Page, more, natural
+from trackd_client.cli import common
+from trackd_client.cli.output.render import Cell, Column, Page, more, natural
 from trackd_client.wire.clock import boottime
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ def options(*fields: str) -> Callable[[F], F]:
 
     def add(function: F) -> F:
         for option in (
-            command.json_option("Print JSON."),
+            common.json_option("Print JSON."),
             click.option(
                 "--limit",
                 type=click.IntRange(min=0),

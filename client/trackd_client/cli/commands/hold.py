@@ -22,8 +22,8 @@ from typing import Final, NoReturn
 import click
 
 from trackd_client import AsyncLease, AsyncTracker
-from trackd_client.cli import command
-from trackd_client.cli.render import plain
+from trackd_client.cli import common
+from trackd_client.cli.output.render import plain
 from trackd_client.errors import AcquireTimeout, TrackdError
 
 TIMED_OUT: Final = 124
@@ -113,7 +113,7 @@ _PR_SET_PDEATHSIG: Final = 1
 )
 @click.pass_obj
 def hold(
-    options: command.Options,
+    options: common.Options,
     *,
     argv: tuple[str, ...],
     timeout: float | None,
@@ -130,7 +130,7 @@ def hold(
         sys.exit(NOT_FOUND)
     child = Child(argv, fd, reply_fd)
     try:
-        with command.ended():
+        with common.ended():
             tracker = options.made(
                 AsyncTracker,
                 name=plain(name or os.path.basename(argv[0]))[:_LONGEST_NAME],  # noqa: PTH119 - a word

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command
+from trackd_client.cli import common
 from trackd_client.metrics import exposition
 
 _EPILOG = """\b
@@ -21,13 +21,13 @@ operation metrics in docs/protocol.md
 
 
 @click.command(epilog=_EPILOG)
-@command.json_option("Print the families as JSON.")
+@common.json_option("Print the families as JSON.")
 @click.pass_obj
-def metrics(options: command.Options, *, as_json: bool) -> None:
+def metrics(options: common.Options, *, as_json: bool) -> None:
     """Print the daemon's metrics as Prometheus reads them."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.metrics()
     if as_json:
-        command.print_json(told)
+        common.print_json(told)
     else:
         click.echo(exposition(told["families"]), nl=False)

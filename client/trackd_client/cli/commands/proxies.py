@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, listing, words
-from trackd_client.cli.listing import Row
-from trackd_client.cli.render import Cell, Column, remaining, shown
+from trackd_client.cli import common, completions
+from trackd_client.cli.output import listing
+from trackd_client.cli.output.listing import Row
+from trackd_client.cli.output.render import Cell, Column, remaining, shown
+from trackd_client.cli.output.verdict import desired
 
 _EPILOG = """\b
 Examples:
@@ -41,7 +43,7 @@ _SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=words.proxies)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=completions.proxies)
 @click.option("--missing", is_flag=True, help="Only those that are desired and not claimed.")
 @click.option("--claimed", is_flag=True, help="Only those that are claimed.")
 @click.option("--undesired", is_flag=True, help="Only those that are not desired.")
@@ -55,7 +57,7 @@ _SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}
 )
 @click.pass_obj
 def proxies(
-    options: command.Options,
+    options: common.Options,
     /,
     *,
     patterns: tuple[str, ...],
@@ -72,7 +74,7 @@ def proxies(
 
     PATTERN is a name, or one with * and ? in it.
     """
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.snapshot()
         everything = rows(told, tracker)
     found = [
@@ -87,7 +89,7 @@ def proxies(
     found = listing.arranged(found, _SORTS.get(sort, sort), "name", reverse=reverse)
     if as_json:
         document = listing.document("proxies", found, limit, revision=told["revision"])
-        command.print_json(document)
+        common.print_json(document)
     else:
         listing.show(_COLUMNS, found, cells, limit=limit, of=("proxies", len(everything)))
 
@@ -130,15 +132,6 @@ def cells(row: Row) -> list[str | Cell]:
         "-" if expires is None else remaining(expires),
         mentioned(row["mentioned_by"], row["mentioned_by_agent"]),
     ]
-
-
-def desired(row: Row) -> str:
-    """Return whether a proxy is desired, or why not."""
-    if row["desired"]:
-        return "yes"
-    if row["tracked"]:
-        return f"no, {shown(row['largest'])} is newer"
-    return "no, not tracked"
 
 
 def mentioned(session: int | None, agent: str | None) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command, words
-from trackd_client.cli.render import names, plural
+from trackd_client.cli import common, completions
+from trackd_client.cli.output.render import names, plural
 
 _EPILOG = """\b
 Examples:
@@ -21,17 +21,17 @@ JSON: {"ended", "freed": [lease, ...]}
 
 
 @click.command("end-session", epilog=_EPILOG)
-@click.argument("session", type=click.IntRange(min=1), shell_complete=words.sessions)
-@command.json_option("Print what became free, as JSON.")
+@click.argument("session", type=click.IntRange(min=1), shell_complete=completions.sessions)
+@common.json_option("Print what became free, as JSON.")
 @click.pass_obj
-def end_session(options: command.Options, *, session: int, as_json: bool) -> None:
+def end_session(options: common.Options, *, session: int, as_json: bool) -> None:
     """End a session and release all of its leases."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.end_session(session)
     if as_json:
-        command.print_json(told)
+        common.print_json(told)
     if not told["ended"]:
-        command.fail(f"there is no session {session}")
+        common.fail(f"there is no session {session}")
     if not as_json:
         freed = told["freed"]
         which = f": {names(freed)}" if freed else ""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from trackd_client import Tracker
-from trackd_client.cli.happenings import People
-from trackd_client.cli.listing import Row
+from trackd_client.cli.output.event_lines import People
+from trackd_client.cli.output.listing import Row
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 from trackd_client.core.mirror import Mirror
 from trackd_client.errors import TrackdError, TrackerClosed

@@ -21,9 +21,9 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from trackd_client.cli import command
-from trackd_client.cli.feed import Feed
-from trackd_client.cli.view import View
+from trackd_client.cli import common
+from trackd_client.cli.top.feed import Feed
+from trackd_client.cli.top.view import View
 
 _EPILOG = """\b
 Examples:
@@ -53,11 +53,11 @@ _FRAME_SECONDS: Final = 0.25
     help="How often to ask for what no event tells: rates and who waits.",
 )
 @click.pass_obj
-def top(options: command.Options, *, interval: float) -> None:
+def top(options: common.Options, *, interval: float) -> None:
     """Watch proxies, agents and rates, live."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("top needs a terminal; proxies, sessions and watch do not")
-    with command.ended(), options.tracker() as tracker, _signals(), _keys() as keys:
+    with common.ended(), options.tracker() as tracker, _signals(), _keys() as keys:
         feed = Feed(tracker, interval)
         view = View(feed)
         console = Console(highlight=False)

@@ -14,8 +14,10 @@ from typing import Any
 import click
 
 from trackd_client import Tracker, __version__
-from trackd_client.cli import command, doctor, happenings
-from trackd_client.cli.render import size
+from trackd_client.cli import common
+from trackd_client.cli.commands import doctor
+from trackd_client.cli.output import event_lines
+from trackd_client.cli.output.render import size
 from trackd_client.errors import TrackdError
 
 _EPILOG = """\b
@@ -37,7 +39,7 @@ JSON: {"dump": 1, "wall", "versions", "doctor", "status", "explain",
 @click.command(epilog=_EPILOG)
 @click.argument("file", required=False)
 @click.pass_obj
-def dump(options: command.Options, *, file: str | None) -> None:
+def dump(options: common.Options, *, file: str | None) -> None:
     """Write everything that is known into one JSON FILE."""
     document = gather(options)
     text = json.dumps(document, indent=1, default=bytes.hex)
@@ -49,13 +51,13 @@ def dump(options: command.Options, *, file: str | None) -> None:
     try:
         write(place, text)
     except OSError as error:
-        command.fail(f"cannot write {place}: {error.strerror}")
+        common.fail(f"cannot write {place}: {error.strerror}")
     click.echo(f"{place}: {size(len(text.encode()))}")
     if "error" in document["status"]:
-        command.fail(document["status"]["error"], command.NO_DAEMON)
+        common.fail(document["status"]["error"], common.NO_DAEMON)
 
 
-def gather(options: command.Options) -> dict[str, Any]:
+def gather(options: common.Options) -> dict[str, Any]:
     """Return the document; what is not to be had is left out with its reason."""
     document: dict[str, Any] = {
         "dump": 1,
@@ -94,7 +96,7 @@ def _part(ask: Callable[[Tracker], Any], tracker: Tracker) -> Any:
 
 def _log(tracker: Tracker) -> dict[str, Any]:
     told = tracker.log()
-    return {**told, "events": [happenings.as_json(event) for event in told["events"]]}
+    return {**told, "events": [event_lines.as_json(event) for event in told["events"]]}
 
 
 _PARTS: dict[str, Callable[[Tracker], Any]] = {

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from trackd_client.cli import command, happenings, words
-from trackd_client.cli.happenings import STYLES, People
-from trackd_client.cli.render import Page, moment, more
+from trackd_client.cli import common, completions
+from trackd_client.cli.output import event_lines
+from trackd_client.cli.output.event_lines import STYLES, People
+from trackd_client.cli.output.render import Page, moment, more
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 _EPILOG = """\b
@@ -85,7 +86,7 @@ def read_moment(text: str, now: float) -> float | None:
 @click.option(
     "--proxy",
     metavar="NAME",
-    shell_complete=words.proxies,
+    shell_complete=completions.proxies,
     help="Only what concerns this proxy.",
 )
 @click.option("--session", type=int, help="Only what concerns this session.")
@@ -104,10 +105,10 @@ def read_moment(text: str, now: float) -> float | None:
     metavar="EVENTS",
     help="Show the newest so many; 0: all. On a terminal 50 unless told otherwise.",
 )
-@command.json_option("Print JSON.")
+@common.json_option("Print JSON.")
 @click.pass_obj
 def log(
-    options: command.Options,
+    options: common.Options,
     /,
     *,
     since: float | None,
@@ -119,7 +120,7 @@ def log(
     **equal: int | None,
 ) -> None:
     """Show what happened, as far as the daemon remembers."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.log()
         people = People(tracker.rows("sessions"))
     events: list[Event] = told["events"]
@@ -130,7 +131,7 @@ def log(
             (since is None or event.wall >= since)
             and (until is None or event.wall <= until)
             and (not kinds or event.kind in kinds)
-            and (proxy is None or happenings.concerns(event, proxy))
+            and (proxy is None or event_lines.concerns(event, proxy))
             and all(value is None or event.fields.get(key) == value for key, value in equal.items())
         ):
             found.append(event)
@@ -138,8 +139,8 @@ def log(
     if as_json:
         shown = found[-limit:] if limit else found
         document = {name: told[name] for name in ("oldest", "newest", "history")}
-        document |= {"complete": complete, "events": [happenings.as_json(e) for e in shown]}
-        command.print_json(document)
+        document |= {"complete": complete, "events": [event_lines.as_json(e) for e in shown]}
+        common.print_json(document)
         return
     page = Page()
     most = page.limit(limit)
@@ -150,7 +151,7 @@ def log(
         oldest = f"begins at {moment(events[0].wall)}" if events else "is empty"
         page.note(f"the history {oldest}: what was before is not kept any more")
     for event in shown:
-        page.line(happenings.line(event, people, page))
+        page.line(event_lines.line(event, people, page))
     more(len(shown), len(found), page)
     if not found and told["history"]:
         page.note("nothing of that kind happened")

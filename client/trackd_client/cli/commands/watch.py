@@ -8,9 +8,10 @@ from contextlib import suppress
 
 import click
 
-from trackd_client.cli import command, happenings
-from trackd_client.cli.happenings import STYLES, People
-from trackd_client.cli.render import Page
+from trackd_client.cli import common
+from trackd_client.cli.output import event_lines
+from trackd_client.cli.output.event_lines import STYLES, People
+from trackd_client.cli.output.render import Page
 from trackd_client.core.event import GAP, SNAPSHOT
 
 _EPILOG = """\b
@@ -40,15 +41,15 @@ after each "gap"; its fields are revision, proxies, leases and sessions.
     help="Only events of this kind; may be given again. Gaps are told in any case.",
 )
 @click.option("--no-snapshot", is_flag=True, help="Do not print snapshots.")
-@command.json_option("Print JSON lines.")
+@common.json_option("Print JSON lines.")
 @click.pass_obj
 def watch(
-    options: command.Options, *, kinds: tuple[str, ...], no_snapshot: bool, as_json: bool
+    options: common.Options, *, kinds: tuple[str, ...], no_snapshot: bool, as_json: bool
 ) -> None:
     """Print every change as it happens, one a line."""
     page, people = Page(), People()
     always = {GAP} if no_snapshot else {GAP, SNAPSHOT}
-    with command.ended(), suppress(KeyboardInterrupt), options.tracker() as tracker:
+    with common.ended(), suppress(KeyboardInterrupt), options.tracker() as tracker:
         for event in tracker.events():
             people.note(event)
             if event.kind not in always and (
@@ -56,7 +57,7 @@ def watch(
             ):
                 continue
             if as_json:
-                page.line(json.dumps(happenings.as_json(event), default=bytes.hex))
+                page.line(json.dumps(event_lines.as_json(event), default=bytes.hex))
             else:
-                page.line(happenings.line(event, people, page))
+                page.line(event_lines.line(event, people, page))
             sys.stdout.flush()

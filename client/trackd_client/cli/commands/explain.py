@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, happenings, listing, words
-from trackd_client.cli.happenings import People
-from trackd_client.cli.render import Cell, Page, duration, names, plural, remaining, shown
+from trackd_client.cli import common, completions
+from trackd_client.cli.output import event_lines, listing
+from trackd_client.cli.output.event_lines import People
+from trackd_client.cli.output.render import Cell, Page, duration, names, plural, remaining, shown
 from trackd_client.core.event import Event
 
 _EPILOG = """\b
@@ -39,29 +40,29 @@ _NO_CHANCE = 0.01
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("proxy", required=False, shell_complete=words.proxies)
-@command.json_option("Print JSON.")
+@click.argument("proxy", required=False, shell_complete=completions.proxies)
+@common.json_option("Print JSON.")
 @click.pass_obj
-def explain(options: command.Options, *, proxy: str | None, as_json: bool) -> None:
+def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> None:
     """Tell why no agent dials, or all about one PROXY.
 
     PROXY is a name from gossip, or what a proxy presents: its principals.
     """
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.explain(proxy)
         if proxy is None:
             if as_json:
-                command.print_json({**told, "sentences": [s.text for s in sentences(told)]})
+                common.print_json({**told, "sentences": [s.text for s in sentences(told)]})
             else:
                 show(told, Page())
             return
         events = [
             event
             for event in tracker.log()["events"]
-            if happenings.concerns(event, told["meant"] or proxy)
+            if event_lines.concerns(event, told["meant"] or proxy)
         ][-_EVENTS:]
         if as_json:
-            command.print_json({**told, "events": [happenings.as_json(each) for each in events]})
+            common.print_json({**told, "events": [event_lines.as_json(each) for each in events]})
         else:
             show_proxy(told, events, tracker, Page())
 
@@ -204,7 +205,7 @@ def show_proxy(told: dict[str, Any], events: list[Event], tracker: Tracker, page
     if events:
         page.line()
     for event in events:
-        page.line(happenings.line(event, people, page))
+        page.line(event_lines.line(event, people, page))
 
 
 def about(told: dict[str, Any]) -> Cell:

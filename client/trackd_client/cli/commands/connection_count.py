@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command
+from trackd_client.cli import common
 
 _EPILOG = """\b
 Examples:
@@ -23,14 +23,14 @@ JSON: {"connection_count": COUNT}
     "set-connection-count", epilog=_EPILOG, context_settings={"ignore_unknown_options": True}
 )
 @click.argument("count", type=int)
-@command.json_option("Print the count, as JSON.")
+@common.json_option("Print the count, as JSON.")
 @click.pass_obj
-def set_connection_count(options: command.Options, *, count: int, as_json: bool) -> None:
+def set_connection_count(options: common.Options, *, count: int, as_json: bool) -> None:
     """Set how many connections are wanted; 0: to each."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         tracker.set_connection_count(count)
     if as_json:
-        command.print_json({"connection_count": count})
+        common.print_json({"connection_count": count})
     elif count > 0:
         click.echo(f"at most {count} connections: proxy peering")
     else:

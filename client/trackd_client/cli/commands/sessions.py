@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, listing
-from trackd_client.cli.listing import Row
-from trackd_client.cli.render import Cell, Column, duration, remaining, shown
+from trackd_client.cli import common
+from trackd_client.cli.output import listing
+from trackd_client.cli.output.listing import Row
+from trackd_client.cli.output.render import Cell, Column, duration, remaining, shown
 
 _EPILOG = """\b
 Examples:
@@ -51,7 +52,7 @@ _COLUMNS = (
 )
 @click.pass_obj
 def sessions(
-    options: command.Options,
+    options: common.Options,
     *,
     patterns: tuple[str, ...],
     waits: bool,
@@ -67,7 +68,7 @@ def sessions(
 
     PATTERN is an agent's name or command, or one with * and ? in it.
     """
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         everything = [_row(row, tracker) for row in tracker.rows("sessions")]
     found = [
         row
@@ -80,7 +81,7 @@ def sessions(
     ]
     found = listing.arranged(found, sort, "session", reverse=reverse)
     if as_json:
-        command.print_json(listing.document("sessions", found, limit))
+        common.print_json(listing.document("sessions", found, limit))
     else:
         listing.show(_COLUMNS, found, cells, limit=limit, of=("sessions", len(everything)))
 

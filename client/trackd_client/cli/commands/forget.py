@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from trackd_client.cli import command, listing, words
-from trackd_client.cli.render import duration, shown
+from trackd_client.cli import common, completions
+from trackd_client.cli.output import listing
+from trackd_client.cli.output.render import duration, shown
 
 _EPILOG = """\b
 Examples:
@@ -23,18 +24,18 @@ daemon's clock up to which old gossip is not believed, or null}
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("proxy", shell_complete=words.proxies)
-@command.json_option("Print what was forgotten, as JSON.")
+@click.argument("proxy", shell_complete=completions.proxies)
+@common.json_option("Print what was forgotten, as JSON.")
 @click.pass_obj
-def forget(options: command.Options, *, proxy: str, as_json: bool) -> None:
+def forget(options: common.Options, *, proxy: str, as_json: bool) -> None:
     """Forget a proxy that is gone, whatever gossip says."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.forget(proxy)
         left = listing.left(tracker, told["until"])
     if as_json:
-        command.print_json(told)
+        common.print_json(told)
     if not told["forgotten"]:
-        command.fail(f"{shown(proxy)} is not tracked")
+        common.fail(f"{shown(proxy)} is not tracked")
     if not as_json:
         until = "" if left is None else f"; old gossip of it is not believed for {duration(left)}"
         still = "; a lease holds it still" if told["claimed"] else ""

@@ -7,8 +7,8 @@ from typing import IO
 import click
 
 from trackd_client import Proxy, Tracker, parse_discovery
-from trackd_client.cli import command
-from trackd_client.cli.render import plural
+from trackd_client.cli import common
+from trackd_client.cli.output.render import plural
 
 _EPILOG = """\b
 Examples:
@@ -30,11 +30,11 @@ _AT_ONCE = 1000
 @click.command(epilog=_EPILOG)
 @click.argument("file", type=click.File("rb"), default="-", metavar="[FILE]")
 @click.option("--follow", is_flag=True, help="Each line is a message, fed when it comes.")
-@command.json_option("Print how many proxies were fed, as JSON.")
+@common.json_option("Print how many proxies were fed, as JSON.")
 @click.pass_obj
-def gossip(options: command.Options, *, file: IO[bytes], follow: bool, as_json: bool) -> None:
+def gossip(options: common.Options, *, file: IO[bytes], follow: bool, as_json: bool) -> None:
     """Feed Teleport's JSON gossip from FILE or stdin."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         for message in file if follow else [file.read()]:
             if follow and not message.strip():
                 continue

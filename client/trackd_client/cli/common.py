@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from trackd_client import Tracker, __version__
-from trackd_client.cli import words
+from trackd_client.cli import completions
 from trackd_client.core.sockets import absent, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
@@ -120,7 +120,7 @@ class Commands(click.Group):
 @click.option(
     "--cluster",
     metavar="NAME",
-    shell_complete=words.clusters,
+    shell_complete=completions.clusters,
     help="The cluster whose daemon to ask.",
 )
 @click.option(

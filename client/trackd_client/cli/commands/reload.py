@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command
-from trackd_client.cli.render import Page, names, plain
+from trackd_client.cli import common
+from trackd_client.cli.output.render import Page, names, plain
 from trackd_client.errors import NoAnswer
 
 _EPILOG = """\b
@@ -28,16 +28,16 @@ _LOOK_SECONDS = 0.05
 
 
 @click.command(epilog=_EPILOG)
-@command.json_option("Print what came of it, as JSON.")
+@common.json_option("Print what came of it, as JSON.")
 @click.pass_obj
-def reload(options: command.Options, *, as_json: bool) -> None:
+def reload(options: common.Options, *, as_json: bool) -> None:
     """Have the daemon read its configuration again."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         outcome = done(tracker, tracker.reload()["reloads"], options.timeout)
     if as_json:
-        command.print_json(outcome)
+        common.print_json(outcome)
     if outcome["error"] is not None:
-        command.fail(f"nothing was changed: {plain(outcome['error'])}")
+        common.fail(f"nothing was changed: {plain(outcome['error'])}")
     if not as_json:
         show(outcome, Page())
 

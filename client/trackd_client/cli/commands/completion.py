@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from trackd_client.cli import command
+from trackd_client.cli import common
 
 _EPILOG = """\b
 Examples:
@@ -23,4 +23,4 @@ def completion(shell: str) -> None:
     """Print the completion script of a shell."""
     kind = get_completion_class(shell)
     assert kind is not None, "the choice names those that click has"
-    click.echo(kind(command.trackctl, {}, "trackctl", VARIABLE).source())
+    click.echo(kind(common.trackctl, {}, "trackctl", VARIABLE).source())

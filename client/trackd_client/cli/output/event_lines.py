@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from trackd_client.cli.render import Cell, Page, moment, plain, plural, shown
+from trackd_client.cli.output.render import Cell, Page, moment, plain, plural, shown
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 #: Every kind, and how it is coloured.

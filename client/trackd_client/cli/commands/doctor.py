@@ -14,9 +14,9 @@ from typing import Any, Final
 import click
 
 from trackd_client import Tracker, __version__
-from trackd_client.cli import command, surroundings
-from trackd_client.cli.render import Page, duration, moment, names, plain, plural, size
-from trackd_client.cli.surroundings import NOTE, OK, PROBLEM, Finding
+from trackd_client.cli import common, host_checks
+from trackd_client.cli.host_checks import NOTE, OK, PROBLEM, Finding
+from trackd_client.cli.output.render import Page, duration, moment, names, plain, plural, size
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.wire.clock import boottime
@@ -46,9 +46,9 @@ _CLOCK_SECONDS: Final = 2.0
 
 
 @click.command(epilog=_EPILOG)
-@command.json_option("Print JSON.")
+@common.json_option("Print JSON.")
 @click.pass_obj
-def doctor(options: command.Options, *, as_json: bool) -> None:
+def doctor(options: common.Options, *, as_json: bool) -> None:
     """Say what is wrong between this user and the daemon.
 
     Socket, permissions, groups, versions, units, clocks, limits, store, configuration.
@@ -57,11 +57,11 @@ def doctor(options: command.Options, *, as_json: bool) -> None:
     well = all(finding.level != PROBLEM for finding in findings)
     if as_json:
         told = [finding._asdict() for finding in findings]
-        command.print_json({"well": well, "findings": told})
+        common.print_json({"well": well, "findings": told})
     else:
         show(findings, Page())
     if not well:
-        raise SystemExit(command.FAILED)
+        raise SystemExit(common.FAILED)
 
 
 def show(findings: list[Finding], page: Page) -> None:
@@ -78,14 +78,14 @@ def show(findings: list[Finding], page: Page) -> None:
     page.line(page.paint(plural(problems, "problem"), "red") if problems else "all is well")
 
 
-def examine(options: command.Options) -> list[Finding]:
+def examine(options: common.Options) -> list[Finding]:
     """Make every check that can be made, and return what was found."""
     try:
         endpoint = client_endpoint(options.endpoint, options.cluster)
         path = check_ipc_path(endpoint)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    findings = [*surroundings.look(endpoint, path, given=options.endpoint is not None)]
+    findings = [*host_checks.look(endpoint, path, given=options.endpoint is not None)]
     if diagnose(endpoint) is not None:
         return findings
     try:

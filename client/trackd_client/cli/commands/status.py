@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from trackd_client.cli import command
-from trackd_client.cli.render import (
+from trackd_client.cli import common
+from trackd_client.cli.output.render import (
     Cell,
     Column,
     Page,
@@ -21,6 +21,7 @@ from trackd_client.cli.render import (
     shown,
     size,
 )
+from trackd_client.cli.output.verdict import verdict
 
 _EPILOG = """\b
 Examples:
@@ -38,14 +39,14 @@ _COLUMNS = (
 
 
 @click.command(epilog=_EPILOG)
-@command.json_option("Print JSON.")
+@common.json_option("Print JSON.")
 @click.pass_obj
-def status(options: command.Options, *, as_json: bool) -> None:
+def status(options: common.Options, *, as_json: bool) -> None:
     """Show how things stand, in counts and in words."""
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         told = tracker.status()
     if as_json:
-        command.print_json({**told, "verdict": verdict(told).text})
+        common.print_json({**told, "verdict": verdict(told).text})
     else:
         show(told, Page())
 
@@ -113,20 +114,6 @@ def reloaded(last: dict[str, Any]) -> str:
         if last["refused"]:
             words.append(f"needs a restart: {names([name for name, _ in last['refused']])}")
     return "; ".join(words)
-
-
-def verdict(told: dict[str, Any]) -> Cell:
-    """Return in words how things stand."""
-    missing = told["target"] - told["claimed_desired"]
-    if told["store"] == "failing":
-        return Cell("changes cannot be stored: agents are refused until they can", "red")
-    if not told["tracked"]:
-        return Cell("no proxy is known: the first dial brings gossip", "yellow")
-    if missing <= 0:
-        return Cell("every wanted proxy is claimed", "green")
-    if told["inflight"]:
-        return Cell(f"{missing} wanted, {told['inflight']} being dialled", "yellow")
-    return Cell(f"{missing} wanted, and nobody dials", "yellow")
 
 
 def _fullness(group: dict[str, Any]) -> str:

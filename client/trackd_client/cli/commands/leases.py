@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from trackd_client import Tracker
-from trackd_client.cli import command, listing
-from trackd_client.cli.listing import Row
-from trackd_client.cli.render import Cell, Column, duration, names, remaining, shown
+from trackd_client.cli import common
+from trackd_client.cli.output import listing
+from trackd_client.cli.output.listing import Row
+from trackd_client.cli.output.render import Cell, Column, duration, names, remaining, shown
 
 _EPILOG = """\b
 Examples:
@@ -47,7 +48,7 @@ _SORTS = {"proxy": "name"}
 @listing.options("lease", "state", "proxy", "session", "pid", "command", "age")
 @click.pass_obj
 def leases(
-    options: command.Options,
+    options: common.Options,
     /,
     *,
     patterns: tuple[str, ...],
@@ -63,7 +64,7 @@ def leases(
 
     PATTERN is a proxy's name or principal, or one with * and ? in it.
     """
-    with command.ended(), options.tracker() as tracker:
+    with common.ended(), options.tracker() as tracker:
         sessions = {row["session"]: row for row in tracker.rows("sessions")}
         everything = [_row(row, sessions, tracker) for row in tracker.rows("leases")]
     found = [
@@ -76,7 +77,7 @@ def leases(
     ]
     found = listing.arranged(found, _SORTS.get(sort, sort), "lease", reverse=reverse)
     if as_json:
-        command.print_json(listing.document("leases", found, limit))
+        common.print_json(listing.document("leases", found, limit))
     else:
         listing.show(_COLUMNS, found, cells, limit=limit, of=("leases", len(everything)))
 

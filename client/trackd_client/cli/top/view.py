@@ -9,12 +9,20 @@ from typing import Any, Final
 from rich.console import Group
 from rich.text import Text
 
-from trackd_client.cli import happenings, listing
-from trackd_client.cli.feed import EVENTS, Feed
-from trackd_client.cli.listing import Row
-from trackd_client.cli.proxies import desired
-from trackd_client.cli.render import Cell, Column, duration, lines, names, plain, plural, shown
-from trackd_client.cli.status import verdict
+from trackd_client.cli.output import event_lines, listing
+from trackd_client.cli.output.listing import Row
+from trackd_client.cli.output.render import (
+    Cell,
+    Column,
+    duration,
+    lines,
+    names,
+    plain,
+    plural,
+    shown,
+)
+from trackd_client.cli.output.verdict import desired, verdict
+from trackd_client.cli.top.feed import EVENTS, Feed
 
 #: The mirror is sorted anew at most in this share of the time, however large it is.
 _SORTING_SHARE: Final = 0.1
@@ -155,7 +163,7 @@ class View:
     def _waiting(self) -> Text:
         status = self._feed.status
         waits = [
-            happenings.who(row) + (f" {row['waiting']} times" if row["waiting"] > 1 else "")
+            event_lines.who(row) + (f" {row['waiting']} times" if row["waiting"] > 1 else "")
             for row in self._feed.sessions.values()
             if row["waiting"]
         ]
@@ -224,7 +232,7 @@ class View:
         events = list(self._feed.events)[-count:] if count else []
         for event in events:
             when = time.strftime("%H:%M:%S", time.localtime(event.wall))
-            text = happenings.cell(event, self._feed.people)
+            text = event_lines.cell(event, self._feed.people)
             yield Text.assemble((when, "dim"), " ", text)
         yield from [Text()] * (count - len(events))
 

@@ -1,0 +1,55 @@
+"""`trackctl` put together: the group of `common` with each command of `commands/`."""
+
+from __future__ import annotations
+
+import click
+
+from trackd_client.cli import common
+from trackd_client.cli.commands import (
+    completion,
+    connection_count,
+    doctor,
+    dump,
+    end_session,
+    explain,
+    forget,
+    gossip,
+    hold,
+    leases,
+    log,
+    metrics,
+    proxies,
+    release,
+    reload,
+    sessions,
+    status,
+    top,
+    watch,
+)
+
+
+def build() -> click.Group:
+    """Return `trackctl` with all of its commands."""
+    for each in (
+        status.status,
+        proxies.proxies,
+        leases.leases,
+        sessions.sessions,
+        explain.explain,
+        top.top,
+        watch.watch,
+        log.log,
+        metrics.metrics,
+        hold.hold,
+        gossip.gossip,
+        release.release,
+        end_session.end_session,
+        forget.forget,
+        connection_count.set_connection_count,
+        reload.reload,
+        doctor.doctor,
+        dump.dump,
+        completion.completion,
+    ):
+        common.trackctl.add_command(each)
+    return common.trackctl

@@ -1,0 +1,1 @@
+"""The commands of `trackctl`, one file each."""

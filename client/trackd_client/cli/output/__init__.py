@@ -1,0 +1,1 @@
+"""How `trackctl` shows values: pages, tables, events, verdicts."""
