@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from support import RawPeer, wait_until
+from helpers.support import RawPeer, wait_until
 from trackd.storage.image import Image
 from trackd.storage.store import Store
 from trackd_client.errors import Code

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
-from hosts import fill, needs_root, small_disk, started_by
-from offline import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
-from support import RawPeer, wait_until
+from helpers.agents import Agent
+from helpers.hosts import fill, needs_root, small_disk, started_by
+from helpers.support import RawPeer, wait_until
+from helpers.writer import AgentOf, Clock, Desk, Faults, Host, Sent, observe, sqlite_error
 from trackd.actors.messages import WakeAt
 from trackd.host.processes import start_time
 from trackd.storage.store import StoreError
@@ -618,7 +618,7 @@ def test_a_disk_that_forbids_writing_is_a_clear_error_at_the_start(
 #: Loaded by Python before anything else; the store of the daemon that it is loaded by obeys.
 INJECTED = """
 import os, sqlite3
-import trackd.store
+import trackd.storage.store
 
 ORDERS = os.environ["FAULTS"]
 

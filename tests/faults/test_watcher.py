@@ -19,8 +19,8 @@ from typing import Any, Self
 import pykka
 import pytest
 
-from agents import Agent
-from support import PATIENCE, RawPeer, descriptors, paused, wait_until
+from helpers.agents import Agent
+from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
 from trackd.actors import watcher as watcher_module
 from trackd.actors.messages import Ping, ProcessExited, Unwatch, Watch
 from trackd.actors.watcher import PidfdInbox, ProcessWatcher

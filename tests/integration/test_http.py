@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from waitress.channel import HTTPChannel
 
-from hosts import fill, small_disk
-from support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
+from helpers.hosts import fill, small_disk
+from helpers.support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
+from helpers.web import Site, free_port, path_of, site, unix_site
 from trackd.config.settings import load
 from trackd.http import listener
 from trackd.http.listener import HttpListener

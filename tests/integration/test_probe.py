@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offline import Clock, Desk, Faults
+from helpers.writer import Clock, Desk, Faults
 from trackd.sessions.identity import Peer
 
 SELF = Peer(0, 0, os.getpid())

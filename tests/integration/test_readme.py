@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, cast
 import pytest
 
 import trackd_client
-from support import wait_until
+from helpers.support import wait_until
 from trackd.config import exits
 from trackd.config.settings import SETTINGS
 from trackd_client import AsyncTracker, Event, Proxy, Tracker

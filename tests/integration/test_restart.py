@@ -12,9 +12,9 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from agents import Agent
-from hosts import needs_root, process_with_pid
-from support import RawPeer, pack, wait_until
+from helpers.agents import Agent
+from helpers.hosts import needs_root, process_with_pid
+from helpers.support import RawPeer, pack, wait_until
 from trackd.storage.image import Image
 from trackd.storage.store import FILE_NAME, Store
 from trackd_client import Proxy, SessionLost, Tracker

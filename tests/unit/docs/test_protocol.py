@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from protocol_document import PATH, Message, messages, pack, sections, table
+from helpers.protocol_document import Message, messages, pack, sections, shown, table
 from trackd.operations.agents import FEATURES
 from trackd.operations.dispatch import OPERATIONS as ALL_OPERATIONS
 from trackd.operations.operation import PROBE

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from event_world import Watcher, World, facts_of
+from helpers.fake_daemon import Watcher, World, facts_of
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.mirror import Mirror

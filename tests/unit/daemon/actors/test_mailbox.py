@@ -13,7 +13,7 @@ import pytest
 import zmq
 from pykka._envelope import Envelope
 
-from support import PATIENCE, RawPeer, pack, wait_until
+from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from trackd.actors import mailbox as module
 from trackd.actors.mailbox import BATCH, BATCH_BYTES, MailboxFailed, RouterMailbox
 from trackd.operations.call import Call

@@ -12,7 +12,7 @@ import pykka
 import pytest
 from pykka._envelope import Envelope
 
-from support import PATIENCE
+from helpers.support import PATIENCE
 from trackd.actors import ticker as module
 from trackd.actors.messages import Ping, Sweep, WakeAt
 from trackd.actors.ticker import Due, ExpiryTicker, TimedInbox

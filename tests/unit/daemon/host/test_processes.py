@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support import wait_until
+from helpers.support import wait_until
 from trackd.host import processes
 from trackd.host.processes import PeerCache, command_of, has_exited, parse_address, start_time
 from trackd.host.roles import Roles

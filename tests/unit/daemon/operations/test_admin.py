@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from offline import AgentOf, Clock, Desk, Host
+from helpers.writer import AgentOf, Clock, Desk, Host
 from trackd.state.counters import Histogram
 from trackd.storage.history import CHUNK
 

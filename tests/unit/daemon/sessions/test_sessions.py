@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline import AgentOf, Clock, Desk, Host, observe
+from helpers.writer import AgentOf, Clock, Desk, Host, observe
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch

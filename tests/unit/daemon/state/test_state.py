@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from offline import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
+from helpers.writer import CLUSTER, Clock, assert_same_after_reload, observe, through_msgpack
 from trackd.config.settings import Config
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline import through_msgpack
+from helpers.writer import through_msgpack
 from trackd.storage import image as image_module
 from trackd.storage.image import Image, LeaseRow, SessionRow
 from trackd.storage.records import Key, Record, Row

@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from offline import Faults, sqlite_error
+from helpers.writer import Faults, sqlite_error
 from trackd.storage import store as store_module
 from trackd.storage.records import Key, Record
 from trackd.storage.store import FILE_NAME, MIGRATIONS, DamagedError, Store, StoreError, connect
