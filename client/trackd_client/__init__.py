@@ -35,12 +35,12 @@ from trackd_client.errors import (
 )
 from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
-from trackd_client.sync.pool import AgentPool
-from trackd_client.sync.tracker import Lease, Tracker
 
 if TYPE_CHECKING:
     from trackd_client.aio.pool import AsyncAgentPool
     from trackd_client.aio.tracker import AsyncLease, AsyncTracker
+    from trackd_client.sync.pool import AgentPool
+    from trackd_client.sync.tracker import Lease, Tracker
 
 __all__ = [
     "AcquireTimeout",
@@ -66,11 +66,15 @@ __all__ = [
     "parse_discovery",
 ]
 
-#: Imported when they are first used: asyncio would double the time that an import takes.
+#: Imported when they are first used, so that a program loads no client that it does not use, and
+#: the daemon none at all: asyncio alone would double the time that an import takes.
 _LATE = {
+    "AgentPool": "trackd_client.sync.pool",
     "AsyncAgentPool": "trackd_client.aio.pool",
     "AsyncLease": "trackd_client.aio.tracker",
     "AsyncTracker": "trackd_client.aio.tracker",
+    "Lease": "trackd_client.sync.tracker",
+    "Tracker": "trackd_client.sync.tracker",
 }
 
 

@@ -13,9 +13,9 @@ from typing import Final
 from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
-from trackd.operations.listings import limit_of, proxy_row, snapshot
 from trackd.operations.metrics import MOST_GROUPS, metrics
 from trackd.operations.operation import PROBE, Fields, Operation, names_of
+from trackd.operations.snapshot import limit_of, proxy_row, snapshot
 from trackd.state.state import State
 from trackd_client import __version__
 from trackd_client.errors import Code

@@ -1,0 +1,129 @@
+"""`snapshot`: the rows of proxies, leases and sessions, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from trackd.operations.call import Call
+from trackd.operations.context import Context
+from trackd.operations.operation import Fields
+from trackd.state.state import State
+from trackd_client.errors import Code
+from trackd_client.wire.checks import check_count
+from trackd_client.wire.errors import ProtocolError
+
+#: Rows of a page, and events of one reply.
+MOST_ROWS: Final = 1000
+
+
+def snapshot(context: Context, call: Call) -> Fields:
+    """Tell a page of a listing."""
+    body, state, listings = call.body, context.state, context.runtime.listings
+    of = body.get("of")
+    if type(of) is not str or of not in _LISTINGS:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"of must be one of {', '.join(_LISTINGS)}")
+    keys, row = _LISTINGS[of]
+    cursor = body.get("cursor")
+    if cursor is None:
+        cursor = listings.begin(of, state.changes.revision, keys(state))
+    elif type(cursor) is not list or len(cursor) != 2:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must be one that a reply has told")
+    else:
+        for part in cursor:
+            check_count(part, "cursor")
+    page = listings.page(of, cursor, limit_of(call), lambda key: row(state, key))
+    if page is None:
+        raise ProtocolError(
+            Code.INVALID_ARGUMENT, "cursor belongs to no listing any more; begin another one"
+        )
+    return {
+        "of": of,
+        "base": page.listing.base,
+        "total": len(page.listing.keys),
+        "rows": page.rows,
+        "cursor": page.cursor,
+    }
+
+
+def proxy_row(state: State, name: str) -> Fields:
+    """Return all that is known of a proxy, tracked or not."""
+    tracker = state.tracker
+    proxy = tracker.get(name)
+    lease = tracker.holder(name)
+    holder = None if lease is None else state.leases[lease].session
+    return {
+        "name": name,
+        "tracked": proxy is not None,
+        "group": None if proxy is None else proxy.group,
+        "generation": None if proxy is None else proxy.generation,
+        "expires": None if proxy is None else proxy.expiry,
+        "desired": tracker.is_desired(name),
+        "largest": None if proxy is None else tracker.largest(proxy.group),
+        "lease": lease,
+        "session": None if holder is None else holder.id,
+        "pid": None if holder is None else holder.peer.pid,
+        "mentioned_by": state.mentions.get(name),
+    }
+
+
+def _listed_proxy(state: State, name: str) -> Fields | None:
+    row = proxy_row(state, name)
+    return row if row["tracked"] or row["lease"] is not None else None
+
+
+def _lease_row(state: State, lease: int) -> Fields | None:
+    held = state.leases.get(lease)
+    if held is None:
+        return None
+    name = state.tracker.lease_name(lease)
+    timeout = state.config.claim_timeout
+    return {
+        "lease": lease,
+        "session": held.session.id,
+        "pid": held.session.peer.pid,
+        "name": name,
+        "granted": held.granted,
+        "wall": held.wall,
+        "claim_by": held.granted + timeout if timeout > 0 and name is None else None,
+        "principals": held.principals,
+    }
+
+
+def _session_row(state: State, number: int) -> Fields | None:
+    session = state.sessions.by_id.get(number)
+    if session is None:
+        return None
+    return {
+        "session": session.id,
+        "uid": session.peer.uid,
+        "gid": session.peer.gid,
+        "pid": session.peer.pid,
+        "visible": session.process is not None,
+        "name": session.name,
+        "version": session.version,
+        "command": session.command,
+        "labels": session.labels,
+        "opened": session.opened,
+        "wall": session.wall,
+        "leases": len(session.leases),
+        "inflight": sum(lease in state.in_flight for lease in session.leases),
+        "waiting": len(session.parked),
+        "requests": session.requests,
+        "gossip": session.gossip,
+        "deadline": session.deadline,
+    }
+
+
+def limit_of(call: Call) -> int:
+    """Return how many rows or events a request asks for."""
+    return check_count(call.body.get("limit", MOST_ROWS), "limit", least=1, most=MOST_ROWS)
+
+
+_Keys = Callable[[State], Any]
+_Row = Callable[[State, Any], Fields | None]
+_LISTINGS: Final[dict[str, tuple[_Keys, _Row]]] = {
+    "proxies": (lambda state: state.tracker.names(), _listed_proxy),
+    "leases": (lambda state: state.leases, _lease_row),
+    "sessions": (lambda state: state.sessions.by_id, _session_row),
+}
