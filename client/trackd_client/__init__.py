@@ -24,6 +24,7 @@ from trackd_client import errors
 from trackd_client._version import __version__
 from trackd_client.core.discovery import parse_discovery
 from trackd_client.core.event import Event
+from trackd_client.core.mirror import Mirror
 from trackd_client.errors import (
     AcquireTimeout,
     BadPayload,
@@ -52,6 +53,7 @@ __all__ = [
     "DaemonAbsent",
     "Event",
     "Lease",
+    "Mirror",
     "NoAnswer",
     "Policy",
     "PoolEvent",

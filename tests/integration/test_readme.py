@@ -141,14 +141,19 @@ def test_the_readme_begins_with_what_ci_runs() -> None:
         assert command in ran
 
 
-def test_contributing_tells_where_every_module_is() -> None:
+def test_the_map_in_contributing_is_the_tree() -> None:
     (layout,) = (b for b in blocks_of(REPOSITORY / "CONTRIBUTING.md", "") if "daemon/" in b)
-    packages = [REPOSITORY / "daemon" / "trackd", REPOSITORY / "client" / "trackd_client"]
-    modules = {path.name for package in packages for path in package.glob("[!_]*.py")}
-    helpers = {path.name for path in (REPOSITORY / "tests" / "helpers").glob("[!_]*.py")}
-    assert set(re.findall(r"\w+\.py", layout)) == modules | helpers
-    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if [*path.glob("[!_]*")]}
-    assert folders - {"__pycache__"} <= set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE))
+    places = ["daemon/trackd", "client/trackd_client", "client/trackd_client/cli", "tests"]
+    folders = {
+        path.name
+        for place in places
+        for path in (REPOSITORY / place).iterdir()
+        if path.is_dir() and [*path.glob("[!_.]*")]
+    }
+    assert set(re.findall(r"^ +(\w+)/ ", layout, re.MULTILINE)) == folders
+    modules = {path.name for place in places[:2] for path in (REPOSITORY / place).glob("[!_]*.py")}
+    told = re.findall(r"^  ((?:\w+\.py )+)", layout, re.MULTILINE)
+    assert {name for names in told for name in names.split()} == modules
 
 
 def test_contributing_says_why_each_dependency_is_here() -> None:

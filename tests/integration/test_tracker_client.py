@@ -100,6 +100,7 @@ def test_the_public_names_are_these() -> None:
         "DaemonAbsent",
         "Event",
         "Lease",
+        "Mirror",
         "NoAnswer",
         "Policy",
         "PoolEvent",
