@@ -17,7 +17,7 @@ from unittest.mock import patch
 import msgpack
 import zmq
 
-from trackd.actors.messages import ProcessExited, Recover, Serve, Sweep
+from trackd.actors.messages import Audience, ProcessExited, Recover, Serve, Sweep
 from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.operations.call import Call
@@ -28,6 +28,7 @@ from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.store import Connect, connect
 from trackd_client.wire.done import Done
+from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
 
 #: Never closed: a test that fails must not wait for what it left open.
@@ -156,7 +157,7 @@ class Desk:
 
     def fail_store(self, problem: str) -> None:
         """Let the daemon take the store for one that fails, from now on."""
-        self.actor._facts.store_problem = problem
+        self.actor._runtime.store_problem = problem
 
     def send(
         self,

@@ -23,13 +23,11 @@ from helpers.writer import (
     open_session,
     sqlite_error,
 )
-from trackd.actor import Reload, ReloadOutcome, TrackerActor
-from trackd.mailbox import MailboxFailed
-from trackd.peers import Roles
-from trackd.publisher import Publish
-from trackd.stored import value_of
-from trackd.ticker import WakeAt
-from trackd.watcher import Unwatch, Watch
+from trackd.actors.mailbox import MailboxFailed
+from trackd.actors.messages import Publish, Reload, ReloadOutcome, Unwatch, WakeAt, Watch
+from trackd.actors.writer import TrackerActor
+from trackd.host.roles import Roles
+from trackd.state.restore import value_of
 from trackd_client.errors import Code
 
 
@@ -382,7 +380,7 @@ def test_a_start_that_cannot_be_stored_is_counted_once_the_store_works(
     faults = Faults()
     faults.writes = True
     desk = Desk(tmp_path, clock, faults)
-    assert desk.actor._facts.store_problem is not None
+    assert desk.actor._runtime.store_problem is not None
     agent = AgentOf(1, host.start(10))
     hello = agent.ask(desk, "hello")
     assert (hello["epoch"], len(hello["tracker_id"])) == (1 + known, 16)

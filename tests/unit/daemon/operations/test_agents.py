@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, open_session
-from trackd.peers import Peer
-from trackd.sessions import Process
+from trackd.sessions.identity import Peer, Process
 from trackd_client.errors import Code
 
 # giving up

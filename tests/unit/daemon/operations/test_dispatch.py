@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, observe, open_session
-from trackd.peers import Peer
+from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
-from trackd_client.protocol import ProtocolError
+from trackd_client.wire.errors import ProtocolError
 
 # who asks
 

@@ -6,12 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.writer import AgentOf, Clock, Desk, Host, observe
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch
-from trackd.state.restore import value_of
-from trackd_client.errors import Code
 from trackd_client.wire.checks import MAX_UINT64
 
 
