@@ -25,28 +25,28 @@ CLIENT = [
     ],
     ["trackd_client.wire"],
     ["trackd_client.core"],
-    ["trackd_client.sync.tracker", "trackd_client.aio.tracker"],
+    ["trackd_client.sync", "trackd_client.aio"],
     ["trackd_client"],
     ["trackd_client.testing"],
     ["trackd_client.cli.common", "trackd_client.cli.completions"],
     ["trackd_client.cli.output"],
     ["trackd_client.cli.host_checks"],
-    ["trackd_client.cli.commands.top"],
+    ["trackd_client.cli.top"],
     ["trackd_client.cli.commands"],
     ["trackd_client.cli.app"],
     ["trackd_client.cli", "trackd_client.cli.man"],
 ]
 DAEMON = [
-    ["trackd", "trackd.config.settings"],
+    ["trackd", "trackd.config"],
     ["trackd.rules"],
-    ["trackd.sessions.sessions"],
+    ["trackd.sessions"],
     [
         "trackd.storage.records",
         "trackd.storage.history",
         "trackd.storage.image",
         "trackd.storage.rows",
     ],
-    ["trackd.state.state"],
+    ["trackd.state"],
     ["trackd.host"],
     ["trackd.storage"],
     ["trackd.operations"],
@@ -124,7 +124,7 @@ def test_no_import_goes_in_a_circle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("pure", ["trackd.rules", "trackd.sessions.sessions", "trackd.state.state"])
+@pytest.mark.parametrize("pure", ["trackd.rules", "trackd.sessions", "trackd.state"])
 def test_what_is_pure_imports_neither_the_host_nor_the_database(pure: str) -> None:
     forbidden = {"sqlite3", "zmq", "pykka", "threading", "socket", "asyncio", "select", "logging"}
     for name in [name for name in MODULES if name == pure or name.startswith(f"{pure}.")]:
@@ -155,6 +155,5 @@ def test_the_wire_loads_neither_client() -> None:
     assert not [
         name
         for name in names
-        if name == "asyncio"
-        or name.startswith(("trackd_client.sync.tracker", "trackd_client.aio.tracker"))
+        if name == "asyncio" or name.startswith(("trackd_client.sync", "trackd_client.aio"))
     ]

@@ -1,4 +1,4 @@
-"""The rules of the tracker, pure: no I/O, no threads, no clock of their own."""
+"""The rules of the tracker (docs/rules.md), pure: no I/O, no threads, no clock of their own."""
 
 from trackd.rules.tracker import Tracker
 

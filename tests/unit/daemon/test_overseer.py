@@ -13,9 +13,10 @@ from typing import Any
 import pykka
 import pytest
 
-from trackd.actor import Reload, ReloadOutcome
-from trackd.config import Config, ConfigError
-from trackd.server import ActorEnded, Overseer, SignalCame
+from trackd.actors.messages import Reload, ReloadOutcome
+from trackd.config.settings import Config, ConfigError
+from trackd.overseer import Overseer
+from trackd.signals import ActorEnded, SignalCame
 
 CONFIG = Config(cluster_name="example.com", endpoint="ipc:///nowhere", state_dir="")
 COUNTS = {

@@ -15,14 +15,14 @@ import pykka
 import pytest
 import zmq
 
-from trackd import exits, server
-from trackd.actor import Serve
-from trackd.config import Config
-from trackd.exits import UnusableError
-from trackd.publisher import Bind
-from trackd.server import ActorEnded, SignalCame
-from trackd.store import StoreError
-from trackd_client.places import check_ipc_path
+from trackd import server
+from trackd.actors.messages import Bind, Serve
+from trackd.config import exits
+from trackd.config.exits import UnusableError
+from trackd.config.settings import Config
+from trackd.signals import ActorEnded, SignalCame
+from trackd.storage.store import StoreError
+from trackd_client.wire.places import check_ipc_path
 
 ACTORS = ("TrackerActor", "ExpiryTicker", "ProcessWatcher", "EventPublisher")
 END = SignalCame(signal.SIGTERM)

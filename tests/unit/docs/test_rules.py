@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -148,9 +147,6 @@ def test_every_rule_of_the_tracker_has_an_example() -> None:
     assert {number for heading in shown for number in cited(heading)} == {*range(1, 13), 14}
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("trackd.rules") is None, reason="the package is not there yet"
-)
 @pytest.mark.parametrize(("heading", "example"), EXAMPLES, ids=[each for each, _ in EXAMPLES])
 def test_an_example_does_what_it_shows(heading: str, example: str) -> None:
     names: dict[str, object] = {"clock": Clock()}
