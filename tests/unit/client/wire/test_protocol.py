@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,13 +14,7 @@ from hypothesis import strategies as st
 from trackd_client.errors import Code
 from trackd_client.wire.checks import (
     MAX_UINT64,
-    check_count,
-    check_done,
-    check_name,
-    check_seconds,
-    check_text,
 )
-from trackd_client.wire.done import Done
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import (
     NOTICE,
@@ -35,8 +28,6 @@ from trackd_client.wire.protocol import (
 )
 
 T = TypeVar("T")
-#: More ranges than any test has.
-MOST = 1000
 SCALARS = (
     st.none()
     | st.booleans()
@@ -224,161 +215,7 @@ def test_a_reply_without_a_number_is_malformed(seq: object) -> None:
 # -- fields -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["p", "p1.example.com", "Ä" * 127, "a b", "名", "x" * 255])
-def test_a_name_is_any_text_of_1_to_255_bytes(name: str) -> None:
-    assert check_name(name, "name", 255) == name
-
-
-@pytest.mark.parametrize(
-    ("value", "code", "says"),
-    [
-        ("", Code.INVALID_ARGUMENT, "empty"),
-        (None, Code.INVALID_ARGUMENT, "text"),
-        (7, Code.INVALID_ARGUMENT, "text"),
-        (b"p1", Code.INVALID_ARGUMENT, "text"),
-        ("a\nb", Code.INVALID_ARGUMENT, "control"),
-        ("\x00", Code.INVALID_ARGUMENT, "control"),
-        ("\x7f", Code.INVALID_ARGUMENT, "control"),
-        ("\x9f", Code.INVALID_ARGUMENT, "control"),
-        ("\ud800", Code.INVALID_ARGUMENT, "control"),
-        ("x" * 256, Code.LIMIT_EXCEEDED, "256 bytes"),
-        ("Ä" * 128, Code.LIMIT_EXCEEDED, "256 bytes"),
-    ],
-)
-def test_what_is_no_name_is_refused_with_its_field(value: object, code: str, says: str) -> None:
-    error = refused(check_name, value, "a principal", 255)
-    assert error.code == code
-    assert "a principal" in str(error)
-    assert says in str(error)
-
-
-def test_text_may_be_empty_and_a_name_may_not() -> None:
-    assert check_text("", "group", 255) == ""
-    assert refused(check_name, "", "name", 255).code == Code.INVALID_ARGUMENT
-
-
-@given(st.text(max_size=80), st.integers(1, 100))
-def test_text_is_taken_exactly_when_it_is_short_enough_and_free_of_control_characters(
-    value: str, limit: int
-) -> None:
-    controls = any(ord(c) < 32 or 127 <= ord(c) < 160 or "\ud800" <= c <= "\udfff" for c in value)
-    if controls:
-        assert refused(check_text, value, "text", limit).code == Code.INVALID_ARGUMENT
-    elif len(value.encode()) > limit:
-        assert refused(check_text, value, "text", limit).code == Code.LIMIT_EXCEEDED
-    else:
-        assert check_text(value, "text", limit) == value
-
-
-def test_spaces_and_marks_that_do_not_print_are_no_control_characters() -> None:
-    for value in ("\u00a0", "\u2028", "\u200f", "\ue000", "a b"):
-        assert check_text(value, "text", 255) == value
-
-
-@pytest.mark.parametrize(("value", "seconds"), [(0, 0.0), (1.5, 1.5), (-3, -3.0), (2**63, 2.0**63)])
-def test_seconds_are_any_finite_number(value: float, seconds: float) -> None:
-    checked = check_seconds(value, "ttl")
-    assert (checked, type(checked)) == (seconds, float)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, None, "1", b"1", [1]])
-def test_what_is_no_finite_number_of_seconds_is_refused(value: object) -> None:
-    error = refused(check_seconds, value, "ttl")
-    assert error.code == Code.INVALID_ARGUMENT
-    assert "ttl" in str(error)
-
-
-@pytest.mark.parametrize("value", [-1, MAX_UINT64 + 1, True, 1.0, "1", None])
-def test_a_count_is_an_integer_within_its_bounds(value: object) -> None:
-    assert check_count(0, "lease") == 0
-    assert check_count(MAX_UINT64, "lease") == MAX_UINT64
-    assert "lease" in str(refused(check_count, value, "lease"))
-
-
 def test_a_generation_of_64_bits_survives_the_wire() -> None:
     decoded = decode(encode(REQUEST, {"generation": MAX_UINT64}))
     assert decoded == (REQUEST, {"generation": MAX_UINT64})
     assert struct.pack(">Q", MAX_UINT64) in encode(REQUEST, {"generation": MAX_UINT64})
-
-
-# -- done ---------------------------------------------------------------------------------
-
-
-@st.composite
-def flat_ranges(draw: st.DrawFn, largest: int = 40) -> list[int]:
-    """Draw ranges as they may stand on the wire: ascending, adjacent ones allowed."""
-    flat: list[int] = []
-    position = draw(st.integers(1, largest))
-    while position <= largest and draw(st.booleans()):
-        last = draw(st.integers(position, largest))
-        flat += [position, last]
-        position = last + 1 + draw(st.integers(0, 5))
-    return flat
-
-
-def members(flat: list[int]) -> set[int]:
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    return {n for first, last in pairs for n in range(first, last + 1)}
-
-
-@given(st.lists(flat_ranges(), max_size=8))
-@example([[1, 3], [1, 3, 5, 9], [1, 3, 5, 12], [4, 4]])  # a request that waits, and then ends
-@example([[1, 3, 5, 9], [1, 3, 5, 6]])
-@example([[1, 2, 3, 4], [1, 2, 3, 9]])
-def test_done_is_the_set_of_all_numbers_that_were_ever_named(updates: list[list[int]]) -> None:
-    done, model = Done(), set[int]()
-    for update in updates:
-        before = set(model)
-        model |= members(update)
-        told = list(update)
-        assert done.update(update) == (model != before)
-        assert update == told, "what was handed over is the caller's"
-        assert {n for n in range(50) if n in done} == model
-        assert members(done.ranges) == model
-        gaps = zip(done.ranges[1:-1:2], done.ranges[2::2], strict=True)
-        assert all(last + 1 < first for last, first in gaps), "ranges that touch are one"
-        assert check_done(list(done.ranges), MOST) == done.ranges
-
-
-@given(flat_ranges())
-def test_done_survives_being_stored(flat: list[int]) -> None:
-    done = Done()
-    done.update(flat)
-    assert Done(done.ranges).ranges == done.ranges
-    assert not Done(done.ranges).update(done.ranges)
-
-
-@given(st.lists(st.integers(-1, 12) | st.sampled_from([True, 1.0, "1", None, 2**64]), max_size=6))
-@example([1, 1, 2, 2])
-@example([0, 1])
-@example([2, 1])
-@example([1, 3, 3, 4])
-def test_done_is_taken_exactly_when_its_ranges_ascend(value: list[Any]) -> None:
-    right = (
-        len(value) % 2 == 0
-        and all(type(number) is int and 1 <= number <= MAX_UINT64 for number in value)
-        and all(value[i] <= value[i + 1] for i in range(0, len(value), 2))
-        and all(value[i - 1] < value[i] for i in range(2, len(value), 2))
-    )
-    if right:
-        assert check_done(value, MOST) is value
-    else:
-        assert refused(check_done, value, MOST).code == Code.INVALID_ARGUMENT
-
-
-@pytest.mark.parametrize("value", [None, {}, "1", 1, b"\x01\x02", [1]])
-def test_done_that_is_no_array_of_pairs_is_refused(value: object) -> None:
-    assert refused(check_done, value, MOST).code == Code.INVALID_ARGUMENT
-
-
-def test_done_holds_a_bounded_number_of_ranges() -> None:
-    assert check_done([1, 1, 3, 3], 2) == [1, 1, 3, 3]
-    assert refused(check_done, [1, 1, 3, 3, 5, 5], 2).code == Code.LIMIT_EXCEEDED
-
-
-def test_done_that_would_hold_too_many_ranges_stays_as_it_was() -> None:
-    done = Done([1, 1, 3, 3])
-    assert refused(done.update, [5, 5], 2).code == Code.LIMIT_EXCEEDED
-    assert done.ranges == [1, 1, 3, 3]
-    assert done.update([2, 2, 5, 5], 2)
-    assert done.ranges == [1, 3, 5, 5]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ import pytest
 from helpers.support import wait_until
 from trackd.host import processes
 from trackd.host.processes import PeerCache, command_of, has_exited, parse_address, start_time
-from trackd.host.roles import Roles
 from trackd.sessions.identity import Peer
 
 # -- Peer-Address ------------------------------------------------------------------------
@@ -148,63 +145,3 @@ def test_a_process_whose_main_thread_has_exited_still_lives() -> None:
         assert process.poll() is None
         process.kill()
     assert found is not None
-
-
-# -- roles -------------------------------------------------------------------------------
-
-NOBODY = pwd.getpwnam("nobody")
-GAMES = pwd.getpwnam("games")
-
-
-def peer_of(user: pwd.struct_passwd) -> Peer:
-    return Peer(user.pw_uid, user.pw_gid, 1)
-
-
-def test_root_and_the_daemons_own_user_are_admins() -> None:
-    roles = Roles((), ())
-    assert roles.is_admin(Peer(0, 0, 1))
-    assert roles.is_admin(Peer(os.geteuid(), 12345, 1))
-    assert not roles.is_admin(peer_of(NOBODY))
-
-
-@pytest.mark.parametrize("user", ["nobody", NOBODY.pw_uid])
-def test_a_user_that_is_named_is_an_admin_and_no_other(user: str | int) -> None:
-    roles = Roles((user,), ())
-    assert roles.is_admin(peer_of(NOBODY))
-    assert not roles.is_admin(peer_of(GAMES))
-
-
-@pytest.mark.parametrize("group", [grp.getgrgid(GAMES.pw_gid).gr_name, GAMES.pw_gid])
-def test_whoever_has_a_group_for_his_own_is_an_admin(group: str | int) -> None:
-    roles = Roles((), (group,))
-    assert roles.is_admin(peer_of(GAMES))
-    assert not roles.is_admin(peer_of(NOBODY))
-
-
-def test_a_group_that_a_process_took_on_counts_though_its_user_is_no_member() -> None:
-    roles = Roles((), (GAMES.pw_gid,))
-    assert roles.is_admin(Peer(NOBODY.pw_uid, GAMES.pw_gid, 1))
-
-
-def test_members_count_whatever_their_own_group_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which groups a user is in is for the host to say; no user of this one is in two."""
-    lists = {("games", GAMES.pw_gid): [GAMES.pw_gid, 4242], ("nobody", NOBODY.pw_gid): [7]}
-    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: lists[name, gid])
-    roles = Roles((), (4242,))
-    assert roles.is_admin(peer_of(GAMES))
-    assert not roles.is_admin(peer_of(NOBODY))
-
-
-def test_a_uid_without_a_user_is_no_admin() -> None:
-    nameless = 3_999_999_999
-    with pytest.raises(KeyError):
-        pwd.getpwuid(nameless)
-    assert not Roles((), (4242,)).is_admin(Peer(nameless, nameless, 1))
-    assert Roles((nameless,), ()).is_admin(Peer(nameless, nameless, 1))
-
-
-def test_users_and_groups_that_are_not_there_are_named_in_the_error() -> None:
-    with pytest.raises(ValueError, match="no user 'noone at all'"):
-        Roles(("noone at all",), ())
-    with pytest.raises(ValueError, match="no group 'no group at all'"):
-        Roles((), ("no group at all",))

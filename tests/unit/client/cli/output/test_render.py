@@ -1,0 +1,72 @@
+"""Words, sizes and tables, as people read them in a pipe or on a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from trackd_client.cli.output.render import (
+    Cell,
+    Column,
+    _kept,
+    duration,
+    lines,
+    names,
+    natural,
+    plain,
+    plural,
+    shown,
+    size,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0s"), (59, "59s"), (200, "3m 20s"), (18_120, "5h 2m"), (273_600, "3d 4h")],
+)
+def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_numbers_and_lists_read_as_people_say_them() -> None:
+    assert [plural(1, "lease"), plural(2, "proxy", "proxies")] == ["1 lease", "2 proxies"]
+    assert [size(12), size(2_500), size(3_000_000)] == ["12 B", "2.5 kB", "3.0 MB"]
+    assert names(["a", "b", "c"], total=7, most=2) == "a, b and 5 more"
+    assert shown(None) == "-"
+    assert shown("") == '""'
+
+
+def test_no_terminal_obeys_what_a_peer_is_called() -> None:
+    assert plain("\x1b[2Jp1\n\r\x9b31m") == "\\x1b[2Jp1\\n\\r\\x9b31m"
+    assert plain("\u202egpj.exe") == "\\u202egpj.exe"
+    assert plain("größe 日本") == "größe 日本"
+
+
+def test_numbers_in_names_are_sorted_as_numbers() -> None:
+    found = sorted(["p10", "p2", "10", "q", "p"], key=natural)
+    assert found == ["10", "p", "p2", "p10", "q"]
+
+
+def table(most: int | None) -> list[str]:
+    columns = [Column("name", shrinks=True), Column("number", right=True)]
+    drawn = lines(columns, [["a-very-long-name-indeed", "1"], [Cell("日本", "red"), "22"]], most)
+    return ["".join(cell.text for cell in line).rstrip() for line in drawn]
+
+
+def test_a_table_is_whole_in_a_pipe_and_cut_on_a_terminal() -> None:
+    assert table(None) == [
+        "name                     number",
+        "a-very-long-name-indeed       1",
+        "日本                         22",
+    ]
+    assert table(20) == [
+        "name          number",
+        "a-very-long…       1",
+        "日本              22",
+    ]
+    assert all(len(line) > 10 for line in table(10)), "a column keeps a width that can be read"
+
+
+def test_a_narrow_terminal_does_without_what_is_least_wanted() -> None:
+    columns = [Column("name"), Column("spare", spare=1), Column("sparest", spare=2)]
+    rows = [["x" * 20, "y" * 10, "z" * 10]]
+    assert [_kept(columns, rows, most) for most in (44, 43, 31, 5)] == [[0, 1, 2], [0, 1], [0], [0]]

@@ -1,0 +1,98 @@
+"""A newcomer finds the tests of a module by its path: `tests/unit` mirrors the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = {"daemon": ROOT / "daemon" / "trackd", "client": ROOT / "client" / "trackd_client"}
+#: Folders whose modules decide something without a process of their own.
+FOLDERS = {
+    "daemon": [
+        "rules",
+        "sessions",
+        "state",
+        "storage",
+        "operations",
+        "actors",
+        "config",
+        "host",
+    ],
+    "client": ["wire", "core"],
+}
+#: Lines up to which a module is tested with those that use it.
+SMALL = 60
+#: Modules whose tests stand elsewhere, and why.
+ELSEWHERE = {
+    "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
+    "daemon/rules/desired.py": "a part of the tracker: rules/test_tracker.py",
+    "daemon/rules/expiry.py": "a part of the tracker: rules/test_tracker.py",
+    "daemon/rules/tombstones.py": "what `forget` leaves: operations/test_admin.py",
+    "daemon/state/advice.py": "tested with the state: state/test_state.py",
+    "daemon/state/changes.py": "tested with the state: state/test_state.py",
+    "daemon/state/counters.py": "counted by requests: operations/test_admin.py",
+    "daemon/state/restore.py": "each change survives a restart: state/test_state.py",
+    "daemon/storage/rows.py": "each change survives a restart: state/test_state.py",
+    "daemon/operations/metrics.py": "needs a session with a history: operations/test_admin.py",
+    "daemon/operations/reports.py": "needs a session with a history: operations/test_admin.py",
+    "daemon/operations/snapshot.py": "needs a session with a history: operations/test_admin.py",
+    "daemon/actors/messages.py": "classes without behaviour",
+    "daemon/actors/publisher.py": "needs subscribers: integration/test_events.py",
+    "daemon/actors/watcher.py": "needs the kernel: faults/test_watcher.py",
+    "daemon/config/kinds.py": "kinds of settings: config/test_settings.py",
+    "daemon/host/lock.py": "needs other processes: integration/test_locks.py",
+    "daemon/host/places.py": "needs other processes: integration/test_locks.py",
+    "client/core/base_tracker.py": "shared by both clients: integration/test_trackers.py",
+    "client/core/lease.py": "shared by both clients: integration/test_trackers.py",
+    "client/core/mirror.py": "fed by a stream: core/test_stream.py",
+    "client/core/sockets.py": "needs sockets: integration/test_tracker_outages.py",
+}
+
+
+def modules(side: str) -> list[str]:
+    """Return the modules of the folders, as `ELSEWHERE` names them, that are not small."""
+    return [
+        f"{side}/{path.relative_to(SOURCES[side])}"
+        for folder in FOLDERS[side]
+        for path in sorted((SOURCES[side] / folder).rglob("*.py"))
+        if len(path.read_text(encoding="utf-8").splitlines()) > SMALL
+    ]
+
+
+def place_of_tests(module: str) -> Path:
+    """Return where the tests of a module belong."""
+    path = ROOT / "tests" / "unit" / module
+    return path.with_name(f"test_{path.name}")
+
+
+MODULES = [*modules("daemon"), *modules("client")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_its_tests_at_its_own_path_or_a_reason(module: str) -> None:
+    assert place_of_tests(module).exists() != (module in ELSEWHERE), "one of both, and not both"
+
+
+def test_every_reason_is_for_a_module_that_is_there() -> None:
+    assert set(ELSEWHERE) <= set(MODULES)
+
+
+def test_every_place_that_a_reason_names_is_there() -> None:
+    for module, reason in ELSEWHERE.items():
+        for name in [word.strip(",") for word in reason.split() if word.strip(",").endswith(".py")]:
+            places = [*(ROOT / "tests").rglob(name)]
+            assert places, f"{module}: {name}"
+
+
+def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
+    several = {"daemon/rules/test_traces.py", "daemon/rules/test_tracker_costs.py"}
+    for side, source in SOURCES.items():
+        tests = ROOT / "tests" / "unit" / side
+        for path in tests.rglob("test_*.py"):
+            place = path.relative_to(tests)
+            if f"{side}/{place}" in several | {"client/test_package.py"}:
+                continue
+            module = source / place.with_name(place.name.removeprefix("test_"))
+            assert module.exists(), f"{path}: there is no {module}"
