@@ -1,0 +1,152 @@
+"""What operators ask: the log of events, explanations, and wrong fields."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from helpers.admin import NOBODY, ROWS, World, claimed
+from trackd.storage.history import CHUNK
+
+
+def test_each_change_is_an_event_with_the_next_revision(world: World) -> None:
+    world.agent.ask(world.desk, "track_expected", proxies=ROWS)
+    lease = claimed(world, "p1.example.com", "p1")
+    world.agent.ask(world.desk, "track_expected", proxies=[["p1", "g", 6, None]])
+    world.agent.ask(world.desk, "release", lease=lease)
+    adopted = world.agent.ask(world.desk, "adopt", principals=["q1"])["lease"]
+    world.agent.ask(world.desk, "set_connection_count", count=3)
+    world.clock.now += 100
+    world.desk.sweep()  # p2 has expired, and both sessions are silent
+    told = world.read("log")
+    assert [event[0] for event in told["events"]] == list(range(1, told["revision"] + 1))
+    assert [event[3:] for event in told["events"] if event[3] != "daemon_started"] == [
+        ["session_opened", {**about(1, os.geteuid()), "name": f"agent {os.geteuid()}"}],
+        ["session_opened", {**about(2, NOBODY), "name": f"agent {NOBODY}"}],
+        ["proxy_tracked", {"name": "p1", "group": "", "generation": 1, "session": 2}],
+        ["proxy_tracked", {"name": "p2", "group": "", "generation": 1, "session": 2}],
+        ["proxy_tracked", {"name": "q1", "group": "g", "generation": 7, "session": 2}],
+        ["lease_granted", {"lease": lease, "session": 2, "reason": "bootstrap"}],
+        ["proxy_claimed", {"name": "p1", "lease": lease, "session": 2}],
+        [
+            "proxy_changed",
+            {"name": "p1", "group": "g", "generation": 6}
+            | {"old_group": "", "old_generation": 1, "session": 2},
+        ],
+        ["lease_released", {"lease": lease, "session": 2, "name": "p1", "cause": "asked"}],
+        ["lease_granted", {"lease": adopted, "session": 2, "reason": "adopt"}],
+        ["proxy_claimed", {"name": "q1", "lease": adopted, "session": 2}],
+        ["connection_count", {"count": 3, "before": 0}],
+        ["proxy_expired", {"name": "p2", "group": "", "generation": 1}],
+        [
+            "session_ended",
+            {"session": 1, "reason": "no_heartbeat", "name": f"agent {os.geteuid()}", "pid": 0},
+        ],
+        [
+            "lease_released",
+            {"lease": adopted, "session": 2, "name": "q1", "cause": "no_heartbeat"},
+        ],
+        [
+            "session_ended",
+            {"session": 2, "reason": "no_heartbeat", "name": f"agent {NOBODY}", "pid": 0},
+        ],
+    ]
+
+
+def about(session: int, uid: int) -> dict[str, Any]:
+    return {"session": session, "uid": uid, "pid": 0, "command": ""}
+
+
+def test_the_log_outlives_the_daemon_and_tells_of_its_starts(world: World) -> None:
+    before = world.read("log")["events"]
+    world.restart()
+    world.restart()
+    after = world.read("log")["events"]
+    assert after[: len(before)] == before
+    assert [event[3] for event in after[len(before) :]] == ["daemon_started"] * 2
+    assert [event[4]["epoch"] for event in after if event[3] == "daemon_started"] == [1, 2, 3]
+
+
+def test_the_log_keeps_the_last_events_and_says_from_where_on(world: World) -> None:
+    world.restart(history=2 * CHUNK)
+    for number in range(5 * CHUNK):
+        world.agent.ask(world.desk, "track_expected", proxies=[["p1", "", number + 1, None]])
+    told = world.read("log")
+    assert told["oldest"] == told["events"][0][0]
+    assert 2 * CHUNK <= len(told["events"]) <= 3 * CHUNK
+    assert told["events"][-1][0] == told["newest"] == told["revision"]
+    world.restart()
+    again = world.read("log")
+    assert again["events"][0][0] >= told["oldest"]
+    assert len(again["events"]) >= 2 * CHUNK
+
+
+def test_a_setting_turns_the_log_off_and_the_revision_goes_on(world: World) -> None:
+    world.restart(history=0)
+    revision = world.read("log")["revision"]
+    world.agent.ask(world.desk, "track_expected", proxies=ROWS)
+    told = world.read("log")
+    assert (told["events"], told["oldest"], told["history"]) == ([], None, 0)
+    assert told["newest"] == revision + len(ROWS)
+    world.restart(history=10)
+    assert world.kinds() == ["daemon_started"]
+
+
+def test_a_long_log_is_read_in_parts(world: World) -> None:
+    world.agent.ask(
+        world.desk, "track_expected", proxies=[[f"p{n}", "", 1, None] for n in range(2500)]
+    )
+    seen: list[int] = []
+    while events := world.read("log", after=seen[-1] if seen else 0)["events"]:
+        assert len(events) <= 1000
+        seen += [event[0] for event in events]
+    assert seen == list(range(1, world.read("ping")["revision"] + 1))
+
+
+@pytest.mark.parametrize(
+    ("op", "fields"),
+    [
+        ("log", {"after": -1}),
+        ("log", {"limit": 0}),
+        ("log", {"after": 1.5}),
+        ("metrics", {"names": "all"}),
+        ("config", {"names": {"a": 1}}),
+        ("explain", {"name": ""}),
+        ("explain", {"name": 7}),
+    ],
+)
+def test_wrong_fields_are_refused(world: World, op: str, fields: dict[str, Any]) -> None:
+    assert world.read(op, **fields)["error"] == "invalid_argument"
+
+
+def test_each_way_in_which_a_name_can_stand_is_told_apart(world: World) -> None:
+    world.agent.ask(world.desk, "track_expected", proxies=[*ROWS, ["p0", "g", 3, None]])
+    claimed(world, "p1.example.com", "p1", "10.0.0.1")
+    world.admin.ask(world.desk, "forget", name="p2")
+    why = {name: world.read("explain", name=name) for name in ("p1", "p0", "q1", "p2", "x")}
+    assert {name: told["why"] for name, told in why.items()} == {
+        "p1": "claimed",
+        "p0": "old_generation",
+        "q1": "missing",
+        "p2": "forgotten",
+        "x": "unknown",
+    }
+    assert why["p1"]["aliases"] == ["p1.example.com", "10.0.0.1"]
+    assert why["p2"]["tombstone"]["generation"] == 1
+    told = world.read("explain", name="p1.example.com")
+    assert (told["meant"], told["name"], told["claimed"]) == ("p1", "p1.example.com", True)
+    assert told["proxy"]["name"] == "p1"
+
+
+def test_claims_that_met_a_held_proxy_are_told_by_its_name(world: World) -> None:
+    world.agent.ask(world.desk, "track_expected", proxies=ROWS)
+    claimed(world, "p1")
+    lease = world.agent.ask(world.desk, "try_acquire")["lease"]
+    for _ in range(3):
+        world.agent.ask(world.desk, "claim", lease=lease, principals=["p1"])
+    world.agent.ask(world.desk, "adopt", principals=["p1.example.com"])
+    recent = world.read("explain")["recent"]
+    assert (recent["claims"], recent["duplicates"], recent["met"]) == (1, 4, [["p1", 4]])
+    assert recent["since"] == world.clock.now
