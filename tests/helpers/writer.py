@@ -346,7 +346,7 @@ def observe(state: State) -> dict[str, Any]:
         },
         "ended": dict(state.sessions.ended),
         "mentions": dict(state.mentions),
-        "forgotten": dict(state.forgotten),
+        "forgotten": dict(state.tombstones),
         "events": state.changes.history.after(0, 1_000_000),
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
@@ -404,7 +404,7 @@ def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None
     for name in reloaded.tracker.sweep():
         del reloaded.mentions[name]
     reloaded.sessions.forget_ended(now_at)
-    reloaded.forgotten.drop_old(now_at)
+    reloaded.tombstones.drop_old(now_at)
     assert observe(reloaded) == observe(now)
     before, after = remembered(now), remembered(reloaded)
     assert {key: after.get(key) for key in before} == before

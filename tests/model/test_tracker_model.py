@@ -271,7 +271,7 @@ class TrackerAgainstModel(RuleBasedStateMachine):
         assert tracker.group_count == len(model.groups())
         assert {name for name in model.tracked if tracker.is_desired(name)} == desired
         for lease, name in model.leases.items():
-            assert tracker.holds(lease)
+            assert lease in tracker.leases
             assert tracker.lease_name(lease) == name
             if name is not None:
                 assert tracker.holder(name) == lease

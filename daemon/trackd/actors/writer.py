@@ -220,7 +220,7 @@ class TrackerActor(SupervisedActor):
         if self._runtime.store_problem is None:
             self._state.serve_waiters()
 
-    # -- what the state asks of its surroundings --------------------------------------
+    # -- the effects that the state needs --------------------------------------
 
     def now(self) -> float:
         """Return seconds of CLOCK_BOOTTIME: one moment for all that a message does.
@@ -289,7 +289,7 @@ class TrackerActor(SupervisedActor):
 
     def _tell_events(self, batch: Batch) -> None:
         """Count what is stored now, and tell it to whoever listens."""
-        self._runtime.metrics.take(batch.told)
+        self._runtime.metrics.take(batch.kinds)
         if self._crashes:
             now = self._clock()
             for crashed in self._crashes:

@@ -10,9 +10,9 @@ from trackd.operations import admin
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import PARKED, Fields, Operation
-from trackd.rules.tracker import Row
+from trackd.rules.tracker import GossipRow
 from trackd.sessions.identity import Peer, Process
-from trackd.sessions.sessions import Session, Watch, sentence_of
+from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire.checks import MAX_UINT64, check_count, check_name, check_seconds, check_text
@@ -118,7 +118,7 @@ def track_expected(context: Context, call: Call, session: Session) -> Fields:
     if not unknown:
         context.state.mention(session, entries)
         return {"changed": 0}
-    rows: list[Row] = list(entries)
+    rows: list[GossipRow] = list(entries)
     for i in unknown:
         rows[i] = _row(context, entries[i], i)
     _check_tracked(context, rows)
@@ -206,11 +206,11 @@ def cancel(context: Context, call: Call, session: Session) -> Fields:
 
 def watch_session(context: Context, call: Call, session: Session) -> Any:
     """Park until there is something to tell this session."""
-    context.state.watch(session, Watch(call.seq, call.route))
+    context.state.watch(session, ParkedWatch(call.seq, call.route))
     return PARKED
 
 
-def _check_tracked(context: Context, rows: list[Row]) -> None:
+def _check_tracked(context: Context, rows: list[GossipRow]) -> None:
     """Refuse gossip that would have too many proxies tracked."""
     tracker, most = context.state.tracker, context.config.max_tracked
     if tracker.tracked_count + len(rows) > most:  # else there is room whichever are new
@@ -269,7 +269,7 @@ def _principals(context: Context, call: Call) -> list[str]:
     return principals
 
 
-def _row(context: Context, entry: Any, index: int) -> Row:
+def _row(context: Context, entry: Any, index: int) -> GossipRow:
     if type(entry) is not list or len(entry) < 4:
         raise ProtocolError(
             Code.INVALID_ARGUMENT,

@@ -18,7 +18,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
 from trackd.sessions.identity import Peer
-from trackd.sessions.sessions import Session, Watch, sentence_of
+from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_done, check_seconds
 from trackd_client.wire.errors import ProtocolError
@@ -83,7 +83,7 @@ class Requests:
         if session.peer.uid != call.peer.uid:
             raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
         if session.process is None:
-            self.state.heard_of(session)
+            self.state.note_sign_of_life(session)
         session.requests += 1
         if "done" in body:
             done = check_done(body["done"], self._max_done_ranges)
@@ -98,7 +98,7 @@ class Requests:
         if remembered is not None:
             return remembered.frame
         if session.watch is not None and session.watch.seq == seq:
-            session.watch = Watch(seq, call.route)
+            session.watch = ParkedWatch(seq, call.route)
             return None
         waiter = session.parked.get(seq)
         if waiter is not None:

@@ -145,7 +145,7 @@ def _explain_name(context: Context, name: str) -> Fields:
     meant = tracker.resolve([name])
     row = proxy_row(state, meant or name)
     lease = row["lease"]
-    tombstone = state.forgotten.get(row["name"])
+    tombstone = state.tombstones.get(row["name"])
     if lease is not None:
         why = "claimed"
     elif row["tracked"]:

@@ -26,33 +26,33 @@ class Budget:
 
     @property
     def limited(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether the rate is limited."""
         return self.rate > 0
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a token is there; 0 when one is."""
+        """Return the seconds until there is a token; 0 when there is one now."""
         if self.rate <= 0:
             return 0.0
         self._fill(now)
         return max(0.0, (1.0 - self._tokens) / self.rate)
 
     def take(self, now: float) -> None:
-        """Take a token; only after `wait` has returned 0."""
+        """Take a token. Call it only after `wait` has returned 0."""
         if self.rate > 0:
             self._fill(now)
             self._tokens -= 1.0
 
     def level(self) -> tuple[float, float]:
-        """Return the tokens, and the time at which there were so many; for the store."""
+        """Return the number of tokens, and the time at which it was that; for the store."""
         return self._tokens, self._at
 
     def restore(self, tokens: float, at: float) -> None:
-        """Go on from what `level` returned."""
+        """Continue from the number of tokens and the time that `level` returned."""
         self._tokens = min(tokens, float(self.burst))
         self._at = at
 
     def change(self, rate: float, burst: int, now: float) -> None:
-        """Go on at another rate; a bucket that begins to be used is full."""
+        """Change the rate and the size; a bucket that had no limit before begins full."""
         if self.limited:
             self._fill(now)
             self._tokens = min(self._tokens, float(burst))

@@ -1,7 +1,7 @@
-"""What the tracker refuses in an argument: always a ValueError that names it.
+"""Checks of the arguments of the tracker. A wrong one is a ValueError that names it.
 
-Strict on purpose: True and 1.0 equal 1, and would pass for a lease or a generation. It judges
-types and ranges alone, never whether a lease exists or a name is tracked.
+The checks are strict: True and 1.0 equal 1, and would pass for a lease or a generation. They look
+at types and ranges only, never at whether a lease exists or a name is tracked.
 """
 
 # ruff: noqa: TRY004 - outside checks rely on ValueError for wrong types too
@@ -10,32 +10,32 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Any
 
-from trackd.rules.expiry import Row
+from trackd.rules.expiry import GossipRow
 from trackd_client.proxy import Proxy
 
 MAX_GENERATION = 2**64 - 1
 
 
 def check_str(value: Any, what: str) -> None:
-    """Refuse what is not a str."""
+    """Raise ValueError unless the value is a str."""
     if not isinstance(value, str):
         raise ValueError(f"{what} must be a str, not {value!r}")
 
 
 def check_int(value: Any, what: str) -> None:
-    """Refuse what is not an int; a bool is none."""
+    """Raise ValueError unless the value is an int; a bool is refused."""
     if type(value) is not int:
         raise ValueError(f"{what} must be an int, not {value!r}")
 
 
 def check_seconds(value: Any, what: str) -> None:
-    """Refuse what is not a finite int or float."""
+    """Raise ValueError unless the value is a finite int or float."""
     if not _is_seconds(value):
         raise ValueError(f"{what} must be a finite number of seconds, not {value!r}")
 
 
 def check_principals(principals: Any) -> None:
-    """Refuse what is not a sequence of str; a single str is none."""
+    """Raise ValueError unless the value is a sequence of str; a single str is refused."""
     if not isinstance(principals, (list, tuple)) and (
         not isinstance(principals, Sequence) or isinstance(principals, (str, bytes, bytearray))
     ):
@@ -46,7 +46,7 @@ def check_principals(principals: Any) -> None:
 
 
 def check_proxy(name: Any, group: Any, generation: Any, ttl: Any) -> None:
-    """Refuse a proxy when any of its fields is wrong."""
+    """Raise ValueError when a field of a proxy is wrong."""
     if (
         isinstance(name, str)
         and isinstance(group, str)
@@ -63,8 +63,8 @@ def check_proxy(name: Any, group: Any, generation: Any, ttl: Any) -> None:
     raise ValueError(f"the generation of proxy {name!r} must be 0 to 2**64-1, not {generation}")
 
 
-def check_proxies(proxies: Any) -> list[Row]:
-    """Refuse what is not an iterable of right proxies; return the rows that it holds."""
+def check_proxies(proxies: Any) -> list[GossipRow]:
+    """Return the rows of an iterable of proxies; raise ValueError when it holds anything else."""
     if not isinstance(proxies, Iterable):
         raise ValueError(f"proxies must be an iterable of Proxy, not {proxies!r}")
     rows = []

@@ -2,7 +2,7 @@
 
 Desired are the tracked proxies of the largest generation of their group, over all groups. The
 index counts them by group and generation and keeps the two totals up to date with every change.
-It never walks proxies, knows no names, and has no opinion about expiry or leases.
+It never walks proxies, and knows no names, expiries or leases.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ class DesiredSet:
         return cohort
 
     def remove(self, cohort: Cohort, *, claimed: bool) -> None:
-        """Count one tracked proxy less: it expired, or moved to another cohort."""
+        """Stop counting one tracked proxy: it expired, or moved to another cohort."""
         if claimed:
             self.unclaim(cohort)
         cohort.tracked -= 1
@@ -112,7 +112,7 @@ class DesiredSet:
             self.claimed += 1
 
     def unclaim(self, cohort: Cohort) -> None:
-        """Count a tracked proxy of the cohort as claimed no more."""
+        """Stop counting a tracked proxy of the cohort as claimed."""
         cohort.claimed -= 1
         if cohort.desired:
             self.claimed -= 1

@@ -5,7 +5,7 @@ first-in-first-out queue for each TTL in use, nearly always one or two, and a he
 by the expiry of their heads. Mentioning a name again moves it to the end of its queue and leaves
 the heap alone, however often it happens.
 
-The index never reads a clock, and forgets a name in `pop_expired`, or in `drop` when it is told to.
+The index never reads a clock. Names leave it only through `pop_expired` and `drop`.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import groupby
 from operator import itemgetter
 
-Row = tuple[str, str, int, float | None]
+GossipRow = tuple[str, str, int, float | None]
 """A proxy as gossip mentions it: name, group, generation, TTL in seconds."""
 
 TTL_OF = itemgetter(3)
@@ -41,11 +41,11 @@ class Expiries:
         self._heap: list[tuple[float, float]] = []
         self._compact_at = 16
 
-    def mention(self, rows: Iterable[Row], now: float, default_ttl: float) -> None:
-        """Let every name in the rows expire its TTL from now, whenever it did before.
+    def mention(self, rows: Iterable[GossipRow], now: float, default_ttl: float) -> None:
+        """Set the expiry of every name in the rows to its TTL from now.
 
         Args:
-            rows: The proxies; a TTL that is missing or not positive means `default_ttl`.
+            rows: The proxies. A TTL that is missing or not positive means `default_ttl`.
             now: The time of the mention; never earlier than that of the one before.
             default_ttl: Positive.
         """
@@ -55,7 +55,14 @@ class Expiries:
     def mention_names(
         self, names: Iterable[str], ttl: float | None, now: float, default_ttl: float
     ) -> None:
-        """Do what `mention` does, for names with the same TTL."""
+        """Set the expiry of names that share a TTL to that TTL from now.
+
+        Args:
+            names: The names.
+            ttl: Seconds; when it is missing or not positive, `default_ttl` counts.
+            now: The time of the mention; never earlier than that of the one before.
+            default_ttl: Positive.
+        """
         used = default_ttl if ttl is None or ttl <= 0 else ttl
         expiry = now + used
         queue = self._queue(used, expiry)
@@ -79,7 +86,7 @@ class Expiries:
             self._heap.append((_first(queue)[1], _RESTORED))
 
     def pop_expired(self, now: float) -> list[str]:
-        """Forget the names whose expiry is strictly before now, and return them."""
+        """Remove the names whose expiry is strictly before now, and return them."""
         expired: list[str] = []
         heap = self._heap
         while heap and heap[0][0] < now:

@@ -1,8 +1,8 @@
-"""Proxies that an administrator had forgotten, and the gossip that must not bring them back. Pure.
+"""Tombstones of the proxies that an administrator had forgotten. Pure.
 
-Those who still hold a tunnel to such a proxy go on to mention it. Gossip of the group that it was
-in, with the generation that it had or a smaller one, does not count for as long as the last
-mention of it would have; anything newer does.
+Agents that still have a tunnel to such a proxy go on to mention it. A tombstone keeps that gossip
+from bringing the proxy back: until the expiry that the proxy had left, gossip of the same group
+and of the same or a smaller generation is ignored. Newer gossip counts.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from trackd.rules.tracker import Place, Row
+from trackd.rules.tracker import GossipRow, Place
 
-#: Tombstones kept; the oldest makes room.
+#: Most tombstones that are kept; beyond that the oldest is dropped.
 _MOST: Final = 10_000
 
 
 class Tombstone(NamedTuple):
-    """What keeps old gossip from bringing a forgotten proxy back.
+    """Which gossip of one forgotten proxy is ignored, and until when.
 
     Attributes:
-        group: where it was.
-        generation: gossip of this one or of a smaller one does not count.
+        group: the group that the proxy was in; gossip of another one counts.
+        generation: gossip of this generation or a smaller one is ignored.
         until: seconds of CLOCK_BOOTTIME.
     """
 
@@ -31,8 +31,8 @@ class Tombstone(NamedTuple):
     until: float
 
 
-class Forgotten:
-    """The tombstones by name, the oldest first."""
+class Tombstones:
+    """The tombstones by the name of their proxy, the oldest first."""
 
     def __init__(self) -> None:
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
@@ -48,7 +48,7 @@ class Forgotten:
         return self._tombstones.get(name)
 
     def add(self, name: str, place: Place, until: float) -> list[str]:
-        """Forget a proxy; return the names whose tombstones made room."""
+        """Set a tombstone; return the names of the oldest ones that were dropped to make room."""
         self._tombstones[name] = Tombstone(*place, until)
         self._tombstones.move_to_end(name)
         dropped = []
@@ -56,8 +56,8 @@ class Forgotten:
             dropped.append(self._tombstones.popitem(last=False)[0])
         return dropped
 
-    def keeps_away(self, row: Row, now: float) -> bool:
-        """Tell whether this mention of a proxy does not count."""
+    def keeps_away(self, row: GossipRow, now: float) -> bool:
+        """Return whether this mention of a proxy is to be ignored."""
         name, group, generation, _ = row
         tombstone = self._tombstones.get(name)
         return (
@@ -68,7 +68,7 @@ class Forgotten:
         )
 
     def drop_old(self, now: float) -> list[str]:
-        """Drop the tombstones whose time is over; return their names."""
+        """Drop the tombstones that no longer hold at `now`; return their names."""
         over = [name for name, tombstone in self._tombstones.items() if tombstone.until < now]
         for name in over:
             del self._tombstones[name]

@@ -3,8 +3,8 @@
 Agents on a host keep one connection to every desired proxy, but nobody can choose which proxy a
 dial reaches. So an agent takes a lease before it dials, and claims the proxy that it finds at the
 other end, by any of the names that the proxy presents. The tracker grants no more leases than
-there are proxies without a connection, and lets no two leases claim the same proxy. What proxies
-exist it learns from gossip; a proxy that gossip stops mentioning expires.
+there are proxies without a connection, and lets no two leases claim the same proxy. It learns
+from gossip which proxies exist; a proxy that gossip stops mentioning expires.
 
 Everything here is pure: no I/O, no threads, no logging, the clock is an argument. It knows nothing
 of sessions, waiters or the store. Rule numbers in comments are those of docs/rules.md.
@@ -26,10 +26,10 @@ from trackd.rules.checks import (
     check_str,
 )
 from trackd.rules.desired import Cohort, DesiredSet
-from trackd.rules.expiry import Expiries, Row
+from trackd.rules.expiry import Expiries, GossipRow
 from trackd_client.proxy import Proxy
 
-__all__ = ["DEFAULT_PROXY_EXPIRY", "GroupSummary", "Place", "Row", "TrackedProxy", "Tracker"]
+__all__ = ["DEFAULT_PROXY_EXPIRY", "GossipRow", "GroupSummary", "Place", "TrackedProxy", "Tracker"]
 
 DEFAULT_PROXY_EXPIRY = 180.0
 """Seconds after which a proxy expires when neither gossip nor the configuration says."""
@@ -152,7 +152,7 @@ class Tracker:
     # -- gossip -----------------------------------------------------------------------
 
     def track_expected(self, proxies: Iterable[Proxy]) -> list[str]:
-        """Take in what gossip says: insert or overwrite each proxy by name (rule 2).
+        """Take in gossip: insert or overwrite each proxy by name (rule 2).
 
         Absence from a message never removes a proxy.
 
@@ -166,13 +166,17 @@ class Tracker:
         return list(self.track_rows(check_proxies(proxies)))
 
     def unknown(self, entries: Sequence[Any]) -> list[int]:
-        """Return which entries of gossip do more than mention a proxy as it is tracked once more.
+        """Return the places of the entries that do more than repeat what is tracked.
 
-        The others are right in every field, since those are the same as were checked before; a
-        TTL among them is positive, or None. What an unknown entry holds may be anything.
+        All other entries name a tracked proxy with its group and generation, so their fields are
+        as valid as those that were checked before, and their TTL is positive or None. An unknown
+        entry may be of any type and hold anything.
 
         Args:
-            entries: What should be the rows of one message.
+            entries: One message of gossip, as it was received.
+
+        Returns:
+            Indexes into `entries`.
         """
         tracked, most, found = self._tracked, math.inf, []
         for i, entry in enumerate(entries):
@@ -197,14 +201,23 @@ class Tracker:
         return found
 
     def mention_names(self, names: Iterable[str], ttl: float | None) -> None:
-        """Do what `track_rows` does, for the names of rows of which `unknown` has found none."""
+        """Move the expiry of tracked names to their TTL from now; nothing else of them changes.
+
+        Args:
+            names: Tracked proxies; `unknown` has found none of their entries.
+            ttl: Seconds, positive; None means `proxy_expiry`.
+        """
         self._expiries.mention_names(names, ttl, self._clock(), self._proxy_expiry)
 
-    def track_rows(self, rows: Sequence[Row]) -> dict[str, Place | None]:
-        """Do what `track_expected` does, for a caller that has checked every field itself.
+    def track_rows(self, rows: Sequence[GossipRow]) -> dict[str, Place | None]:
+        """Insert or overwrite each proxy by name (rule 2), without checking any field.
+
+        Args:
+            rows: One message of gossip; the last row of a name wins.
 
         Returns:
-            What `track_expected` returns, and where each was before; None: it is new.
+            The names that are new, or whose group or generation has changed, each with its place
+            before the message; None for a new one.
         """
         if not rows:
             return {}
@@ -233,19 +246,17 @@ class Tracker:
     def sweep(self) -> list[str]:
         """Drop the proxies whose expiry has passed, and return their names (rules 3, 4).
 
-        A claim on one of them lives on (rule 5).
+        A claim on one of them stays (rule 5).
         """
         return list(self.expire())
 
     def expire(self) -> dict[str, Place]:
-        """Do what `sweep` does, and return where each of the dropped proxies was."""
+        """Drop the proxies whose expiry has passed; return them with the places that they had."""
         expired = self._expiries.pop_expired(self._clock())
         return {name: self._drop(name) for name in expired} if expired else {}
 
     def forget(self, name: str) -> Place | None:
-        """Drop a proxy before its time, as an administrator asks; no rule does this.
-
-        A claim on it lives on.
+        """Drop a proxy before its expiry, because an administrator asks; a claim on it stays.
 
         Returns:
             Where it was; None when it is not tracked.
@@ -318,7 +329,7 @@ class Tracker:
         return True
 
     def is_claimed(self, principals: Sequence[str]) -> bool:
-        """Tell whether a lease holds the proxy that presents these names (rule 10)."""
+        """Return whether a lease holds the proxy that presents these names (rule 10)."""
         return self.resolve(principals) in self._holders
 
     def resolve(self, principals: Sequence[str]) -> str | None:
@@ -389,11 +400,6 @@ class Tracker:
         """A live view of the leases: id, and the name it holds or None while in flight."""
         return MappingProxyType(self._leases)
 
-    def holds(self, lease: int) -> bool:
-        """Tell whether a lease was granted and not yet released."""
-        check_int(lease, "lease")
-        return lease in self._leases
-
     def lease_name(self, lease: int) -> str | None:
         """Return the name that a lease holds; None when it holds none or is not held itself."""
         check_int(lease, "lease")
@@ -405,7 +411,7 @@ class Tracker:
         return self._holders.get(name)
 
     def place(self, name: str) -> Place:
-        """Return where a tracked proxy belongs; KeyError when it is not tracked."""
+        """Return the group and generation of a tracked proxy; KeyError when it is not tracked."""
         cohort = self._tracked[name]
         return Place(cohort.group, cohort.generation)
 
@@ -422,7 +428,7 @@ class Tracker:
         return self._expiries.ttl_of(name) or self._proxy_expiry
 
     def is_desired(self, name: str) -> bool:
-        """Tell whether a name, exactly as written, is a desired proxy."""
+        """Return whether a name, exactly as written, is a desired proxy."""
         check_str(name, "name")
         cohort = self._tracked.get(name)
         return cohort is not None and cohort.desired
@@ -436,7 +442,7 @@ class Tracker:
         return TrackedProxy(name, cohort.group, cohort.generation, self._expiries.expiry_of(name))
 
     def __iter__(self) -> Iterator[TrackedProxy]:
-        """Walk the tracked proxies, in no order that means anything: for snapshots."""
+        """Iterate over the tracked proxies, in no particular order: for snapshots."""
         for name, cohort in self._tracked.items():
             yield TrackedProxy(
                 name, cohort.group, cohort.generation, self._expiries.expiry_of(name)

@@ -1,4 +1,4 @@
-"""Who is at the other end: a peer as the kernel describes it, and a process for good."""
+"""Identities from the kernel: the peer of a connection, and a process that no other can be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Peer(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process for good: its pid, and its start in clock ticks since boot."""
+    """A process: its pid, and its start in clock ticks since boot. A reused pid differs in that."""
 
     pid: int
     start: int

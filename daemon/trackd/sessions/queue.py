@@ -25,7 +25,7 @@ class Queue:
         return iter(self._waiters.values())
 
     def add(self, waiter: Waiter) -> None:
-        """Put a waiter at the end; its order must be higher than all before."""
+        """Put a waiter at the end. Its order must be higher than all before it."""
         self._waiters[waiter.order] = waiter
         self.last_order = max(self.last_order, waiter.order)
         if waiter.deadline is not None:
@@ -37,21 +37,21 @@ class Queue:
                 heapq.heapify(self._deadlines)
 
     def first(self) -> Waiter | None:
-        """Return who has waited longest, or None."""
+        """Return the waiter that has waited longest, or None."""
         return next(iter(self._waiters.values()), None)
 
     def remove(self, waiter: Waiter) -> None:
-        """Take a waiter out, wherever it stands."""
+        """Take a waiter out, at any place in the queue."""
         del self._waiters[waiter.order]
 
     def next_deadline(self) -> float | None:
-        """Return when the next waiter has waited long enough, or None."""
+        """Return the earliest deadline of a waiter, or None."""
         while self._deadlines and self._deadlines[0][1] not in self._waiters:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
     def late(self, now: float) -> list[Waiter]:
-        """Return the waiters whose deadline has passed, by deadline; they stay in the queue."""
+        """Return the waiters whose deadline has passed, the earliest first. They stay queued."""
         found = []
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             found.append(self._waiters[heapq.heappop(self._deadlines)[1]])

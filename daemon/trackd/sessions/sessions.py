@@ -1,4 +1,4 @@
-"""Sessions: who is at the daemon, which leases are theirs, which requests they have made.
+"""Sessions: which clients the daemon has, which leases they own, which requests they made.
 
 Pure: no I/O, no clock of its own, no threads. A session is known by the token that its
 client drew; people know it by its number. What a session remembers of its requests makes
@@ -18,7 +18,7 @@ from trackd_client.wire.done import Done
 #: How long, in seconds, and how many ended tokens are remembered.
 ENDED_SECONDS = 600.0
 ENDED_TOKENS = 10_000
-#: Leases taken back for want of a claim that a session is still told of.
+#: Expired leases that a session remembers, so that a late claim is told from a wrong one.
 EXPIRED_LEASES = 1024
 
 
@@ -32,7 +32,7 @@ REASONS = {
 
 
 def sentence_of(reason: str) -> str:
-    """Return what people are told of the end of a session."""
+    """Return a sentence for people that says why a session has ended."""
     return f"the session has ended: {REASONS.get(reason, reason)}"
 
 
@@ -55,10 +55,10 @@ class Waiter:
     """A parked `acquire`.
 
     Attributes:
-        session: whose it is.
+        session: the session that waits.
         seq: the number of the request.
         order: its place in the queue, lower first; kept over restarts.
-        deadline: when it has waited long enough, or None for never.
+        deadline: when it stops waiting, or None for never.
         route: the connection to answer, or None until the client has sent it again.
     """
 
@@ -69,7 +69,7 @@ class Waiter:
     route: bytes | None
 
 
-class Watch(NamedTuple):
+class ParkedWatch(NamedTuple):
     """A parked `watch_session`: the number of the request, and the connection to answer."""
 
     seq: int
@@ -78,13 +78,13 @@ class Watch(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client's stay. There may be very many: what most of them never have costs nothing.
+    """What the daemon keeps for one client. There may be very many, so empty fields cost little.
 
     Attributes:
         id: its number, for people.
         token: 16 bytes, the secret of its client; never logged.
         peer: who opened it.
-        process: that process for good; None when it cannot be seen, and heartbeats count.
+        process: that process; None when the daemon cannot see it, and heartbeats keep the session.
         name: what the client calls itself.
         version: of the client library.
         labels: the client's own, for operators.
@@ -93,15 +93,15 @@ class Session:
         command: what its process ran at that moment, for people; "" when that is hidden.
         requests: made since this daemon started.
         gossip: how many of those were gossip.
-        deadline: when it ends for want of a heartbeat, or None.
+        deadline: when it ends unless a heartbeat comes, or None.
         leases: ids of the leases that it owns.
         expired: leases that were taken back from it because they never claimed.
-        done: numbers of requests that it needs no more.
-        replies: what its other requests were answered.
+        done: numbers of requests whose replies the client has, or has given up.
+        replies: the replies to its other requests, by number.
         parked: its acquires that wait, by number.
         watch: its parked `watch_session`, or None.
-        notices: what it is to be told when it parks the next one.
-        ended: whether it is over.
+        notices: what the next `watch_session` will be answered with.
+        ended: whether it has ended.
     """
 
     id: int
@@ -122,7 +122,7 @@ class Session:
     done: Done = field(default_factory=Done)
     replies: dict[int, Remembered] = field(default_factory=dict)
     parked: dict[int, Waiter] = field(default_factory=dict)
-    watch: Watch | None = None
+    watch: ParkedWatch | None = None
     notices: Sequence[dict[str, Any]] = ()
     ended: bool = False
 
@@ -134,7 +134,7 @@ class Session:
             most: ranges that may be remembered after that; None for any number.
 
         Returns:
-            Numbers of parked requests that it covers: the client has given them up.
+            Numbers of parked requests that it covers, which the client has given up.
 
         Raises:
             ProtocolError: `limit_exceeded`; then nothing has changed.
@@ -159,13 +159,13 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A lease that a session owns. Whether it has claimed, the tracker knows.
+    """A lease that a session owns. The tracker knows whether it has claimed.
 
     Attributes:
         session: its owner.
         granted: seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
-        principals: what its claim presented, the first few of them.
+        principals: the first few of the names that its claim presented.
     """
 
     session: Session
@@ -183,7 +183,7 @@ class Ended(NamedTuple):
 
 
 class Sessions:
-    """All sessions, and the tokens of those that ended a short while ago."""
+    """All sessions, and the tokens of those that have ended recently."""
 
     def __init__(self) -> None:
         self.by_token: dict[bytes, Session] = {}
@@ -200,7 +200,7 @@ class Sessions:
         return iter(self.by_token.values())
 
     def add(self, session: Session) -> bool:
-        """Take in a session; tell whether it is the first one of its process."""
+        """Add a session; return whether it is the first one of its process."""
         self.by_token[session.token] = session
         self.by_id[session.id] = session
         self.last_id = max(self.last_id, session.id)
@@ -212,7 +212,7 @@ class Sessions:
         return len(known) == 1
 
     def remove(self, session: Session, reason: str, now: float) -> bool:
-        """Drop a session and remember its end; tell whether it was the last of its process."""
+        """Remove a session and remember its end; return whether its process has no other one."""
         session.ended = True
         del self.by_token[session.token]
         del self.by_id[session.id]
@@ -227,7 +227,7 @@ class Sessions:
         return not known
 
     def forget_ended(self, now: float) -> list[bytes]:
-        """Drop the memory of ended sessions that is too old or too much; return their tokens."""
+        """Forget the ended sessions that are too old or too many; return their tokens."""
         gone = []
         while self.ended:
             token, ended = next(iter(self.ended.items()))
@@ -246,10 +246,10 @@ class Sessions:
         return list(self._by_process)
 
     def silent(self, now: float) -> list[Session]:
-        """Return the sessions whose heartbeats have stopped for too long, oldest first."""
+        """Return the sessions whose heartbeat deadline has passed, oldest first."""
         late = [s for s in self._by_heartbeat if s.deadline is not None and s.deadline < now]
         return sorted(late, key=lambda session: session.id)
 
     def next_heartbeat(self) -> float | None:
-        """Return when the first session falls silent, or None."""
+        """Return the earliest heartbeat deadline of a session, or None."""
         return min((s.deadline for s in self._by_heartbeat if s.deadline is not None), default=None)

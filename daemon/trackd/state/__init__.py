@@ -1,1 +1,1 @@
-"""All that the daemon knows together, and each way in which it changes. No I/O."""
+"""The daemon's state: what it knows, every change of it, and its restart. No I/O."""

@@ -13,37 +13,37 @@ from typing import Final
 from trackd.rules.tracker import Tracker
 from trackd.sessions.sessions import Lease
 
-#: Seconds until those who could be advised are looked for again, when nobody listens.
+#: Seconds until the next try when no holder of a candidate has a parked watch.
 _RETRY_SECONDS: Final = 1.0
 
 
 class Advice:
-    """Times are seconds of the caller's clock, which never goes back.
+    """Chooses the connection that should close. Times are seconds of the caller's clock.
 
     Attributes:
         at: when the next advice may be given.
     """
 
     def __init__(self, tracker: Tracker, leases: Mapping[int, Lease], threshold: float) -> None:
-        """Look at these, from now on.
+        """Begin without any advice given.
 
         Args:
-            tracker: knows what is claimed and wanted.
-            leases: who holds what.
-            threshold: seconds without a change before an advice; 0: there is none, ever.
+            tracker: which proxies are claimed and desired.
+            leases: who owns which lease.
+            threshold: seconds without a change before an advice; 0 for no advice.
         """
         self.at = 0.0
         self._tracker = tracker
         self._leases = leases
         self._threshold = threshold
-        self._advised: int | None = None  # the lease that was last told to close
+        self._advised: int | None = None  # the lease whose holder was last advised
 
     def changed(self, now: float) -> None:
-        """Count the time of stillness anew: what is wanted has changed."""
+        """Restart the wait for `threshold` seconds without a change."""
         self.at = now + self._threshold
 
     def due(self) -> float | None:
-        """Return when there is advice to give, or None while there is no connection too many."""
+        """Return when the next advice may be given, or None while no connection is in excess."""
         tracker = self._tracker
         surplus = (
             self._threshold > 0
@@ -57,7 +57,7 @@ class Advice:
     def choose(self, now: float) -> int | None:
         """Return the lease to advise: one that is not desired, or one of too many that are.
 
-        None when its time has not come, or when no holder could be told just now.
+        None before it is due, and when no holder of a candidate has a parked watch.
         """
         due = self.due()
         if due is None or now < due:

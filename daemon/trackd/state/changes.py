@@ -1,7 +1,7 @@
 """What a batch has changed: records for the store, and an event with a revision for each change.
 
-The state notes here what happens, as it happens; the actor takes all of it at the end of the
-batch, to store it, and then to tell it. Pure.
+The state records each change here when it makes it. At the end of the batch the actor takes all of
+it, stores it, and then publishes the events. Pure.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Batch(NamedTuple):
     Attributes:
         records: for the journal.
         touched: what the next checkpoint must take in.
-        events: packed, for whoever listens.
-        told: the kind and the reason of each of them, for the metrics.
+        events: packed, for subscribers.
+        kinds: the kind and the reason of each event, for the metrics.
     """
 
     records: list[Record]
     touched: list[Key]
     events: list[bytes]
-    told: list[tuple[str, str]]
+    kinds: list[tuple[str, str]]
 
 
 class Changes:
@@ -36,11 +36,11 @@ class Changes:
         revision: that of the last change, over restarts.
         history: the last events.
         records: of this batch.
-        touched: keys whose values are not those of the checkpoint any more.
+        touched: keys whose values differ from those in the checkpoint.
     """
 
     def __init__(self, history: int, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        """Begin without any.
+        """Begin without changes.
 
         Args:
             history: how many events to keep.
@@ -52,7 +52,7 @@ class Changes:
         self.records: list[Record] = []
         self.touched: list[Key] = []
         self._events: list[bytes] = []
-        self._told: list[tuple[str, str]] = []
+        self._kinds: list[tuple[str, str]] = []
         self._clock = clock
         self._wall = wall
 
@@ -60,18 +60,18 @@ class Changes:
         return bool(self.records or self.touched or self._events)
 
     def record(self, record: Record, key: Key) -> None:
-        """Have the store take in what became of a thing."""
+        """Add a record to the journal, and mark the key that it changes."""
         self.records.append(record)
         self.touched.append(key)
 
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Note a change: an event, with the next revision."""
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Emit an event, with the next revision."""
         self.revision += 1
         self._events.append(pack((self.revision, self._clock(), self._wall(), kind, fields)))
-        self._told.append((kind, fields.get("reason") or fields.get("cause") or ""))
+        self._kinds.append((kind, fields.get("reason") or fields.get("cause") or ""))
 
     def mark(self) -> None:
-        """Have this batch store something, though nothing changed."""
+        """Add a record that changes nothing, so that the store is written to."""
         self.records.append(["meta", "probed", self._wall()])
 
     def take(self) -> Batch:
@@ -84,6 +84,6 @@ class Changes:
                 self.records.append(["events", first, kept])
                 self.touched += [("history", chunk) for chunk in chunks]
             self.record(["meta", "revision", self.revision], ("meta", "revision"))
-        batch = Batch(self.records, self.touched, self._events, self._told)
-        self.records, self.touched, self._events, self._told = [], [], [], []
+        batch = Batch(self.records, self.touched, self._events, self._kinds)
+        self.records, self.touched, self._events, self._kinds = [], [], [], []
         return batch

@@ -1,9 +1,8 @@
 """What the daemon counts: plain numbers in the one writer, and their names for Prometheus.
 
-Counting costs an addition; names, labels and text formats are made when somebody asks
-(`families`). What events tell (grants, claims, releases) is counted once they are stored, so
-that the counters never tell of what did not happen. Counters begin at 0 with the process, as
-Prometheus expects; gauges are read off the state itself.
+Counting costs an addition. Names, labels and text formats are made when somebody asks for the
+metrics. Grants, claims, releases and the like are counted from their events, once those are
+stored. Counters begin at 0 with the process, as Prometheus expects; gauges are read from the state.
 """
 
 from __future__ import annotations
@@ -34,12 +33,10 @@ _COMMIT_SECONDS: Final = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3
 _CRASH_SECONDS: Final = (0.5e-3, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1, 1.0, 10.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
-#: The labels that are told from the start, with 0: Prometheus sees no increase in what appears.
+#: Labels that begin at 0: Prometheus sees no increase in a series that appears with a 1.
 _GRANTS: Final = ("adopt", "bootstrap", "need")
 _REFUSALS: Final = ("budget", "satisfied", "waiters")
 _RELEASES: Final = (*REASONS, "asked", "claim_timeout", "given_up")
-
-"""Name, kind, help, label names, samples; as the operation `metrics` tells it."""
 
 
 class Histogram:
@@ -75,7 +72,7 @@ class Histogram:
 
 
 class Metrics:
-    """All that is counted. The actor's thread alone writes it."""
+    """All counters. Only the actor's thread writes them."""
 
     def __init__(self) -> None:
         self.grants = Counter(dict.fromkeys(_GRANTS, 0))
@@ -104,10 +101,10 @@ class Metrics:
             histogram = self.request_seconds[op] = Histogram(_REQUEST_SECONDS)
         histogram.observe(seconds)
 
-    def take(self, told: Sequence[tuple[str, str]]) -> None:
+    def take(self, kinds: Sequence[tuple[str, str]]) -> None:
         """Count events by kind and reason, once they are stored."""
-        self.events += len(told)
-        for kind, reason in told:
+        self.events += len(kinds)
+        for kind, reason in kinds:
             match kind:
                 case "lease_granted":
                     self.grants[reason] += 1

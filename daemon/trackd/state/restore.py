@@ -1,7 +1,6 @@
-"""What of the state is stored, and how it comes back: between `State` and the plain image.
+"""From the state to the checkpoint (`value_of`), and from the stored image to a state (`load`).
 
-The state leaves a record of each change as it happens; here is what the checkpoint holds of each
-thing at any moment (`value_of`), and how a new process takes everything over (`load`). No I/O.
+Between two checkpoints the state writes a record of each change to the journal. No I/O.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from trackd.storage.rows import lease_row, session_from, session_row
 
 
 def value_of(state: State, key: Key) -> Any:
-    """Return what the checkpoint holds of a thing, or None when it is no more."""
+    """Return the value that the checkpoint stores under a key, or None when there is none."""
     kind, name = key
     match kind:
         case "session":
@@ -34,7 +33,7 @@ def value_of(state: State, key: Key) -> Any:
                 return None
             return [proxy.group, proxy.generation, proxy.expiry, state.mentions.get(name)]
         case "forgotten":
-            tombstone = state.forgotten.get(name)
+            tombstone = state.tombstones.get(name)
             return None if tombstone is None else list(tombstone)
         case "ended":
             ended = state.sessions.ended.get(name)
@@ -62,11 +61,11 @@ def _meta(state: State) -> dict[str, Any]:
 
 
 def load(state: State, image: Image) -> None:
-    """Have a fresh state take over what an earlier process left.
+    """Load what an earlier process stored into a new state.
 
-    The sessions are those that were open; whether their processes live, the caller finds out.
+    All sessions that were open are open again; the caller ends those whose process is gone.
     """
-    meta, now = image.meta, state.around.now()
+    meta, now = image.meta, state.effects.now()
     state.changes.revision = meta.get("revision", 0)
     state.epoch = meta.get("epoch", 0)
     state.tracker_id = meta.get("tracker_id", "")
@@ -87,14 +86,14 @@ def load(state: State, image: Image) -> None:
     state.mentions = {name: row[3] for name, row in image.proxies.items() if row[3:]}
     for name, tombstone in sorted(image.forgotten.items(), key=lambda item: item[1][2]):
         group, generation, until = tombstone
-        state.forgotten.add(name, Place(group, generation), until)
+        state.tombstones.add(name, Place(group, generation), until)
     for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
         state.sessions.ended[token] = Ended(*ended)
     for token, row in image.sessions.items():
         session = session_from(token, row)
-        state.heard_of(session)
+        state.note_sign_of_life(session)
         if state.sessions.add(session) and session.process is not None:
-            state.around.watch(session.process)
+            state.effects.watch(session.process)
         for seq, (order, deadline) in row.waits.items():
             session.parked[seq] = Waiter(session, seq, order, deadline, None)
     waiters = [waiter for session in state.sessions for waiter in session.parked.values()]

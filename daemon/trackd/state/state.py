@@ -1,9 +1,9 @@
-"""Everything that the daemon knows, and each way in which it changes.
+"""The daemon's state, and every change of it.
 
-`State` joins the pure rules (`trackd.rules`) with who owns what and who waits (`trackd.sessions`).
-It notes each change in `trackd.state.changes`, as an event and as a record for the store. It runs
-in the actor's thread alone, and does no I/O: the clock, the reply channel and the watch over
-processes are given to it.
+`State` joins the pure rules (`trackd.rules`) with sessions and waiters (`trackd.sessions`). It
+records each change in `trackd.state.changes`, as an event and as a record for the store. Only the
+actor's thread runs it, and it does no I/O: its `Effects` give it the clock, the reply channel and
+the watch over processes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, Final, NamedTuple, Protocol
 from trackd.config.settings import Config
 from trackd.rules.budget import Budget
 from trackd.rules.expiry import TTL_OF
-from trackd.rules.tombstones import Forgotten, Tombstone
-from trackd.rules.tracker import Place, Row, Tracker
+from trackd.rules.tombstones import Tombstone, Tombstones
+from trackd.rules.tracker import GossipRow, Place, Tracker
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.queue import Queue
 from trackd.sessions.sessions import (
     EXPIRED_LEASES,
     Lease,
+    ParkedWatch,
     Remembered,
     Session,
     Sessions,
     Waiter,
-    Watch,
     sentence_of,
 )
 from trackd.state.advice import Advice
@@ -40,18 +40,18 @@ from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire.protocol import REPLY, encode
 
-_NO_LABELS: Final[dict[str, str]] = {}  # of all sessions without any, which never get some
-#: Seconds between two sweeps while nobody waits for what they might free.
+_NO_LABELS: Final[dict[str, str]] = {}  # shared by all sessions without labels
+#: Seconds between two sweeps while no request waits for a lease.
 SWEEP_INTERVAL = 1.0
-#: Notices kept for a session that does not ask for them.
+#: Notices kept for a session that does not fetch them.
 MOST_NOTICES = 1024
-#: Names remembered of those that a claim presented, and claims that `explain` speaks of.
+#: Principals kept of a claim, and claims kept for `explain`.
 MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
 
 
-class Surroundings(Protocol):
-    """What the state needs of the actor that holds it."""
+class Effects(Protocol):
+    """What the state needs from the actor that owns it: clocks, replies, watches."""
 
     def now(self) -> float:
         """Return seconds of CLOCK_BOOTTIME."""
@@ -60,13 +60,13 @@ class Surroundings(Protocol):
         """Return Unix time, for people."""
 
     def deliver(self, route: bytes, frame: bytes) -> None:
-        """Answer a request that was parked."""
+        """Reply to a parked request."""
 
     def watch(self, process: Process) -> None:
-        """Ask to be told when a process exits."""
+        """Watch for the exit of a process."""
 
     def unwatch(self, process: Process) -> None:
-        """No longer ask for that."""
+        """Stop watching a process."""
 
 
 class RecentClaim(NamedTuple):
@@ -78,27 +78,27 @@ class RecentClaim(NamedTuple):
 
 
 class State:
-    """The daemon's whole state."""
+    """Everything that the daemon knows, with one method for each way to change it."""
 
-    def __init__(self, config: Config, surroundings: Surroundings, metrics: Metrics) -> None:
+    def __init__(self, config: Config, effects: Effects, metrics: Metrics) -> None:
         self.config = config
         self.metrics = metrics
-        self.tracker = Tracker(config.cluster_name, config.proxy_expiry, surroundings.now)
+        self.tracker = Tracker(config.cluster_name, config.proxy_expiry, effects.now)
         self.tracker.set_connection_count(config.connection_count)
         self.sessions = Sessions()
         self.queue = Queue()
         self.leases: dict[int, Lease] = {}
         self.epoch = 0
         self.tracker_id = ""
-        self.cluster = ""  # whose state it is, as the store says
-        self.changes = Changes(config.history, surroundings.now, surroundings.wall)
+        self.cluster = ""  # the cluster whose state this is, as stored
+        self.changes = Changes(config.history, effects.now, effects.wall)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
-        self.forgotten = Forgotten()
+        self.tombstones = Tombstones()
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.budget = Budget(config.dial_rate, config.dial_burst)
-        self.left: list[Waiter] = []  # the queue, in this batch
-        self.watches_answered: list[Watch] = []  # in this batch
-        self.around = surroundings
+        self.left: list[Waiter] = []  # those who left the queue in this batch
+        self.watches_answered: list[ParkedWatch] = []  # those that were answered in this batch
+        self.effects = effects
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.advice = Advice(self.tracker, self.leases, config.disconnect_threshold)
         self._swept = 0.0
@@ -124,16 +124,16 @@ class State:
             name=name,
             version=sys.intern(version),
             labels=labels or _NO_LABELS,
-            opened=self.around.now(),
-            wall=self.around.wall(),
+            opened=self.effects.now(),
+            wall=self.effects.wall(),
             command=sys.intern(command),
         )
-        self.heard_of(session)
+        self.note_sign_of_life(session)
         if self.sessions.add(session) and process is not None:
-            self.around.watch(process)
+            self.effects.watch(process)
         self.changes.record(["open", token, session_row(session).values()], ("session", token))
         self.changes.record(["meta", "last_session", session.id], ("meta", "last_session"))
-        self.changes.tell(
+        self.changes.emit(
             "session_opened",
             session=session.id,
             uid=peer.uid,
@@ -149,7 +149,7 @@ class State:
         Args:
             session: which.
             reason: one of `trackd.sessions.sessions.REASONS`.
-            by: the administrator whose act it is.
+            by: the administrator who asked for it, or None.
         """
         waiters = list(session.parked.values())
         for waiter in waiters:
@@ -157,13 +157,13 @@ class State:
         freed = sorted(session.leases)
         for lease in freed:
             self._free(session, lease, reason, by)
-        now = self.around.now()
+        now = self.effects.now()
         if self.sessions.remove(session, reason, now) and session.process is not None:
-            self.around.unwatch(session.process)
+            self.effects.unwatch(session.process)
         key: Key = ("session", session.token)
         self.changes.record(["end", session.token, reason, now, session.peer.uid], key)
         self.changes.touched.append(("ended", session.token))
-        self.changes.tell(
+        self.changes.emit(
             "session_ended",
             session=session.id,
             reason=reason,
@@ -175,15 +175,15 @@ class State:
         for waiter in waiters:
             if waiter.route is not None:
                 body = {"seq": waiter.seq, "revision": self.changes.revision, **over}
-                self.around.deliver(waiter.route, encode(REPLY, body))
+                self.effects.deliver(waiter.route, encode(REPLY, body))
         self._answer_watch(session, over)
         self._forget_ended(now)  # here too: without anything tracked nothing is ever swept
         return freed
 
-    def heard_of(self, session: Session) -> None:
-        """Note a sign of life, where that is what keeps a session."""
+    def note_sign_of_life(self, session: Session) -> None:
+        """Move the heartbeat deadline of a session; without effect where its process is watched."""
         if session.process is None:
-            session.deadline = self.around.now() + self.config.heartbeat_ttl
+            session.deadline = self.effects.now() + self.config.heartbeat_ttl
 
     def remember(
         self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
@@ -197,7 +197,7 @@ class State:
             )
 
     def acknowledge(self, session: Session, ranges: list[int]) -> None:
-        """Take in the numbers that a session is done with, given-up acquires included."""
+        """Take in the numbers that a session is done with; the acquires among them are given up."""
         given_up = session.acknowledge(ranges, self.config.max_done_ranges)
         for seq in given_up:
             self._unpark(session.parked[seq])
@@ -207,10 +207,10 @@ class State:
 
     # -- the rules --------------------------------------------------------------------
 
-    def mention(self, session: Session, rows: list[Row]) -> None:
-        """Take in gossip that moves expiries alone: of it, `Tracker.unknown` has found nothing."""
+    def mention(self, session: Session, rows: list[GossipRow]) -> None:
+        """Take in gossip that only moves expiries: `Tracker.unknown` has found nothing in it."""
         self._count_gossip(session, rows)
-        now, default_ttl, number = self.around.now(), self.tracker.proxy_expiry, session.id
+        now, default_ttl, number = self.effects.now(), self.tracker.proxy_expiry, session.id
         mentions = self.mentions
         for ttl, run in groupby(rows, TTL_OF):
             names = [row[0] for row in run]
@@ -220,23 +220,23 @@ class State:
             self.changes.records.append(["mention", now + (ttl or default_ttl), names, number])
             self.changes.touched += [("proxy", name) for name in names]
 
-    def track(self, session: Session, rows: list[Row]) -> int:
-        """Take in gossip, whose fields the caller has checked; return how many proxies changed."""
+    def track(self, session: Session, rows: list[GossipRow]) -> int:
+        """Take in checked gossip; return how many proxies changed."""
         self._count_gossip(session, rows)
-        if self.forgotten:
-            now = self.around.now()
-            rows = [row for row in rows if not self.forgotten.keeps_away(row, now)]
+        if self.tombstones:
+            now = self.effects.now()
+            rows = [row for row in rows if not self.tombstones.keeps_away(row, now)]
         if not rows:
             return 0
         changed = self.tracker.track_rows(rows)
         names = [row[0] for row in rows]
         self.mentions.update(dict.fromkeys(names, session.id))
         self.changes.records.append(
-            ["gossip", self.around.now(), self.tracker.proxy_expiry, rows, session.id]
+            ["gossip", self.effects.now(), self.tracker.proxy_expiry, rows, session.id]
         )
         self.changes.touched.extend([("proxy", name) for name in names])
         if changed:
-            self._tell_changed(session, changed)
+            self._emit_changed(session, changed)
             self._topology_changed()
         return len(changed)
 
@@ -244,19 +244,19 @@ class State:
         """Drop a proxy, and keep old gossip from bringing it back until its TTL has passed.
 
         Returns:
-            What keeps it away; None when it is not tracked.
+            Its tombstone; None when it is not tracked.
         """
         if self.tracker.get(name) is None:
             return None
-        until = self.around.now() + self.tracker.ttl_of(name)
+        until = self.effects.now() + self.tracker.ttl_of(name)
         place = self.tracker.forget(name)
         assert place is not None
         del self.mentions[name]
-        dropped = self.forgotten.add(name, place, until)
+        dropped = self.tombstones.add(name, place, until)
         self.changes.record(["forget", name, *place, until], ("forgotten", name))
         self.changes.touched.append(("proxy", name))
         self.changes.touched += [("forgotten", each) for each in dropped]
-        self.changes.tell(
+        self.changes.emit(
             "proxy_forgotten",
             name=name,
             group=place.group,
@@ -264,15 +264,15 @@ class State:
             **_act_of(by),
         )
         self._topology_changed()
-        return self.forgotten.get(name)
+        return self.tombstones.get(name)
 
     def set_count(self, count: int) -> None:
-        """Set the connection count; it holds over restarts until the configured one changes."""
+        """Set the connection count. It survives restarts until the configured count changes."""
         before = self.tracker.connection_count
         if count != before:
             self.tracker.set_connection_count(count)
             self.changes.record(["meta", "connection_count", count], ("meta", "connection_count"))
-            self.changes.tell("connection_count", count=count, before=before)
+            self.changes.emit("connection_count", count=count, before=before)
             self._topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
@@ -293,7 +293,7 @@ class State:
         return None if wait is None else wait + len(self.queue) / self.budget.rate
 
     def grant_fields(self, lease: int | None) -> dict[str, Any]:
-        """Return what a reply says of a grant, or of a refusal (None)."""
+        """Return the fields of a reply for a grant, or for a refusal (None)."""
         if lease is None or self.config.claim_timeout <= 0:
             return {"lease": lease}
         claim_by = self.leases[lease].granted + self.config.claim_timeout
@@ -309,7 +309,7 @@ class State:
         )
 
     def serve_waiters(self) -> None:
-        """Grant to the longest waiter for as long as the rules allow."""
+        """Grant leases to waiters, the longest waiting first, for as long as the rules allow."""
         while (waiter := self.queue.first()) is not None:
             lease = self._try_grant(waiter.session)
             if lease is None:
@@ -333,23 +333,23 @@ class State:
         if name is None:
             return None, "no_name"
         if tracker.claim(lease, principals) is None:
-            self._met(name)
+            self._note_duplicate(name)
             return name, "held"
         self._claimed(session, lease, name, principals)
         return name, None
 
     def release(self, session: Session, lease: int) -> bool:
-        """Release a lease of this session; tell whether it held anything."""
+        """Release a lease; return whether this session owned it."""
         if lease not in session.leases:
             return False
         self._free(session, lease, "asked")
         return True
 
     def force_release(self, lease: int, by: Peer) -> tuple[Session, str | None] | None:
-        """Take a lease back from whoever holds it, and tell them.
+        """Take a lease back from its owner, and notify that session.
 
         Returns:
-            Whose it was and the name that it held; None when there is no such lease.
+            The owner and the name that the lease held; None when there is no such lease.
         """
         held = self.leases.get(lease)
         if held is None:
@@ -365,7 +365,7 @@ class State:
         if adopted is None:
             name = self.tracker.resolve(principals)
             if name is not None:
-                self._met(name)
+                self._note_duplicate(name)
             return None, name
         lease, name = adopted
         self._own(session, lease, "adopt")
@@ -373,7 +373,7 @@ class State:
         return adopted
 
     def give_up(self, session: Session, seq: int) -> bool:
-        """Take back whatever an earlier request was granted; it will never run again."""
+        """Cancel an earlier request: free what it was granted, and let it never run again."""
         if seq in session.done:
             return False
         waiter = session.parked.get(seq)
@@ -387,8 +387,8 @@ class State:
         return True
 
     def sweep(self) -> list[Session]:
-        """Do all that time brings about; return the sessions that fell silent and were ended."""
-        now = self.around.now()
+        """Do everything that is due by now; return the silent sessions, which were ended."""
+        now = self.effects.now()
         self._swept = now
         self._purge()
         for waiter in self.queue.late(now):
@@ -399,7 +399,7 @@ class State:
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout)
         self._forget_ended(now)
-        self.changes.touched += [("forgotten", name) for name in self.forgotten.drop_old(now)]
+        self.changes.touched += [("forgotten", name) for name in self.tombstones.drop_old(now)]
         surplus = self.advice.choose(now)
         if surplus is not None:
             notice = {"notice": "should_close", "lease": surplus}
@@ -407,21 +407,21 @@ class State:
         return silent
 
     def next_timer(self) -> float | None:
-        """Return when the next sweep has something to do, or None."""
+        """Return when the next sweep will have something to do, or None."""
         expiry = self.tracker.next_expiry
         if expiry is not None and not self.queue:
             expiry = max(expiry, self._swept + SWEEP_INTERVAL)
         queue, sessions = self.queue, self.sessions
         times = [expiry, queue.next_deadline(), sessions.next_heartbeat(), self.advice.due()]
         if self.queue and (wait := self._budget_wait()) is not None:
-            times.append(self.around.now() + wait)
+            times.append(self.effects.now() + wait)
         if self.config.claim_timeout > 0 and self.in_flight:
             oldest = self.leases[next(iter(self.in_flight))].granted
             times.append(oldest + self.config.claim_timeout)
         return min((time for time in times if time is not None), default=None)
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with a configuration that differs from the last in live settings alone."""
+        """Take over a configuration that differs only in live settings."""
         before, self.config = self.config, config
         self.tracker.proxy_expiry = config.proxy_expiry
         if config.connection_count != before.connection_count:
@@ -429,29 +429,29 @@ class State:
             configured = ("meta", "configured_count")
             self.changes.record([*configured, config.connection_count], configured)
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
-            self.budget.change(config.dial_rate, config.dial_burst, self.around.now())
+            self.budget.change(config.dial_rate, config.dial_burst, self.effects.now())
         self.changes.touched.extend(
             [("history", chunk) for chunk in self.changes.history.keep(config.history)]
         )
 
     # -- notices ----------------------------------------------------------------------
 
-    def watch(self, session: Session, watch: Watch) -> None:
-        """Park a `watch_session`; one that was parked before is answered with nothing."""
+    def watch(self, session: Session, watch: ParkedWatch) -> None:
+        """Park a `watch_session`; an earlier one of the session gets a reply without notices."""
         if session.watch is not None and session.watch.seq != watch.seq:
             self._answer_watch(session, {"notices": []})
         session.watch = watch
         if session.notices:
-            self._tell(session)
+            self._send_notices(session)
 
     def notify(self, session: Session, notice: dict[str, Any]) -> None:
-        """Tell a session something, now or when it next asks."""
+        """Notify a session: at once when it has a parked watch, otherwise when it parks one."""
         if len(session.notices) < MOST_NOTICES:
             session.notices = [*session.notices, notice]
         if session.watch is not None:
-            self._tell(session)
+            self._send_notices(session)
 
-    def _tell(self, session: Session) -> None:
+    def _send_notices(self, session: Session) -> None:
         notices, session.notices = session.notices, ()
         self._answer_watch(session, {"notices": notices})
 
@@ -464,60 +464,60 @@ class State:
         frame = encode(REPLY, {"seq": watch.seq, "revision": self.changes.revision, **fields})
         if len(session.replies) + len(session.parked) < self.config.max_outstanding:
             self.remember(session, watch.seq, frame, stored=False, lease=None)
-        self.around.deliver(watch.route, frame)
+        self.effects.deliver(watch.route, frame)
 
     # -- the store --------------------------------------------------------------------
 
     def begin_epoch(self, tracker_id: str) -> None:
-        """Count a start; `tracker_id` names the state when it is new."""
+        """Count a start of the daemon; an empty state takes `tracker_id` as its id."""
         self.epoch += 1
         self.tracker_id = self.tracker_id or tracker_id
         self.cluster = self.config.cluster_name
 
     def record_epoch(self) -> None:
-        """Have the store take in what `begin_epoch` and the configuration say."""
-        told = {
+        """Record the epoch, the identity of the state and the connection count; emit the start."""
+        values = {
             "epoch": self.epoch,
             "tracker_id": self.tracker_id,
             "cluster": self.cluster,
             "connection_count": self.tracker.connection_count,
             "configured_count": self.config.connection_count,
         }
-        for name, value in told.items():
+        for name, value in values.items():
             self.changes.record(["meta", name, value], ("meta", name))
-        self.changes.tell("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
+        self.changes.emit("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
 
     def batch_ended(self) -> None:
-        """Forget who was answered in the batch: it is stored, and their answers are sent."""
+        """Drop what only a failed commit needs: the batch is stored, its replies are sent."""
         self.left.clear()
         self.watches_answered.clear()
 
     # -- inside -----------------------------------------------------------------------
 
-    def _count_gossip(self, session: Session, rows: list[Row]) -> None:
+    def _count_gossip(self, session: Session, rows: list[GossipRow]) -> None:
         session.gossip += 1
         self.metrics.gossip_messages += 1
         self.metrics.gossip_proxies += len(rows)
 
-    def _tell_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
+    def _emit_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
         for name, before in changed.items():
             after = self.tracker.place(name)
             place = {"name": name, "group": after.group, "generation": after.generation}
             if before is None:
-                self.changes.tell("proxy_tracked", **place, session=session.id)
+                self.changes.emit("proxy_tracked", **place, session=session.id)
             else:
                 old = {"old_group": before.group, "old_generation": before.generation}
                 self.metrics.lowered_generations += (
                     after.group == before.group and after.generation < before.generation
                 )
-                self.changes.tell("proxy_changed", **place, **old, session=session.id)
+                self.changes.emit("proxy_changed", **place, **old, session=session.id)
 
     def _topology_changed(self) -> None:
-        """Count the time of stillness, after which connections are advised to close, anew."""
-        self.advice.changed(self.around.now())
+        """Restart the wait after which connections are advised to close."""
+        self.advice.changed(self.effects.now())
 
     def _try_grant(self, session: Session) -> int | None:
-        self._purge()  # the one that opens try_acquire, made where what it changed is known
+        self._purge()  # instead of the purge inside try_acquire, so that its changes are recorded
         tracker = self.tracker
         if not tracker.need and not tracker.bootstrap:
             return None
@@ -528,40 +528,40 @@ class State:
         if lease is None:
             return None
         if self.budget.limited:
-            self.budget.take(self.around.now())
+            self.budget.take(self.effects.now())
             self.changes.record(["meta", "budget", self.budget.level()], ("meta", "budget"))
         self._own(session, lease, reason)
         return lease
 
     def _purge(self) -> None:
-        """Drop the proxies that have expired, from the checkpoint too."""
+        """Drop the proxies that have expired."""
         expired = self.tracker.expire()
         if expired:
             self.changes.records.append(["drop", list(expired)])
             for name, place in expired.items():
                 self.mentions.pop(name, None)
                 self.changes.touched.append(("proxy", name))
-                self.changes.tell(
+                self.changes.emit(
                     "proxy_expired", name=name, group=place.group, generation=place.generation
                 )
             self._topology_changed()
 
     def _budget_wait(self) -> float | None:
-        """Return the seconds until the next token, when nothing but that refuses; else None."""
+        """Return the seconds until the next token when only the budget refuses; otherwise None."""
         if not self.budget.limited or not (self.tracker.bootstrap or self.tracker.need):
             return None
-        return self.budget.wait(self.around.now()) or None
+        return self.budget.wait(self.effects.now()) or None
 
     def _own(self, session: Session, lease: int, reason: str) -> None:
         session.leases.add(lease)
-        held = self.leases[lease] = Lease(session, self.around.now(), self.around.wall(), [])
+        held = self.leases[lease] = Lease(session, self.effects.now(), self.effects.wall(), [])
         self.in_flight[lease] = None
         self.changes.record(
             ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
             ("lease", lease),
         )
         self.changes.touched.append(("meta", "last_lease"))
-        self.changes.tell("lease_granted", lease=lease, session=session.id, reason=reason)
+        self.changes.emit("lease_granted", lease=lease, session=session.id, reason=reason)
 
     def _claimed(self, session: Session, lease: int, name: str, principals: list[str]) -> None:
         self.in_flight.pop(lease, None)
@@ -571,13 +571,13 @@ class State:
             ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
             ("lease", lease),
         )
-        self.recent.append(RecentClaim(self.around.now(), name, False))
-        self.changes.tell("proxy_claimed", name=name, lease=lease, session=session.id)
+        self.recent.append(RecentClaim(self.effects.now(), name, False))
+        self.changes.emit("proxy_claimed", name=name, lease=lease, session=session.id)
 
-    def _met(self, name: str) -> None:
-        """Note a dial that reached a proxy which another lease holds."""
+    def _note_duplicate(self, name: str) -> None:
+        """Count a dial that reached a proxy which another lease holds."""
         self.metrics.duplicates += 1
-        self.recent.append(RecentClaim(self.around.now(), name, True))
+        self.recent.append(RecentClaim(self.effects.now(), name, True))
 
     def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
         name = self.tracker.lease_name(lease)
@@ -586,15 +586,15 @@ class State:
         session.leases.discard(lease)
         del self.leases[lease]
         self.changes.record(["free", lease], ("lease", lease))
-        told = {"lease": lease, "session": session.id, "name": name, "cause": cause}
-        self.changes.tell("lease_released", **told, **_act_of(by))
+        fields = {"lease": lease, "session": session.id, "name": name, "cause": cause}
+        self.changes.emit("lease_released", **fields, **_act_of(by))
 
     def _forget_ended(self, now: float) -> None:
-        """Drop what is remembered of sessions that ended long ago, or of too many."""
+        """Forget ended sessions that are too old or too many."""
         self.changes.touched.extend([("ended", token) for token in self.sessions.forget_ended(now)])
 
     def _answer(self, waiter: Waiter, lease: int | None) -> None:
-        """Answer a parked acquire: with a lease, or with None because its time is up."""
+        """Reply to a parked acquire: with a lease, or with None because its deadline has passed."""
         session, seq = waiter.session, waiter.seq
         self._leave(waiter)
         if lease is None:
@@ -603,7 +603,7 @@ class State:
         frame = encode(REPLY, fields)
         self.remember(session, seq, frame, stored=True, lease=lease)
         if waiter.route is not None:
-            self.around.deliver(waiter.route, frame)
+            self.effects.deliver(waiter.route, frame)
 
     def _leave(self, waiter: Waiter) -> None:
         self.queue.remove(waiter)
@@ -632,5 +632,5 @@ class State:
 
 
 def _act_of(by: Peer | None) -> dict[str, Any]:
-    """Return what an event tells of an administrator's act."""
+    """Return the fields of an event that name the administrator, or none."""
     return {} if by is None else {"by_uid": by.uid, "by_pid": by.pid}

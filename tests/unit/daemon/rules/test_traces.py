@@ -63,7 +63,7 @@ class Replay:
         return {"ok": True}
 
     def is_released(self, lease: int) -> dict[str, Any]:
-        return {"released": not self.tracker.holds(lease)}
+        return {"released": lease not in self.tracker.leases}
 
     def is_claimed(self, principals: list[str]) -> dict[str, Any]:
         return {"claimed": self.tracker.is_claimed(principals)}

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
-from trackd.sessions.sessions import ENDED_SECONDS, Remembered, Session, Sessions, Waiter, Watch
+from trackd.sessions.sessions import (
+    ENDED_SECONDS,
+    ParkedWatch,
+    Remembered,
+    Session,
+    Sessions,
+    Waiter,
+)
 from trackd_client.wire.checks import MAX_UINT64
 
 
@@ -61,7 +68,7 @@ def test_done_from_one_on_drops_replies_however_far_it_jumps() -> None:
 
 def test_a_watch_that_is_done_waits_no_more() -> None:
     one = session(1)
-    one.watch = Watch(5, b"route")
+    one.watch = ParkedWatch(5, b"route")
     one.acknowledge([1, 4])
     assert one.watch is not None
     one.acknowledge([1, 5])

@@ -1,6 +1,6 @@
 """The state and its ways to change: what each tells the store, and what a restart makes of it.
 
-The state is the real one; its surroundings are a clock that stands still until a test moves it,
+The state is the real one; its effects are a clock that stands still until a test moves it,
 and lists. After every change the records go through msgpack and an image into a second state,
 which must equal the first.
 """
@@ -16,7 +16,7 @@ from helpers.writer import CLUSTER, Clock, assert_same_after_reload, observe, th
 from trackd.config.settings import Config
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
-from trackd.sessions.sessions import EXPIRED_LEASES, Session, Watch
+from trackd.sessions.sessions import EXPIRED_LEASES, ParkedWatch, Session
 from trackd.state.counters import Metrics
 from trackd.state.restore import load, value_of
 from trackd.state.state import SWEEP_INTERVAL, State
@@ -28,7 +28,7 @@ LARGEST = 2**64 - 1
 
 
 class World:
-    """A state, its surroundings, and the store that it would have."""
+    """A state, its effects, and the store that it would have."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
@@ -49,7 +49,7 @@ class World:
         config = Config(cluster_name=CLUSTER, **{**self.settings, **settings})
         return State(config, self, Metrics())
 
-    # what a state asks of its surroundings
+    # the effects that a state needs
 
     def now(self) -> float:
         return self.clock.now
@@ -460,7 +460,7 @@ def test_a_session_that_nobody_can_watch_ends_when_it_falls_silent(world: World)
     session = world.open()
     seen = world.open(Process(10, 1))
     world.clock.now += 20
-    world.state.heard_of(session)
+    world.state.note_sign_of_life(session)
     world.clock.now += 30
     assert world.state.sweep() == [], "at exactly its deadline it still lives"
     world.clock.now += 0.1
@@ -698,7 +698,7 @@ def test_an_acquire_that_is_done_without_a_cancel_stays_done_over_a_restart(worl
 
 def test_the_end_of_a_session_is_told_to_whoever_watches_it(world: World) -> None:
     session = world.open()
-    world.state.watch(session, Watch(8, b"route"))
+    world.state.watch(session, ParkedWatch(8, b"route"))
     world.state.end_session(session, "process_exited")
     ((route, body),) = world.delivered
     assert (route, body["seq"], body["error"]) == (b"route", 8, "session_ended")
@@ -713,7 +713,7 @@ def test_leases_that_expired_before_a_restart_are_told_after_it() -> None:
     world.state.sweep()
     world.restart()
     again = session_of(world.state, session)
-    world.state.watch(again, Watch(8, b"route"))
+    world.state.watch(again, ParkedWatch(8, b"route"))
     ((_, body),) = world.delivered
     assert body["notices"] == [{"notice": "lease_expired", "lease": lease}]
 
