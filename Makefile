@@ -42,26 +42,26 @@ venv: $(STAMP) ## create the virtual environment
 demo: $(STAMP) ## a daemon and real agents against simulated proxies (ARGS="--plain --agents 8")
 	$(BIN)/trackd demo $(ARGS)
 
-test: $(STAMP) ## every test but those of test-systemd (ARGS="-k word")
+test: $(STAMP) ## every test except those of test-systemd (ARGS="-k word")
 	$(BIN)/python -m pytest --ignore=tests/systemd $(ARGS)
 
-check: lint types fast ## before every commit: format, lint, types, fast tests
+check: lint types fast ## format, lint, types, fast tests: before every commit
 
-format: $(STAMP) ## rewrite the code as the formatter wants it
+format: $(STAMP) ## format the code, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(STAMP) ## formatting and lint
+lint: $(STAMP) ## check format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 types: $(STAMP) ## mypy --strict over both packages and the tests
 	$(BIN)/mypy
 
-fast: $(STAMP) ## the tests that take less than a minute together
+fast: $(STAMP) ## the fast tests, less than a minute together
 	$(BIN)/python -m pytest -q -m 'not slow' tests/unit tests/model
 
-test-systemd: $(STAMP) ## the units, in a booted systemd of their own (root, mmdebstrap, systemd-nspawn)
+test-systemd: $(STAMP) ## test the units in a booted systemd of their own (needs root, mmdebstrap, systemd-nspawn)
 	$(BIN)/python -m pytest tests/systemd $(ARGS)
 
 # A virtual environment cannot be moved: what it says of its own place is put right for DESTDIR.
@@ -111,13 +111,13 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 man: $(STAMP) ## build/man/trackctl.1, from the help of the commands
 	$(BIN)/python -m trackd_client.cli.man build/man
 
-fleet: $(STAMP) ## simulated agents: time and dials to reach every proxy (ARGS="--proxies 60")
+fleet: $(STAMP) ## simulate agents: time and dials to reach every proxy (ARGS="--proxies 60")
 	$(BIN)/python tests/benchmarks/fleet.py $(ARGS)
 
-bench: $(BENCH_STAMP) ## figures side by side with an echo, Redis and the standard library (ARGS="--only kills")
+bench: $(BENCH_STAMP) ## compare with an echo, Redis and the standard library (ARGS="--only kills")
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
 
-bench-quick: $(STAMP) ## the ratios that matter most, in less than a minute
+bench-quick: $(STAMP) ## the most important ratios, in less than a minute
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --quick $(ARGS)
 
 plots: $(BENCH_STAMP) ## draw build/performance-*.svg from the figures of `make bench`

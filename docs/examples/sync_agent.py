@@ -10,12 +10,12 @@ from trackd_client import Lease, Tracker
 
 
 def dial(tracker: Tracker, lease: Lease, address: str) -> None:
-    """Reach a proxy, and serve its tunnel if no other agent does."""
+    """Dial, and serve the tunnel unless another agent has a tunnel to that proxy."""
     host, port = address.rsplit(":", 1)
     with socket.create_connection((host, int(port))) as tunnel, tunnel.makefile("rw") as lines:
         principals = json.loads(lines.readline())["principals"]
         if not lease.claim(*principals):
-            return  # another agent has this proxy: let the balancer choose again
+            return  # another agent has this proxy; the next dial may reach another one
         lines.write("keep\n")
         lines.flush()
         for gossip in lines:  # until the proxy closes the tunnel
@@ -28,7 +28,7 @@ def main(address: str) -> None:
     """Keep a tunnel open until the process ends."""
     with Tracker(name="sync example") as tracker:
         while True:
-            # Waits until a tunnel is wanted; released when the block is left, however it is.
+            # Waits until a tunnel is missing. Leaving the block releases the lease.
             with tracker.acquire() as lease, suppress(OSError, ValueError):
                 dial(tracker, lease, address)
             time.sleep(0.1)

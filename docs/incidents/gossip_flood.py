@@ -1,4 +1,4 @@
-"""Incident: an agent passes on rubbish as gossip, so that thousands of proxies seem missing."""
+"""Incident: an agent sends gossip about proxies that do not exist, so thousands seem missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def good(tracker: Tracker, settled: Callable[[], None]) -> None:
 
 
 def chatty(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Send one message after the other, each of proxies that do not exist."""
+    """Send one message after another, each about proxies that do not exist."""
     for number in range(MESSAGES):
         names = (f"tmp-{number}-{i}" for i in range(5))
         tracker.track_expected(*(Proxy(name, "eats") for name in names))

@@ -1,4 +1,4 @@
-"""Incident: an agent takes leases and does nothing with them, so that nobody else may dial."""
+"""Incident: an agent takes all leases and does not use them, so no other agent can dial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def good(tracker: Tracker, settled: Callable[[], None]) -> None:
 
 
 def hoarder(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Take every lease that there is; its dials hang, and it never gives up."""
+    """Take every lease. Its dials hang, and it never gives up."""
     while tracker.try_acquire() is not None:
         pass
     settled()
@@ -30,7 +30,7 @@ def hoarder(tracker: Tracker, settled: Callable[[], None]) -> None:
 
 
 def waiter(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Wait for a lease, in vain."""
+    """Wait for a lease that never comes."""
     threading.Thread(target=tracker.acquire, daemon=True).start()
     while not tracker.status()["waiting"]:
         pass

@@ -1,7 +1,7 @@
-"""A daemon and agents in processes of their own: what each incident of docs/incidents.md plays on.
+"""A daemon and agents in processes of their own, for the incidents of docs/incidents.md.
 
-An incident builds its stage, lets agents act one after the other, and then waits for Enter, so
-that `trackctl` can be asked in another terminal. Everything is gone afterwards.
+An incident builds its stage, starts agents one after another, and then waits for Enter. Meanwhile
+`trackctl` can look at it from another terminal. Nothing is left afterwards.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any, Self
 from trackd_client import Tracker
 from trackd_client.core.sockets import diagnose
 
-#: Seconds that anything may take.
+#: Seconds that each step may take.
 PATIENCE = 30.0
 CLUSTER = "example.com"
-#: What an agent is: it acts with its tracker, calls what it is given when it has settled, and
-#: stays as it is until it is ended.
+#: What an agent does: it acts with its tracker, calls the function `settled`, and then waits until
+#: it is killed. Its arguments are the tracker, `settled`, and those given to `Stage.agent`.
 Role = Callable[..., None]
 
 
 class Stage:
-    """Where an incident is played."""
+    """A daemon and agents that play an incident."""
 
     def __init__(self, **settings: object) -> None:
         """Start a daemon.
 
         Args:
-            settings: as its flags, with underscores.
+            settings: flags of the daemon, with underscores.
         """
         self._directory = tempfile.TemporaryDirectory(prefix="incident-")
         self.endpoint = f"ipc://{self._directory.name}/trackd.sock"
@@ -65,7 +65,7 @@ class Stage:
             raise RuntimeError(f"{name} does not settle")
 
     def wait(self) -> None:
-        """Say where to look, and wait for Enter."""
+        """Print the endpoint, and wait for Enter."""
         sys.stdout.write(f"export TRACKD_ENDPOINT={self.endpoint}\nEnter ends it\n")
         sys.stdout.flush()
         sys.stdin.readline()
@@ -88,13 +88,13 @@ class Stage:
 
 
 def _act(endpoint: str, name: str, role: Role, settled: Callable[[], None], *args: Any) -> None:
-    """Play an agent. Its own process, which is ended from outside."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage, which ends the agents
+    """Run an agent. This is the main function of a process that is killed from outside."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage, which kills the agents
     with Tracker(endpoint, cluster=CLUSTER, name=name) as tracker:
         role(tracker, settled, *args)
 
 
 def stay() -> None:
-    """Go on for ever."""
+    """Wait until the process is killed."""
     while True:
         signal.pause()

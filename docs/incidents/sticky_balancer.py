@@ -1,4 +1,4 @@
-"""Incident: the load balancer keeps a source address with one proxy: all dials reach that one."""
+"""Incident: the load balancer is sticky: it sends all dials from one address to one proxy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIALS = 20
 
 
 def agent(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Dial as an agent does; whatever it dials, it reaches proxy-2."""
+    """Dial as an agent does. Each dial reaches proxy-2."""
     for _ in range(DIALS):
         lease = tracker.acquire()
         if lease.claim("proxy-2.example.com", "proxy-2"):

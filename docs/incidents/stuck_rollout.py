@@ -1,4 +1,4 @@
-"""Incident: a roll-out has stopped after its first proxy, so the others are not wanted any more."""
+"""Incident: a roll-out has stopped after its first proxy, so the others are no longer desired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEW = Proxy("proxy-1", "east", 8)
 
 
 def agent(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Keep a tunnel to each proxy; then proxy-1 comes back as generation 8, and alone."""
+    """Keep a tunnel to each proxy; then only proxy-1 comes back as generation 8."""
     for proxy in OLD:
         tracker.acquire().claim(proxy.name)
         tracker.track_expected(*OLD)

@@ -1,4 +1,4 @@
-"""Incident: gossip speaks of proxy-6, but the load balancer does not know it."""
+"""Incident: gossip mentions proxy-6, but the load balancer does not know it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIALS = 60
 
 
 def agent(tracker: Tracker, settled: Callable[[], None]) -> None:
-    """Dial through a balancer that goes round the proxies that it knows."""
+    """Dial through a balancer that takes turns among the proxies that it knows."""
     for reached in itertools.islice(itertools.cycle(BEHIND_THE_BALANCER), DIALS):
         lease = tracker.acquire()
         if lease.claim(f"{reached.name}.example.com", reached.name):
