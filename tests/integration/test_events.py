@@ -19,7 +19,7 @@ from helpers.both_clients import Background, Maker
 from helpers.event_watch import Watch, assert_complete, assert_same, assert_truthful
 from helpers.support import PATIENCE, descriptors, paused, run_script, wait_until
 from trackd_client import AsyncTracker, DaemonAbsent, Proxy, Tracker
-from trackd_client.core.base_tracker import State
+from trackd_client.core.base_tracker import ConnectionState
 from trackd_client.errors import InvalidRequest, TrackerClosed, WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -119,7 +119,7 @@ def test_without_snapshots_only_what_changes_is_told(
     before = revision(daemon.endpoint)
     tracker = maker.tracker(daemon.endpoint)
     watch = watching(tracker, snapshot=False)
-    wait_until(lambda: tracker.state is State.CONNECTED)
+    wait_until(lambda: tracker.state is ConnectionState.CONNECTED)
     for generation in range(1, 50):  # from some of them on, it has begun
         agent.track_expected(Proxy("p1", generation=generation))
     watch.reaches(before + 49)
@@ -156,7 +156,7 @@ def test_who_only_looks_opens_no_session(daemon: Daemon, maker: Maker, watching:
     assert tracker.status()["sessions"] == 0
     assert watch.kinds == ["snapshot"]
     assert watch.told[0].fields["sessions"] == []
-    assert tracker.state is State.CONNECTED
+    assert tracker.state is ConnectionState.CONNECTED
 
 
 # -- listings, and the history ----------------------------------------------------------------
@@ -264,11 +264,11 @@ def test_a_daemon_that_cannot_publish_is_asked_every_second(
             ]
             assert watch.kinds == kinds
             assert_same(watch.mirror, snapshot)
-        assert tracker.state is State.CONNECTED
+        assert tracker.state is ConnectionState.CONNECTED
         daemon.kill()
-        wait_until(lambda: tracker.state is State.RECONNECTING)
+        wait_until(lambda: tracker.state is ConnectionState.RECONNECTING)
         daemon.start()
-        wait_until(lambda: tracker.state is State.CONNECTED)
+        wait_until(lambda: tracker.state is ConnectionState.CONNECTED)
     finally:
         daemon.close()
 
@@ -314,12 +314,12 @@ def test_a_daemon_that_is_away_is_waited_for_and_the_state_says_so(
     make_trackd_daemon: MakeDaemon, maker: Maker, watching: Watching
 ) -> None:
     daemon = make_trackd_daemon()
-    states: list[State] = []
+    states: list[ConnectionState] = []
     tracker = maker.tracker(daemon.endpoint, timeout=0.2, on_state_change=states.append)
     watch = watching(tracker).begun()
-    assert tracker.state is State.CONNECTED
+    assert tracker.state is ConnectionState.CONNECTED
     daemon.kill()
-    wait_until(lambda: tracker.state is State.RECONNECTING)
+    wait_until(lambda: tracker.state is ConnectionState.RECONNECTING)
     with pytest.raises(DaemonAbsent):
         tracker.ping()
     with pytest.raises(DaemonAbsent):
@@ -327,8 +327,12 @@ def test_a_daemon_that_is_away_is_waited_for_and_the_state_says_so(
     assert not watch.ended
     daemon.start()
     watch.until(lambda: "daemon_started" in watch.kinds)
-    assert tracker.state is State.CONNECTED
-    assert states == [State.CONNECTED, State.RECONNECTING, State.CONNECTED]
+    assert tracker.state is ConnectionState.CONNECTED
+    assert states == [
+        ConnectionState.CONNECTED,
+        ConnectionState.RECONNECTING,
+        ConnectionState.CONNECTED,
+    ]
 
 
 def test_a_lost_state_is_a_gap_and_a_fresh_snapshot(
@@ -404,7 +408,7 @@ def test_closing_the_tracker_ends_an_iteration_that_waits_for_a_daemon(
     tracker = maker.tracker(daemon.endpoint, timeout=60.0)
     watch = watching(tracker).begun()
     daemon.kill()
-    wait_until(lambda: tracker.state is State.RECONNECTING)
+    wait_until(lambda: tracker.state is ConnectionState.RECONNECTING)
     tracker.close()
     watch.result()
 

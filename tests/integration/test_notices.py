@@ -9,7 +9,7 @@ import pytest
 from helpers.both_clients import Background, Maker
 from helpers.support import RawPeer, pack, wait_until
 from trackd_client import Proxy, SessionLost, Tracker
-from trackd_client.core.base_tracker import State
+from trackd_client.core.base_tracker import ConnectionState
 from trackd_client.errors import LeaseExpired
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -180,7 +180,7 @@ def test_a_lease_that_does_not_claim_in_time_is_lost_and_its_holder_told(
     wait_until(lambda: lease.remaining_claim_time == 0.0)
     assert lease.released
     assert tracker.status()["inflight"] == 0
-    assert tracker.state == State.CONNECTED, "the session is well"
+    assert tracker.state == ConnectionState.CONNECTED, "the session is well"
     again = tracker.try_acquire()
     assert again.claim("p1")
     assert again.remaining_claim_time is None
@@ -237,7 +237,7 @@ def test_callbacks_tell_each_state_and_one_that_raises_harms_nobody(
     own = make_trackd_daemon(state_dir="")
     told: list[object] = []
 
-    def on_state(state: State) -> None:
+    def on_state(state: ConnectionState) -> None:
         told.append(state)
         raise ZeroDivisionError
 
@@ -250,15 +250,15 @@ def test_callbacks_tell_each_state_and_one_that_raises_harms_nobody(
     )
     lease = tracker.try_acquire()
     own.kill()
-    wait_until(lambda: tracker.state == State.RECONNECTING)
+    wait_until(lambda: tracker.state == ConnectionState.RECONNECTING)
     own.start()
     assert lease.lost.wait(20.0)
     wait_until(lambda: SessionLost in told)
-    assert tracker.state == State.LOST
+    assert tracker.state == ConnectionState.LOST
     assert tracker.try_acquire().claim("p1")
-    assert tracker.state == State.CONNECTED
-    wait_until(lambda: told[-1] == State.CONNECTED)
-    assert told[:2] == [State.CONNECTED, State.RECONNECTING]
+    assert tracker.state == ConnectionState.CONNECTED
+    wait_until(lambda: told[-1] == ConnectionState.CONNECTED)
+    assert told[:2] == [ConnectionState.CONNECTED, ConnectionState.RECONNECTING]
     assert told.count(SessionLost) == 1
 
 

@@ -12,7 +12,7 @@ from helpers.both_clients import Maker
 from helpers.support import PATIENCE, paused, run_script, wait_until
 from helpers.trackers import CALLS, acquire, held, in_thread, silent_router
 from trackd_client import DaemonAbsent, NoAnswer, Tracker
-from trackd_client.core.base_tracker import State
+from trackd_client.core.base_tracker import ConnectionState
 from trackd_client.errors import WrongCluster
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -30,7 +30,7 @@ def test_without_a_socket_the_error_says_where_it_looked(tmp_path: Path, maker: 
         tracker.acquire(timeout=0.05)
     with pytest.raises(ConnectionError):
         tracker.status()
-    assert tracker.state == State.RECONNECTING
+    assert tracker.state == ConnectionState.RECONNECTING
 
 
 def test_no_socket_at_all_means_that_the_daemon_is_absent(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from helpers.both_clients import Background, Maker
 from helpers.support import PATIENCE, wait_until
 from helpers.trackers import acquire, held
 from trackd_client import Proxy, SessionLost, Tracker
-from trackd_client.core.base_tracker import State
+from trackd_client.core.base_tracker import ConnectionState
 from trackd_client.errors import TrackerClosed
 from trackd_client.testing import MakeDaemon
 
@@ -22,18 +22,23 @@ def test_a_kill_and_a_restart_of_the_daemon_show_as_latency_alone(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
     own = make_trackd_daemon()
-    states: list[State] = []
+    states: list[ConnectionState] = []
     tracker = maker.tracker(own.endpoint, timeout=20.0, on_state_change=states.append)
     tracker.track_expected(Proxy("p1"), Proxy("p2"))
     claimed, inflight = tracker.try_acquire(), tracker.try_acquire()
     assert claimed.claim("p1")
-    assert tracker.state == State.CONNECTED
+    assert tracker.state == ConnectionState.CONNECTED
     own.kill()
-    wait_until(lambda: tracker.state == State.RECONNECTING)
+    wait_until(lambda: tracker.state == ConnectionState.RECONNECTING)
     calls = [Background(inflight.claim, "p2"), Background(tracker.is_claimed, "p1")]
     own.start()
     assert [call.result() for call in calls] == [True, True]
-    wait_until(lambda: states == [State.CONNECTED, State.RECONNECTING, State.CONNECTED])
+    wait_until(
+        lambda: (
+            states
+            == [ConnectionState.CONNECTED, ConnectionState.RECONNECTING, ConnectionState.CONNECTED]
+        )
+    )
     assert tracker.status()["epoch"] == 2
     assert not claimed.lost
     claimed.release()
@@ -78,7 +83,7 @@ def test_a_lost_session_is_told_once_and_the_next_call_opens_another(
 ) -> None:
     own = make_trackd_daemon(state_dir="")
     lost: list[SessionLost] = []
-    states: list[State] = []
+    states: list[ConnectionState] = []
     tracker = maker.tracker(
         own.endpoint, timeout=20.0, on_session_lost=lost.append, on_state_change=states.append
     )
@@ -87,7 +92,7 @@ def test_a_lost_session_is_told_once_and_the_next_call_opens_another(
     assert claimed.claim("p1")
     own.restart()
     assert claimed.lost.wait(20), "told without a call"
-    wait_until(lambda: tracker.state == State.LOST)
+    wait_until(lambda: tracker.state == ConnectionState.LOST)
     assert inflight.lost
     assert (claimed.released, claimed.claimed_name) == (True, "p1")
     assert inflight.released
@@ -97,10 +102,10 @@ def test_a_lost_session_is_told_once_and_the_next_call_opens_another(
     adopted = tracker.adopt("p1")
     assert adopted.id == 1, "a new state counts anew"
     assert tracker.is_claimed("p1")
-    assert tracker.state == State.CONNECTED
-    wait_until(lambda: len(lost) == 1 and states[-1] == State.CONNECTED)
-    assert states[0] == State.CONNECTED
-    assert State.LOST in states
+    assert tracker.state == ConnectionState.CONNECTED
+    wait_until(lambda: len(lost) == 1 and states[-1] == ConnectionState.CONNECTED)
+    assert states[0] == ConnectionState.CONNECTED
+    assert ConnectionState.LOST in states
 
 
 def test_a_session_opened_while_the_loss_of_the_last_one_is_told_is_connected_for_good(
@@ -131,9 +136,11 @@ def test_a_session_opened_while_the_loss_of_the_last_one_is_told_is_connected_fo
             assert lease.lost.wait(PATIENCE)
             held(tracker, "p")
             opened.set()
-            wait_until(lambda: State.CONNECTED in told[told.index(State.LOST) :])
-            assert told[-3:] == [State.LOST, SessionLost, State.CONNECTED]
-            assert tracker.state == State.CONNECTED
+            wait_until(
+                lambda: ConnectionState.CONNECTED in told[told.index(ConnectionState.LOST) :]
+            )
+            assert told[-3:] == [ConnectionState.LOST, SessionLost, ConnectionState.CONNECTED]
+            assert tracker.state == ConnectionState.CONNECTED
     finally:
         logging.getLogger("trackd_client").removeHandler(slow)
 

@@ -40,7 +40,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     @abstractmethod
     async def _call(
-        self, op: str, fields: Mapping[str, Any], *, session: bool = True
+        self, op: str, fields: Mapping[str, Any], *, in_session: bool = True
     ) -> dict[str, Any]:
         """Make one request and return the fields of its reply."""
 
@@ -52,24 +52,24 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def status(self) -> dict[str, Any]:
         """Return the daemon's counts."""
-        return own_fields(await self._call("status", {}, session=False))
+        return own_fields(await self._call("status", {}, in_session=False))
 
     async def explain(self, name: str | None = None) -> dict[str, Any]:
         """Return why a lease would be granted, or of a proxy; see `Tracker.explain`."""
         fields = {} if name is None else {"name": name}
-        return own_fields(await self._call("explain", fields, session=False))
+        return own_fields(await self._call("explain", fields, in_session=False))
 
     async def ping(self) -> None:
         """Return when the daemon has answered."""
-        await self._call("ping", {}, session=False)
+        await self._call("ping", {}, in_session=False)
 
     async def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
-        return own_fields(await self._call("metrics", {}, session=False))
+        return own_fields(await self._call("metrics", {}, in_session=False))
 
     async def config(self) -> dict[str, Any]:
         """Return the daemon's `settings`."""
-        return own_fields(await self._call("config", {}, session=False))
+        return own_fields(await self._call("config", {}, in_session=False))
 
     # -- who and what ----------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
         try:
             ask = next(asks)
             while True:
-                ask = asks.send(await self._call(ask.op, ask.fields, session=False))
+                ask = asks.send(await self._call(ask.op, ask.fields, in_session=False))
         except StopIteration as end:
             return own_fields(end.value)
 
@@ -161,7 +161,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
         """Return the fields of a reply, or None where it may be refused; see `Operations._ask`."""
         while True:
             try:
-                fields = await self._call(ask.op, ask.fields, session=False)
+                fields = await self._call(ask.op, ask.fields, in_session=False)
             except InvalidRequest:
                 if not ask.refusable:
                     raise

@@ -24,7 +24,7 @@ from trackd_client.core.conversation import (
     LONGEST_RESEND,
     RESEND_SECONDS,
     Request,
-    Stay,
+    Session,
     read_reply,
 )
 from trackd_client.core.discovery import parse_discovery
@@ -71,9 +71,13 @@ class AsyncLease(BaseLease):
     should_close: AsyncFlag
 
     def __init__(
-        self, tracker: AsyncTracker, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+        self,
+        tracker: AsyncTracker,
+        session: Session,
+        fields: Mapping[str, Any],
+        claim_by: float | None,
     ) -> None:
-        super().__init__(stay, fields, claim_by)
+        super().__init__(session, fields, claim_by)
         self.lost = AsyncFlag()
         self.should_close = AsyncFlag()
         self._tracker = tracker
@@ -84,7 +88,7 @@ class AsyncLease(BaseLease):
         if fields is None:
             return False
         return self._take_claim(
-            await self._tracker._call("claim", fields, stay=self._stay)  # noqa: SLF001
+            await self._tracker._call("claim", fields, session=self._session)  # noqa: SLF001
         )
 
     async def is_claimed(self, *principals: str) -> bool:
@@ -230,15 +234,15 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         conversation.check_usable()
         conversation.closed = True
-        stay = conversation.end_stay()
-        if stay is not None and conversation.lose(stay):
-            self._mark_lost(stay)
+        session = conversation.end_session()
+        if session is not None and conversation.lose(session):
+            self._mark_lost(session)
         if self._loop is None:
             return
         try:
-            if stay is not None:
+            if session is not None:
                 with suppress(TrackdError):
-                    request = conversation.request("close", {}, None, stay)
+                    request = conversation.request("close", {}, None, session)
                     deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
                     await self._exchange(request, deadline)
         finally:
@@ -273,28 +277,30 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         # Who waits for ever waits for a lease, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
         await self._greet(begin_by)
-        stay = await self._open_stay(begin_by)
-        request = self._conversation.request(op, fields, deadline, stay)
+        session = await self._open_session(begin_by)
+        request = self._conversation.request(op, fields, deadline, session)
         # Nothing is awaited between the reply and the lease, so that none is lost between them.
-        return self._take_lease(stay, await self._exchange(request, deadline, parks=parks))
+        return self._take_lease(session, await self._exchange(request, deadline, parks=parks))
 
     async def _call(
         self,
         op: str,
         fields: Mapping[str, Any],
         *,
-        session: bool = True,
-        stay: Stay | None = None,
+        in_session: bool = True,
+        session: Session | None = None,
         never_stale: bool = False,
     ) -> dict[str, Any]:
         """Make one request and return the fields of its reply; see `Tracker._call`."""
         self._begin()
         deadline = boottime() + self.timeout
         await self._greet(deadline)
-        if session and stay is None:
-            stay = await self._open_stay(deadline)
+        if in_session and session is None:
+            session = await self._open_session(deadline)
         stale = None if never_stale else deadline
-        return await self._exchange(self._conversation.request(op, fields, stale, stay), deadline)
+        return await self._exchange(
+            self._conversation.request(op, fields, stale, session), deadline
+        )
 
     async def _exchange(
         self, request: Request, deadline: float | None, *, parks: bool = False
@@ -318,8 +324,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 ) from None
             return self._conversation.result(request, reply)
         except SessionLost as error:
-            if request.stay is not None:
-                self._lose(request.stay, error)
+            if request.session is not None:
+                self._lose(request.session, error)
             raise
         except Refused:
             raise
@@ -334,22 +340,22 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _give_up(self, request: Request) -> None:
         """Want a request's reply no more; what it may have been granted is taken back."""
-        stay = request.stay
-        if stay is None or stay.lost or request.op not in GRANTING:
+        session = request.session
+        if session is None or session.lost or request.op not in GRANTING:
             self._conversation.settle(request)
             return
-        self._errand("cancel", {"target": request.seq}, stay, settles=request)
+        self._errand("cancel", {"target": request.seq}, session, settles=request)
 
     async def _greet(self, deadline: float | None) -> None:
         if not self._conversation.greeted:
             hello = self._conversation.hello()
             self._conversation.take_hello(await self._exchange(hello, deadline))
 
-    async def _open_stay(self, deadline: float | None) -> Stay:
+    async def _open_session(self, deadline: float | None) -> Session:
         """Return the session, opened if there is none; one task opens, the others wait."""
-        stay = self._conversation.stay
-        if stay is not None:
-            return stay
+        session = self._conversation.session
+        if session is not None:
+            return session
         started = boottime()
         try:
             async with asyncio.timeout(None if deadline is None else deadline - started):
@@ -358,33 +364,33 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             waited = boottime() - started
             raise unanswered(self.endpoint, "open", waited, connected=self._connected) from None
         try:
-            stay = self._conversation.stay
-            if stay is None:
-                stay = self._conversation.begin_stay()
-                request = self._conversation.open(stay)
-                self._conversation.take_open(stay, await self._exchange(request, deadline))
-                self._keep(stay)
-                self._session_opened(stay)
-            return stay
+            session = self._conversation.session
+            if session is None:
+                session = self._conversation.begin_session()
+                request = self._conversation.open(session)
+                self._conversation.take_open(session, await self._exchange(request, deadline))
+                self._keep(session)
+                self._session_opened(session)
+            return session
         finally:
             self._opening.release()
 
     def _make_lease(
-        self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+        self, session: Session, fields: Mapping[str, Any], claim_by: float | None
     ) -> AsyncLease:
-        return AsyncLease(self, stay, fields, claim_by)
+        return AsyncLease(self, session, fields, claim_by)
 
     async def _release(self, lease: AsyncLease) -> None:
         self._leases.pop(lease.id, None)
-        stay = lease._stay  # noqa: SLF001 - one module
+        session = lease._session  # noqa: SLF001 - one module
         fields = {"lease": lease.id}
         try:
-            await self._call("release", fields, stay=stay, never_stale=True)
+            await self._call("release", fields, session=session, never_stale=True)
         except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
-            self._errand("release", fields, stay)
+            self._errand("release", fields, session)
         except asyncio.CancelledError:
-            self._errand("release", fields, stay)
+            self._errand("release", fields, session)
             raise
         except SessionLost:
             pass
@@ -394,32 +400,32 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _release_later(self, lease: AsyncLease) -> None:
         self._leases.pop(lease.id, None)
-        self._errand("release", {"lease": lease.id}, lease._stay)  # noqa: SLF001 - one module
+        self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
 
     # -- errands, which nobody awaits; what `Keeper` does for the other tracker -------------------
 
-    def _keep(self, stay: Stay) -> None:
+    def _keep(self, session: Session) -> None:
         """Look after a session that has just been opened."""
-        self._errand("watch_session", {}, stay, pause=None)
-        if stay.heartbeat_ttl is not None:
-            self._beat(stay)
+        self._errand("watch_session", {}, session, pause=None)
+        if session.heartbeat_ttl is not None:
+            self._beat(session)
 
-    def _beat(self, stay: Stay) -> None:
+    def _beat(self, session: Session) -> None:
         """Show signs of life for as long as the session lasts."""
         assert self._loop is not None
-        if stay.lost or stay.heartbeat_ttl is None:
+        if session.lost or session.heartbeat_ttl is None:
             return
         if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
-            self._errand("heartbeat", {}, stay)
+            self._errand("heartbeat", {}, session)
         # Timers stand still while the host is suspended, and the time to live does not.
-        pause = min(stay.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
-        self._heartbeat = self._loop.call_later(pause, self._beat, stay)
+        pause = min(session.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
+        self._heartbeat = self._loop.call_later(pause, self._beat, session)
 
     def _errand(
         self,
         op: str,
         fields: Mapping[str, Any],
-        stay: Stay,
+        session: Session,
         *,
         settles: Request | None = None,
         pause: float | None = RESEND_SECONDS,
@@ -427,7 +433,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         """Send a request until it is answered; the reply settles it, and another one with it."""
         if self._socket.closed:
             return
-        request = self._conversation.request(op, fields, None, stay)
+        request = self._conversation.request(op, fields, None, session)
 
         def answered(reply: Reply) -> None:
             if settles is not None:
@@ -435,14 +441,14 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             try:
                 body = self._conversation.result(request, reply)
             except SessionLost as error:
-                self._lose(stay, error)
+                self._lose(session, error)
                 return
             except TrackdError:
                 return  # it cannot be done, or not by this daemon; trying again would not help
             if op == "watch_session":
-                self._errand("watch_session", {}, stay, pause=None)
+                self._errand("watch_session", {}, session, pause=None)
                 for notice in body.get("notices", ()):
-                    self._notice(stay, notice)
+                    self._notice(session, notice)
 
         self._post(Outstanding(request, pause, answered=answered))
 
@@ -512,9 +518,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _stray(self, reply: Reply) -> None:
         """Look at a reply that nobody waits for: a grant in it is given back."""
-        stay, number = self._conversation.stay, self._unwanted_grant(reply.body)
-        if stay is not None and number is not None:
-            self._errand("release", {"lease": number}, stay)
+        session, number = self._conversation.session, self._unwanted_grant(reply.body)
+        if session is not None and number is not None:
+            self._errand("release", {"lease": number}, session)
 
     async def _read_monitor(self) -> None:
         while True:

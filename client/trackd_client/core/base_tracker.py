@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Generic
 
-from trackd_client.core.conversation import Conversation, Stay
+from trackd_client.core.conversation import Conversation, Session
 from trackd_client.core.lease import LeaseT
 from trackd_client.errors import BadArgument, SessionLost
 from trackd_client.wire.clock import boottime
@@ -25,7 +25,7 @@ BY_TIMEOUT: Final = -1.0
 CLOSE_SECONDS: Final = 1.0
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     """How things stand between a tracker and its daemon; docs/client.md draws it."""
 
     CONNECTED = "connected"
@@ -45,7 +45,7 @@ class BaseTracker(Generic[LeaseT]):
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         on_session_lost: Callable[[SessionLost], None] | None = None,
-        on_state_change: Callable[[State], None] | None = None,
+        on_state_change: Callable[[ConnectionState], None] | None = None,
     ) -> None:
         """Say where the daemon is, and who is asking.
 
@@ -75,7 +75,7 @@ class BaseTracker(Generic[LeaseT]):
         self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
         self._on_session_lost = on_session_lost
         self._on_state_change = on_state_change
-        self._state = State.RECONNECTING
+        self._state = ConnectionState.RECONNECTING
         self._state_lock = threading.Lock()  # guards the state, and the two below
         self._untold: deque[Callable[[], None]] = deque()
         self._telling = False
@@ -87,15 +87,17 @@ class BaseTracker(Generic[LeaseT]):
         """Make what the I/O needs; nothing is connected yet."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> ConnectionState:
         """How things stand: connected, reconnecting, or lost until the next call."""
         return self._state
 
     @abstractmethod
-    def _make_lease(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> LeaseT:
+    def _make_lease(
+        self, session: Session, fields: Mapping[str, Any], claim_by: float | None
+    ) -> LeaseT:
         """Return the lease that a reply grants."""
 
-    def _take_lease(self, stay: Stay, fields: Mapping[str, Any]) -> LeaseT | None:
+    def _take_lease(self, session: Session, fields: Mapping[str, Any]) -> LeaseT | None:
         """Return the lease in a reply, or None when it was refused."""
         number = fields["lease"]
         if number is None:
@@ -103,9 +105,9 @@ class BaseTracker(Generic[LeaseT]):
         claim_by = fields.get("claim_by")
         if claim_by is not None:
             claim_by = self._conversation.local(claim_by)
-        lease = self._leases[number] = self._make_lease(stay, fields, claim_by)
-        if stay.lost:  # while the reply was on its way
-            self._mark_lost(stay)
+        lease = self._leases[number] = self._make_lease(session, fields, claim_by)
+        if session.lost:  # while the reply was on its way
+            self._mark_lost(session)
         return lease
 
     def _unwanted_grant(self, fields: Mapping[str, Any]) -> int | None:
@@ -113,28 +115,28 @@ class BaseTracker(Generic[LeaseT]):
         number = fields.get("lease")
         return number if type(number) is int and number not in self._leases else None
 
-    def _lose(self, stay: Stay, error: SessionLost) -> None:
+    def _lose(self, session: Session, error: SessionLost) -> None:
         """Mark a session and all of its leases lost, and tell it once."""
         with self._state_lock:  # else a fresh session might be connected before this one is lost
-            if not self._conversation.lose(stay):
+            if not self._conversation.lose(session):
                 return
-            self._set_state(State.LOST)
+            self._set_state(ConnectionState.LOST)
             if self._on_session_lost is not None:
                 self._untold.append(partial(self._on_session_lost, error))
-        self._mark_lost(stay)
+        self._mark_lost(session)
         log.warning("session lost: %s", error)
         self._tell()
 
-    def _mark_lost(self, stay: Stay) -> None:
+    def _mark_lost(self, session: Session) -> None:
         for number, lease in list(self._leases.items()):
-            if lease._stay is stay:  # noqa: SLF001 - a lease is its tracker's
+            if lease._session is session:  # noqa: SLF001 - a lease is its tracker's
                 self._leases.pop(number, None)
                 lease.lost.set()
 
-    def _notice(self, stay: Stay, notice: Mapping[str, Any]) -> None:
+    def _notice(self, session: Session, notice: Mapping[str, Any]) -> None:
         """Take what the daemon tells about a lease."""
         lease = self._leases.get(notice.get("lease", 0))
-        if lease is None or lease._stay is not stay:  # noqa: SLF001
+        if lease is None or lease._session is not session:  # noqa: SLF001
             return
         match notice.get("notice"):
             case "should_close":
@@ -148,22 +150,22 @@ class BaseTracker(Generic[LeaseT]):
                 lease.lost.set()
                 lease.should_close.set()
 
-    def _session_opened(self, stay: Stay) -> None:
+    def _session_opened(self, session: Session) -> None:
         """A session is open, unless it was lost meanwhile."""
         with self._state_lock:
-            if not stay.lost:
-                self._set_state(State.CONNECTED)
+            if not session.lost:
+                self._set_state(ConnectionState.CONNECTED)
         self._tell()
 
     def _connection_changed(self, connected: bool) -> None:
         with self._state_lock:
-            if not connected and self._state is State.CONNECTED:
-                self._set_state(State.RECONNECTING)
-            elif connected and self._state is State.RECONNECTING:
-                self._set_state(State.CONNECTED)
+            if not connected and self._state is ConnectionState.CONNECTED:
+                self._set_state(ConnectionState.RECONNECTING)
+            elif connected and self._state is ConnectionState.RECONNECTING:
+                self._set_state(ConnectionState.CONNECTED)
         self._tell()
 
-    def _set_state(self, state: State) -> None:
+    def _set_state(self, state: ConnectionState) -> None:
         """Change the state; `_tell` tells it. Holds the lock."""
         if state is not self._state:
             self._state = state

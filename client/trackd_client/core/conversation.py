@@ -44,7 +44,7 @@ GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
 
 
 @dataclass(slots=True, eq=False)
-class Stay:
+class Session:
     """One session, from its opening to its end.
 
     Attributes:
@@ -69,7 +69,7 @@ class Request(NamedTuple):
     op: str
     seq: int
     frame: bytes
-    stay: Stay | None
+    session: Session | None
 
 
 class Conversation:
@@ -97,8 +97,8 @@ class Conversation:
         self.limits = Limits()
         self.greeted = False
         self.closed = False
-        self.stay: Stay | None = None
-        self._unopened: Stay | None = None
+        self.session: Session | None = None
+        self._unopened: Session | None = None
         self._clock = clock
         self._clock_offset = 0.0
         self._hello_sent = 0.0
@@ -126,7 +126,7 @@ class Conversation:
             raise TrackerClosed("the tracker is closed; make another")
 
     def request(
-        self, op: str, fields: Mapping[str, Any], deadline: float | None, stay: Stay | None
+        self, op: str, fields: Mapping[str, Any], deadline: float | None, session: Session | None
     ) -> Request:
         """Return a new request.
 
@@ -135,7 +135,7 @@ class Conversation:
             fields: its own fields.
             deadline: seconds of this process's CLOCK_BOOTTIME after which it is stale, or
                 None for never.
-            stay: the session that makes it, or None.
+            session: the session that makes it, or None.
 
         Raises:
             LimitExceeded: it is larger than the daemon accepts.
@@ -144,10 +144,10 @@ class Conversation:
         body: dict[str, Any] = {"op": op, **fields}
         with self._lock:
             seq = next(self._numbers)
-            if stay is not None:
-                stay.outstanding.add(seq)
-                body["token"] = stay.token
-                done = _complement(stay.outstanding, seq)
+            if session is not None:
+                session.outstanding.add(seq)
+                body["token"] = session.token
+                done = _complement(session.outstanding, seq)
                 body["done"] = done[: 2 * self.limits.max_outstanding]
         body["seq"] = seq
         if deadline is not None:
@@ -161,16 +161,16 @@ class Conversation:
                     f" {self.limits.max_frame}: send fewer proxies at a time",
                 )
         except ProtocolError as error:
-            request = Request(op, seq, b"", stay)
+            request = Request(op, seq, b"", session)
             self.settle(request)
             raise refusal(error.code, str(error)) from None
-        return Request(op, seq, frame, stay)
+        return Request(op, seq, frame, session)
 
     def settle(self, request: Request) -> None:
         """Count a request as done: its reply is here, or nobody will ever want it."""
-        if request.stay is not None:
+        if request.session is not None:
             with self._lock:
-                request.stay.outstanding.discard(request.seq)
+                request.session.outstanding.discard(request.seq)
 
     def result(self, request: Request, reply: Reply) -> dict[str, Any]:
         """Return the fields of a reply to a request, which is then done.
@@ -185,10 +185,10 @@ class Conversation:
         if code is None:
             return reply.body
         message = str(reply.body.get("message", code))
-        if code in LOST and request.stay is not None and self.closed:
+        if code in LOST and request.session is not None and self.closed:
             # Ended by our own `close`, which the daemon tells all that waited.
             raise TrackerClosed("the tracker was closed while the call was under way")
-        if code in LOST and request.stay is not None:
+        if code in LOST and request.session is not None:
             raise SessionLost(f"{message}; the next call opens a fresh session")
         raise refusal(code, message, reply.retry_after)
 
@@ -233,7 +233,7 @@ class Conversation:
         """Return a moment of the daemon's clock by this process's CLOCK_BOOTTIME."""
         return moment - self._clock_offset
 
-    def begin_stay(self) -> Stay:
+    def begin_session(self) -> Session:
         """Return the session to open: the one whose opening was not answered, or a fresh one.
 
         With the same token it is the same session, so an answer that got lost leaks nothing.
@@ -243,14 +243,14 @@ class Conversation:
         """
         self.check_usable()
         if self._unopened is None:
-            self._unopened = Stay(secrets.token_bytes(TOKEN_BYTES))
+            self._unopened = Session(secrets.token_bytes(TOKEN_BYTES))
         return self._unopened
 
-    def end_stay(self) -> Stay | None:
+    def end_session(self) -> Session | None:
         """Return the session that `close` is to end, opened or perhaps opened; else None."""
-        return self.stay or self._unopened
+        return self.session or self._unopened
 
-    def open(self, stay: Stay) -> Request:
+    def open(self, session: Session) -> Request:
         """Return the request that opens a session."""
         fields: dict[str, Any] = {
             "name": self.name,
@@ -259,24 +259,24 @@ class Conversation:
         }
         if self.cluster is not None:
             fields["cluster"] = self.cluster
-        return self.request("open", fields, None, stay)
+        return self.request("open", fields, None, session)
 
-    def take_open(self, stay: Stay, fields: Mapping[str, Any]) -> None:
+    def take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
         """Learn that a session is open."""
-        stay.id = int(fields.get("session", 0))
+        session.id = int(fields.get("session", 0))
         ttl = fields.get("heartbeat_ttl")
-        stay.heartbeat_ttl = float(ttl) if isinstance(ttl, int | float) else None
-        self.stay = stay
+        session.heartbeat_ttl = float(ttl) if isinstance(ttl, int | float) else None
+        self.session = session
         self._unopened = None
 
-    def lose(self, stay: Stay) -> bool:
+    def lose(self, session: Session) -> bool:
         """Note that a session is gone; tell whether that is news."""
         with self._lock:
-            news = not stay.lost
-            stay.lost = True
-            if self.stay is stay:
-                self.stay = None
-            if self._unopened is stay:
+            news = not session.lost
+            session.lost = True
+            if self.session is session:
+                self.session = None
+            if self._unopened is session:
                 self._unopened = None
         return news
 

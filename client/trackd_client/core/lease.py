@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from trackd_client.core.conversation import Stay
+from trackd_client.core.conversation import Session
 from trackd_client.errors import SessionLost
 from trackd_client.wire.clock import boottime
 
@@ -26,10 +26,10 @@ class BaseLease:
     lost: Settable
     should_close: Settable
 
-    def __init__(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> None:
+    def __init__(self, session: Session, fields: Mapping[str, Any], claim_by: float | None) -> None:
         self.id: int = fields["lease"]
         self.claimed_name: str | None = fields.get("name")
-        self._stay = stay
+        self._session = session
         self._claim_by = claim_by
         self._released = False
         #: Whether an administrator has taken it. Its tunnel is to be closed, and not adopted.
@@ -59,7 +59,7 @@ class BaseLease:
         Raises:
             SessionLost: the session that owned the lease is gone.
         """
-        if self._stay.lost:
+        if self._session.lost:
             raise SessionLost(f"lease {self.id} is gone with the session that owned it")
         if self._released:
             return None

@@ -23,7 +23,7 @@ from trackd_client.core.conversation import (
     RESEND_SECONDS,
     Conversation,
     Request,
-    Stay,
+    Session,
     read_reply,
 )
 from trackd_client.errors import PASSING, SessionLost, TrackdError
@@ -68,20 +68,20 @@ class Keeper:
         self._errands: dict[int, Errand] = {}
         self._heartbeat_at = math.inf
 
-    def keep(self, stay: Stay) -> None:
+    def keep(self, session: Session) -> None:
         """Look after a session that has just been opened."""
         self._heartbeat_at = math.inf
-        if stay.heartbeat_ttl is not None:
-            self._heartbeat_at = boottime() + stay.heartbeat_ttl / HEARTBEATS
-        self._send("watch_session", {}, stay, pause=math.inf)
+        if session.heartbeat_ttl is not None:
+            self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
+        self._send("watch_session", {}, session, pause=math.inf)
 
-    def cancel(self, request: Request, stay: Stay) -> None:
+    def cancel(self, request: Request, session: Session) -> None:
         """Have whatever a request was granted taken back."""
-        self._send("cancel", {"target": request.seq}, stay, settles=request)
+        self._send("cancel", {"target": request.seq}, session, settles=request)
 
-    def release(self, lease: int, stay: Stay) -> None:
+    def release(self, lease: int, session: Session) -> None:
         """Have a lease released."""
-        self._send("release", {"lease": lease}, stay)
+        self._send("release", {"lease": lease}, session)
 
     def stop(self) -> None:
         """End the thread; what is not delivered by then ends with the session."""
@@ -99,13 +99,13 @@ class Keeper:
         self,
         op: str,
         fields: Mapping[str, Any],
-        stay: Stay,
+        session: Session,
         *,
         settles: Request | None = None,
         pause: float = RESEND_SECONDS,
     ) -> None:
         """Take an errand, and see that the thread runs and looks."""
-        request = self._conversation.request(op, fields, None, stay)
+        request = self._conversation.request(op, fields, None, session)
         with self._lock:
             if self._stopping:
                 return
@@ -150,15 +150,15 @@ class Keeper:
     def _heartbeat(self) -> None:
         if boottime() < self._heartbeat_at:
             return
-        stay = self._conversation.stay
-        if stay is None or stay.heartbeat_ttl is None:
+        session = self._conversation.session
+        if session is None or session.heartbeat_ttl is None:
             self._heartbeat_at = math.inf
             return
-        self._heartbeat_at = boottime() + stay.heartbeat_ttl / HEARTBEATS
+        self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
         with self._lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
         if not waits:
-            self._send("heartbeat", {}, stay)
+            self._send("heartbeat", {}, session)
 
     def _send_due(self, connection: Connection) -> None:
         now = boottime()
@@ -187,18 +187,18 @@ class Keeper:
             errand = self._errands.pop(reply.seq, None)
         if errand is None:
             return
-        stay = errand.request.stay
-        assert stay is not None
+        session = errand.request.session
+        assert session is not None
         if errand.settles is not None:
             self._conversation.settle(errand.settles)
         try:
             body = self._conversation.result(errand.request, reply)
         except SessionLost as error:
-            self._tracker._lose(stay, error)
+            self._tracker._lose(session, error)
             return
         except TrackdError:
             return  # it cannot be done, or not by this daemon; trying again would not help
         if errand.request.op == "watch_session":
-            self._send("watch_session", {}, stay, pause=math.inf)
+            self._send("watch_session", {}, session, pause=math.inf)
             for notice in body.get("notices", ()):
-                self._tracker._notice(stay, notice)
+                self._tracker._notice(session, notice)

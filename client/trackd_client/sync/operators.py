@@ -36,14 +36,14 @@ class Operations(BaseTracker[LeaseT]):
     _connections: Connections
 
     @abstractmethod
-    def _call(self, op: str, fields: Mapping[str, Any], *, session: bool = True) -> Any:
+    def _call(self, op: str, fields: Mapping[str, Any], *, in_session: bool = True) -> Any:
         """Make one request and return the fields of its reply."""
 
     # -- how things stand ------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Return the daemon's counts."""
-        return own_fields(self._call("status", {}, session=False))
+        return own_fields(self._call("status", {}, in_session=False))
 
     def explain(self, name: str | None = None) -> dict[str, Any]:
         """Return why a lease would be granted or refused now, or all that is known of a proxy.
@@ -52,19 +52,19 @@ class Operations(BaseTracker[LeaseT]):
             name: of the proxy, or any of its principals.
         """
         fields = {} if name is None else {"name": name}
-        return own_fields(self._call("explain", fields, session=False))
+        return own_fields(self._call("explain", fields, in_session=False))
 
     def ping(self) -> None:
         """Return when the daemon has answered."""
-        self._call("ping", {}, session=False)
+        self._call("ping", {}, in_session=False)
 
     def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
-        return own_fields(self._call("metrics", {}, session=False))
+        return own_fields(self._call("metrics", {}, in_session=False))
 
     def config(self) -> dict[str, Any]:
         """Return the daemon's `settings`."""
-        return own_fields(self._call("config", {}, session=False))
+        return own_fields(self._call("config", {}, in_session=False))
 
     # -- who and what ----------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Operations(BaseTracker[LeaseT]):
         try:
             ask = next(asks)
             while True:
-                ask = asks.send(self._call(ask.op, ask.fields, session=False))
+                ask = asks.send(self._call(ask.op, ask.fields, in_session=False))
         except StopIteration as end:
             return own_fields(end.value)
 
@@ -228,7 +228,7 @@ class Operations(BaseTracker[LeaseT]):
         """
         while True:
             try:
-                fields: dict[str, Any] = self._call(ask.op, ask.fields, session=False)
+                fields: dict[str, Any] = self._call(ask.op, ask.fields, in_session=False)
             except InvalidRequest:
                 if not ask.refusable:
                     raise

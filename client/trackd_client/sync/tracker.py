@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
-from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Stay, read_reply
+from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Session, read_reply
 from trackd_client.core.discovery import parse_discovery
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.sockets import unanswered
@@ -57,9 +57,9 @@ class Lease(BaseLease):
     should_close: Flag
 
     def __init__(
-        self, tracker: Tracker, stay: Stay, fields: Mapping[str, Any], claim_by: float | None
+        self, tracker: Tracker, session: Session, fields: Mapping[str, Any], claim_by: float | None
     ) -> None:
-        super().__init__(stay, fields, claim_by)
+        super().__init__(session, fields, claim_by)
         self.lost = Flag()
         self.should_close = Flag()
         self._tracker = tracker
@@ -83,7 +83,7 @@ class Lease(BaseLease):
         fields = self._claim_fields(principals)
         if fields is None:
             return False
-        return self._take_claim(self._tracker._call("claim", fields, stay=self._stay))  # noqa: SLF001
+        return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
 
     def is_claimed(self, *principals: str) -> bool:
         """Tell whether a lease holds the proxy that is being dialled.
@@ -212,13 +212,13 @@ class Tracker(Operations[Lease]):
                 return
             conversation.check_usable()
             conversation.closed = True
-        stay = conversation.end_stay()
-        if stay is not None and conversation.lose(stay):
-            self._mark_lost(stay)
+        session = conversation.end_session()
+        if session is not None and conversation.lose(session):
+            self._mark_lost(session)
         self._keeper.stop()
-        if stay is not None:
+        if session is not None:
             with suppress(TrackdError), self._connections.lend() as connection:
-                request = conversation.request("close", {}, None, stay)
+                request = conversation.request("close", {}, None, session)
                 self._exchange(connection, request, boottime() + min(self.timeout, CLOSE_SECONDS))
         self._connections.close()
 
@@ -255,10 +255,10 @@ class Tracker(Operations[Lease]):
         op: str,
         fields: Mapping[str, Any],
         *,
-        session: bool = True,
-        stay: Stay | None = None,
+        in_session: bool = True,
+        session: Session | None = None,
         deadline: float | None = BY_TIMEOUT,
-        take: Callable[[Stay, dict[str, Any]], Any] | None = None,
+        take: Callable[[Session, dict[str, Any]], Any] | None = None,
         parks: bool = False,
         never_stale: bool = False,
         wake: Wake | None = None,
@@ -268,8 +268,8 @@ class Tracker(Operations[Lease]):
         Args:
             op: the operation.
             fields: its own fields.
-            session: whether it is made within the session.
-            stay: the session that it must be made in; None for the present one.
+            in_session: whether it is made within the session.
+            session: the session that it must be made in; None for the present one.
             deadline: seconds of CLOCK_BOOTTIME, None for never; without it, `timeout` from now.
             take: makes the result of the reply, before the connection is free for others.
             parks: whether the daemon may leave it waiting, so that it is not sent again
@@ -285,12 +285,12 @@ class Tracker(Operations[Lease]):
         with self._connections.lend(wake) as connection:
             if not self._conversation.greeted:
                 self._greet(connection, begin_by)
-            if session and stay is None:
-                stay = self._open_stay(connection, begin_by)
+            if in_session and session is None:
+                session = self._open_session(connection, begin_by)
             stale = None if never_stale else deadline
-            request = self._conversation.request(op, fields, stale, stay)
+            request = self._conversation.request(op, fields, stale, session)
             answer = self._exchange(connection, request, deadline, parks=parks)
-            return answer if take is None or stay is None else take(stay, answer)
+            return answer if take is None or session is None else take(session, answer)
 
     def _exchange(
         self,
@@ -316,7 +316,7 @@ class Tracker(Operations[Lease]):
                     if reply is not None and reply.seq == request.seq:
                         return self._conversation.result(request, reply)
                     if reply is not None:
-                        self._stray(request.stay, reply.body)
+                        self._stray(request.session, reply.body)
                 elif happened is Happened.WOKEN:
                     raise TrackerClosed("the tracker was closed while the call was under way")
                 elif happened is Happened.RECONNECTED or (
@@ -331,8 +331,8 @@ class Tracker(Operations[Lease]):
                 ends = [moment for moment in (deadline, resend) if moment is not None]
                 happened, frame = connection.wait(min(ends) - now if ends else None)
         except SessionLost as error:
-            if request.stay is not None:
-                self._lose(request.stay, error)
+            if request.session is not None:
+                self._lose(request.session, error)
             raise
         except Refused:
             raise
@@ -350,49 +350,51 @@ class Tracker(Operations[Lease]):
 
     def _give_up(self, request: Request) -> None:
         """Want a request's reply no more; what it may have been granted is taken back."""
-        stay = request.stay
-        if stay is None or stay.lost or request.op not in GRANTING:
+        session = request.session
+        if session is None or session.lost or request.op not in GRANTING:
             self._conversation.settle(request)
             return
-        self._keeper.cancel(request, stay)
+        self._keeper.cancel(request, session)
 
     def _greet(self, connection: Connection, deadline: float | None) -> None:
         hello = self._conversation.hello()
         self._conversation.take_hello(self._exchange(connection, hello, deadline))
 
-    def _open_stay(self, connection: Connection, deadline: float | None) -> Stay:
+    def _open_session(self, connection: Connection, deadline: float | None) -> Session:
         """Return the session, opened if there is none; one thread opens, the others wait."""
-        stay = self._conversation.stay
-        if stay is not None:
-            return stay
+        session = self._conversation.session
+        if session is not None:
+            return session
         wait = -1 if deadline is None else max(0.0, deadline - boottime())
         if not self._opening.acquire(timeout=wait):
             raise self._unanswered(connection, "open", self.timeout)
         try:
-            stay = self._conversation.stay
-            if stay is None:
-                stay = self._conversation.begin_stay()
-                request = self._conversation.open(stay)
+            session = self._conversation.session
+            if session is None:
+                session = self._conversation.begin_session()
+                request = self._conversation.open(session)
                 fields = self._exchange(connection, request, deadline)
-                self._conversation.take_open(stay, fields)
-                self._keeper.keep(stay)
-                self._session_opened(stay)
-            return stay
+                self._conversation.take_open(session, fields)
+                self._keeper.keep(session)
+                self._session_opened(session)
+            return session
         finally:
             self._opening.release()
 
-    def _make_lease(self, stay: Stay, fields: Mapping[str, Any], claim_by: float | None) -> Lease:
-        return Lease(self, stay, fields, claim_by)
+    def _make_lease(
+        self, session: Session, fields: Mapping[str, Any], claim_by: float | None
+    ) -> Lease:
+        return Lease(self, session, fields, claim_by)
 
     def _release(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)
-        stay = lease._stay  # noqa: SLF001 - one module
+        session = lease._session  # noqa: SLF001 - one module
         fields = {"lease": lease.id}
         try:
-            self._call("release", fields, stay=stay, never_stale=True)
+            self._call("release", fields, session=session, never_stale=True)
         except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
-            self._keeper.release(lease.id, stay)
+            self._keeper.release(lease.id, session)
         except SessionLost:
             pass
         except TrackerClosed:
@@ -401,10 +403,10 @@ class Tracker(Operations[Lease]):
 
     def _release_later(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)
-        self._keeper.release(lease.id, lease._stay)  # noqa: SLF001 - one module
+        self._keeper.release(lease.id, lease._session)  # noqa: SLF001 - one module
 
-    def _stray(self, stay: Stay | None, fields: Mapping[str, Any]) -> None:
+    def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
         """Look at a reply that nobody waits for: a grant in it is given back."""
         number = self._unwanted_grant(fields)
-        if stay is not None and number is not None:
-            self._keeper.release(number, stay)
+        if session is not None and number is not None:
+            self._keeper.release(number, session)

@@ -11,7 +11,7 @@ from helpers.protocol_document import Message, messages, pack, sections, shown, 
 from trackd.operations.agents import FEATURES
 from trackd.operations.dispatch import OPERATIONS as ALL_OPERATIONS
 from trackd.operations.operation import PROBE
-from trackd_client.core.conversation import Conversation, Request, Stay
+from trackd_client.core.conversation import Conversation, Request, Session
 from trackd_client.errors import Code, TrackdError
 from trackd_client.wire import protocol
 from trackd_client.wire.errors import ProtocolError
@@ -103,8 +103,8 @@ def test_our_client_sends_the_bytes_of_the_requests(
         labels=opening["labels"],
         clock=lambda: clock,
     )
-    stay = talk.begin_stay()
-    stay.token = opening["token"]
+    session = talk.begin_session()
+    session.token = opening["token"]
     asked: dict[int, Request] = {}
     for message in said:
         if message.value[0] != VERSION:
@@ -112,27 +112,27 @@ def test_our_client_sends_the_bytes_of_the_requests(
         if message.kind == NOTICE:
             continue
         if message.kind == REPLY:
-            hear(talk, stay, asked, message)
+            hear(talk, session, asked, message)
             continue
         seq = message.body["seq"]
         if seq not in asked:
-            asked[seq] = ask(talk, stay, message)
+            asked[seq] = ask(talk, session, message)
         assert asked[seq].frame == message.frame, message.name
 
 
-def ask(talk: Conversation, stay: Stay, message: Message) -> Request:
+def ask(talk: Conversation, session: Session, message: Message) -> Request:
     """Have our client make the request that the document shows."""
     body = message.body
     if body["op"] == "hello":
         return talk.hello()
     if body["op"] == "open":
-        return talk.open(stay)
+        return talk.open(session)
     fields = {field: value for field, value in body.items() if field not in COMMON_REQUEST}
     deadline = talk.local(body["deadline"]) if "deadline" in body else None
-    return talk.request(body["op"], fields, deadline, stay if "token" in body else None)
+    return talk.request(body["op"], fields, deadline, session if "token" in body else None)
 
 
-def hear(talk: Conversation, stay: Stay, asked: dict[int, Request], message: Message) -> None:
+def hear(talk: Conversation, session: Session, asked: dict[int, Request], message: Message) -> None:
     """Have our client take the reply that the document shows."""
     reply = decode_reply(message.frame)
     assert reply is not None
@@ -144,7 +144,7 @@ def hear(talk: Conversation, stay: Stay, asked: dict[int, Request], message: Mes
         if request.op == "hello":
             talk.take_hello(fields)
         elif request.op == "open":
-            talk.take_open(stay, fields)
+            talk.take_open(session, fields)
         elif request.op == "cancel":
             body = decode(request.frame)
             assert body is not None

@@ -134,7 +134,7 @@ def _versions(status: dict[str, Any]) -> Iterator[Finding]:
 
 def _clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
     """Compare the daemon's clocks with those of this process."""
-    hello = tracker._call("hello", {}, session=False)  # noqa: SLF001 - the package's own
+    hello = tracker._call("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
     clock = hello["clock"]
     offset = clock - boottime()
     if abs(offset) > _CLOCK_SECONDS:
@@ -154,7 +154,7 @@ def _wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Fi
     if not status.get("history"):
         return
     revision = max(0, status["revision"] - 1)
-    events = tracker._call("log", {"after": revision, "limit": 1}, session=False)["events"]  # noqa: SLF001
+    events = tracker._call("log", {"after": revision, "limit": 1}, in_session=False)["events"]  # noqa: SLF001
     if not events:
         return
     _, then, wall, *_ = events[0]

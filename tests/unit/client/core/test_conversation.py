@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trackd_client import __version__
-from trackd_client.core.conversation import Conversation, Request, Stay, read_reply
+from trackd_client.core.conversation import Conversation, Request, Session, read_reply
 from trackd_client.errors import (
     Code,
     DaemonFailed,
@@ -46,12 +46,12 @@ def conversation(
     return Conversation(cluster=cluster, name=name, labels=labels, clock=clock)
 
 
-def opened(talk: Conversation) -> Stay:
+def opened(talk: Conversation) -> Session:
     """Open a session whose requests are all done, and return it."""
-    stay = talk.begin_stay()
-    request = talk.open(stay)
-    talk.take_open(stay, talk.result(request, ok(request, session=1, heartbeat_ttl=None)))
-    return stay
+    session = talk.begin_session()
+    request = talk.open(session)
+    talk.take_open(session, talk.result(request, ok(request, session=1, heartbeat_ttl=None)))
+    return session
 
 
 def body_of(request: Request) -> dict[str, Any]:
@@ -62,8 +62,10 @@ def body_of(request: Request) -> dict[str, Any]:
     return body
 
 
-def ask(talk: Conversation, stay: Stay | None, op: str = "heartbeat", **fields: Any) -> Request:
-    return talk.request(op, fields, None, stay)
+def ask(
+    talk: Conversation, session: Session | None, op: str = "heartbeat", **fields: Any
+) -> Request:
+    return talk.request(op, fields, None, session)
 
 
 def ok(request: Request, **fields: Any) -> Reply:
@@ -80,8 +82,14 @@ def error(request: Request, code: str, **fields: Any) -> Reply:
 def test_numbers_count_up_from_1_whoever_asks() -> None:
     talk = conversation()
     hello = talk.hello()
-    stay = talk.begin_stay()
-    requests = [hello, talk.open(stay), ask(talk, stay), ask(talk, None, "ping"), ask(talk, stay)]
+    session = talk.begin_session()
+    requests = [
+        hello,
+        talk.open(session),
+        ask(talk, session),
+        ask(talk, None, "ping"),
+        ask(talk, session),
+    ]
     assert [request.seq for request in requests] == [1, 2, 3, 4, 5]
     assert [body_of(request)["seq"] for request in requests] == [1, 2, 3, 4, 5]
 
@@ -92,11 +100,11 @@ def test_a_request_without_a_session_carries_neither_token_nor_done() -> None:
 
 def test_a_request_of_a_session_carries_its_token_and_what_is_done() -> None:
     talk = conversation()
-    stay = opened(talk)
-    assert body_of(ask(talk, stay, lease=7)) == {
+    session = opened(talk)
+    assert body_of(ask(talk, session, lease=7)) == {
         "op": "heartbeat",
         "lease": 7,
-        "token": stay.token,
+        "token": session.token,
         "done": [1, 1],
         "seq": 2,
     }
@@ -104,20 +112,20 @@ def test_a_request_of_a_session_carries_its_token_and_what_is_done() -> None:
 
 def test_the_first_request_of_all_has_nothing_done() -> None:
     talk = conversation()
-    assert body_of(talk.open(talk.begin_stay()))["done"] == []
+    assert body_of(talk.open(talk.begin_session()))["done"] == []
 
 
 def test_requests_that_wait_leave_gaps_in_what_is_done() -> None:
     talk = conversation()
-    stay = opened(talk)
-    first, second, third = (ask(talk, stay) for _ in range(3))  # 2, 3, 4
+    session = opened(talk)
+    first, second, third = (ask(talk, session) for _ in range(3))  # 2, 3, 4
     assert body_of(third)["done"] == [1, 1]
     talk.settle(second)
-    assert body_of(ask(talk, stay))["done"] == [1, 1, 3, 3]  # 5
+    assert body_of(ask(talk, session))["done"] == [1, 1, 3, 3]  # 5
     talk.settle(third)
-    assert body_of(ask(talk, stay))["done"] == [1, 1, 3, 4]  # 6
+    assert body_of(ask(talk, session))["done"] == [1, 1, 3, 4]  # 6
     talk.settle(first)
-    assert body_of(ask(talk, stay))["done"] == [1, 4]  # 7: 5 and 6 wait
+    assert body_of(ask(talk, session))["done"] == [1, 4]  # 7: 5 and 6 wait
 
 
 def test_numbers_of_no_session_or_another_one_are_done_with() -> None:
@@ -126,25 +134,25 @@ def test_numbers_of_no_session_or_another_one_are_done_with() -> None:
     ask(talk, lost)  # 2, never answered
     ask(talk, None, "ping")  # 3, never answered
     talk.lose(lost)
-    stay = talk.begin_stay()
-    assert body_of(talk.open(stay))["done"] == [1, 3]
+    session = talk.begin_session()
+    assert body_of(talk.open(session))["done"] == [1, 3]
 
 
 def test_a_request_that_is_settled_twice_is_done_once() -> None:
     talk = conversation()
-    stay = opened(talk)
-    request = ask(talk, stay)
+    session = opened(talk)
+    request = ask(talk, session)
     talk.settle(request)
     talk.settle(request)
-    assert body_of(ask(talk, stay))["done"] == [1, 2]
+    assert body_of(ask(talk, session))["done"] == [1, 2]
 
 
 def test_what_cannot_be_sent_is_done_at_once() -> None:
     talk = conversation()
-    stay = opened(talk)
+    session = opened(talk)
     with pytest.raises(InvalidRequest, match="cannot be sent"):
-        ask(talk, stay, count=2**64)
-    assert body_of(ask(talk, stay))["done"] == [1, 2]
+        ask(talk, session, count=2**64)
+    assert body_of(ask(talk, session))["done"] == [1, 2]
 
 
 class Done(RuleBasedStateMachine):
@@ -158,12 +166,12 @@ class Done(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.stay = opened(self.talk)
+        self.session = opened(self.talk)
         self.last = 1
 
     @rule(within=st.booleans())
     def ask(self, within: bool) -> None:
-        request = ask(self.talk, self.stay if within else None)
+        request = ask(self.talk, self.session if within else None)
         self.last += 1
         assert request.seq == self.last
         if within:
@@ -189,7 +197,7 @@ class Done(RuleBasedStateMachine):
     @invariant()
     def numbers_are_kept_while_they_wait(self) -> None:
         if self.last:
-            assert self.stay.outstanding == {request.seq for request in self.outstanding}
+            assert self.session.outstanding == {request.seq for request in self.outstanding}
 
 
 TestDone = Done.TestCase
@@ -199,22 +207,22 @@ TestDone = Done.TestCase
 
 
 def test_a_session_has_a_token_of_its_own() -> None:
-    tokens = [conversation().begin_stay().token for _ in range(100)]
+    tokens = [conversation().begin_session().token for _ in range(100)]
     assert all(len(token) == TOKEN_BYTES for token in tokens)
     assert len(set(tokens)) == 100
 
 
 def test_a_session_whose_opening_was_not_answered_is_opened_with_the_same_token() -> None:
     talk = conversation()
-    stay = talk.begin_stay()
-    talk.settle(talk.open(stay))
-    assert talk.begin_stay() is stay
-    assert talk.end_stay() is stay, "the daemon may have opened it"
+    session = talk.begin_session()
+    talk.settle(talk.open(session))
+    assert talk.begin_session() is session
+    assert talk.end_session() is session, "the daemon may have opened it"
 
 
 def test_opening_tells_who_asks_and_which_cluster_is_meant() -> None:
     talk = conversation(cluster="example.com", name="agent-1", labels={"unit": "agent@1"})
-    body = body_of(talk.open(talk.begin_stay()))
+    body = body_of(talk.open(talk.begin_session()))
     assert {name: body[name] for name in ("op", "name", "version", "labels", "cluster")} == {
         "op": "open",
         "name": "agent-1",
@@ -226,7 +234,7 @@ def test_opening_tells_who_asks_and_which_cluster_is_meant() -> None:
 
 def test_opening_names_no_cluster_when_any_will_do() -> None:
     talk = conversation()
-    body = body_of(talk.open(talk.begin_stay()))
+    body = body_of(talk.open(talk.begin_session()))
     assert "cluster" not in body
     assert (body["name"], body["labels"]) == ("", {})
 
@@ -234,22 +242,22 @@ def test_opening_names_no_cluster_when_any_will_do() -> None:
 @pytest.mark.parametrize(("told", "ttl"), [(None, None), (30, 30.0), (0.5, 0.5)])
 def test_an_open_session_has_a_number_and_perhaps_a_time_to_live(told: Any, ttl: Any) -> None:
     talk = conversation()
-    stay = talk.begin_stay()
-    talk.take_open(stay, {"session": 7, "heartbeat_ttl": told})
-    assert talk.stay is stay
-    assert talk.end_stay() is stay
-    assert (stay.id, stay.heartbeat_ttl) == (7, ttl)
+    session = talk.begin_session()
+    talk.take_open(session, {"session": 7, "heartbeat_ttl": told})
+    assert talk.session is session
+    assert talk.end_session() is session
+    assert (session.id, session.heartbeat_ttl) == (7, ttl)
 
 
 def test_a_session_is_lost_once_and_the_next_one_is_another() -> None:
     talk = conversation()
-    stay = opened(talk)
-    assert talk.lose(stay)
-    assert stay.lost
-    assert talk.stay is None
-    assert talk.end_stay() is None
-    assert not talk.lose(stay), "it is no news any more"
-    assert talk.begin_stay().token != stay.token
+    session = opened(talk)
+    assert talk.lose(session)
+    assert session.lost
+    assert talk.session is None
+    assert talk.end_session() is None
+    assert not talk.lose(session), "it is no news any more"
+    assert talk.begin_session().token != session.token
 
 
 def test_losing_an_old_session_leaves_the_present_one_alone() -> None:
@@ -258,15 +266,15 @@ def test_losing_an_old_session_leaves_the_present_one_alone() -> None:
     talk.lose(old)
     present = opened(talk)
     talk.lose(old)
-    assert talk.stay is present
+    assert talk.session is present
     assert not present.lost
 
 
 def test_a_session_that_could_not_be_opened_is_not_opened_again() -> None:
     talk = conversation()
-    stay = talk.begin_stay()
-    talk.lose(stay)
-    assert talk.begin_stay() is not stay
+    session = talk.begin_session()
+    talk.lose(session)
+    assert talk.begin_session() is not session
 
 
 # -- replies -----------------------------------------------------------------------------
@@ -274,10 +282,10 @@ def test_a_session_that_could_not_be_opened_is_not_opened_again() -> None:
 
 def test_a_reply_gives_its_fields_and_makes_its_request_done() -> None:
     talk = conversation()
-    stay = opened(talk)
-    request = ask(talk, stay, "try_acquire")
+    session = opened(talk)
+    request = ask(talk, session, "try_acquire")
     assert talk.result(request, ok(request, lease=3))["lease"] == 3
-    assert not stay.outstanding
+    assert not session.outstanding
 
 
 ERRORS: dict[str, type[TrackdError]] = {
@@ -305,12 +313,12 @@ def test_every_code_has_an_error() -> None:
 @pytest.mark.parametrize(("code", "kind"), ERRORS.items())
 def test_a_refusal_raises_the_error_of_its_code(code: str, kind: type[TrackdError]) -> None:
     talk = conversation()
-    stay = opened(talk)
-    request = ask(talk, stay)
+    session = opened(talk)
+    request = ask(talk, session)
     with pytest.raises(kind, match=f"because of {code}") as caught:
         talk.result(request, error(request, code, retry_after=1.5))
     assert type(caught.value) is kind
-    assert not stay.outstanding, "a refusal is an answer"
+    assert not session.outstanding, "a refusal is an answer"
     if isinstance(caught.value, Refused):
         assert (caught.value.code, caught.value.retry_after) == (code, 1.5)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
-from trackd_client.core.conversation import Stay
+from trackd_client.core.conversation import Session
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.pool_core import Dial, PoolCore, proxies_in
 from trackd_client.errors import DaemonAbsent, StoreUnavailable
@@ -26,7 +26,7 @@ class BareLease(BaseLease):
     should_close: Flag
 
     def __init__(self, number: int) -> None:
-        super().__init__(Stay(b""), {"lease": number}, None)
+        super().__init__(Session(b""), {"lease": number}, None)
         self.lost = Flag()
         self.should_close = Flag()
 
