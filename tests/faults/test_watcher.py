@@ -22,7 +22,7 @@ import pytest
 from helpers.agents import Agent
 from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
 from trackd.actors import watcher as watcher_module
-from trackd.actors.messages import Ping, ProcessExited, Unwatch, Watch
+from trackd.actors.messages import Ping, ProcessExited, UnwatchProcess, WatchProcess
 from trackd.actors.watcher import PidfdInbox, ProcessWatcher
 from trackd.host.processes import start_time
 from trackd.sessions.identity import Process
@@ -58,11 +58,11 @@ class Watching:
         self.watcher = ProcessWatcher.start(lambda *_: None, self.listener)
 
     def watch(self, process: Process) -> None:
-        self.watcher.tell(Watch(process))
+        self.watcher.tell(WatchProcess(process))
         self.watcher.ask(Ping(), timeout=PATIENCE)
 
     def unwatch(self, process: Process) -> None:
-        self.watcher.tell(Unwatch(process))
+        self.watcher.tell(UnwatchProcess(process))
         self.watcher.ask(Ping(), timeout=PATIENCE)
 
     def exited(self) -> Process:

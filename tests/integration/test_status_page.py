@@ -95,14 +95,14 @@ def say(page: Page, words: str) -> None:
 
 def test_the_page_shows_what_happens_while_it_happens(open_page: Open, tracker: Tracker) -> None:
     page = open_page()
-    say(page, "No proxy is known: the first dial brings gossip")
+    say(page, "No proxy is known yet; the first dial brings gossip")
     tracker.track_expected(*(Proxy(f"p{number}", "g", 7) for number in (1, 2, 10)))
-    say(page, "3 wanted, and nobody dials")
+    say(page, "3 of 3 proxies have no tunnel; no agent is dialling")
     assert cells(page, "missing") == 3
     assert page.text("#groups h3") == "g"
     lease = tracker.try_acquire()
     assert lease is not None
-    say(page, "3 wanted, 1 being dialled")
+    say(page, "3 of 3 proxies have no tunnel; 1 agent is dialling")
     assert lease.claim("p10")
     page.wait_for("document.querySelectorAll('.cells .cell.claimed').length === 1")
     assert names(page) == ["p1", "p2", "p10"], "in the order that people expect"
@@ -112,7 +112,7 @@ def test_the_page_shows_what_happens_while_it_happens(open_page: Open, tracker: 
     assert str(os.getpid()) in row
     for name in ("p1", "p2"):
         assert tracker.adopt(name)
-    say(page, "Every wanted proxy is claimed")
+    say(page, "All 3 proxies have a tunnel")
     assert page.get("document.title") == "3/3 example.com · trackd"
     assert page.get("document.querySelector('#bar-claimed').style.width") == "100%"
     events = page.text("#events")
@@ -120,7 +120,9 @@ def test_the_page_shows_what_happens_while_it_happens(open_page: Open, tracker: 
     assert "lease 1 granted to session" in events
     lease.release()
     page.wait_for("document.querySelectorAll('.cells .cell.missing').length === 1")
-    page.wait_for("document.querySelector('#events').innerText.includes('p10 free again')")
+    page.wait_for(
+        "document.querySelector('#events').innerText.includes('p10: released by its agent')"
+    )
     page.wait_for("Number(document.querySelector('#rate-claims b').dataset?.text) !== null")
     assert page.get("document.querySelector('#rate-grants path.line').getAttribute('d')")
 
@@ -153,7 +155,7 @@ def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
 ) -> None:
     tracker.track_expected(Proxy("p1"))
     page = open_page()
-    say(page, "1 wanted, and nobody dials")
+    say(page, "1 of 1 proxy has no tunnel; no agent is dialling")
     tcp.daemon.kill()
     page.wait_for("document.querySelector('#link').innerText.startsWith('no answer')")
     assert page.get("document.querySelector('main').classList.contains('stale')")
@@ -163,7 +165,7 @@ def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
     page.wait_for("document.querySelector('#link').innerText === 'live'")
     page.wait_for("document.querySelector('#events').innerText.includes('daemon started')")
     assert tracker.adopt("p1")
-    say(page, "Every wanted proxy is claimed")
+    say(page, "The only proxy has a tunnel")
     browser.complaints[:] = [
         each for each in browser.complaints if "ERR_CONNECTION_REFUSED" not in str(each)
     ]
@@ -190,7 +192,7 @@ def test_why_proxies_are_missing_is_said_as_far_as_it_is_known(
     met = "Of the last 21 claims, 20 met a proxy that has a tunnel already, most often p1 (20)."
     page.wait_for(f"{why}.includes('{met}')")
     assert tracker.adopt("p2")
-    say(page, "Every wanted proxy is claimed")
+    say(page, "All 2 proxies have a tunnel")
     assert page.text("#why") == ""
 
 

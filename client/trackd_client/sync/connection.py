@@ -27,6 +27,7 @@ from trackd_client.core.sockets import (
     read_monitor,
 )
 from trackd_client.errors import TrackerClosed
+from trackd_client.wire.frames import fast_send
 
 #: Milliseconds that a call waits for its reply alone, deaf to all else.
 _SOON_MS: Final = 20
@@ -84,8 +85,7 @@ class Connection:
         self._socket = context.socket(zmq.DEALER)
         self._monitor = configure(self._socket)
         self._socket.rcvtimeo = _SOON_MS
-        # What stands below pyzmq's layer in Python, which does nothing here and costs as much.
-        self._send_frame = super(zmq.Socket, self._socket).send
+        self._send_frame = fast_send(self._socket)
         self._socket.connect(endpoint)
         self._poller = zmq.Poller()
         for waited in (self._socket, self._monitor, self._wake_fd):

@@ -1,11 +1,10 @@
 """RouterMailbox: a ZeroMQ ROUTER as the inbox of the TrackerActor.
 
-pykka asks an actor class for its inbox (`_create_actor_inbox`, the hook for new actor
-types). This one receives from a ROUTER, so that a request of a remote agent is an ordinary
-pykka *ask*: the envelope's message is a `Call`, and its reply handle is that same `Call`,
-which answers the peer. Actors of this process put into a local queue and wake the one
-blocking receive through an inproc DEALER. So all messages have one order, and one thread
-handles them.
+This inbox (`trackd.actors.inbox` has the others) receives from a ROUTER, so that a request of
+a remote agent is an ordinary pykka *ask*: the envelope's message is a `Call`, and its reply
+handle is that same `Call`, which replies to the peer. Actors of this process put into a local
+queue and wake the one blocking receive through an inproc DEALER. So all messages have one
+order, and one thread handles them.
 
 Messages come in *batches*: what has arrived, up to a bound. Before the mailbox receives
 again it calls `end_batch`, which commits, and then `flush` sends what the batch answered.
@@ -25,21 +24,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
-from pykka._envelope import Envelope
 
+from trackd.actors.inbox import Envelope
 from trackd.host.processes import PeerCache
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count
 from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.frames import fast_send
 from trackd_client.wire.protocol import FRAME_SLACK, REQUEST, decode
-
-if TYPE_CHECKING:
-    pass
 
 #: Requests received before their batch is committed and answered.
 BATCH = 128
@@ -107,8 +104,7 @@ class RouterMailbox:
         wake_endpoint = f"inproc://mailbox-{next(_numbers)}"
         self._router.bind(wake_endpoint)
         self._wake.connect(wake_endpoint)
-        # What stands below pyzmq's layer in Python, which does nothing here and costs as much.
-        self._send_frame = super(zmq.Socket, self._router).send
+        self._send_frame = fast_send(self._router)
 
     def put(self, envelope: Envelope[Any], /) -> None:
         """Add a message of this process. Never blocks; wake-ups are coalesced."""
@@ -120,7 +116,7 @@ class RouterMailbox:
                 self._wake.send(b"", zmq.DONTWAIT)
 
     def empty(self) -> bool:
-        """Tell whether the local queue is empty; remote requests are not left to a teardown."""
+        """Return whether the local queue is empty: a teardown does not wait for remote requests."""
         return not self._local
 
     def get(self) -> Envelope[Any]:

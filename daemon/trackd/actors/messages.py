@@ -47,12 +47,12 @@ class ReloadOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """To the tracker: from now on these settings, which differ in live ones alone. Ask.
+    """To the tracker: from now on these settings, which differ in live ones only. Ask.
 
     Attributes:
         config: the settings.
         roles: who is admin from now on.
-        outcome: what the reload has changed and refused, as `status` tells it.
+        outcome: what the reload has changed and refused, as `status` returns it.
     """
 
     config: Config
@@ -62,7 +62,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """To the tracker: do what time has brought about."""
+    """To the tracker: do what is due by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class WakeAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """To the watcher: tell when this process exits; at once when it has.
+class WatchProcess:
+    """To the watcher: send a `ProcessExited` when this process exits; at once when it has.
 
     Attributes:
         process: which.
@@ -86,8 +86,8 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Unwatch:
-    """To the watcher: its exit no longer matters."""
+class UnwatchProcess:
+    """To the watcher: the exit of this process does not matter any more."""
 
     process: Process
 
@@ -98,7 +98,7 @@ class ProcessExited:
 
     Attributes:
         process: which.
-        at: when the kernel told so, in seconds of CLOCK_BOOTTIME.
+        at: when the kernel reported it, in seconds of CLOCK_BOOTTIME.
     """
 
     process: Process
@@ -106,11 +106,11 @@ class ProcessExited:
 
 
 class Audience:
-    """What the publisher lets the tracker know.
+    """What the tracker may know of the publisher.
 
     Attributes:
         listening: whether anybody subscribes; a plain attribute, since a batch that ends at the
-            same moment may be told or not: the greeting that follows makes up for it.
+            same moment may be published or not: the greeting that follows makes up for it.
     """
 
     __slots__ = ("listening",)
@@ -131,7 +131,7 @@ class Publish:
     """To the publisher: these events are stored.
 
     Attributes:
-        epoch: as `hello` tells it.
+        epoch: as `hello` returns it.
         tracker_id: likewise.
         revision: of the last event.
         events: packed, in order.

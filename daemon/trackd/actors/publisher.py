@@ -1,6 +1,6 @@
-"""EventPublisher: tells whoever listens what has changed, so that the one writer need not wait.
+"""EventPublisher: publishes what has changed, so that the one writer need not wait.
 
-An XPUB socket beside the ROUTER. The TrackerActor tells it the events of each batch once they
+An XPUB socket beside the ROUTER. The TrackerActor sends it the events of each batch once they
 are stored, and only while somebody listens (`Audience`). A subscriber that does not keep up
 loses messages inside libzmq, and finds out by the revisions. This actor never asks anything of
 anybody, and what it does not manage to send is no failure.
@@ -9,16 +9,15 @@ anybody, and what it does not manage to send is no failure.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import deque
+import select
 from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
-from pykka._envelope import Envelope
 
+from trackd.actors.inbox import Envelope, Inbox
 from trackd.actors.messages import Audience, Bind, Ping, Publish
-from trackd.actors.supervised import OnEnd, SupervisedActor, unexpected
+from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message
 from trackd_client.wire.protocol import event_frame
 
 #: Messages kept for a subscriber that does not keep up, and the events of one message: what it
@@ -41,12 +40,11 @@ class Subscription:
     frame: bytes
 
 
-class SubscriptionInbox:
-    """A queue whose `get` also returns what subscribers say. It owns the XPUB socket."""
+class SubscriptionInbox(Inbox):
+    """An inbox that also returns what subscribers send. It owns the XPUB socket."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self._messages: deque[Envelope[Any]] = deque()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        super().__init__()
         self.socket = context.socket(zmq.XPUB)
         self.socket.linger = 0
         self.socket.sndhwm = _SEND_HWM
@@ -54,35 +52,25 @@ class SubscriptionInbox:
         self.socket.maxmsgsize = _MAX_SUBSCRIPTION
         self.socket.handshake_ivl = _HANDSHAKE_MS
         self.socket.backlog = _BACKLOG
-        self.socket.xpub_verbose = True  # each new subscriber is greeted, not the first alone
-        self._poller = zmq.Poller()
-        self._poller.register(self.socket, zmq.POLLIN)
-        self._poller.register(self._wake, zmq.POLLIN)
-
-    def put(self, envelope: Envelope[Any], /) -> None:
-        """Add a message and wake the wait. Any thread."""
-        self._messages.append(envelope)
-        os.eventfd_write(self._wake, 1)
-
-    def empty(self) -> bool:
-        """Tell whether no message waits."""
-        return not self._messages
+        self.socket.xpub_verbose = True  # each new subscriber is greeted, not the first only
+        self._epoll.register(self.socket.FD, select.EPOLLIN)
 
     def get(self) -> Envelope[Any]:
-        """Wait for the next message, or subscription. The actor's thread."""
-        while not self._messages:
-            for ready, _ in self._poller.poll():
-                if ready is self.socket:
-                    with contextlib.suppress(zmq.Again):
-                        frame = self.socket.recv(zmq.DONTWAIT)
-                        self._messages.append(Envelope(Subscription(frame)))
-                else:
-                    os.eventfd_read(self._wake)
-        return self._messages.popleft()
+        """Wait for the next message, or subscription."""
+        # libzmq's descriptor is readable at a change only: what is there already is read first.
+        if not self._messages:
+            self.on_readable(self.socket.FD)
+        return super().get()
+
+    def on_readable(self, descriptor: int) -> None:  # noqa: ARG002 - there is one
+        """Take in a subscription."""
+        with contextlib.suppress(zmq.Again):
+            self.post(Subscription(self.socket.recv(zmq.DONTWAIT)))
 
     def close(self) -> None:
         """Close the socket. For the server, after the actor's thread has ended."""
         self.socket.close()
+        super().close()
 
 
 class EventPublisher(SupervisedActor):
@@ -93,10 +81,7 @@ class EventPublisher(SupervisedActor):
     ) -> None:
         self._inbox = SubscriptionInbox(context)
         self._audience = audience
-        super().__init__(on_end)
-
-    def _create_actor_inbox(self) -> SubscriptionInbox:  # type: ignore[override] # a method, where pykka has a static one: the inbox needs the context
-        return self._inbox
+        super().__init__(on_end, self._inbox)
 
     def on_receive(self, message: Any) -> Any:
         """Handle one message. Runs in the actor's thread."""
@@ -112,10 +97,10 @@ class EventPublisher(SupervisedActor):
         elif isinstance(message, Bind):
             self._inbox.socket.bind(message.endpoint)
         elif not isinstance(message, Ping):
-            unexpected(self, message)
+            refuse_message(self, message)
 
     def _subscribed(self, frame: bytes) -> None:
-        """Begin or cease to publish; greet whoever subscribed.
+        """Begin or cease to publish; greet the new subscriber.
 
         From the greeting on everything is published: a snapshot that is taken after it misses
         nothing of what follows.

@@ -1,4 +1,4 @@
-"""SupervisedActor: an actor whose end is always told. What follows is the server's business."""
+"""SupervisedActor: an actor whose end is always reported. The server decides what follows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import pykka
 
+from trackd.actors.inbox import ActorInbox
+
 OnEnd = Callable[[str, threading.Thread], None]
 
 
@@ -19,15 +21,26 @@ class SupervisedActor(pykka.ThreadingActor):
     `on_end` is called with the actor's name and thread once it handles no more messages.
     """
 
-    def __init__(self, on_end: OnEnd) -> None:
+    def __init__(self, on_end: OnEnd, inbox: ActorInbox) -> None:
+        """Create the actor.
+
+        Args:
+            on_end: called at its end, in its thread.
+            inbox: where its messages wait.
+        """
+        self._own_inbox = inbox
         super().__init__()
         self._on_end = on_end
 
-    def on_stop(self) -> None:
-        """Tell the end; asked for or not, the server knows. Runs in the actor's thread.
+    def _create_actor_inbox(self) -> ActorInbox:  # type: ignore[override] # a method, where pykka has a static one: each inbox is made by its actor
+        """Return the inbox. pykka's hook; this is the only place that overrides it."""
+        return self._own_inbox
 
-        Whoever overrides this calls it last, whatever fails before: an end that is not told is
-        taken for an actor that hangs.
+    def on_stop(self) -> None:
+        """Report the end, asked for or not. Runs in the actor's thread.
+
+        An override calls this last, whatever fails before: an end that is not reported is taken
+        for an actor that hangs.
         """
         self._on_end(type(self).__name__, threading.current_thread())
 
@@ -37,20 +50,20 @@ class SupervisedActor(pykka.ThreadingActor):
         exception_value: BaseException | None,  # noqa: ARG002
         traceback: TracebackType | None,  # noqa: ARG002
     ) -> None:
-        """Tell the end after an exception, which pykka has logged. Runs in the actor's thread."""
+        """Report the end after an exception, which pykka has logged. Runs in the actor's thread."""
         self._on_end(type(self).__name__, threading.current_thread())
 
 
-def tell(actor: pykka.ActorRef[Any], message: Any) -> None:
-    """Tell another actor something; one that has ended needs to know nothing any more.
+def send(actor: pykka.ActorRef[Any], message: Any) -> None:
+    """Send a message to another actor; drop it when that actor has ended.
 
-    The actors stop one after the other, and one that fails is told of to the server, which ends
-    the process. Those that still serve until then must not fail over it.
+    The actors stop one after the other, and the server ends the process when one fails. Those
+    that still serve until then must not fail because of it.
     """
     with contextlib.suppress(pykka.ActorDeadError):
         actor.tell(message)
 
 
-def unexpected(actor: pykka.Actor, message: Any) -> NoReturn:
-    """Refuse a message that an actor does not know: a mistake in this program."""
+def refuse_message(actor: pykka.Actor, message: Any) -> NoReturn:
+    """Raise for a message that an actor does not know: a mistake in this program."""
     raise TypeError(f"{type(actor).__name__} does not take {type(message).__name__}")

@@ -38,11 +38,11 @@ from trackd.actors.messages import (
     ReloadOutcome,
     Serve,
     Sweep,
-    Unwatch,
+    UnwatchProcess,
     WakeAt,
-    Watch,
+    WatchProcess,
 )
-from trackd.actors.supervised import OnEnd, SupervisedActor, tell, unexpected
+from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, send
 from trackd.config.settings import Config
 from trackd.host.logs import fields
 from trackd.host.processes import start_time
@@ -83,7 +83,7 @@ class TrackerActor(SupervisedActor):
     ) -> None:
         self._mailbox = RouterMailbox(context, config.max_frame)
         self._mailbox.end_batch = self._end_batch
-        super().__init__(on_end)
+        super().__init__(on_end, self._mailbox)
         self._config = config
         self._roles = Roles(config.admin_users, config.admin_groups)
         self._clock = clock
@@ -105,9 +105,6 @@ class TrackerActor(SupervisedActor):
         self._failed = False
         self._tracker_id = os.urandom(8).hex()
         self._epoch_stored = False
-
-    def _create_actor_inbox(self) -> RouterMailbox:  # type: ignore[override] # a method, where pykka has a static one: the mailbox needs the context
-        return self._mailbox
 
     @property
     def mailbox(self) -> RouterMailbox:
@@ -171,7 +168,7 @@ class TrackerActor(SupervisedActor):
         elif isinstance(message, ReloadOutcome):
             self._reloaded(message)
         elif not isinstance(message, Ping):
-            unexpected(self, message)
+            refuse_message(self, message)
         self._serve_waiters()
 
     def _sweep(self) -> None:
@@ -240,12 +237,12 @@ class TrackerActor(SupervisedActor):
     def watch(self, process: Process) -> None:
         """Have the kernel tell when a process exits."""
         if self._watcher is not None:
-            tell(self._watcher, Watch(process))
+            send(self._watcher, WatchProcess(process))
 
     def unwatch(self, process: Process) -> None:
         """No longer."""
         if self._watcher is not None:
-            tell(self._watcher, Unwatch(process))
+            send(self._watcher, UnwatchProcess(process))
 
     # -- batches ----------------------------------------------------------------------
 
@@ -298,7 +295,7 @@ class TrackerActor(SupervisedActor):
         if batch.events and self._audience.listening and self._publisher is not None:
             state = self._state
             publish = Publish(state.epoch, state.tracker_id, state.changes.revision, batch.events)
-            tell(self._publisher, publish)
+            send(self._publisher, publish)
 
     def _count_requests(self) -> None:
         """Count the requests of a batch, and how long they took from their receipt on."""
@@ -322,7 +319,7 @@ class TrackerActor(SupervisedActor):
             due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
             self._announced = due
-            tell(self._ticker, WakeAt(due))
+            send(self._ticker, WakeAt(due))
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:
         """Answer a batch that could not be stored as if it had never been handled."""

@@ -25,7 +25,8 @@ const seenEvents = new Set();
 // -- showing --------------------------------------------------------------------------------------
 
 function showSummary(status, why) {
-  const [mood, words] = verdict(status);
+  const [mood, sentence] = verdict(status);
+  const words = sentence[0].toUpperCase() + sentence.slice(1);
   setText(byId("verdict"), words);
   const reasons = reasonsOf(status, why);
   byId("why").hidden = reasons.length === 0;

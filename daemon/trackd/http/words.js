@@ -54,13 +54,22 @@ function stateOf(proxy) {
   return proxy.lease === null ? "old" : "held";
 }
 
+const proxiesOf = (count) => (count === 1 ? "1 proxy" : `${number.format(count)} proxies`);
+
+// The headline: the same sentences as `trackctl status`.
 function verdict(status) {
-  const missing = status.target - status.claimed_desired;
-  if (status.store === "failing") return ["bad", "Changes cannot be stored: agents are refused until they can"];
-  if (!status.tracked) return ["wait", "No proxy is known: the first dial brings gossip"];
-  if (missing <= 0) return ["good", "Every wanted proxy is claimed"];
-  if (status.inflight) return ["warn", `${number.format(missing)} wanted, ${number.format(status.inflight)} being dialled`];
-  return ["warn", `${number.format(missing)} wanted, and nobody dials`];
+  const { target, desired, inflight } = status;
+  const missing = target - status.claimed_desired;
+  if (status.store === "failing") return ["bad", "changes cannot be stored; agents are refused until they can be"];
+  if (!status.tracked) return ["wait", "no proxy is known yet; the first dial brings gossip"];
+  if (missing <= 0 && target < desired) {
+    return ["good", `${number.format(target)} of ${number.format(desired)} proxies ${target === 1 ? "has" : "have"} a tunnel, as many as wanted`];
+  }
+  if (missing <= 0) return ["good", target === 1 ? "the only proxy has a tunnel" : `all ${number.format(target)} proxies have a tunnel`];
+  const wanted = target < desired ? `${number.format(target)} wanted connection${target === 1 ? "" : "s"}` : proxiesOf(target);
+  const lacking = `${number.format(missing)} of ${wanted} ${missing === 1 ? "has" : "have"} no tunnel`;
+  if (!inflight) return ["warn", `${lacking}; no agent is dialling`];
+  return ["warn", `${lacking}; ${inflight === 1 ? "1 agent is" : `${number.format(inflight)} agents are`} dialling`];
 }
 
 // Why proxies are missing, as far as the daemon can tell.
@@ -79,18 +88,19 @@ function reasonsOf(status, why) {
 
 const where = (group, generation) => ["generation ", String(generation), ...(group === "" ? [] : [" of ", name(group)])];
 const REASONS = {
-  asked: "given back", given_up: "no longer awaited", closed: "its agent closed", process_exited: "its process ended",
-  no_heartbeat: "no heartbeat", claim_timeout: "claimed nothing in time", admin: "taken back by an admin",
+  asked: "released by its agent", given_up: "its agent stopped waiting", closed: "released by its agent",
+  process_exited: "its process exited", no_heartbeat: "no heartbeat arrived", claim_timeout: "it did not claim in time",
+  admin: "by an admin",
 };
 const because = (word) => REASONS[word] || plain(String(word)).replaceAll("_", " ");
 
 const SENTENCES = {
   session_opened: (f) => ["session ", f.session, " opened by ", name(f.name || f.command || `pid ${f.pid}`)],
-  session_ended: (f) => ["session ", f.session, " ended: ", because(f.reason).replace(/^its /, "")],
+  session_ended: (f) => ["session ", f.session, " ended: ", because(f.reason)],
   lease_granted: (f) => ["lease ", f.lease, " granted to session ", f.session],
   lease_released: (f) => f.name === null || f.name === undefined
-    ? ["lease ", f.lease, f.cause === "asked" ? " given back unclaimed" : ` unclaimed: ${because(f.cause)}`]
-    : [name(f.name), " free again: ", because(f.cause)],
+    ? ["lease ", f.lease, `, which had claimed nothing: ${because(f.cause)}`]
+    : ["lease ", f.lease, ", which held ", name(f.name), ": ", because(f.cause)],
   proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
   proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
   proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import zmq
-from pykka._envelope import Envelope
 
 from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from trackd.actors import mailbox as module
+from trackd.actors.inbox import Envelope
 from trackd.actors.mailbox import BATCH, BATCH_BYTES, MailboxFailed, RouterMailbox
 from trackd.operations.call import Call
 from trackd_client.errors import Code

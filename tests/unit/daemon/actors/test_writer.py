@@ -24,7 +24,14 @@ from helpers.writer import (
     sqlite_error,
 )
 from trackd.actors.mailbox import MailboxFailed
-from trackd.actors.messages import Publish, Reload, ReloadOutcome, Unwatch, WakeAt, Watch
+from trackd.actors.messages import (
+    Publish,
+    Reload,
+    ReloadOutcome,
+    UnwatchProcess,
+    WakeAt,
+    WatchProcess,
+)
 from trackd.actors.writer import TrackerActor
 from trackd.host.roles import Roles
 from trackd.state.restore import value_of
@@ -123,11 +130,11 @@ def test_the_watcher_gets_a_process_with_its_first_session_and_loses_it_with_the
     assert first.process is not None
     second = AgentOf(3, first.process)
     second.ask(desk, "open")
-    assert desk.watcher.messages == [Watch(first.process)]
+    assert desk.watcher.messages == [WatchProcess(first.process)]
     first.ask(desk, "close")
-    assert desk.watcher.messages == [Watch(first.process)]
+    assert desk.watcher.messages == [WatchProcess(first.process)]
     second.ask(desk, "close")
-    assert desk.watcher.messages == [Watch(first.process), Unwatch(first.process)]
+    assert desk.watcher.messages == [WatchProcess(first.process), UnwatchProcess(first.process)]
 
 
 def test_the_ticker_gets_a_time_only_when_it_is_earlier_than_the_last(
