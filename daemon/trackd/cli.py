@@ -55,7 +55,7 @@ examples:
 
 _CHECK_EPILOG: Final = """\
 Reads the file and nothing else: no flags, no environment, no daemon. Names everything that is
-wrong at once. Exit codes: 0, the file is right; 2, it is not.
+wrong at once. Exit codes: 0, the file is valid; 2, it is not.
 
 example:
   trackd check-config /etc/trackd.toml
@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_config(file: Path) -> int:
     found = settings.check_file(file)
-    print(f"{file} is right")  # noqa: T201 -- what the command is for
+    print(f"{file} is valid")  # noqa: T201 -- what the command is for
     if not found.cluster_name:
         print("note: it names no cluster; give --cluster-name or TRACKD_CLUSTER_NAME")  # noqa: T201
     return exits.OK

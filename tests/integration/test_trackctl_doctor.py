@@ -12,7 +12,7 @@ from typing import Any
 from helpers.support import PATIENCE, python_of, socket_path
 from helpers.trackctl import PLAIN, TRACKCTL, trackctl
 from trackd_client import Proxy, Tracker, __version__
-from trackd_client.cli.host_checks import Finding, unit_state
+from trackd_client.cli.host_checks import Finding, check_unit
 from trackd_client.testing import Daemon, MakeDaemon
 
 
@@ -127,7 +127,7 @@ def test_a_unit_that_failed_is_a_problem_with_something_to_do(tmp_path: Path) ->
         *) echo ActiveState=failed; echo SubState=failed; echo Result=watchdog; echo NRestarts=3;;
         esac""")
     systemctl.chmod(0o755)
-    found = [unit_state(str(systemctl), f"trackd@x.{kind}") for kind in ("socket", "service")]
+    found = [check_unit(str(systemctl), f"trackd@x.{kind}") for kind in ("socket", "service")]
     assert found[0] == Finding(
         "unit",
         "problem",

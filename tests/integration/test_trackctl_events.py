@@ -69,8 +69,8 @@ def test_watch_prints_a_line_for_each_change(trackd_daemon: Daemon) -> None:
     )
     assert said[2].startswith("lease 1 granted to session 1 (pid ")
     assert said[3].startswith("p1 claimed by lease 1 of session 1 (pid ")
-    assert said[4] == "lease 1 released, which held p1: its agent closed"
-    assert said[5].endswith(" me ended: its agent closed")
+    assert said[4] == "lease 1 released, which held p1: released by its agent"
+    assert said[5].endswith(" me ended: released by its agent")
 
 
 def test_watch_goes_on_over_a_restart_and_misses_nothing(trackd_daemon: Daemon) -> None:
@@ -158,7 +158,7 @@ def test_log_tells_what_happened_restarts_included(trackd_daemon: Daemon) -> Non
     people = trackctl("--endpoint", trackd_daemon.endpoint, "log")
     assert people.stderr == ""
     assert len(people.stdout.splitlines()) == len(kinds)
-    assert "p2 is there, generation 0, says session 1" in people.stdout
+    assert "p2 is tracked, generation 0, says session 1" in people.stdout
 
 
 def test_log_can_be_narrowed_by_time_and_by_what_it_is_about(trackd_daemon: Daemon) -> None:
@@ -189,7 +189,7 @@ def test_log_can_be_narrowed_by_time_and_by_what_it_is_about(trackd_daemon: Daem
     assert [event["kind"] for event in two["events"]] == ["proxy_tracked", "session_ended"]
     wrong = trackctl("--endpoint", trackd_daemon.endpoint, "log", "--since", "soon")
     assert wrong.returncode == 2
-    assert "'soon' is no time; write 03:12" in wrong.stderr
+    assert "'soon' is not a time; write 03:12" in wrong.stderr
 
 
 def test_log_says_when_it_does_not_reach_so_far_back(make_trackd_daemon: MakeDaemon) -> None:

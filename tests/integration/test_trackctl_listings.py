@@ -24,7 +24,7 @@ def listed(daemon: Daemon, *arguments: str) -> dict[str, Any]:
     return told
 
 
-def names(daemon: Daemon, *arguments: str) -> list[str]:
+def format_names(daemon: Daemon, *arguments: str) -> list[str]:
     return [row["name"] for row in listed(daemon, "proxies", *arguments)["proxies"]]
 
 
@@ -81,26 +81,26 @@ def test_proxies_tells_people_the_same(trackd_daemon: Daemon, agent: Agent) -> N
 
 
 def test_proxies_can_be_filtered(trackd_daemon: Daemon, agent: Agent) -> None:
-    assert names(trackd_daemon, "--missing") == ["p2", "p10"]
-    assert names(trackd_daemon, "--claimed") == ["old", "p1"]
-    assert names(trackd_daemon, "--undesired") == ["old"]
-    assert names(trackd_daemon, "--group", "") == ["p2", "p10"]
-    assert names(trackd_daemon, "--group", "east", "--generation", "3") == ["p1"]
-    assert names(trackd_daemon, "--session", "1", "--pid", str(agent.pid)) == ["old", "p1"]
-    assert names(trackd_daemon, "p1*") == ["p1", "p10"]
-    assert names(trackd_daemon, "p2", "old") == ["old", "p2"]
+    assert format_names(trackd_daemon, "--missing") == ["p2", "p10"]
+    assert format_names(trackd_daemon, "--claimed") == ["old", "p1"]
+    assert format_names(trackd_daemon, "--undesired") == ["old"]
+    assert format_names(trackd_daemon, "--group", "") == ["p2", "p10"]
+    assert format_names(trackd_daemon, "--group", "east", "--generation", "3") == ["p1"]
+    assert format_names(trackd_daemon, "--session", "1", "--pid", str(agent.pid)) == ["old", "p1"]
+    assert format_names(trackd_daemon, "p1*") == ["p1", "p10"]
+    assert format_names(trackd_daemon, "p2", "old") == ["old", "p2"]
     none = trackctl("--endpoint", trackd_daemon.endpoint, "proxies", "nix*")
     assert (none.returncode, none.stdout) == (0, "")
-    assert none.stderr == "none of 4 proxies is like that\n"
+    assert none.stderr == "no proxy matches (4 tracked)\n"
 
 
 def test_proxies_can_be_sorted(trackd_daemon: Daemon, agent: Agent) -> None:
-    assert names(trackd_daemon, "--reverse") == ["p10", "p2", "p1", "old"]
-    assert names(trackd_daemon, "--sort", "lease") == ["p1", "old", "p2", "p10"]
-    assert names(trackd_daemon, "--sort", "generation")[0] == "old"
-    assert names(trackd_daemon, "--sort", "name", "--limit", "1") == ["old"]
+    assert format_names(trackd_daemon, "--reverse") == ["p10", "p2", "p1", "old"]
+    assert format_names(trackd_daemon, "--sort", "lease") == ["p1", "old", "p2", "p10"]
+    assert format_names(trackd_daemon, "--sort", "generation")[0] == "old"
+    assert format_names(trackd_daemon, "--sort", "name", "--limit", "1") == ["old"]
     agent.do("track", [["soon", "", 3, 9.0]])
-    assert names(trackd_daemon, "--sort", "expires")[0] == "soon"
+    assert format_names(trackd_daemon, "--sort", "expires")[0] == "soon"
 
 
 def test_a_claimed_proxy_whose_gossip_has_expired_is_still_told(trackd_daemon: Daemon) -> None:
@@ -168,7 +168,7 @@ def test_thousands_of_rows_flood_no_terminal_and_fill_a_pipe(trackd_daemon: Daem
     assert [line.split()[0] for line in lines[begin + 1 : begin + 51]] == [
         f"p{number}" for number in range(50)
     ], "each row has a line of its own"
-    assert lines[begin + 51].startswith("not shown, for want of room: ")
+    assert lines[begin + 51].startswith("not shown, the terminal is too narrow: ")
 
 
 def test_a_terminal_gets_colours_unless_the_user_wants_none(

@@ -111,10 +111,10 @@ def test_the_manual_page_tells_every_command_and_option(tmp_path: Path) -> None:
     for section in ("NAME", "SYNOPSIS", "OPTIONS", "COMMANDS", "NOTES"):
         assert f"\n.SH {section}\n" in page
     for name, command in app.build().commands.items():
-        assert f"\\fBtrackctl {man.escaped(name)}\\fR" in page
+        assert f"\\fBtrackctl {man.escape(name)}\\fR" in page
         for option in command.params:
             if isinstance(option, click.Option):
-                assert man.escaped(option.opts[0]) in page
+                assert man.escape(option.opts[0]) in page
 
 
 def test_a_formatter_of_manual_pages_finds_nothing_to_complain_about(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_top_shows_everything_at_once_in_80_by_24(terminal: Terminal, agent: Age
     lines = screen.rstrip("\n").split("\n")
     assert len(lines) == 24
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "example.com  29 wanted, 1 being dialled"
+    assert lines[0] == "example.com  29 of 30 proxies have no tunnel; 1 agent is dialling"
     assert lines[1].startswith("agent mesh · up ")
     assert "1 of 30 wanted · 30 desired, 31 tracked" in lines[2]
     assert lines[4] == "1 session · 1 in flight · waiting: 0"
@@ -172,7 +172,7 @@ def test_a_daemon_that_is_gone_is_told_and_awaited(
     trackd_daemon.kill()
     terminal.shows("no answer: no trackd daemon")
     trackd_daemon.start()
-    terminal.shows("29 wanted, 1 being dialled")
+    terminal.shows("29 of 30 proxies have no tunnel; 1 agent is dialling")
     terminal.press("q")
     is_given_back(terminal)
 

@@ -28,7 +28,11 @@ CLIENT = [
     ["trackd_client.sync", "trackd_client.aio"],
     ["trackd_client"],
     ["trackd_client.testing"],
-    ["trackd_client.cli.common", "trackd_client.cli.completions"],
+    [
+        "trackd_client.cli.exit_codes",
+        "trackd_client.cli.common",
+        "trackd_client.cli.completions",
+    ],
     ["trackd_client.cli.output"],
     ["trackd_client.cli.host_checks"],
     ["trackd_client.cli.top"],

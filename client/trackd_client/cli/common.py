@@ -13,6 +13,7 @@ import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.cli import completions
+from trackd_client.cli.exit_codes import FAILED, NO_DAEMON
 from trackd_client.core.sockets import absent, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 TrackerT = TypeVar("TrackerT", "Tracker", "AsyncTracker")
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: Exit codes, as `trackctl --help` tells them.
-FAILED: Final = 1
-USAGE: Final = 2
-NO_DAEMON: Final = 3
 
 #: The subcommands as `trackctl --help` lists them: by what somebody wants.
 SECTIONS: Final = {
@@ -58,7 +54,7 @@ Exit codes:
   3  no daemon answers
   hold ends with the code of its command: see trackctl hold --help
 
-Colours are for terminals alone, and not with NO_COLOR set. Each command's own
+Colours appear on a terminal only, and not with NO_COLOR set. Each command's own
 --help has examples; docs/trackctl.md has every field of --json.
 """
 
@@ -76,16 +72,16 @@ class Options:
     timeout: float
     as_json: bool
 
-    def tracker(self) -> Tracker:
+    def connect(self) -> Tracker:
         """Return a tracker for a daemon that is there.
 
         Raises:
             DaemonAbsent: nobody listens; said at once, without waiting for a restart.
         """
-        return self.made(Tracker, name="trackctl")
+        return self.make_tracker(Tracker, name="trackctl")
 
-    def made(self, kind: type[TrackerT], **more: Any) -> TrackerT:
-        """Return a tracker of a kind, with what only it is given; else as `tracker`."""
+    def make_tracker(self, kind: type[TrackerT], **more: Any) -> TrackerT:
+        """Return a tracker of a kind, with what only it is given; else as `connect`."""
         try:
             tracker = kind(self.endpoint, cluster=self.cluster, timeout=self.timeout, **more)
         except ValueError as error:
@@ -142,7 +138,7 @@ def trackctl(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """See what the trackd daemon of this host does, and tell it what to do."""
+    """See what the trackd daemon of this host does, and give it orders."""
     context.obj = Options(endpoint, cluster, timeout, as_json)
 
 
@@ -161,7 +157,7 @@ def json_option(what: str) -> Callable[[F], F]:
 
 
 @contextmanager
-def ended() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Turn the client's errors into one line on standard error and an exit code."""
     try:
         yield

@@ -55,7 +55,7 @@ def clusters(
 
 
 def _rows(
-    context: click.Context, of: str, field: str, begun: str, told: str = ""
+    context: click.Context, of: str, field: str, begun: str, about: str = ""
 ) -> list[CompletionItem]:
     """Return values of a field of a listing, each with what another field says of it."""
     asked = {} if context.parent is None else context.parent.params
@@ -64,8 +64,8 @@ def _rows(
         for row in _listed(asked.get("endpoint"), asked.get("cluster"), of):
             value = str(row[field])
             if value.startswith(begun):
-                about = str(row[told]) if told and row[told] else None
-                items.append(CompletionItem(value, help=about))
+                help_ = str(row[about]) if about and row[about] else None
+                items.append(CompletionItem(value, help=help_))
             if len(items) == _MOST:
                 break
     return items

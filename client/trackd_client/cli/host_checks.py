@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from trackd_client.cli.output.render import plain
+from trackd_client.cli.output.render import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.wire.places import RUN, SOCKET_NAME
 
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
     do: str = ""
 
 
-def look(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
+def check_host(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
     """Look at all of it.
 
     Args:
@@ -47,12 +47,12 @@ def look(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
         path: of its socket.
         given: whether the endpoint was given on the command line.
     """
-    yield from _socket(endpoint, path, given=given)
-    yield from _groups(path)
-    yield from _unit(path)
+    yield from _check_socket(endpoint, path, given=given)
+    yield from _check_group(path)
+    yield from _check_unit(path)
 
 
-def _socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
+def _check_socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
     """Look at the socket: where it is, whether this user may open it, whether anyone listens."""
     how = (
         "--endpoint"
@@ -65,11 +65,13 @@ def _socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
     try:
         found = path.stat()
     except PermissionError:
-        owner = _nearest(path.parent)
-        yield Finding("socket", PROBLEM, f"{owner} may not be entered by this user", _let_in(owner))
+        owner = _find_closed(path.parent)
+        yield Finding(
+            "socket", PROBLEM, f"{owner} may not be entered by this user", _advise_access(owner)
+        )
         return
     except FileNotFoundError:
-        yield Finding("socket", PROBLEM, f"there is no {path}", _start(path))
+        yield Finding("socket", PROBLEM, f"there is no {path}", _advise_start(path))
         return
     except OSError as error:
         yield Finding("socket", PROBLEM, f"{path}: {error.strerror}", "choose another --endpoint")
@@ -79,30 +81,32 @@ def _socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding]:
             "socket", PROBLEM, f"{path} is not a socket", "remove it, and start the daemon"
         )
         return
-    yield Finding("socket", OK, _described(path, found))
+    yield Finding("socket", OK, _describe_socket(path, found))
     if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
-        yield Finding("permissions", PROBLEM, "this user may not open the socket", _let_in(path))
+        yield Finding(
+            "permissions", PROBLEM, "this user may not open the socket", _advise_access(path)
+        )
         return
     yield Finding("permissions", OK, "this user may open the socket")
     why = diagnose(endpoint)
     if why is not None:
-        yield Finding("listener", PROBLEM, why, _start(path))
+        yield Finding("listener", PROBLEM, why, _advise_start(path))
 
 
-def _groups(path: Path) -> Iterator[Finding]:
+def _check_group(path: Path) -> Iterator[Finding]:
     """Tell whether this user is in the socket's group, now and by the database."""
     try:
         found = path.stat()
     except OSError:
         return
-    group = _group_name(found.st_gid)
+    group = _find_group_name(found.st_gid)
     mine = {os.getegid(), *os.getgroups()}
-    user = _user_name(os.geteuid())
+    user = _find_user_name(os.geteuid())
     if os.geteuid() in {0, found.st_uid}:
         yield Finding("group", OK, f"{user} needs no group: root, or the socket's owner")
     elif found.st_gid in mine:
         yield Finding("group", OK, f"{user} is in the socket's group {group}")
-    elif found.st_gid in _listed_groups(user):
+    elif found.st_gid in _list_groups(user):
         yield Finding(
             "group",
             PROBLEM,
@@ -120,23 +124,25 @@ def _groups(path: Path) -> Iterator[Finding]:
         )
 
 
-def _unit(path: Path) -> Iterator[Finding]:
+def _check_unit(path: Path) -> Iterator[Finding]:
     """Ask systemd about the units of a socket that lies where the units put it."""
     if path.name != SOCKET_NAME or path.parent.parent != RUN:
-        yield Finding("unit", NOTE, "the socket is not one of trackd@.socket; not asked")
+        yield Finding(
+            "unit", NOTE, "the socket is not one of trackd@.socket; units were not checked"
+        )
         return
     systemctl = shutil.which("systemctl")
     if systemctl is None or not Path("/run/systemd/system").is_dir():
-        yield Finding("unit", NOTE, "systemd does not run here; not asked")
+        yield Finding("unit", NOTE, "systemd does not run here; units were not checked")
         return
     instance = path.parent.name
     for kind in ("socket", "service"):
         unit = f"trackd@{instance}.{kind}"
-        yield unit_state(systemctl, unit)
+        yield check_unit(systemctl, unit)
 
 
-def unit_state(systemctl: str, unit: str) -> Finding:
-    """Return how a unit is, as this systemctl tells it."""
+def check_unit(systemctl: str, unit: str) -> Finding:
+    """Return how a unit is, as systemctl shows it."""
     wanted = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText")
     try:
         done = subprocess.run(  # noqa: S603 - its own path, and a unit's name
@@ -147,21 +153,21 @@ def unit_state(systemctl: str, unit: str) -> Finding:
             timeout=_ASKED_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("unit", NOTE, f"systemctl does not tell: {error}")
-    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    active = told.get("ActiveState", "")
-    if told.get("LoadState") == "not-found":
+        return Finding("unit", NOTE, f"systemctl failed: {error}")
+    properties = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    active = properties.get("ActiveState", "")
+    if properties.get("LoadState") == "not-found":
         return Finding("unit", NOTE, f"{unit} is not installed; started by hand?")
-    said = f"{unit}: {active} ({told.get('SubState', '')})"
-    if told.get("NRestarts", "0") not in {"", "0"}:
-        said += f", restarted {told['NRestarts']} times"
-    if told.get("StatusText"):
-        said += f": {plain(told['StatusText'])}"
+    said = f"{unit}: {active} ({properties.get('SubState', '')})"
+    if properties.get("NRestarts", "0") not in {"", "0"}:
+        said += f", restarted {properties['NRestarts']} times"
+    if properties.get("StatusText"):
+        said += f": {escape(properties['StatusText'])}"
     if active == "failed":
         return Finding(
             "unit",
             PROBLEM,
-            f"{said}, because of {told.get('Result', '')}",
+            f"{said}, because of {properties.get('Result', '')}",
             f"journalctl -u {unit}, then: sudo systemctl restart {unit}",
         )
     if active != "active" and unit.endswith(".socket"):
@@ -169,12 +175,12 @@ def unit_state(systemctl: str, unit: str) -> Finding:
     return Finding("unit", OK, said)
 
 
-def _described(path: Path, found: os.stat_result) -> str:
-    owner = f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
+def _describe_socket(path: Path, found: os.stat_result) -> str:
+    owner = f"{_find_user_name(found.st_uid)}:{_find_group_name(found.st_gid)}"
     return f"{path}, {owner}, mode {stat.S_IMODE(found.st_mode):04o}"
 
 
-def _nearest(directory: Path) -> Path:
+def _find_closed(directory: Path) -> Path:
     """Return the first directory on the way to one that this user may not look into."""
     for place in [*reversed(directory.parents), directory]:
         if not os.access(place, os.X_OK, effective_ids=True):
@@ -182,16 +188,16 @@ def _nearest(directory: Path) -> Path:
     return directory
 
 
-def _let_in(place: Path) -> str:
+def _advise_access(place: Path) -> str:
     try:
-        group = _group_name(place.stat().st_gid)
+        group = _find_group_name(place.stat().st_gid)
     except OSError:
         group = "its group"
-    user = _user_name(os.geteuid())
+    user = _find_user_name(os.geteuid())
     return f"sudo usermod --append --groups {group} {user}, and log in again; or ask as root"
 
 
-def _start(path: Path) -> str:
+def _advise_start(path: Path) -> str:
     if path.parent.parent == RUN and path.name == SOCKET_NAME:
         return (
             f"sudo systemctl enable --now 'trackd@{path.parent.name}.socket'; or another --cluster"
@@ -199,21 +205,21 @@ def _start(path: Path) -> str:
     return f"trackd run --cluster-name NAME --endpoint ipc://{path}; or another --endpoint"
 
 
-def _user_name(uid: int) -> str:
+def _find_user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
 
 
-def _group_name(gid: int) -> str:
+def _find_group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
 
 
-def _listed_groups(user: str) -> list[int]:
+def _list_groups(user: str) -> list[int]:
     try:
         return os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
     except KeyError:

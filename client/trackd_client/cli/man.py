@@ -21,14 +21,14 @@ from trackd_client.cli.common import SECTIONS
 NAME = "trackctl"
 
 
-def page(group: click.Group) -> str:
+def make_page(group: click.Group) -> str:
     """Return the manual page of a command with subcommands."""
     context = click.Context(group, info_name=NAME)
     summary = _first_sentence(group).rstrip(".")
     lines = [
         f'.TH {NAME.upper()} 1 "" "trackd {__version__}" "User Commands"',
         ".SH NAME",
-        f"{NAME} \\- {escaped(summary[0].lower() + summary[1:])}",
+        f"{NAME} \\- {escape(summary[0].lower() + summary[1:])}",
         ".SH SYNOPSIS",
         f".B {NAME}",
         "[\\fIoptions\\fR] \\fIcommand\\fR [\\fIarguments\\fR]",
@@ -39,7 +39,7 @@ def page(group: click.Group) -> str:
     for title, names in SECTIONS.items():
         found = [(name, group.commands[name]) for name in names if name in group.commands]
         if found:
-            lines += [f".SS {escaped(title)}"]
+            lines += [f".SS {escape(title)}"]
         for name, command in found:
             lines += _command(name, command, context)
     epilog = _paragraphs(group.epilog)
@@ -52,7 +52,7 @@ def _command(name: str, command: click.Command, parent: click.Context) -> Iterat
     context = click.Context(command, info_name=name, parent=parent)
     usage = " ".join(command.collect_usage_pieces(context))
     yield ".PP"
-    yield f"\\fB{NAME} {escaped(name)}\\fR {escaped(usage)}"
+    yield f"\\fB{NAME} {escape(name)}\\fR {escape(usage)}"
     yield ".RS 4"
     yield from _paragraphs(inspect.cleandoc(command.help or ""))
     yield from _options(context)
@@ -65,8 +65,8 @@ def _options(context: click.Context) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record is not None and isinstance(parameter, click.Option):
             yield ".TP"
-            yield f"\\fB{escaped(record[0])}\\fR"
-            yield escaped(record[1]) or "\\&"
+            yield f"\\fB{escape(record[0])}\\fR"
+            yield escape(record[1]) or "\\&"
 
 
 def _paragraphs(text: str | None) -> Iterator[str]:
@@ -79,17 +79,17 @@ def _paragraphs(text: str | None) -> Iterator[str]:
         yield ".PP"
         if marked:
             yield ".nf"
-            yield from map(escaped, lines)
+            yield from map(escape, lines)
             yield ".fi"
         else:
-            yield from (escaped(line.strip()) for line in lines)
+            yield from (escape(line.strip()) for line in lines)
 
 
 def _first_sentence(command: click.Command) -> str:
     return inspect.cleandoc(command.help or "").partition("\n")[0]
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Return text that no formatter takes for anything else."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return f"\\&{text}" if text.startswith(".") else text
@@ -99,7 +99,7 @@ def main(directory: str) -> None:
     """Write the page into a directory, which is made."""
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
-    (place / f"{NAME}.1").write_text(page(app.build()), encoding="utf-8")
+    (place / f"{NAME}.1").write_text(make_page(app.build()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def test_a_right_file_is_said_to_be_right(
     file = tmp_path / "t.toml"
     file.write_text('cluster_name = "x"\n')
     assert cli.main(["check-config", str(file)]) == 0
-    assert capsys.readouterr() == (f"{file} is right\n", "")
+    assert capsys.readouterr() == (f"{file} is valid\n", "")
 
 
 def test_a_file_without_a_name_is_right_and_noted(

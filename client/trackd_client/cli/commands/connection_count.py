@@ -12,7 +12,7 @@ Examples:
   trackctl set-connection-count 0   # one to every desired proxy: agent mesh
 
 It holds over restarts of the daemon, until the configured count changes. Who
-may do it says the setting count_role: every client, unless told otherwise.
+may do it says the setting count_role: every client, by default.
 
 \b
 JSON: {"connection_count": COUNT}
@@ -27,7 +27,7 @@ JSON: {"connection_count": COUNT}
 @click.pass_obj
 def set_connection_count(options: common.Options, *, count: int, as_json: bool) -> None:
     """Set how many connections are wanted; 0: to each."""
-    with common.ended(), options.tracker() as tracker:
+    with common.report_errors(), options.connect() as tracker:
         tracker.set_connection_count(count)
     if as_json:
         common.print_json({"connection_count": count})

@@ -15,8 +15,17 @@ import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.cli import common, host_checks
+from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.host_checks import NOTE, OK, PROBLEM, Finding
-from trackd_client.cli.output.render import Page, duration, moment, names, plain, plural, size
+from trackd_client.cli.output.render import (
+    Page,
+    escape,
+    format_count,
+    format_duration,
+    format_names,
+    format_size,
+    format_time,
+)
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.wire.clock import boottime
@@ -39,7 +48,7 @@ Exit codes:
 JSON: {"well", "findings": [{"check", "level": "ok", "note" or "problem",
 "said", "do": what to do, or ""}]}
 """
-#: Shares of a limit from which it is worth telling.
+#: Shares of a limit from which it is worth saying.
 _FULL: Final = 0.8
 #: Seconds by which clocks may differ: the answer was under way that long at the most.
 _CLOCK_SECONDS: Final = 2.0
@@ -53,15 +62,15 @@ def doctor(options: common.Options, *, as_json: bool) -> None:
 
     Socket, permissions, groups, versions, units, clocks, limits, store, configuration.
     """
-    findings = examine(options)
+    findings = check_everything(options)
     well = all(finding.level != PROBLEM for finding in findings)
     if as_json:
-        told = [finding._asdict() for finding in findings]
-        common.print_json({"well": well, "findings": told})
+        rows = [finding._asdict() for finding in findings]
+        common.print_json({"well": well, "findings": rows})
     else:
         show(findings, Page())
     if not well:
-        raise SystemExit(common.FAILED)
+        raise SystemExit(FAILED)
 
 
 def show(findings: list[Finding], page: Page) -> None:
@@ -75,52 +84,54 @@ def show(findings: list[Finding], page: Page) -> None:
         if finding.do:  # never folded, for it is often a command to be copied
             page.line(begin + page.paint(f"→ {finding.do}", "bold"))
     problems = sum(finding.level == PROBLEM for finding in findings)
-    page.line(page.paint(plural(problems, "problem"), "red") if problems else "all is well")
+    page.line(page.paint(format_count(problems, "problem"), "red") if problems else "all is well")
 
 
-def examine(options: common.Options) -> list[Finding]:
+def check_everything(options: common.Options) -> list[Finding]:
     """Make every check that can be made, and return what was found."""
     try:
         endpoint = client_endpoint(options.endpoint, options.cluster)
         path = check_ipc_path(endpoint)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    findings = [*host_checks.look(endpoint, path, given=options.endpoint is not None)]
+    findings = [*host_checks.check_host(endpoint, path, given=options.endpoint is not None)]
     if diagnose(endpoint) is not None:
         return findings
     try:
         with Tracker(
             endpoint, cluster=options.cluster, timeout=options.timeout, name="trackctl doctor"
         ) as tracker:
-            findings += _answers(tracker)
+            findings += _check_daemon(tracker)
     except TrackdError as error:
         findings.append(
-            Finding("daemon", PROBLEM, plain(error), "look at its log: journalctl -u 'trackd@*'")
+            Finding("daemon", PROBLEM, escape(error), "look at its log: journalctl -u 'trackd@*'")
         )
     return findings
 
 
-# -- what the daemon tells ------------------------------------------------------------------
+# -- what the daemon replies ------------------------------------------------------------------
 
 
-def _answers(tracker: Tracker) -> Iterator[Finding]:
+def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
     began = boottime()
     tracker.ping()
     took = boottime() - began
     status = tracker.status()
     settings = {each["name"]: each for each in tracker.config()["settings"]}
-    said = f"answers in {took * 1000:.1f} ms: cluster {plain(status['cluster'])}"
-    yield Finding("daemon", OK, f"{said}, pid {status['pid']}, up {duration(status['uptime'])}")
-    yield from _versions(status)
-    yield from _clock(tracker, status)
-    yield from _store(status, settings)
-    yield from _configuration(status)
-    yield from _counts(status, settings)
-    yield from _process(status["pid"])
+    said = f"answers in {took * 1000:.1f} ms: cluster {escape(status['cluster'])}"
+    yield Finding(
+        "daemon", OK, f"{said}, pid {status['pid']}, up {format_duration(status['uptime'])}"
+    )
+    yield from _check_versions(status)
+    yield from _check_clock(tracker, status)
+    yield from _check_store(status, settings)
+    yield from _check_configuration(status)
+    yield from _check_counts(status, settings)
+    yield from _check_process(status["pid"])
 
 
-def _versions(status: dict[str, Any]) -> Iterator[Finding]:
-    said = f"trackctl {__version__}, daemon {plain(status['server'])}"
+def _check_versions(status: dict[str, Any]) -> Iterator[Finding]:
+    said = f"trackctl {__version__}, daemon {escape(status['server'])}"
     if status["server"] == __version__:
         yield Finding("versions", OK, said)
     else:
@@ -132,7 +143,7 @@ def _versions(status: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
+def _check_clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
     """Compare the daemon's clocks with those of this process."""
     hello = tracker._call("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
     clock = hello["clock"]
@@ -146,10 +157,10 @@ def _clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield Finding("clock", OK, "the daemon's CLOCK_BOOTTIME is that of this process")
-    yield from _wall(tracker, status, clock)
+    yield from _check_wall(tracker, status, clock)
 
 
-def _wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Finding]:
+def _check_wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Finding]:
     """Tell whether the wall clock was set since the last event: `log --since` goes by it."""
     if not status.get("history"):
         return
@@ -163,33 +174,33 @@ def _wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Fi
         yield Finding(
             "wall clock",
             NOTE,
-            f"it was set by {moved:+.0f} s since {moment(wall)}",
+            f"it was set by {moved:+.0f} s since {format_time(wall)}",
             "allow for it when you read the times of trackctl log",
         )
 
 
-def _store(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    directory = plain(settings.get("state_dir", {}).get("value", ""))
+def _check_store(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    directory = escape(settings.get("state_dir", {}).get("value", ""))
     if status["store"] == "failing":
         yield Finding(
             "store",
             PROBLEM,
-            f"changes cannot be stored: {plain(status['store_problem'])}",
+            f"changes cannot be stored: {escape(status['store_problem'])}",
             f"make room in {directory or 'the state directory'}, or make it writable",
         )
     elif status["store"] == "off":
         yield Finding(
             "store",
             NOTE,
-            "state is kept in memory alone: a restart forgets who holds what",
+            "state is kept in memory only: a restart forgets who holds what",
             "set state_dir, unless that is meant",
         )
     else:
         stored = status.get("store_bytes")
-        yield Finding("store", OK, f"ok{'' if stored is None else f', {size(stored)}'}")
+        yield Finding("store", OK, f"ok{'' if stored is None else f', {format_size(stored)}'}")
 
 
-def _configuration(status: dict[str, Any]) -> Iterator[Finding]:
+def _check_configuration(status: dict[str, Any]) -> Iterator[Finding]:
     last = status.get("reload")
     if last is None:
         return
@@ -197,17 +208,17 @@ def _configuration(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "reload",
             PROBLEM,
-            f"the last one was refused: {plain(last['error'])}",
+            f"the last one was refused: {escape(last['error'])}",
             "correct the configuration; trackd check-config names every mistake",
         )
     elif last["refused"]:
-        refused = names([name for name, _ in last["refused"]])
+        refused = format_names([name for name, _ in last["refused"]])
         yield Finding(
             "reload", PROBLEM, f"changed in the file, but not live: {refused}", "restart the daemon"
         )
 
 
-def _counts(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+def _check_counts(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     """Compare what there is with the limits of the configuration."""
     near = False
     for count, limit, what in (
@@ -227,11 +238,11 @@ def _counts(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iter
             )
     if not near:
         yield Finding(
-            "limits", OK, f"far from every limit; {plural(status['sessions'], 'session')}"
+            "limits", OK, f"far from every limit; {format_count(status['sessions'], 'session')}"
         )
 
 
-def _process(pid: int) -> Iterator[Finding]:
+def _check_process(pid: int) -> Iterator[Finding]:
     """Look at the daemon's descriptors, where this user may."""
     process = Path("/proc", str(pid))
     try:

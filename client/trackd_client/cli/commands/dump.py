@@ -16,8 +16,9 @@ import click
 from trackd_client import Tracker, __version__
 from trackd_client.cli import common
 from trackd_client.cli.commands import doctor
+from trackd_client.cli.exit_codes import NO_DAEMON
 from trackd_client.cli.output import event_lines
-from trackd_client.cli.output.render import size
+from trackd_client.cli.output.render import format_size
 from trackd_client.errors import TrackdError
 
 _EPILOG = """\b
@@ -52,13 +53,13 @@ def dump(options: common.Options, *, file: str | None) -> None:
         write(place, text)
     except OSError as error:
         common.fail(f"cannot write {place}: {error.strerror}")
-    click.echo(f"{place}: {size(len(text.encode()))}")
+    click.echo(f"{place}: {format_size(len(text.encode()))}")
     if "error" in document["status"]:
-        common.fail(document["status"]["error"], common.NO_DAEMON)
+        common.fail(document["status"]["error"], NO_DAEMON)
 
 
 def gather(options: common.Options) -> dict[str, Any]:
-    """Return the document; what is not to be had is left out with its reason."""
+    """Return the document; a part that cannot be read holds its reason."""
     document: dict[str, Any] = {
         "dump": 1,
         "wall": time.time(),
@@ -67,12 +68,12 @@ def gather(options: common.Options) -> dict[str, Any]:
             "python": sys.version,
             "system": platform.platform(),
         },
-        "doctor": [finding._asdict() for finding in doctor.examine(options)],
+        "doctor": [finding._asdict() for finding in doctor.check_everything(options)],
     }
     try:
-        with options.tracker() as tracker:
+        with options.connect() as tracker:
             for name, ask in _PARTS.items():
-                document[name] = _part(ask, tracker)
+                document[name] = _ask(ask, tracker)
     except TrackdError as error:
         for name in _PARTS:
             document[name] = {"error": str(error)}
@@ -87,23 +88,23 @@ def write(place: Path, text: str) -> None:
         out.write(f"{text}\n")
 
 
-def _part(ask: Callable[[Tracker], Any], tracker: Tracker) -> Any:
+def _ask(ask: Callable[[Tracker], Any], tracker: Tracker) -> Any:
     try:
         return ask(tracker)
     except TrackdError as error:
         return {"error": str(error)}
 
 
-def _log(tracker: Tracker) -> dict[str, Any]:
-    told = tracker.log()
-    return {**told, "events": [event_lines.as_json(event) for event in told["events"]]}
+def _read_log(tracker: Tracker) -> dict[str, Any]:
+    reply = tracker.log()
+    return {**reply, "events": [event_lines.to_json(event) for event in reply["events"]]}
 
 
 _PARTS: dict[str, Callable[[Tracker], Any]] = {
     "status": Tracker.status,
     "explain": Tracker.explain,
     "snapshot": Tracker.snapshot,
-    "log": _log,
+    "log": _read_log,
     "config": Tracker.config,
     "metrics": Tracker.metrics,
 }

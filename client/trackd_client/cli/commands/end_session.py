@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from trackd_client.cli import common, completions
-from trackd_client.cli.output.render import names, plural
+from trackd_client.cli.output.render import format_count, format_names
 
 _EPILOG = """\b
 Examples:
@@ -26,13 +26,13 @@ JSON: {"ended", "freed": [lease, ...]}
 @click.pass_obj
 def end_session(options: common.Options, *, session: int, as_json: bool) -> None:
     """End a session and release all of its leases."""
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.end_session(session)
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.end_session(session)
     if as_json:
-        common.print_json(told)
-    if not told["ended"]:
+        common.print_json(reply)
+    if not reply["ended"]:
         common.fail(f"there is no session {session}")
     if not as_json:
-        freed = told["freed"]
-        which = f": {names(freed)}" if freed else ""
-        click.echo(f"session {session} ended; {plural(len(freed), 'lease')} released{which}")
+        freed = reply["freed"]
+        which = f": {format_names(freed)}" if freed else ""
+        click.echo(f"session {session} ended; {format_count(len(freed), 'lease')} released{which}")

@@ -15,7 +15,16 @@ from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import event_lines, listing
 from trackd_client.cli.output.event_lines import People
-from trackd_client.cli.output.render import Cell, Page, duration, names, plural, remaining, shown
+from trackd_client.cli.output.render import (
+    Cell,
+    Page,
+    format_count,
+    format_duration,
+    format_names,
+    format_remaining,
+    format_value,
+)
+from trackd_client.cli.output.verdict import decide, describe_proxy
 from trackd_client.core.event import Event
 
 _EPILOG = """\b
@@ -48,140 +57,109 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
 
     PROXY is a name from gossip, or what a proxy presents: its principals.
     """
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.explain(proxy)
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.explain(proxy)
         if proxy is None:
             if as_json:
-                common.print_json({**told, "sentences": [s.text for s in sentences(told)]})
+                common.print_json({**reply, "sentences": [s.text for s in write_sentences(reply)]})
             else:
-                show(told, Page())
+                show(reply, Page())
             return
         events = [
             event
             for event in tracker.log()["events"]
-            if event_lines.concerns(event, told["meant"] or proxy)
+            if event_lines.concerns(event, reply["meant"] or proxy)
         ][-_EVENTS:]
         if as_json:
-            common.print_json({**told, "events": [event_lines.as_json(each) for each in events]})
+            common.print_json({**reply, "events": [event_lines.to_json(each) for each in events]})
         else:
-            show_proxy(told, events, tracker, Page())
+            show_proxy(reply, events, tracker, Page())
 
 
 # -- the whole ------------------------------------------------------------------------------
 
 
-def show(told: dict[str, Any], page: Page) -> None:
+def show(reply: dict[str, Any], page: Page) -> None:
     """Print for people why a lease would be granted or refused."""
-    first, *more = sentences(told)
+    first, *more = write_sentences(reply)
     page.say(first.text, first.style)
     page.line()
-    page.facts(numbers(told))
+    page.pairs(list_numbers(reply))
     if more:
         page.line()
     for sentence in more:
         page.say(sentence.text, sentence.style)
 
 
-def numbers(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def list_numbers(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return every number of the rule, with what it is."""
-    count = told["connection_count"]
+    count = reply["connection_count"]
     mode = f"at most {count}: proxy peering" if count > 0 else "one to every desired proxy"
     yes = {True: "yes", False: "no"}
-    yield "tracked", f"{told['tracked']:>6}  proxies that gossip speaks of"
-    yield "desired", f"{told['desired']:>6}  of them of their group's newest generation"
+    yield "tracked", f"{reply['tracked']:>6}  proxies that gossip names"
+    yield "desired", f"{reply['desired']:>6}  of them of their group's newest generation"
     yield "connection count", f"{count:>6}  {mode}"
-    yield "target", f"{told['target']:>6}  connections that are wanted"
-    yield "claimed", f"{told['claimed']:>6}  proxies that leases hold, desired or not"
-    yield "claimed, desired", f"{told['claimed_desired']:>6}  of them desired"
-    yield "in flight", f"{told['inflight']:>6}  leases that dial now"
-    yield "waiting", f"{told['waiting']:>6}  requests for a lease that wait their turn"
-    yield "missing", f"{told['missing_count']:>6}  desired proxies that no lease holds"
-    sum_ = f"{told['claimed_desired']} claimed and desired + {told['inflight']} in flight"
-    yield "need", f"{yes[told['need']]:>6}  is target {told['target']} > {sum_}?"
-    nothing = f"{told['inflight']} in flight, {told['claimed']} claimed, {told['tracked']} tracked"
-    yield "bootstrap", f"{yes[told['bootstrap']]:>6}  nothing in flight, and nothing claimed or"
-    yield "", f"{'':>6}  nothing tracked? {nothing}"
+    yield "target", f"{reply['target']:>6}  wanted connections"
+    yield "claimed", f"{reply['claimed']:>6}  proxies that leases hold, desired or not"
+    yield "claimed, desired", f"{reply['claimed_desired']:>6}  of them desired"
+    yield "in flight", f"{reply['inflight']:>6}  leases whose agents are dialling"
+    yield "waiting", f"{reply['waiting']:>6}  queued requests for a lease"
+    yield "missing", f"{reply['missing_count']:>6}  desired proxies that no lease holds"
+    sum_ = f"{reply['claimed_desired']} claimed and desired + {reply['inflight']} in flight"
+    yield "need", f"{yes[reply['need']]:>6}  is target {reply['target']} > {sum_}?"
+    first_dial = "needs 0 in flight, and 0 claimed or 0 tracked"
+    yield "first-dial rule", f"{yes[reply['bootstrap']]:>6}  ({first_dial})"
 
 
-def sentences(told: dict[str, Any]) -> list[Cell]:
-    """Return in words what is decided, and what may be wrong; the first is the decision."""
-    found = [_decision(told), *_missing(told), *_recent(told)]
+def write_sentences(reply: dict[str, Any]) -> list[Cell]:
+    """Return the sentences: first the decision, then what may be wrong."""
+    found = [decide(reply), *_explain_missing(reply), *_explain_recent(reply)]
     return [sentence for sentence in found if sentence.text]
 
 
-def _decision(told: dict[str, Any]) -> Cell:
-    match told["reason"]:
-        case "bootstrap":
-            return Cell("A lease would be granted: some agent has to dial first.", "green")
-        case "need":
-            return Cell("A lease would be granted: a tunnel is missing.", "green")
-        case "satisfied" if told["missing_count"] and told["target"] > told["claimed_desired"]:
-            return Cell(
-                "No lease would be granted: for every missing tunnel an agent is dialling.",
-                "yellow",
-            )
-        case "satisfied":
-            return Cell("No lease would be granted: every wanted tunnel is there.", "green")
-        case "waiters":
-            return Cell(
-                "No lease would be granted to a newcomer: others wait, and are served first.",
-                "yellow",
-            )
-        case "budget":
-            wait = told.get("retry_after")
-            when = "" if wait is None else f"; the next may begin in {wait:.1f} s"
-            return Cell(
-                f"No lease would be granted now: dial_rate allows no dial yet{when}.", "yellow"
-            )
-        case "store":
-            return Cell(
-                "No lease would be granted: changes cannot be stored; see trackctl status.", "red"
-            )
-        case other:
-            return Cell(f"The daemon says: {shown(other)}.", "yellow")
-
-
-def _missing(told: dict[str, Any]) -> Iterator[Cell]:
-    missing, total = told["missing"], told["missing_count"]
+def _explain_missing(reply: dict[str, Any]) -> Iterator[Cell]:
+    missing, total = reply["missing"], reply["missing_count"]
     if not missing:
         return
-    yield Cell(f"Without a tunnel: {names(missing, total)}.")
-    wanted = told["target"] - told["claimed_desired"]
+    yield Cell(f"Without a tunnel: {format_names(missing, total)}.")
+    wanted = reply["target"] - reply["claimed_desired"]
     if wanted <= 0:
-        yield Cell("That is meant so: the connection count allows no more.")
-    elif told["inflight"] >= wanted:
+        yield Cell("This is intended: the connection count allows no further connection.")
+    elif reply["inflight"] >= wanted:
         yield Cell(
-            f"{plural(told['inflight'], 'lease')} in flight may reach them; when none does for"
-            " long, see trackctl leases --in-flight: who holds them, and since when.",
+            f"{format_count(reply['inflight'], 'lease')} in flight may reach them; when none does"
+            " for long, see trackctl leases --in-flight: who holds them, and since when.",
             "yellow",
         )
-    elif told["reason"] == "need" and not told["waiting"]:
+    elif reply["reason"] == "need" and not reply["waiting"]:
         yield Cell(
-            "No agent asks for a lease at this moment: they pause after lost claims, or there are"
-            " none (trackctl sessions).",
+            "No agent asks for a lease at this moment: agents pause after lost claims, or none"
+            " runs; see trackctl sessions.",
             "yellow",
         )
 
 
-def _recent(told: dict[str, Any]) -> Iterator[Cell]:
+def _explain_recent(reply: dict[str, Any]) -> Iterator[Cell]:
     """Say how the last claims went, and whether chance explains it."""
-    recent = told["recent"]
+    recent = reply["recent"]
     duplicates = recent["duplicates"]
     claims = recent["claims"] + duplicates
     if not duplicates:
         return
-    text = f"Of the last {plural(claims, 'claim')}, {duplicates} met a proxy that was held"
-    met = [f"{shown(name)} ({times})" for name, times in recent["met"]]
+    text = (
+        f"Of the last {format_count(claims, 'claim')}, {duplicates} reached a proxy that was held"
+    )
+    met = [f"{format_value(name)} ({times})" for name, times in recent["met"]]
     yield Cell(f"{text}: {', '.join(met)}.")
-    if told["target"] <= told["claimed_desired"] or claims < _FEW:
+    if reply["target"] <= reply["claimed_desired"] or claims < _FEW:
         return
     often, times = recent["met"][0]
-    desired, missing = told["desired"], told["missing_count"]
+    desired, missing = reply["desired"], reply["missing_count"]
     chance = (1 - missing / desired) ** duplicates
     if desired > 2 and times > _STICKY * claims:  # of two, one is half
         yield Cell(
-            f"The load balancer sends most dials to {shown(often)}: look there for affinity by"
-            " source address, and for proxies that it does not know.",
+            f"The load balancer sends most dials to {format_value(often)}: look there for affinity"
+            " by source address, and for proxies that it does not know.",
             "yellow",
         )
     elif chance < _NO_CHANCE:
@@ -195,57 +173,36 @@ def _recent(told: dict[str, Any]) -> Iterator[Cell]:
 # -- one proxy ------------------------------------------------------------------------------
 
 
-def show_proxy(told: dict[str, Any], events: list[Event], tracker: Tracker, page: Page) -> None:
+def show_proxy(reply: dict[str, Any], events: list[Event], tracker: Tracker, page: Page) -> None:
     """Print for people all that is known of a proxy."""
     people = People(tracker.rows("sessions"))
-    title = page.paint(shown(told["meant"] or told["name"]), "bold")
-    verdict = about(told)
+    title = page.paint(format_value(reply["meant"] or reply["name"]), "bold")
+    verdict = describe_proxy(reply)
     page.line(f"{title}  {page.paint(verdict.text, verdict.style)}")
-    page.facts(_facts(told, people, tracker))
+    page.pairs(_list_details(reply, people, tracker))
     if events:
         page.line()
     for event in events:
-        page.line(event_lines.line(event, people, page))
+        page.line(event_lines.format_line(event, people, page))
 
 
-def about(told: dict[str, Any]) -> Cell:
-    """Return in words why a proxy is claimed, or is not."""
-    proxy = told["proxy"]
-    match told["why"]:
-        case "claimed" if proxy["desired"]:
-            return Cell("desired, and claimed", "green")
-        case "claimed" if proxy["tracked"]:
-            newer = f"generation {proxy['largest']} is newer"
-            return Cell(f"claimed, though it is not desired: {newer}", "yellow")
-        case "claimed":
-            return Cell("claimed, though it is tracked no more", "yellow")
-        case "missing":
-            return Cell("desired, and nobody holds it", "red")
-        case "old_generation":
-            return Cell(f"not desired: generation {proxy['largest']} of its group is newer", "dim")
-        case "forgotten":
-            return Cell("forgotten by an admin: old gossip does not bring it back", "yellow")
-        case "unknown":
-            return Cell("not known: neither gossip nor a claim speaks of it", "yellow")
-        case other:  # of a newer daemon
-            return Cell(shown(other))
-
-
-def _facts(told: dict[str, Any], people: People, tracker: Tracker) -> Iterator[tuple[str, str]]:
-    proxy, meant = told["proxy"], told["meant"]
-    if meant is not None and meant != told["name"]:
-        yield "asked for", f"{shown(told['name'])}, which means {shown(meant)}"
+def _list_details(
+    reply: dict[str, Any], people: People, tracker: Tracker
+) -> Iterator[tuple[str, str]]:
+    proxy, meant = reply["proxy"], reply["meant"]
+    if meant is not None and meant != reply["name"]:
+        yield "asked for", f"{format_value(reply['name'])}, which means {format_value(meant)}"
     if proxy["tracked"]:
-        yield "group", shown(proxy["group"])
+        yield "group", format_value(proxy["group"])
         yield "generation", f"{proxy['generation']}; the newest of the group is {proxy['largest']}"
-        left = listing.left(tracker, proxy["expires"])
-        yield "expires", "-" if left is None else f"in {remaining(left)}"
-        yield "mentioned by", people.who(proxy["mentioned_by"])
+        left = listing.seconds_until(tracker, proxy["expires"])
+        yield "expires", "-" if left is None else f"in {format_remaining(left)}"
+        yield "mentioned by", people.describe(proxy["mentioned_by"])
     if proxy["lease"] is not None:
-        yield "claimed by", f"lease {proxy['lease']} of {people.who(proxy['session'])}"
-    if told["aliases"]:
-        yield "principals", names(told["aliases"])
-    if (tombstone := told["tombstone"]) is not None:
-        left = listing.left(tracker, tombstone["until"]) or 0.0
-        where = f"generation {tombstone['generation']} of group {shown(tombstone['group'])}"
-        yield "forgotten", f"{where}, for {duration(max(0.0, left))} more"
+        yield "claimed by", f"lease {proxy['lease']} of {people.describe(proxy['session'])}"
+    if reply["aliases"]:
+        yield "principals", format_names(reply["aliases"])
+    if (tombstone := reply["tombstone"]) is not None:
+        left = listing.seconds_until(tracker, tombstone["until"]) or 0.0
+        where = f"generation {tombstone['generation']} of group {format_value(tombstone['group'])}"
+        yield "forgotten", f"{where}, for {format_duration(max(0.0, left))} more"

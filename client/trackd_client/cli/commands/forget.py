@@ -1,4 +1,4 @@
-"""`trackctl forget`: has the daemon track a proxy no more, whatever old gossip says."""
+"""`trackctl forget`: makes the daemon drop a proxy, even if old gossip names it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import click
 
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import listing
-from trackd_client.cli.output.render import duration, shown
+from trackd_client.cli.output.render import format_duration, format_value
 
 _EPILOG = """\b
 Examples:
-  trackctl proxies --missing       # which one is not there any more?
+  trackctl proxies --missing       # which one is gone?
   trackctl forget proxy-7
 
 Until its TTL is over, gossip of the same group with the same or a smaller
@@ -29,14 +29,18 @@ daemon's clock up to which old gossip is not believed, or null}
 @click.pass_obj
 def forget(options: common.Options, *, proxy: str, as_json: bool) -> None:
     """Forget a proxy that is gone, whatever gossip says."""
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.forget(proxy)
-        left = listing.left(tracker, told["until"])
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.forget(proxy)
+        left = listing.seconds_until(tracker, reply["until"])
     if as_json:
-        common.print_json(told)
-    if not told["forgotten"]:
-        common.fail(f"{shown(proxy)} is not tracked")
+        common.print_json(reply)
+    if not reply["forgotten"]:
+        common.fail(f"{format_value(proxy)} is not tracked")
     if not as_json:
-        until = "" if left is None else f"; old gossip of it is not believed for {duration(left)}"
-        still = "; a lease holds it still" if told["claimed"] else ""
-        click.echo(f"{shown(proxy)} forgotten{until}{still}")
+        until = (
+            ""
+            if left is None
+            else f"; old gossip of it is not believed for {format_duration(left)}"
+        )
+        still = "; a lease still holds it" if reply["claimed"] else ""
+        click.echo(f"{format_value(proxy)} forgotten{until}{still}")

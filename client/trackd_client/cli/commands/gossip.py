@@ -8,7 +8,7 @@ import click
 
 from trackd_client import Proxy, Tracker, parse_discovery
 from trackd_client.cli import common
-from trackd_client.cli.output.render import plural
+from trackd_client.cli.output.render import format_count
 
 _EPILOG = """\b
 Examples:
@@ -34,7 +34,7 @@ _AT_ONCE = 1000
 @click.pass_obj
 def gossip(options: common.Options, *, file: IO[bytes], follow: bool, as_json: bool) -> None:
     """Feed Teleport's JSON gossip from FILE or stdin."""
-    with common.ended(), options.tracker() as tracker:
+    with common.report_errors(), options.connect() as tracker:
         for message in file if follow else [file.read()]:
             if follow and not message.strip():
                 continue
@@ -42,7 +42,7 @@ def gossip(options: common.Options, *, file: IO[bytes], follow: bool, as_json: b
             if as_json:
                 click.echo(f'{{"proxies": {fed}}}')
             else:
-                click.echo(f"{plural(fed, 'proxy', 'proxies')} fed")
+                click.echo(f"{format_count(fed, 'proxy', 'proxies')} fed")
 
 
 def feed(tracker: Tracker, proxies: list[Proxy]) -> int:

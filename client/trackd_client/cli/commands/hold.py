@@ -23,14 +23,9 @@ import click
 
 from trackd_client import AsyncLease, AsyncTracker
 from trackd_client.cli import common
-from trackd_client.cli.output.render import plain
+from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, NOT_FOUND, TIMED_OUT
+from trackd_client.cli.output.render import escape
 from trackd_client.errors import AcquireTimeout, TrackdError
-
-TIMED_OUT: Final = 124
-CANNOT_RUN: Final = 126
-NOT_FOUND: Final = 127
-#: Added to the number of the signal that ended a command, as shells do.
-BY_SIGNAL: Final = 128
 
 _EPILOG = """\b
 Examples:
@@ -45,7 +40,7 @@ The command runs when a lease is granted, and finds in its environment
   TRACKD_CLAIM_FD   3, where it writes the principals of the proxy that it
                     reached, separated by blanks: one line is one claim
   TRACKD_REPLY_FD   4, where each line is answered with one line:
-                    "claimed NAME": the proxy is this lease's alone;
+                    "claimed NAME": only this lease has the proxy;
                     "held NAME": another lease has it: hang up;
                     "refused WHY": there is no claim for another reason
 
@@ -109,7 +104,7 @@ _PR_SET_PDEATHSIG: Final = 1
     type=click.Choice(["end", "tell"]),
     default="end",
     show_default=True,
-    help="What to do when another lease holds the proxy: end the command, or only tell it.",
+    help="What to do when another lease holds the proxy: end the command, or only answer it.",
 )
 @click.pass_obj
 def hold(
@@ -130,11 +125,11 @@ def hold(
         sys.exit(NOT_FOUND)
     child = Child(argv, fd, reply_fd)
     try:
-        with common.ended():
-            tracker = options.made(
+        with common.report_errors():
+            tracker = options.make_tracker(
                 AsyncTracker,
-                name=plain(name or os.path.basename(argv[0]))[:_LONGEST_NAME],  # noqa: PTH119 - a word
-                labels={"command": plain(shlex.join(argv))[:_LONGEST_NAME]},
+                name=escape(name or os.path.basename(argv[0]))[:_LONGEST_NAME],  # noqa: PTH119 - a word
+                labels={"command": escape(shlex.join(argv))[:_LONGEST_NAME]},
             )
             code = asyncio.run(Hold(child, tracker, ends=on_duplicate == "end").run(timeout))
     finally:
@@ -180,8 +175,8 @@ class Child:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def code(self) -> int:
-        """Return its exit code once it has ended, as a shell tells it."""
+    def wait(self) -> int:
+        """Wait for its end and return its exit code, as a shell reports it."""
         if self._code is None:
             status = os.waitpid(self.pid, 0)[1]
             code = os.waitstatus_to_exitcode(status)
@@ -192,12 +187,12 @@ class Child:
         """End it if it has not become the command, and wait for its end."""
         if self._begin != -1:
             os.close(self._begin)
-        self.code()
+        self.wait()
         for end in (self.claims, self.replies, self.pidfd):
             os.close(end)
 
 
-def _caught() -> list[signal.Signals]:
+def _list_caught() -> list[signal.Signals]:
     """Return the signals that are passed on; what nohup or a shell has ignored stays so."""
     return [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -214,7 +209,7 @@ def _become(argv: tuple[str, ...], parent: int, begins: int, ends: dict[int, int
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         # As they were before Python began.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, *_caught()):
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, *_list_caught()):
             signal.signal(number, signal.SIG_DFL)
         word = b""
         while chunk := os.read(begins, 4096):
@@ -256,7 +251,7 @@ class Hold:
         self._child = child
         self._tracker = tracker
         self._ends = ends
-        self._held: list[str | None] = []  # what the claim under way met
+        self._held: list[str | None] = []  # proxies that the claim under way found held
         self._lines = asyncio.Queue[bytes]()
         self._rest = b""
 
@@ -270,7 +265,7 @@ class Hold:
             stopped.append(number)
             acquiring.cancel()
 
-        caught = _caught()
+        caught = _list_caught()
         for number in caught:
             loop.add_signal_handler(number, stop, number)
         try:
@@ -296,13 +291,13 @@ class Hold:
         child = self._child
         # The terminal sends Ctrl-C to all of its foreground processes, the command among them.
         by_terminal = os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-        for number in _caught():
+        for number in _list_caught():
             if number == signal.SIGINT and by_terminal:
                 loop.add_signal_handler(number, lambda: None)
             else:
                 loop.add_signal_handler(number, child.send, number)
         ended = asyncio.Event()
-        loop.add_reader(child.pidfd, _once(loop, child.pidfd, ended.set))
+        loop.add_reader(child.pidfd, _call_once(loop, child.pidfd, ended.set))
         loop.add_reader(child.claims, self._read, loop)
         lease.on_claim = self._note
         watchers = [
@@ -323,7 +318,7 @@ class Hold:
                 if isinstance(end, Exception):
                     child.send(signal.SIGTERM)
                     raise end
-        return child.code()
+        return child.wait()
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take what the command has written."""
@@ -347,7 +342,7 @@ class Hold:
                 self._child.send(signal.SIGTERM)
 
     async def _claim(self, lease: AsyncLease, principals: list[str]) -> str:
-        """Claim a proxy, and return the line that tells what came of it."""
+        """Claim a proxy, and return the line that says the result."""
         if lease.claimed_name is not None:
             return f"refused this lease has claimed {lease.claimed_name}"
         self._held.clear()
@@ -374,7 +369,9 @@ class Hold:
             os.write(self._child.replies, f"{line}\n".encode())
 
 
-def _once(loop: asyncio.AbstractEventLoop, fd: int, act: Callable[[], None]) -> Callable[[], None]:
+def _call_once(
+    loop: asyncio.AbstractEventLoop, fd: int, act: Callable[[], None]
+) -> Callable[[], None]:
     """Return a callback that acts once: a pidfd stays readable."""
 
     def called() -> None:

@@ -11,7 +11,14 @@ from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output import listing
 from trackd_client.cli.output.listing import Row
-from trackd_client.cli.output.render import Cell, Column, duration, names, remaining, shown
+from trackd_client.cli.output.render import (
+    Cell,
+    Column,
+    format_duration,
+    format_names,
+    format_remaining,
+    format_value,
+)
 
 _EPILOG = """\b
 Examples:
@@ -64,9 +71,9 @@ def leases(
 
     PATTERN is a proxy's name or principal, or one with * and ? in it.
     """
-    with common.ended(), options.tracker() as tracker:
+    with common.report_errors(), options.connect() as tracker:
         sessions = {row["session"]: row for row in tracker.rows("sessions")}
-        everything = [_row(row, sessions, tracker) for row in tracker.rows("leases")]
+        everything = [_make_row(row, sessions, tracker) for row in tracker.rows("leases")]
     found = [
         row
         for row in everything
@@ -75,16 +82,16 @@ def leases(
         and not (claimed and row["name"] is None)
         and all(value is None or row[field] == value for field, value in equal.items())
     ]
-    found = listing.arranged(found, _SORTS.get(sort, sort), "lease", reverse=reverse)
+    found = listing.sort_rows(found, _SORTS.get(sort, sort), "lease", reverse=reverse)
     if as_json:
-        common.print_json(listing.document("leases", found, limit))
+        common.print_json(listing.make_document("leases", found, limit))
     else:
-        listing.show(_COLUMNS, found, cells, limit=limit, of=("leases", len(everything)))
+        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("leases", len(everything)))
 
 
-def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
-    holding, agent = listing.holder(sessions, row["session"])
-    age = listing.left(tracker, row["granted"])
+def _make_row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.find_holder(sessions, row["session"])
+    age = listing.seconds_until(tracker, row["granted"])
     return {
         "lease": row["lease"],
         "state": "in_flight" if row["name"] is None else "claimed",
@@ -93,23 +100,23 @@ def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
         "agent": agent,
         "age": None if age is None else max(0.0, -age),
         "wall": row["wall"],
-        "claim_within": listing.left(tracker, row["claim_by"]),
+        "claim_within": listing.seconds_until(tracker, row["claim_by"]),
         "principals": row["principals"],
     }
 
 
-def cells(row: Row) -> list[str | Cell]:
+def make_cells(row: Row) -> list[str | Cell]:
     """Return the cells of a row for people."""
     flies = row["state"] == "in_flight"
     within = row["claim_within"]
     return [
         str(row["lease"]),
         Cell("in flight", "yellow") if flies else Cell("claimed", "green"),
-        shown(row["name"]),
-        shown(row["session"]),
-        shown(row["pid"]),
-        shown(row["command"] or None),
-        "-" if row["age"] is None else duration(row["age"]),
-        "-" if within is None else remaining(within),
-        names(row["principals"]) or "-",
+        format_value(row["name"]),
+        format_value(row["session"]),
+        format_value(row["pid"]),
+        format_value(row["command"] or None),
+        "-" if row["age"] is None else format_duration(row["age"]),
+        "-" if within is None else format_remaining(within),
+        format_names(row["principals"]) or "-",
     ]

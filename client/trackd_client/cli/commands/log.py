@@ -12,7 +12,7 @@ import click
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import event_lines
 from trackd_client.cli.output.event_lines import STYLES, People
-from trackd_client.cli.output.render import Page, moment, more
+from trackd_client.cli.output.render import Page, format_time, note_rest
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 _EPILOG = """\b
@@ -49,7 +49,7 @@ class Moment(click.ParamType[float]):
         found = read_moment(str(value), time.time())
         if found is None:
             self.fail(
-                f"{value!r} is no time; write 03:12, '2026-11-24 03:12', 10m (ago) or Unix time",
+                f"{value!r} is not a time; write 03:12, '2026-11-24 03:12', 10m (ago) or Unix time",
                 param,
                 ctx,
             )
@@ -103,7 +103,7 @@ def read_moment(text: str, now: float) -> float | None:
     "--limit",
     type=click.IntRange(min=0),
     metavar="EVENTS",
-    help="Show the newest so many; 0: all. On a terminal 50 unless told otherwise.",
+    help="Show the newest so many; 0: all. On a terminal 50 by default.",
 )
 @common.json_option("Print JSON.")
 @click.pass_obj
@@ -120,10 +120,10 @@ def log(
     **equal: int | None,
 ) -> None:
     """Show what happened, as far as the daemon remembers."""
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.log()
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.log()
         people = People(tracker.rows("sessions"))
-    events: list[Event] = told["events"]
+    events: list[Event] = reply["events"]
     found = []
     for event in events:
         people.note(event)
@@ -135,33 +135,33 @@ def log(
             and all(value is None or event.fields.get(key) == value for key, value in equal.items())
         ):
             found.append(event)
-    complete = reaches(told, since)
+    complete = reaches(reply, since)
     if as_json:
         shown = found[-limit:] if limit else found
-        document = {name: told[name] for name in ("oldest", "newest", "history")}
-        document |= {"complete": complete, "events": [event_lines.as_json(e) for e in shown]}
+        document = {name: reply[name] for name in ("oldest", "newest", "history")}
+        document |= {"complete": complete, "events": [event_lines.to_json(e) for e in shown]}
         common.print_json(document)
         return
     page = Page()
     most = page.limit(limit)
     shown = found if most is None else found[-most:]
-    if not told["history"]:
+    if not reply["history"]:
         page.note("the daemon keeps no history: its setting history is 0")
     elif not complete:
-        oldest = f"begins at {moment(events[0].wall)}" if events else "is empty"
-        page.note(f"the history {oldest}: what was before is not kept any more")
+        oldest = f"begins at {format_time(events[0].wall)}" if events else "is empty"
+        page.note(f"the history {oldest}: earlier events are not kept")
     for event in shown:
-        page.line(event_lines.line(event, people, page))
-    more(len(shown), len(found), page)
-    if not found and told["history"]:
-        page.note("nothing of that kind happened")
+        page.line(event_lines.format_line(event, people, page))
+    note_rest(len(shown), len(found), page)
+    if not found and reply["history"]:
+        page.note("no event matches")
 
 
-def reaches(told: dict[str, Any], since: float | None) -> bool:
+def reaches(reply: dict[str, Any], since: float | None) -> bool:
     """Tell whether the history reaches back to a moment, or to the beginning."""
-    if told["oldest"] is None:
-        return bool(told["newest"] == 0)
-    if told["oldest"] <= 1:
+    if reply["oldest"] is None:
+        return bool(reply["newest"] == 0)
+    if reply["oldest"] <= 1:
         return True
-    events = told["events"]
+    events = reply["events"]
     return since is not None and bool(events) and events[0].wall <= since

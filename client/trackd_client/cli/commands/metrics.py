@@ -1,4 +1,4 @@
-"""`trackctl metrics`: what Prometheus would scrape, for whoever has no HTTP listener."""
+"""`trackctl metrics`: the metrics that Prometheus scrapes, without an HTTP listener."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ operation metrics in docs/protocol.md
 @click.pass_obj
 def metrics(options: common.Options, *, as_json: bool) -> None:
     """Print the daemon's metrics as Prometheus reads them."""
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.metrics()
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.metrics()
     if as_json:
-        common.print_json(told)
+        common.print_json(reply)
     else:
-        click.echo(exposition(told["families"]), nl=False)
+        click.echo(exposition(reply["families"]), nl=False)

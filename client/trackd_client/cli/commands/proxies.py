@@ -11,8 +11,8 @@ from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import listing
 from trackd_client.cli.output.listing import Row
-from trackd_client.cli.output.render import Cell, Column, remaining, shown
-from trackd_client.cli.output.verdict import desired
+from trackd_client.cli.output.render import Cell, Column, format_remaining, format_value
+from trackd_client.cli.output.verdict import describe_desired
 
 _EPILOG = """\b
 Examples:
@@ -74,9 +74,9 @@ def proxies(
 
     PATTERN is a name, or one with * and ? in it.
     """
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.snapshot()
-        everything = rows(told, tracker)
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.snapshot()
+        everything = make_rows(reply, tracker)
     found = [
         row
         for row in everything
@@ -86,23 +86,23 @@ def proxies(
         and not (undesired and row["desired"])
         and all(value is None or row[field] == value for field, value in equal.items())
     ]
-    found = listing.arranged(found, _SORTS.get(sort, sort), "name", reverse=reverse)
+    found = listing.sort_rows(found, _SORTS.get(sort, sort), "name", reverse=reverse)
     if as_json:
-        document = listing.document("proxies", found, limit, revision=told["revision"])
+        document = listing.make_document("proxies", found, limit, revision=reply["revision"])
         common.print_json(document)
     else:
-        listing.show(_COLUMNS, found, cells, limit=limit, of=("proxies", len(everything)))
+        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("proxies", len(everything)))
 
 
-def rows(told: Mapping[str, Any], tracker: Tracker) -> list[Row]:
+def make_rows(reply: Mapping[str, Any], tracker: Tracker) -> list[Row]:
     """Return what a snapshot tells of proxies, with what people want to know of their holders."""
-    sessions = {row["session"]: row for row in told["sessions"]}
-    return [_row(row, sessions, tracker) for row in told["proxies"]]
+    sessions = {row["session"]: row for row in reply["sessions"]}
+    return [_make_row(row, sessions, tracker) for row in reply["proxies"]]
 
 
-def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
-    holding, agent = listing.holder(sessions, row["session"])
-    speaking, speaker = listing.holder(sessions, row["mentioned_by"])
+def _make_row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.find_holder(sessions, row["session"])
+    speaking, speaker = listing.find_holder(sessions, row["mentioned_by"])
     why = None if row["desired"] else "old_generation" if row["tracked"] else "not_tracked"
     return {
         **{name: row[name] for name in ("name", "group", "generation", "largest")},
@@ -111,33 +111,35 @@ def _row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
         **{name: row[name] for name in ("lease", "session", "pid")},
         "command": holding,
         "agent": agent,
-        "expires_in": listing.left(tracker, row["expires"]),
+        "expires_in": listing.seconds_until(tracker, row["expires"]),
         "mentioned_by": row["mentioned_by"],
         "mentioned_by_agent": speaker or speaking,
     }
 
 
-def cells(row: Row) -> list[str | Cell]:
+def make_cells(row: Row) -> list[str | Cell]:
     """Return the cells of a row for people."""
     expires = row["expires_in"]
     return [
-        Cell(shown(row["name"]), "green" if row["lease"] is not None else _wanted(row)),
-        shown(row["group"]),
-        shown(row["generation"]),
-        Cell(desired(row), "" if row["desired"] else "dim"),
-        shown(row["lease"]),
-        shown(row["session"]),
-        shown(row["pid"]),
-        shown(row["command"] or None),
-        "-" if expires is None else remaining(expires),
-        mentioned(row["mentioned_by"], row["mentioned_by_agent"]),
+        Cell(
+            format_value(row["name"]), "green" if row["lease"] is not None else _choose_style(row)
+        ),
+        format_value(row["group"]),
+        format_value(row["generation"]),
+        Cell(describe_desired(row), "" if row["desired"] else "dim"),
+        format_value(row["lease"]),
+        format_value(row["session"]),
+        format_value(row["pid"]),
+        format_value(row["command"] or None),
+        "-" if expires is None else format_remaining(expires),
+        describe_mention(row["mentioned_by"], row["mentioned_by_agent"]),
     ]
 
 
-def mentioned(session: int | None, agent: str | None) -> str:
+def describe_mention(session: int | None, agent: str | None) -> str:
     """Return who mentioned a proxy last."""
-    return "-" if session is None else f"{session} {shown(agent or None)}"
+    return "-" if session is None else f"{session} {format_value(agent or None)}"
 
 
-def _wanted(row: Row) -> str:
+def _choose_style(row: Row) -> str:
     return "yellow" if row["desired"] else "dim"

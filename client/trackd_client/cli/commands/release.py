@@ -1,18 +1,18 @@
-"""`trackctl release`: takes a lease from whoever holds it."""
+"""`trackctl release`: takes a lease from its agent."""
 
 from __future__ import annotations
 
 import click
 
 from trackd_client.cli import common, completions
-from trackd_client.cli.output.render import shown
+from trackd_client.cli.output.render import format_value
 
 _EPILOG = """\b
 Examples:
   trackctl leases --in-flight       # which one?
   trackctl release 7 --force
 
-The agent is told that the lease is lost, and hangs up; others may dial. It is
+The agent gets a notice that the lease is lost, and hangs up; others may dial. It is
 for admins; the daemon logs who did it.
 
 \b
@@ -23,22 +23,22 @@ holder or null}
 
 @click.command(epilog=_EPILOG)
 @click.argument("lease", type=click.IntRange(min=1), shell_complete=completions.leases)
-@click.option("--force", is_flag=True, help="Yes, take it from its agent.")
+@click.option("--force", is_flag=True, help="Confirm: take it from its agent.")
 @common.json_option("Print what was released, as JSON.")
 @click.pass_obj
 def release(options: common.Options, *, lease: int, force: bool, as_json: bool) -> None:
     """Take a lease from the agent that holds it."""
     if not force:
         raise click.UsageError(
-            f"lease {lease} is in the hands of an agent, which will close its tunnel;"
-            " with --force it is taken all the same"
+            f"an agent holds lease {lease}, and closes its tunnel when it is taken;"
+            " --force takes it"
         )
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.force_release(lease)
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.force_release(lease)
     if as_json:
-        common.print_json(told)
-    if not told["released"]:
+        common.print_json(reply)
+    if not reply["released"]:
         common.fail(f"nobody holds lease {lease}")
     if not as_json:
-        free = "" if told["name"] is None else f"; {shown(told['name'])} is free"
-        click.echo(f"lease {lease} taken from session {told['session']}{free}")
+        free = "" if reply["name"] is None else f"; {format_value(reply['name'])} is free"
+        click.echo(f"lease {lease} taken from session {reply['session']}{free}")

@@ -1,4 +1,4 @@
-"""`trackctl reload`: has the daemon read its configuration again, and tells what came of it."""
+"""`trackctl reload`: makes the daemon read its configuration again, and prints the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from trackd_client import Tracker
 from trackd_client.cli import common
-from trackd_client.cli.output.render import Page, names, plain
+from trackd_client.cli.output.render import Page, escape, format_names
 from trackd_client.errors import NoAnswer
 
 _EPILOG = """\b
@@ -28,40 +28,40 @@ _LOOK_SECONDS = 0.05
 
 
 @click.command(epilog=_EPILOG)
-@common.json_option("Print what came of it, as JSON.")
+@common.json_option("Print the result as JSON.")
 @click.pass_obj
 def reload(options: common.Options, *, as_json: bool) -> None:
-    """Have the daemon read its configuration again."""
-    with common.ended(), options.tracker() as tracker:
-        outcome = done(tracker, tracker.reload()["reloads"], options.timeout)
+    """Make the daemon read its configuration again."""
+    with common.report_errors(), options.connect() as tracker:
+        outcome = wait_until_done(tracker, tracker.reload()["reloads"], options.timeout)
     if as_json:
         common.print_json(outcome)
     if outcome["error"] is not None:
-        common.fail(f"nothing was changed: {plain(outcome['error'])}")
+        common.fail(f"nothing was changed: {escape(outcome['error'])}")
     if not as_json:
         show(outcome, Page())
 
 
-def done(tracker: Tracker, number: int, seconds: float) -> dict[str, Any]:
-    """Wait until a reload is done, and return what came of it.
+def wait_until_done(tracker: Tracker, number: int, seconds: float) -> dict[str, Any]:
+    """Wait until a reload is done, and return its result.
 
     Raises:
         NoAnswer: it is not done in time.
     """
     deadline = time.monotonic() + seconds
     while True:
-        told = tracker.status()
-        if told["reloads"] >= number:
-            outcome: dict[str, Any] = told["reload"]
+        reply = tracker.status()
+        if reply["reloads"] >= number:
+            outcome: dict[str, Any] = reply["reload"]
             return outcome
         if time.monotonic() > deadline:
-            raise NoAnswer(f"the reload was not done within {seconds:g} s; the log tells more")
+            raise NoAnswer(f"the reload was not done within {seconds:g} s; see its log")
         time.sleep(_LOOK_SECONDS)
 
 
 def show(outcome: dict[str, Any], page: Page) -> None:
-    """Print for people what came of a reload."""
+    """Print for people the result of a reload."""
     changed = outcome["changed"]
-    page.line(f"changed: {names(changed, most=100)}" if changed else "nothing has changed")
+    page.line(f"changed: {format_names(changed, most=100)}" if changed else "nothing has changed")
     for name, why in outcome["refused"]:
-        page.line(page.paint(f"not changed: {plain(name)}: {plain(why)}", "yellow"))
+        page.line(page.paint(f"not changed: {escape(name)}: {escape(why)}", "yellow"))

@@ -11,7 +11,13 @@ from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output import listing
 from trackd_client.cli.output.listing import Row
-from trackd_client.cli.output.render import Cell, Column, duration, remaining, shown
+from trackd_client.cli.output.render import (
+    Cell,
+    Column,
+    format_duration,
+    format_remaining,
+    format_value,
+)
 
 _EPILOG = """\b
 Examples:
@@ -68,8 +74,8 @@ def sessions(
 
     PATTERN is an agent's name or command, or one with * and ? in it.
     """
-    with common.ended(), options.tracker() as tracker:
-        everything = [_row(row, tracker) for row in tracker.rows("sessions")]
+    with common.report_errors(), options.connect() as tracker:
+        everything = [_make_row(row, tracker) for row in tracker.rows("sessions")]
     found = [
         row
         for row in everything
@@ -79,50 +85,50 @@ def sessions(
         and (user is None or user in {row["user"], str(row["uid"])})
         and (pid is None or row["pid"] == pid)
     ]
-    found = listing.arranged(found, sort, "session", reverse=reverse)
+    found = listing.sort_rows(found, sort, "session", reverse=reverse)
     if as_json:
-        common.print_json(listing.document("sessions", found, limit))
+        common.print_json(listing.make_document("sessions", found, limit))
     else:
-        listing.show(_COLUMNS, found, cells, limit=limit, of=("sessions", len(everything)))
+        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("sessions", len(everything)))
 
 
-def _row(row: Row, tracker: Tracker) -> Row:
-    age = listing.left(tracker, row["opened"])
-    told: dict[str, Any] = {
+def _make_row(row: Row, tracker: Tracker) -> Row:
+    age = listing.seconds_until(tracker, row["opened"])
+    shown: dict[str, Any] = {
         "session": row["session"],
         "pid": row["pid"],
         "uid": row["uid"],
-        "user": user_name(row["uid"]),
+        "user": find_user_name(row["uid"]),
         **{name: row[name] for name in ("gid", "command", "name", "version", "labels")},
         **{name: row[name] for name in ("leases", "inflight", "waiting", "requests", "gossip")},
         "age": None if age is None else max(0.0, -age),
         "wall": row["wall"],
         "visible": row["visible"],
-        "heartbeat_within": listing.left(tracker, row["deadline"]),
+        "heartbeat_within": listing.seconds_until(tracker, row["deadline"]),
     }
-    return told
+    return shown
 
 
-def cells(row: Row) -> list[str | Cell]:
+def make_cells(row: Row) -> list[str | Cell]:
     """Return the cells of a row for people."""
     within = row["heartbeat_within"]
     return [
         str(row["session"]),
-        shown(row["pid"] or None),
-        shown(row["user"]),
-        shown(row["command"] or None),
-        shown(row["name"] or None),
+        format_value(row["pid"] or None),
+        format_value(row["user"]),
+        format_value(row["command"] or None),
+        format_value(row["name"] or None),
         str(row["leases"]),
         Cell(str(row["inflight"]), "yellow" if row["inflight"] else ""),
         str(row["waiting"]),
         str(row["gossip"]),
         str(row["requests"]),
-        "-" if row["age"] is None else duration(row["age"]),
-        "process" if within is None else f"heartbeats, {remaining(within)}",
+        "-" if row["age"] is None else format_duration(row["age"]),
+        "process" if within is None else f"heartbeats, {format_remaining(within)}",
     ]
 
 
-def user_name(uid: int) -> str:
+def find_user_name(uid: int) -> str:
     """Return the name of a user, or the number of one that has none here."""
     try:
         return pwd.getpwuid(uid).pw_name

@@ -12,16 +12,16 @@ from trackd_client.cli.output.render import (
     Cell,
     Column,
     Page,
-    duration,
-    moment,
-    more,
-    names,
-    plain,
-    plural,
-    shown,
-    size,
+    escape,
+    format_count,
+    format_duration,
+    format_names,
+    format_size,
+    format_time,
+    format_value,
+    note_rest,
 )
-from trackd_client.cli.output.verdict import verdict
+from trackd_client.cli.output.verdict import judge
 
 _EPILOG = """\b
 Examples:
@@ -43,80 +43,82 @@ _COLUMNS = (
 @click.pass_obj
 def status(options: common.Options, *, as_json: bool) -> None:
     """Show how things stand, in counts and in words."""
-    with common.ended(), options.tracker() as tracker:
-        told = tracker.status()
+    with common.report_errors(), options.connect() as tracker:
+        reply = tracker.status()
     if as_json:
-        common.print_json({**told, "verdict": verdict(told).text})
+        common.print_json({**reply, "verdict": judge(reply).text})
     else:
-        show(told, Page())
+        show(reply, Page())
 
 
-def show(told: dict[str, Any], page: Page) -> None:
+def show(reply: dict[str, Any], page: Page) -> None:
     """Print a status for people."""
-    sentence = verdict(told)
-    cluster = page.paint(plain(told["cluster"]), "bold")
+    sentence = judge(reply)
+    cluster = page.paint(escape(reply["cluster"]), "bold")
     page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
-    page.facts(facts(told))
-    if told["groups"]:
+    page.pairs(list_counts(reply))
+    if reply["groups"]:
         page.table(
             _COLUMNS,
             [
                 [
-                    shown(group["group"]),
+                    format_value(group["group"]),
                     *(str(group[name]) for name in ("generation", "tracked", "desired")),
-                    Cell(str(group["claimed"]), _fullness(group)),
+                    Cell(str(group["claimed"]), _choose_style(group)),
                 ]
-                for group in told["groups"]
+                for group in reply["groups"]
             ],
         )
-        more(len(told["groups"]), told["group_count"], page)
+        note_rest(len(reply["groups"]), reply["group_count"], page)
 
 
-def facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the lines of the table: name and value."""
-    count = told["connection_count"]
-    limit = "" if count <= 0 else f", at most {plural(count, 'connection')}"
-    claimed = f"{told['claimed_desired']} desired; target {told['target']}"
-    daemon = f"{told['server']}, pid {told['pid']}, up {duration(told['uptime'])}"
-    yield "mode", told["mode"] + limit
-    older = told["tracked"] - told["desired"]
+    count = reply["connection_count"]
+    limit = "" if count <= 0 else f", at most {format_count(count, 'connection')}"
+    claimed = f"{reply['claimed_desired']} desired; target {reply['target']}"
+    daemon = f"{reply['server']}, pid {reply['pid']}, up {format_duration(reply['uptime'])}"
+    yield "mode", reply["mode"] + limit
+    older = reply["tracked"] - reply["desired"]
     rest = f", {older} of older generations" if older else ""
-    yield "proxies", f"{told['tracked']} tracked, {told['desired']} desired{rest}"
-    yield "claimed", f"{told['claimed']}, of which {claimed}"
-    yield "in flight", str(told["inflight"])
-    yield "waiting", str(told["waiting"])
-    yield "sessions", str(told["sessions"])
-    yield "store", store(told)
-    if told.get("http"):
-        yield "http", plain(told["http"])
-    if (last := told.get("reload")) is not None:
-        yield "reloaded", reloaded(last)
-    yield "daemon", f"{daemon}, epoch {told['epoch']}, revision {told['revision']}"
+    yield "proxies", f"{reply['tracked']} tracked, {reply['desired']} desired{rest}"
+    yield "claimed", f"{reply['claimed']}, of which {claimed}"
+    yield "in flight", str(reply["inflight"])
+    yield "waiting", str(reply["waiting"])
+    yield "sessions", str(reply["sessions"])
+    yield "store", describe_store(reply)
+    if reply.get("http"):
+        yield "http", escape(reply["http"])
+    if (last := reply.get("reload")) is not None:
+        yield "reloaded", describe_reload(last)
+    yield "daemon", f"{daemon}, epoch {reply['epoch']}, revision {reply['revision']}"
 
 
-def store(told: dict[str, Any]) -> str:
+def describe_store(reply: dict[str, Any]) -> str:
     """Return in words how the store is."""
-    words = [plain(told["store_problem"] or told["store"])]
-    if (stored := told.get("store_bytes")) is not None:
-        words.append(size(stored))
-    if (kept := told.get("history")) is not None:
-        words.append(f"{plural(kept, 'event')} kept")
+    words = [escape(reply["store_problem"] or reply["store"])]
+    if (stored := reply.get("store_bytes")) is not None:
+        words.append(format_size(stored))
+    if (kept := reply.get("history")) is not None:
+        words.append(f"{format_count(kept, 'event')} kept")
     return ", ".join(words)
 
 
-def reloaded(last: dict[str, Any]) -> str:
-    """Return in words what came of the last reload."""
-    words = [moment(last["wall"])]
+def describe_reload(last: dict[str, Any]) -> str:
+    """Return in words the result of the last reload."""
+    words = [format_time(last["wall"])]
     if last["error"] is not None:
-        words.append(f"refused, nothing changed: {plain(last['error'])}")
+        words.append(f"refused, nothing changed: {escape(last['error'])}")
     else:
-        words.append(f"changed {names(last['changed'])}" if last["changed"] else "nothing changed")
+        words.append(
+            f"changed {format_names(last['changed'])}" if last["changed"] else "nothing changed"
+        )
         if last["refused"]:
-            words.append(f"needs a restart: {names([name for name, _ in last['refused']])}")
+            words.append(f"needs a restart: {format_names([name for name, _ in last['refused']])}")
     return "; ".join(words)
 
 
-def _fullness(group: dict[str, Any]) -> str:
+def _choose_style(group: dict[str, Any]) -> str:
     if group["claimed"] >= group["desired"]:
         return "green"
     return "yellow" if group["claimed"] else "red"

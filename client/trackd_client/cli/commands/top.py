@@ -34,11 +34,11 @@ Examples:
 Keys:
   q               quit (Ctrl-C as well)
   Tab             proxies or agents
-  s, r            sort by the next column; turn the order round
+  s, r            sort by the next column; reverse the order
   f               all proxies, or the missing, claimed or undesired ones
   /               only names with this text in them; Enter ends, Esc clears
   arrows, PgUp, PgDn, Home, End    scroll
-  space           stand still, and go on
+  space           pause, and go on
 """
 _FRAME_SECONDS: Final = 0.25
 
@@ -50,26 +50,31 @@ _FRAME_SECONDS: Final = 0.25
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to ask for what no event tells: rates and who waits.",
+    help="How often to ask for what no event says: rates and who waits.",
 )
 @click.pass_obj
 def top(options: common.Options, *, interval: float) -> None:
     """Watch proxies, agents and rates, live."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("top needs a terminal; proxies, sessions and watch do not")
-    with common.ended(), options.tracker() as tracker, _signals(), _keys() as keys:
+    with (
+        common.report_errors(),
+        options.connect() as tracker,
+        _catch_signals(),
+        _open_keys() as keys,
+    ):
         feed = Feed(tracker, interval)
         view = View(feed)
         console = Console(highlight=False)
         with feed, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 if not view.frozen:
-                    live.update(view.picture(*console.size), refresh=True)
+                    live.update(view.draw(*console.size), refresh=True)
                 came = keys(_FRAME_SECONDS)
                 if not all(view.press(key) for key in came):
                     return
                 if came:
-                    live.update(view.picture(*console.size), refresh=True)
+                    live.update(view.draw(*console.size), refresh=True)
                 if feed.failure is not None:
                     raise feed.failure
 
@@ -82,7 +87,7 @@ class Ended(BaseException):
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _catch_signals() -> Iterator[None]:
     """End in order on Ctrl-C, and on SIGTERM and SIGHUP with the code that a shell gives it."""
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -105,7 +110,7 @@ def _signals() -> Iterator[None]:
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], list[str]]]:
+def _open_keys() -> Iterator[Callable[[float], list[str]]]:
     """Have keys come as they are pressed; yield what reads those of some seconds."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
@@ -116,7 +121,7 @@ def _keys() -> Iterator[Callable[[float], list[str]]]:
             if not select.select([descriptor], [], [], seconds)[0]:
                 return []
             came = os.read(descriptor, 1024)
-            return pressed(came.decode(errors="replace")) if came else ["q"]  # nobody is there
+            return read_keys(came.decode(errors="replace")) if came else ["q"]  # nobody is there
 
         yield read
     finally:
@@ -144,7 +149,7 @@ _NAMED: Final = {
 }
 
 
-def pressed(text: str) -> list[str]:
+def read_keys(text: str) -> list[str]:
     """Return the keys in what the terminal sent."""
     found = []
     while text:

@@ -1,4 +1,4 @@
-"""`trackctl watch`: what happens, as it happens, and never a gap that it does not tell."""
+"""`trackctl watch`: what happens, as it happens, and never a gap without a word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Examples:
   trackctl watch --json --no-snapshot | jq -c '[.revision, .kind, .fields]'
 
 It goes on over restarts of the daemon. What was lost on the way is fetched
-from the daemon's history; what is not there any more is told as a gap, and a
+from the daemon's history; what the history does not have is shown as a gap, and a
 new snapshot follows. Ctrl-C ends it.
 
 \b
@@ -38,7 +38,7 @@ after each "gap"; its fields are revision, proxies, leases and sessions.
     multiple=True,
     type=click.Choice([kind for kind in STYLES if kind not in {SNAPSHOT, GAP}]),
     metavar="KIND",
-    help="Only events of this kind; may be given again. Gaps are told in any case.",
+    help="Only events of this kind; may be given again. Gaps are always shown.",
 )
 @click.option("--no-snapshot", is_flag=True, help="Do not print snapshots.")
 @common.json_option("Print JSON lines.")
@@ -49,7 +49,7 @@ def watch(
     """Print every change as it happens, one a line."""
     page, people = Page(), People()
     always = {GAP} if no_snapshot else {GAP, SNAPSHOT}
-    with common.ended(), suppress(KeyboardInterrupt), options.tracker() as tracker:
+    with common.report_errors(), suppress(KeyboardInterrupt), options.connect() as tracker:
         for event in tracker.events():
             people.note(event)
             if event.kind not in always and (
@@ -57,7 +57,7 @@ def watch(
             ):
                 continue
             if as_json:
-                page.line(json.dumps(event_lines.as_json(event), default=bytes.hex))
+                page.line(json.dumps(event_lines.to_json(event), default=bytes.hex))
             else:
-                page.line(event_lines.line(event, people, page))
+                page.line(event_lines.format_line(event, people, page))
             sys.stdout.flush()

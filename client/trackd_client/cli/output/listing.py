@@ -10,7 +10,7 @@ import click
 
 from trackd_client import Tracker
 from trackd_client.cli import common
-from trackd_client.cli.output.render import Cell, Column, Page, more, natural
+from trackd_client.cli.output.render import Cell, Column, Page, natural_key, note_rest
 from trackd_client.wire.clock import boottime
 
 Row = dict[str, Any]
@@ -31,9 +31,9 @@ def options(*fields: str) -> Callable[[F], F]:
                 "--limit",
                 type=click.IntRange(min=0),
                 metavar="ROWS",
-                help="Show so many at most; 0: all. On a terminal 50 unless told otherwise.",
+                help="Show so many at most; 0: all. On a terminal 50 by default.",
             ),
-            click.option("--reverse", is_flag=True, help="Turn the order round."),
+            click.option("--reverse", is_flag=True, help="Reverse the order."),
             click.option(
                 "--sort",
                 type=click.Choice(fields),
@@ -48,7 +48,7 @@ def options(*fields: str) -> Callable[[F], F]:
     return add
 
 
-def arranged(rows: Iterable[Row], field: str, then: str, *, reverse: bool) -> list[Row]:
+def sort_rows(rows: Iterable[Row], field: str, then: str, *, reverse: bool) -> list[Row]:
     """Return rows in the order of a field: p2 before p10, and what has no value at the end.
 
     Args:
@@ -64,7 +64,7 @@ def arranged(rows: Iterable[Row], field: str, then: str, *, reverse: bool) -> li
 
 
 def _key(value: Any) -> Any:
-    return natural(value) if isinstance(value, str) else value
+    return natural_key(value) if isinstance(value, str) else value
 
 
 def matches(patterns: Sequence[str], *texts: str | None) -> bool:
@@ -94,26 +94,34 @@ def show(
     page = Page()
     word, total = of
     if not rows:
-        page.note(f"none of {total} {word} is like that" if total else f"there are no {word}")
+        page.note(_say_nothing_found(word, total))
         return
     shown = rows[: page.limit(limit)]
     page.table(columns, [cells(row) for row in shown])
-    more(len(shown), len(rows), page)
+    note_rest(len(shown), len(rows), page)
 
 
-def document(name: str, rows: Sequence[Row], limit: int | None, **fields: object) -> Row:
+def _say_nothing_found(word: str, total: int) -> str:
+    if not total:
+        return f"there are no {word}"
+    if word == "proxies":
+        return f"no proxy matches ({total} tracked)"
+    return f"no {word.removesuffix('s')} matches ({total} in all)"
+
+
+def make_document(name: str, rows: Sequence[Row], limit: int | None, **fields: object) -> Row:
     """Return a listing as the JSON document that scripts get."""
     return {**fields, "total": len(rows), name: rows[:limit] if limit else rows}
 
 
-def left(tracker: Tracker, moment: float | None) -> float | None:
+def seconds_until(tracker: Tracker, moment: float | None) -> float | None:
     """Return how many seconds it is to a moment of the daemon's clock; negative: it is past."""
     if moment is None:
         return None
     return tracker._conversation.local(moment) - boottime()  # noqa: SLF001 - the package's own
 
 
-def holder(sessions: Mapping[int, Row], number: int | None) -> tuple[str | None, str | None]:
+def find_holder(sessions: Mapping[int, Row], number: int | None) -> tuple[str | None, str | None]:
     """Return the command and the name of a session; None for what is not known."""
     row = {} if number is None else sessions.get(number, {})
     return row.get("command"), row.get("name")

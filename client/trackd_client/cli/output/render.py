@@ -1,4 +1,4 @@
-"""How things look: tables, times, and colours on a terminal alone. Shared by the subcommands."""
+"""How things look: tables, times, and colours on a terminal only. Shared by the subcommands."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Page:
         colourful = console.color_system is not None and not console.no_color
         self._colours = ColorSystem.STANDARD if colourful else None
         self.terminal = sys.stdout.isatty()
-        #: Columns of the terminal; None: nobody cares, it is a pipe or a file.
+        #: Columns of the terminal; None in a pipe or a file.
         self.width = console.width if self.terminal else None
 
     def paint(self, text: str, style: str) -> str:
@@ -75,7 +75,7 @@ class Page:
             self.line(self.paint(folded, style))
 
     def note(self, text: str) -> None:
-        """Say on standard error what is not part of the answer, so that a pipe gets that alone."""
+        """Print a remark on standard error, so that a pipe gets the answer only."""
         for folded in self.folded(text):
             click.echo(self.paint(folded, "dim") if self.terminal else folded, err=True)
 
@@ -97,21 +97,21 @@ class Page:
         if self.width is not None:
             kept = _kept(columns, rows, self.width)
         shown = [columns[i] for i in kept]
-        drawn = lines(shown, [[row[i] for i in kept] for row in rows], self.width)
+        drawn = draw_table(shown, [[row[i] for i in kept] for row in rows], self.width)
         painted = ("".join(self.paint(*cell) for cell in line).rstrip() for line in drawn)
         self.line("\n".join(painted))
         if left := [column.name for column in columns if column not in shown]:
-            self.note(f"not shown, for want of room: {', '.join(left)}")
+            self.note(f"not shown, the terminal is too narrow: {', '.join(left)}")
 
-    def facts(self, facts: Iterable[tuple[str, str]]) -> None:
+    def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Print names and what they are, one a line; a name may be empty."""
-        listed = list(facts)
+        listed = list(pairs)
         width = max((len(name) for name, _ in listed), default=0)
         for name, text in listed:
             self.line(f"{self.paint(name.ljust(width), 'dim')}{_GAP}{text}".rstrip())
 
 
-def lines(
+def draw_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]], most: int | None
 ) -> Iterator[list[Cell]]:
     """Return the lines of a table: its heading, and each row, as texts with their styles.
@@ -140,8 +140,8 @@ def lines(
         yield line
 
 
-def more(shown: int, total: int, page: Page) -> None:
-    """Say on standard error how many rows were left out, so that a pipe holds rows alone."""
+def note_rest(shown: int, total: int, page: Page) -> None:
+    """Say on standard error how many rows were left out, so that a pipe holds rows only."""
     if shown < total:
         page.note(f"{total - shown} more of {total}; --limit 0 shows all, filters show fewer")
 
@@ -190,7 +190,7 @@ def _wide(text: str) -> int:
     return len(text) if text.isascii() else cell_len(text)
 
 
-def plain(value: object) -> str:
+def escape(value: object) -> str:
     r"""Return what a peer called something as text that a terminal takes for nothing else.
 
     Control characters, among them those that move the cursor or colour what follows, and those
@@ -209,20 +209,20 @@ _HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _DIGITS: Final = re.compile(r"(\d+)")
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
+def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts p2 before p10."""
     parts = _DIGITS.split(text)
     return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as a cell shows it: a dash for nothing, and an empty name as it is."""
     if value is None:
         return "-"
-    return plain(value) if value != "" else '""'
+    return escape(value) if value != "" else '""'
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as people say it: 59s, 3m 20s, 5h 2m, 3d 4h."""
     whole = int(seconds)
     for size, unit, small_size, small in (
@@ -235,12 +235,12 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def remaining(seconds: float) -> str:
+def format_remaining(seconds: float) -> str:
     """Return how long something lasts yet."""
-    return duration(seconds) if seconds >= 0 else "over"
+    return format_duration(seconds) if seconds >= 0 else "over"
 
 
-def moment(wall: float, *, today: bool = False) -> str:
+def format_time(wall: float, *, today: bool = False) -> str:
     """Return a moment of Unix time in this host's zone, to the millisecond.
 
     Args:
@@ -252,7 +252,7 @@ def moment(wall: float, *, today: bool = False) -> str:
     return local.strftime(f"{day}%H:%M:%S.%f")[:-3]
 
 
-def size(count: int) -> str:
+def format_size(count: int) -> str:
     """Return a number of bytes as people say it."""
     for unit, divisor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= divisor:
@@ -260,14 +260,14 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def plural(count: int, word: str, many: str = "") -> str:
+def format_count(count: int, word: str, many: str = "") -> str:
     """Return a count with its word: 1 lease, 2 leases."""
     return f"{count} {word if count == 1 else many or f'{word}s'}"
 
 
-def names(found: Sequence[Any], total: int | None = None, most: int = 10) -> str:
+def format_names(found: Sequence[Any], total: int | None = None, most: int = 10) -> str:
     """Return a list of names in words, cut when it is long."""
     total = len(found) if total is None else total
-    text = ", ".join(shown(name) for name in found[:most])
+    text = ", ".join(format_value(name) for name in found[:most])
     rest = total - min(len(found), most)
     return f"{text} and {rest} more" if rest > 0 else text

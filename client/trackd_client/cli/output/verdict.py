@@ -1,34 +1,105 @@
-"""How things stand, in one sentence and one word each."""
+"""The sentences that say how things stand: the headline, the decision on a lease, one proxy.
+
+They stand in this module only; `status`, `top`, `explain` and `proxies` print them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trackd_client.cli.output.listing import Row
-from trackd_client.cli.output.render import (
-    Cell,
-    shown,
-)
+from trackd_client.cli.output.render import Cell, format_count, format_value
 
 
-def verdict(told: dict[str, Any]) -> Cell:
-    """Return in words how things stand."""
-    missing = told["target"] - told["claimed_desired"]
-    if told["store"] == "failing":
-        return Cell("changes cannot be stored: agents are refused until they can", "red")
-    if not told["tracked"]:
-        return Cell("no proxy is known: the first dial brings gossip", "yellow")
+def judge(status: dict[str, Any]) -> Cell:
+    """Return the headline of a status: one sentence, and its colour."""
+    missing = status["target"] - status["claimed_desired"]
+    if status["store"] == "failing":
+        return Cell("changes cannot be stored; agents are refused until they can be", "red")
+    if not status["tracked"]:
+        return Cell("no proxy is known yet; the first dial brings gossip", "yellow")
     if missing <= 0:
-        return Cell("every wanted proxy is claimed", "green")
-    if told["inflight"]:
-        return Cell(f"{missing} wanted, {told['inflight']} being dialled", "yellow")
-    return Cell(f"{missing} wanted, and nobody dials", "yellow")
+        return Cell(_praise(status), "green")
+    lacking = f"{missing} of {_name_target(status)} {'has' if missing == 1 else 'have'} no tunnel"
+    if dials := status["inflight"]:
+        agents = "1 agent is" if dials == 1 else f"{dials} agents are"
+        return Cell(f"{lacking}; {agents} dialling", "yellow")
+    return Cell(f"{lacking}; no agent is dialling", "yellow")
 
 
-def desired(row: Row) -> str:
+def _praise(status: dict[str, Any]) -> str:
+    target = status["target"]
+    if target < status["desired"]:
+        have = "has" if target == 1 else "have"
+        return f"{target} of {status['desired']} proxies {have} a tunnel, as many as wanted"
+    return "the only proxy has a tunnel" if target == 1 else f"all {target} proxies have a tunnel"
+
+
+def _name_target(status: dict[str, Any]) -> str:
+    """Return what the target counts: proxies, or connections when fewer than that are wanted."""
+    if status["target"] < status["desired"]:
+        return format_count(status["target"], "wanted connection")
+    return format_count(status["target"], "proxy", "proxies")
+
+
+def decide(explanation: dict[str, Any]) -> Cell:
+    """Return in one sentence whether a lease would be granted now, and why."""
+    match explanation["reason"]:
+        case "bootstrap":
+            return Cell("A lease now: one agent has to dial first.", "green")
+        case "need":
+            missing = explanation["target"] - explanation["claimed_desired"]
+            verb = "has" if missing == 1 else "have"
+            proxies = format_count(missing, "proxy", "proxies")
+            return Cell(f"A lease now: {proxies} {verb} no tunnel.", "green")
+        case "satisfied" if explanation["target"] > explanation["claimed_desired"]:
+            return Cell("No lease now: an agent is dialling for every missing tunnel.", "yellow")
+        case "satisfied":
+            return Cell("No lease now: all proxies are covered.", "green")
+        case "waiters":
+            waiting = explanation["waiting"]
+            verb = "is" if waiting == 1 else "are"
+            queued = f"{format_count(waiting, 'request')} {verb} queued"
+            if explanation["target"] > explanation["claimed_desired"] + explanation["inflight"]:
+                return Cell(f"No lease now: {queued} and served first.", "yellow")
+            return Cell(f"No lease now: all proxies are covered; {queued}.", "yellow")
+        case "budget":
+            wait = explanation.get("retry_after")
+            when = "" if wait is None else f"; the next dial may begin in {wait:.1f} s"
+            return Cell(f"No lease now: dial_rate limits how often agents dial{when}.", "yellow")
+        case "store":
+            return Cell("No lease now: changes cannot be stored; see trackctl status.", "red")
+        case other:  # of a newer daemon
+            return Cell(f"The daemon says: {format_value(other)}.", "yellow")
+
+
+def describe_proxy(explanation: dict[str, Any]) -> Cell:
+    """Return in words whether a proxy has a tunnel, and why not."""
+    proxy = explanation["proxy"]
+    match explanation["why"]:
+        case "claimed" if proxy["desired"]:
+            return Cell("desired, and claimed", "green")
+        case "claimed" if proxy["tracked"]:
+            newer = f"generation {proxy['largest']} is newer"
+            return Cell(f"claimed, but not desired: {newer}", "yellow")
+        case "claimed":
+            return Cell("claimed, but not tracked", "yellow")
+        case "missing":
+            return Cell("desired, but no lease holds it", "red")
+        case "old_generation":
+            return Cell(f"not desired: generation {proxy['largest']} of its group is newer", "dim")
+        case "forgotten":
+            return Cell("forgotten by an admin: old gossip does not bring it back", "yellow")
+        case "unknown":
+            return Cell("not known: neither gossip nor a claim has named it", "yellow")
+        case other:  # of a newer daemon
+            return Cell(format_value(other))
+
+
+def describe_desired(row: Row) -> str:
     """Return whether a proxy is desired, or why not."""
     if row["desired"]:
         return "yes"
     if row["tracked"]:
-        return f"no, {shown(row['largest'])} is newer"
+        return f"no, {format_value(row['largest'])} is newer"
     return "no, not tracked"

@@ -1,7 +1,7 @@
 """What `trackctl top` knows, fetched by two threads.
 
 One follows the events and keeps a mirror of the daemon's state by them; the other asks now and
-then for what no event tells.
+then for what no event says.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _RATES: Final = {
 
 
 class Feed:
-    """What the daemon tells, fetched by two threads."""
+    """What the daemon says, fetched by two threads."""
 
     def __init__(self, tracker: Tracker, interval: float) -> None:
-        """Begin nothing yet; entering the block does.
+        """Prepare; entering the block begins.
 
         Args:
             tracker: is closed at the end.
@@ -74,7 +74,7 @@ class Feed:
             work()
         except TrackerClosed:
             pass
-        except Exception as error:  # noqa: BLE001 - told by the main thread, after the terminal
+        except Exception as error:  # noqa: BLE001 - raised by the main thread, after the terminal
             self.failure = error
 
     def _follow(self) -> None:

@@ -14,17 +14,17 @@ from trackd_client.cli.output.listing import Row
 from trackd_client.cli.output.render import (
     Cell,
     Column,
-    duration,
-    lines,
-    names,
-    plain,
-    plural,
-    shown,
+    draw_table,
+    escape,
+    format_count,
+    format_duration,
+    format_names,
+    format_value,
 )
-from trackd_client.cli.output.verdict import desired, verdict
+from trackd_client.cli.output.verdict import describe_desired, judge
 from trackd_client.cli.top.feed import EVENTS, Feed
 
-#: The mirror is sorted anew at most in this share of the time, however large it is.
+#: The mirror is sorted again at most in this share of the time, however large it is.
 _SORTING_SHARE: Final = 0.1
 _FILTERS: Final[dict[str, Callable[[Row], bool]]] = {
     "all": lambda _row: True,
@@ -59,7 +59,7 @@ _SORTS: Final = {
 
 
 class View:
-    """The picture, and what keys make of it. The main thread alone."""
+    """The picture, and what keys make of it. Used by the main thread only."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -127,7 +127,7 @@ class View:
         else:
             self._offset += steps.get(key, 0)
 
-    def picture(self, width: int, height: int) -> Group:
+    def draw(self, width: int, height: int) -> Group:
         """Return what fills the terminal."""
         with self._feed.lock:
             head = [*self._head(width)]
@@ -144,15 +144,15 @@ class View:
         if not status:
             yield Text(self._feed.trouble or "asking the daemon ...", "yellow")
             return
-        words = verdict(status)
-        first = Text.assemble((plain(status["cluster"]), "bold"), "  ", words)
+        words = judge(status)
+        first = Text.assemble((escape(status["cluster"]), "bold"), "  ", words)
         if self._feed.trouble:
-            first = Text(f"no answer: {plain(self._feed.trouble)}", "bold red")
+            first = Text(f"no answer: {escape(self._feed.trouble)}", "bold red")
         yield first
         count = status["connection_count"]
         mode = status["mode"] + ("" if count <= 0 else f", at most {count}")
         yield Text(
-            f"{mode} · up {duration(status['uptime'])} · epoch {status['epoch']}"
+            f"{mode} · up {format_duration(status['uptime'])} · epoch {status['epoch']}"
             f" · revision {self._feed.mirror.revision} · store {status['store']}"
         )
         yield _bar(status, width)
@@ -163,15 +163,17 @@ class View:
     def _waiting(self) -> Text:
         status = self._feed.status
         waits = [
-            event_lines.who(row) + (f" {row['waiting']} times" if row["waiting"] > 1 else "")
+            event_lines.describe_agent(row)
+            + (f" {row['waiting']} times" if row["waiting"] > 1 else "")
             for row in self._feed.sessions.values()
             if row["waiting"]
         ]
         text = Text(
-            f"{plural(status['sessions'], 'session')} · {status['inflight']} in flight · waiting: "
+            f"{format_count(status['sessions'], 'session')} · {status['inflight']} in flight"
+            " · waiting: "
         )
         text.append(f"{status['waiting']}", "bold" if status["waiting"] else "")
-        return text.append(f" ({names(waits, most=20)})" if waits else "", "dim")
+        return text.append(f" ({format_names(waits, most=20)})" if waits else "", "dim")
 
     def _title(self) -> str:
         found, everything = self._sorted
@@ -187,7 +189,7 @@ class View:
         if self._text or self._typing:
             words.append(f"/{self._text}{'_' if self._typing else ''}")
         if self.frozen:
-            words.append("STANDS STILL")
+            words.append("PAUSED")
         return " · ".join(words)
 
     def _table(self, width: int) -> Iterator[Text]:
@@ -195,7 +197,7 @@ class View:
         self._offset = max(0, min(self._offset, len(found) - self._page))
         part = found[self._offset : self._offset + self._page]
         columns, cells = (_PROXIES, _proxy) if self._of == "proxies" else (_AGENTS, _agent)
-        for line in lines(columns, [cells(row) for row in part], width):
+        for line in draw_table(columns, [cells(row) for row in part], width):
             yield Text.assemble(*line)
 
     def _arranged(self) -> list[Row]:
@@ -208,7 +210,7 @@ class View:
         found = [row for row in rows if self._passes(row)]
         fields = _SORTS[self._of]
         field = fields[self._sorts[self._of]]
-        ordered = listing.arranged(found, field, fields[0], reverse=self._reverse)
+        ordered = listing.sort_rows(found, field, fields[0], reverse=self._reverse)
         self._sorted = ordered, len(rows)
         took = time.monotonic() - now
         self._sort_again = now + took / _SORTING_SHARE
@@ -232,7 +234,7 @@ class View:
         events = list(self._feed.events)[-count:] if count else []
         for event in events:
             when = time.strftime("%H:%M:%S", time.localtime(event.wall))
-            text = event_lines.cell(event, self._feed.people)
+            text = event_lines.format_cell(event, self._feed.people)
             yield Text.assemble((when, "dim"), " ", text)
         yield from [Text()] * (count - len(events))
 
@@ -240,7 +242,7 @@ class View:
         if self._typing:
             return Text("type a part of a name; Enter ends, Esc clears", "reverse")
         return Text(
-            "q quit  Tab agents  s sort  r reverse  f filter  / find  ↑↓ scroll  space stop",
+            "q quit  Tab agents  s sort  r reverse  f filter  / find  ↑↓ scroll  space pause",
             "reverse",
         )
 
@@ -248,13 +250,13 @@ class View:
 def _proxy(row: Row) -> list[str | Cell]:
     style = "green" if row["lease"] is not None else "yellow" if row["desired"] else "dim"
     return [
-        Cell(shown(row["name"]), style),
-        shown(row["group"]),
-        shown(row["generation"]),
-        Cell(desired(row), "" if row["desired"] else "dim"),
-        shown(row["lease"]),
-        shown(row["session"]),
-        shown(row["pid"]),
+        Cell(format_value(row["name"]), style),
+        format_value(row["group"]),
+        format_value(row["generation"]),
+        Cell(describe_desired(row), "" if row["desired"] else "dim"),
+        format_value(row["lease"]),
+        format_value(row["session"]),
+        format_value(row["pid"]),
         row["agent"],
     ]
 
@@ -262,7 +264,7 @@ def _proxy(row: Row) -> list[str | Cell]:
 def _agent(row: Row) -> list[str | Cell]:
     return [
         str(row["session"]),
-        shown(row["pid"] or None),
+        format_value(row["pid"] or None),
         row["agent"],
         str(row["leases"]),
         Cell(str(row["inflight"]), "yellow" if row["inflight"] else ""),
@@ -273,7 +275,7 @@ def _agent(row: Row) -> list[str | Cell]:
 
 
 def _who(row: Row | None) -> str:
-    return "" if row is None else plain(row["name"] or row["command"])
+    return "" if row is None else escape(row["name"] or row["command"])
 
 
 def _rate(number: float) -> str:

@@ -49,13 +49,16 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
         ),
         (
             event("proxy_tracked", session=1, **PROXY),
-            "p1 is there, generation 3 of group g, says session 1 (pid 8 known)",
+            "p1 is tracked, generation 3 of group g, says session 1 (pid 8 known)",
         ),
         (
             event("proxy_changed", old_group="", old_generation=2, session=2, **PROXY),
             "p1: generation 2 became generation 3 of group g, says session 2",
         ),
-        (event("proxy_expired", **PROXY), "p1 expired, generation 3 of group g: nobody mentioned"),
+        (
+            event("proxy_expired", **PROXY),
+            "p1 expired, generation 3 of group g: gossip stopped naming it",
+        ),
         (
             event("proxy_forgotten", by_uid=0, by_pid=6, **PROXY),
             "p1 forgotten, generation 3 of group g: by an admin (uid 0, pid 6)",
@@ -73,7 +76,7 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
 )
 def test_every_event_is_a_sentence(happened: Event, words: str) -> None:
     people = People([{"session": 1, "pid": 8, "name": "known", "command": ""}])
-    assert words in event_lines.sentence(happened, people)
+    assert words in event_lines.format_event(happened, people)
 
 
 def test_every_kind_of_event_has_a_sentence_and_a_colour() -> None:

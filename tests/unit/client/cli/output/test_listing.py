@@ -14,5 +14,5 @@ def test_rows_without_a_value_come_last_and_those_alike_by_name() -> None:
         {"n": "y", "a": 3},
         {"n": "x", "a": 1},
     ]
-    ordered = listing.arranged(rows, "a", "n", reverse=True)
+    ordered = listing.sort_rows(rows, "a", "n", reverse=True)
     assert [row["n"] for row in ordered] == ["y", "z", "x", "b"]

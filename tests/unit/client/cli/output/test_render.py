@@ -8,14 +8,14 @@ from trackd_client.cli.output.render import (
     Cell,
     Column,
     _kept,
-    duration,
-    lines,
-    names,
-    natural,
-    plain,
-    plural,
-    shown,
-    size,
+    draw_table,
+    escape,
+    format_count,
+    format_duration,
+    format_names,
+    format_size,
+    format_value,
+    natural_key,
 )
 
 
@@ -24,31 +24,40 @@ from trackd_client.cli.output.render import (
     [(0.4, "0s"), (59, "59s"), (200, "3m 20s"), (18_120, "5h 2m"), (273_600, "3d 4h")],
 )
 def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_numbers_and_lists_read_as_people_say_them() -> None:
-    assert [plural(1, "lease"), plural(2, "proxy", "proxies")] == ["1 lease", "2 proxies"]
-    assert [size(12), size(2_500), size(3_000_000)] == ["12 B", "2.5 kB", "3.0 MB"]
-    assert names(["a", "b", "c"], total=7, most=2) == "a, b and 5 more"
-    assert shown(None) == "-"
-    assert shown("") == '""'
+    assert [format_count(1, "lease"), format_count(2, "proxy", "proxies")] == [
+        "1 lease",
+        "2 proxies",
+    ]
+    assert [format_size(12), format_size(2_500), format_size(3_000_000)] == [
+        "12 B",
+        "2.5 kB",
+        "3.0 MB",
+    ]
+    assert format_names(["a", "b", "c"], total=7, most=2) == "a, b and 5 more"
+    assert format_value(None) == "-"
+    assert format_value("") == '""'
 
 
 def test_no_terminal_obeys_what_a_peer_is_called() -> None:
-    assert plain("\x1b[2Jp1\n\r\x9b31m") == "\\x1b[2Jp1\\n\\r\\x9b31m"
-    assert plain("\u202egpj.exe") == "\\u202egpj.exe"
-    assert plain("größe 日本") == "größe 日本"
+    assert escape("\x1b[2Jp1\n\r\x9b31m") == "\\x1b[2Jp1\\n\\r\\x9b31m"
+    assert escape("\u202egpj.exe") == "\\u202egpj.exe"
+    assert escape("größe 日本") == "größe 日本"
 
 
 def test_numbers_in_names_are_sorted_as_numbers() -> None:
-    found = sorted(["p10", "p2", "10", "q", "p"], key=natural)
+    found = sorted(["p10", "p2", "10", "q", "p"], key=natural_key)
     assert found == ["10", "p", "p2", "p10", "q"]
 
 
 def table(most: int | None) -> list[str]:
     columns = [Column("name", shrinks=True), Column("number", right=True)]
-    drawn = lines(columns, [["a-very-long-name-indeed", "1"], [Cell("日本", "red"), "22"]], most)
+    drawn = draw_table(
+        columns, [["a-very-long-name-indeed", "1"], [Cell("日本", "red"), "22"]], most
+    )
     return ["".join(cell.text for cell in line).rstrip() for line in drawn]
 
 

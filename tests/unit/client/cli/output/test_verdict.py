@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from trackd_client.cli.output.verdict import desired, verdict
+from trackd_client.cli.output.verdict import describe_desired, judge
 
-CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0}
+CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0, "desired": 1}
 
 
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({}, "every wanted proxy is claimed"),
+        ({}, "the only proxy has a tunnel"),
         ({"tracked": 0}, "no proxy is known"),
-        ({"target": 3, "inflight": 2}, "2 wanted, 2 being dialled"),
-        ({"target": 3}, "2 wanted, and nobody dials"),
+        ({"target": 3, "inflight": 2}, "2 of 3 proxies have no tunnel; 2 agents are dialling"),
+        ({"target": 3}, "2 of 3 proxies have no tunnel; no agent is dialling"),
+        ({"target": 50, "claimed_desired": 50}, "all 50 proxies have a tunnel"),
+        ({"desired": 9}, "1 of 9 proxies has a tunnel, as many as wanted"),
+        (
+            {"target": 2, "desired": 9, "inflight": 1},
+            "1 of 2 wanted connections has no tunnel; 1 agent is dialling",
+        ),
         ({"store": "failing"}, "changes cannot be stored"),
     ],
 )
 def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
-    assert words in verdict(CALM | told).text
+    assert words in judge(CALM | told).text
 
 
 def test_a_proxy_that_is_not_desired_says_why() -> None:
     row = {"desired": False, "tracked": True, "largest": 2**64 - 1}
-    assert desired(row) == f"no, {2**64 - 1} is newer"
-    assert desired(row | {"tracked": False}) == "no, not tracked"
-    assert desired(row | {"desired": True}) == "yes"
+    assert describe_desired(row) == f"no, {2**64 - 1} is newer"
+    assert describe_desired(row | {"tracked": False}) == "no, not tracked"
+    assert describe_desired(row | {"desired": True}) == "yes"
