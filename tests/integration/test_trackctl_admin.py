@@ -72,7 +72,7 @@ def test_forget_keeps_a_proxy_away_until_a_newer_generation_comes(trackd_daemon:
         tracker.track_expected(Proxy("p1", generation=3))
         assert tracker.status()["tracked"] == 2
         held = ctl(trackd_daemon, "forget", "p2")
-        assert held.stdout.endswith("; a lease holds it still\n")
+        assert held.stdout.endswith("; a lease still holds it\n")
     none = ctl(trackd_daemon, "forget", "p9")
     assert (none.returncode, none.stderr) == (1, "trackctl: p9 is not tracked\n")
 
