@@ -39,7 +39,7 @@ def waiter(tracker: Tracker, settled: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    with Stage() as stage:
+    with Stage(claim_timeout=0) as stage:
         stage.agent("agent-1", good)
         stage.agent("agent-2", hoarder)
         stage.agent("agent-3", waiter)

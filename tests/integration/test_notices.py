@@ -197,8 +197,11 @@ def test_a_claim_that_comes_too_late_says_so(make_trackd_daemon: MakeDaemon, mak
         lease.claim("p1")
 
 
-def test_without_a_cap_a_lease_may_take_its_time(daemon: Daemon, maker: Maker) -> None:
-    lease = maker.tracker(daemon.endpoint).try_acquire()
+def test_without_a_cap_a_lease_may_take_its_time(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    own = make_trackd_daemon(claim_timeout=0)
+    lease = maker.tracker(own.endpoint).try_acquire()
     assert lease.remaining_claim_time is None
 
 

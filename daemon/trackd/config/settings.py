@@ -148,6 +148,11 @@ class Config:
         kinds.number("seconds", -_YEAR, _YEAR),
         "how long gossip without a TTL keeps a proxy; 0 or less: the default",
     )
+    max_ttl: float = _setting(
+        86_400.0,
+        kinds.number("seconds", 1, _YEAR),
+        "the longest TTL that gossip may give a proxy; a longer one counts as this",
+    )
     connection_count: int = _setting(
         0,
         kinds.whole("connections", -(2**31), 2**31 - 1),
@@ -172,7 +177,7 @@ class Config:
         fixed="clients were told the old one",
     )
     claim_timeout: float = _setting(
-        0.0,
+        30.0,
         kinds.number("seconds", 0, _YEAR),
         "a lease that has claimed nothing for so long is taken back; 0: never",
         fixed="leases were granted with the old one",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any, Final
 
+from trackd.host.logs import fields as about
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import admin
 from trackd.operations.call import Call
@@ -18,6 +20,8 @@ from trackd_client.errors import Code
 from trackd_client.wire.checks import MAX_UINT64, check_count, check_name, check_seconds, check_text
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS, MINOR, VERSION
+
+log = logging.getLogger("trackd.agents")
 
 #: What this daemon can do beyond minor version 0; told by `hello`.
 FEATURES: tuple[str, ...] = ()
@@ -114,7 +118,7 @@ def track_expected(context: Context, call: Call, session: Session) -> Fields:
             Code.LIMIT_EXCEEDED,
             f"{len(entries)} proxies in one message; {context.config.max_proxies} are allowed",
         )
-    unknown = context.state.tracker.unknown(entries)  # nearly always: none
+    unknown = context.state.tracker.unknown(entries, context.config.max_ttl)  # nearly always: none
     if not unknown:
         context.state.mention(session, entries)
         return {"changed": 0}
@@ -122,6 +126,7 @@ def track_expected(context: Context, call: Call, session: Session) -> Fields:
     for i in unknown:
         rows[i] = _row(context, entries[i], i)
     _check_tracked(context, rows)
+    _limit_ttls(context, session, rows)
     return {"changed": context.state.track(session, rows)}
 
 
@@ -220,6 +225,22 @@ def _check_tracked(context: Context, rows: list[GossipRow]) -> None:
                 Code.LIMIT_EXCEEDED,
                 f"{tracker.tracked_count} proxies are tracked, and {len(new)} would be new;"
                 f" {most} are allowed",
+            )
+
+
+def _limit_ttls(context: Context, session: Session, rows: list[GossipRow]) -> None:
+    """Lower the TTLs above `max_ttl` to it; count them, and log that once for each `max_ttl`."""
+    most, runtime = context.config.max_ttl, context.runtime
+    for i, (name, group, generation, ttl) in enumerate(rows):
+        if ttl is None or ttl <= most:
+            continue
+        rows[i] = name, group, generation, most
+        runtime.metrics.limited_ttls += 1
+        if runtime.logged_max_ttl != most:
+            runtime.logged_max_ttl = most
+            log.warning(
+                "gossip with a TTL above max_ttl; counted from now on, and not logged again",
+                extra=about(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
             )
 
 

@@ -100,6 +100,11 @@ def counter_families(counters: Metrics) -> list[Family]:
             "Mentions that lowered the generation of a proxy within its group.",
             counters.lowered_generations,
         ),
+        counter(
+            "trackd_gossip_limited_ttls",
+            "Mentions whose TTL was above max_ttl and counted as that.",
+            counters.limited_ttls,
+        ),
         counter("trackd_expiries", "Proxies that expired.", counters.expiries),
         _by("trackd_errors", "Requests answered with an error.", "code", counters.errors),
         _by("trackd_admin_acts", "Acts of administrators.", "operation", counters.admin_acts),

@@ -30,6 +30,7 @@ class Runtime:
         reloads_asked: the number of the last reload that was asked for.
         reloads: how many were done.
         reload: what came of the last one, as `status` tells it; None before the first.
+        logged_max_ttl: the `max_ttl` for which a longer TTL was logged, or None.
         metrics: what is counted.
         listings: long tables that somebody is reading.
     """
@@ -45,5 +46,6 @@ class Runtime:
     reloads_asked: int = 0
     reloads: int = 0
     reload: dict[str, Any] | None = None
+    logged_max_ttl: float | None = None
     metrics: Metrics = field(default_factory=Metrics)
     listings: Listings = field(default_factory=Listings)

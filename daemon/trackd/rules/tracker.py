@@ -10,7 +10,7 @@ Everything here is pure: no I/O, no threads, no logging, the clock is an argumen
 of sessions, waiters or the store. Rule numbers in comments are those of docs/rules.md.
 """
 
-import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -35,6 +35,7 @@ DEFAULT_PROXY_EXPIRY = 180.0
 """Seconds after which a proxy expires when neither gossip nor the configuration says."""
 
 _UNKNOWN = object()
+_LONGEST = sys.float_info.max  # seconds: any finite TTL
 
 
 class Place(NamedTuple):
@@ -165,20 +166,21 @@ class Tracker:
         """
         return list(self.track_rows(check_proxies(proxies)))
 
-    def unknown(self, entries: Sequence[Any]) -> list[int]:
+    def unknown(self, entries: Sequence[Any], max_ttl: float = _LONGEST) -> list[int]:
         """Return the places of the entries that do more than repeat what is tracked.
 
         All other entries name a tracked proxy with its group and generation, so their fields are
-        as valid as those that were checked before, and their TTL is positive or None. An unknown
-        entry may be of any type and hold anything.
+        as valid as those that were checked before, and their TTL is None, or positive and at
+        most `max_ttl`. An unknown entry may be of any type and hold anything.
 
         Args:
             entries: One message of gossip, as it was received.
+            max_ttl: Seconds.
 
         Returns:
             Indexes into `entries`.
         """
-        tracked, most, found = self._tracked, math.inf, []
+        tracked, found = self._tracked, list[int]()
         for i, entry in enumerate(entries):
             try:
                 name, group, generation, ttl = entry
@@ -192,9 +194,7 @@ class Tracker:
                 and type(generation) is int
                 and type(entry) is list
                 and (
-                    ttl is None
-                    or (type(ttl) is float and 0.0 < ttl < most)
-                    or (type(ttl) is int and ttl > 0)
+                    ttl is None or ((type(ttl) is float or type(ttl) is int) and 0 < ttl <= max_ttl)
                 )
             ):
                 found.append(i)

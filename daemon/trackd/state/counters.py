@@ -85,6 +85,7 @@ class Metrics:
         self.gossip_messages = 0
         self.gossip_proxies = 0
         self.lowered_generations = 0
+        self.limited_ttls = 0
         self.expiries = 0
         self.errors: Counter[str] = Counter()
         self.admin_acts: Counter[str] = Counter()

@@ -78,6 +78,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "endpoint": ("/x/y.sock", '"/x/y.sock"', "ipc:///x/y.sock"),
         "state_dir": ("/s", '"/s"', "/s"),
         "proxy_expiry": ("1.5", "1.5", 1.5),
+        "max_ttl": ("7", "7", 7.0),
         "connection_count": ("-1", "-1", -1),
         "log_level": ("debug", '"debug"', "debug"),
         "socket_mode": ("0660", '"0660"', 0o660),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from unittest.mock import ANY
+
 import pytest
 
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, open_session
+from trackd.actors.messages import Reload, ReloadOutcome
 from trackd.sessions.identity import Peer, Process
 from trackd_client.errors import Code
+
+LARGEST = 2**64 - 1
 
 # giving up
 
@@ -171,7 +177,7 @@ def test_a_process_that_cannot_be_seen_lives_by_its_signs_of_life(desk: Desk, cl
         clock.now += 29
         hidden.ask(desk, "heartbeat")
         desk.sweep()
-    assert desk.state.leases
+    assert len(desk.state.sessions) == 1
     clock.now += 31
     desk.sweep()
     assert not desk.state.leases
@@ -186,7 +192,7 @@ def test_a_process_that_is_seen_is_told_to_send_no_signs_of_life(
     agent.ask(desk, "try_acquire")
     clock.now += 1e6
     desk.sweep()
-    assert desk.state.leases
+    assert len(desk.state.sessions) == 1
 
 
 # roles
@@ -205,3 +211,51 @@ def test_an_admin_alone_may_set_the_count_where_it_is_configured_so(
     assert results == {0: None, 1000: Code.PERMISSION_DENIED, 1001: None, 1002: None}
     assert desk.state.tracker.connection_count == 4
     desk.kill()
+
+
+# what agents may ask of gossip and of a dial
+
+
+def test_a_ttl_above_the_limit_counts_as_the_limit_also_when_it_is_repeated(
+    desk: Desk, agent: AgentOf, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    day = desk.actor._config.max_ttl
+    assert day == 86_400.0
+    rows = [["far", "g", LARGEST, 1e300], ["whole", "g", LARGEST, 2**63], ["near", "g", 1, 30.0]]
+    for _ in range(3):  # the first is new, the others only move expiries
+        clock.now += 10.0
+        agent.ask(desk, "track_expected", proxies=rows)
+        expiries = {proxy.name: proxy.expiry - clock.now for proxy in desk.state.tracker}
+        assert expiries == {"far": day, "whole": day, "near": 30.0, "p1": ANY, "p2": ANY}
+    assert desk.actor._runtime.metrics.limited_ttls == 6
+    assert [record.msg for record in caplog.records if "max_ttl" in record.msg] == [
+        "gossip with a TTL above max_ttl; counted from now on, and not logged again"
+    ]
+    assert {proxy.name: proxy for proxy in desk.reloaded().tracker} == {
+        proxy.name: proxy for proxy in desk.state.tracker
+    }
+    clock.now += day + 0.1
+    desk.sweep()
+    assert desk.state.tracker.get("far") is None
+
+
+def test_the_longest_ttl_follows_a_reload(desk: Desk, agent: AgentOf, clock: Clock) -> None:
+    rows = [["p1", "", 1, 500.0]]
+    agent.ask(desk, "track_expected", proxies=rows)
+    outcome = ReloadOutcome(changed=("max_ttl",))
+    config = dataclasses.replace(desk.actor._config, max_ttl=60.0)
+    desk.actor.on_receive(Reload(config, desk.actor._roles, outcome))
+    agent.ask(desk, "track_expected", proxies=rows)
+    tracked = desk.state.tracker.get("p1")
+    assert tracked is not None
+    assert tracked.expiry == clock.now + 60.0
+
+
+def test_a_dial_that_hangs_gives_its_lease_back_by_default(
+    desk: Desk, agent: AgentOf, clock: Clock
+) -> None:
+    granted = agent.ask(desk, "try_acquire")
+    assert granted["claim_by"] == clock.now + 30.0
+    clock.now += 30.1
+    desk.sweep()
+    assert granted["lease"] not in desk.state.leases

@@ -240,6 +240,7 @@ def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
     tracker.track_rows([("a", "g", 1, None), ("b", "", 0, 30.0)])
     known = [["a", "g", 1, None], ["b", "", 0, None], ["b", "", 0, 9.5], ["b", "", 0, 7]]
     assert tracker.unknown(known) == []
+    assert tracker.unknown(known, max_ttl=7.0) == [2], "9.5 is more than 7"
     ttls: list[object] = [math.inf, math.nan, True, "9", []]
     unknown: list[object] = [
         *(["c", "", 0, None], ["a", "h", 1, None], ["a", "g", 2, None]),  # new, or moved
