@@ -26,7 +26,7 @@ CLOSE_SECONDS: Final = 1.0
 
 
 class ConnectionState(StrEnum):
-    """How things stand between a tracker and its daemon; docs/client.md draws it."""
+    """The connection of a tracker to its daemon; docs/client.md has the diagram."""
 
     CONNECTED = "connected"
     RECONNECTING = "reconnecting"
@@ -34,7 +34,7 @@ class ConnectionState(StrEnum):
 
 
 class BaseTracker(Generic[LeaseT]):
-    """The part of a tracker that does no I/O; one of its threads at a time changes it."""
+    """The part of a tracker that does no I/O. Only one of its threads changes it at a time."""
 
     def __init__(
         self,
@@ -47,26 +47,26 @@ class BaseTracker(Generic[LeaseT]):
         on_session_lost: Callable[[SessionLost], None] | None = None,
         on_state_change: Callable[[ConnectionState], None] | None = None,
     ) -> None:
-        """Say where the daemon is, and who is asking.
+        """Find the place of the daemon; nothing is connected yet.
 
         Args:
             endpoint: `ipc://PATH` or a path. Without it: `$TRACKD_ENDPOINT`, else
                 `trackd.sock` in the directory of the cluster, else in `/run/trackd/default`,
                 else in `$XDG_RUNTIME_DIR/trackd/default`.
             cluster: the cluster that the daemon must serve, or None for any.
-            timeout: seconds that a call may take, a restart of the daemon included.
+            timeout: seconds that a call may take; a restart of the daemon counts.
             name: what this agent calls itself, for operators.
-            labels: more of that, at most 16.
+            labels: further names and values for operators, at most 16.
             on_session_lost: called once for each session that the daemon no longer knows,
-                by whoever found out (a background thread, for the synchronous tracker).
-            on_state_change: called with each new `state`, likewise. What a callback raises
-                is logged, and goes no further.
+                in the thread that noticed it (often the background thread of `Tracker`).
+            on_state_change: called with each new `state`, in the thread that noticed it.
+                An exception of a callback is logged and ignored.
 
         Raises:
             BadArgument: the timeout, the endpoint or the cluster is wrong.
         """
         if not 0 < timeout < threading.TIMEOUT_MAX:
-            raise BadArgument("timeout must be a positive number of seconds, and an end to it")
+            raise BadArgument("timeout must be a finite number greater than 0")
         try:
             self.endpoint = client_endpoint(endpoint, cluster)
         except PlaceError as error:
@@ -77,18 +77,18 @@ class BaseTracker(Generic[LeaseT]):
         self._on_state_change = on_state_change
         self._state = ConnectionState.RECONNECTING
         self._state_lock = threading.Lock()  # guards the state, and the two below
-        self._untold: deque[Callable[[], None]] = deque()
-        self._telling = False
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._calling_back = False
         self._leases: dict[int, LeaseT] = {}
         self._prepare()
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make what the I/O needs; nothing is connected yet."""
+        """Create what the I/O needs, without connecting."""
 
     @property
     def state(self) -> ConnectionState:
-        """How things stand: connected, reconnecting, or lost until the next call."""
+        """The connection: connected, reconnecting, or lost until the next call."""
         return self._state
 
     @abstractmethod
@@ -111,21 +111,21 @@ class BaseTracker(Generic[LeaseT]):
         return lease
 
     def _unwanted_grant(self, fields: Mapping[str, Any]) -> int | None:
-        """Return the lease in a reply that nobody waits for, when it is to be given back."""
+        """Return the lease to release: one in a reply for which no call waits any longer."""
         number = fields.get("lease")
         return number if type(number) is int and number not in self._leases else None
 
     def _lose(self, session: Session, error: SessionLost) -> None:
-        """Mark a session and all of its leases lost, and tell it once."""
+        """Mark a session and all of its leases as lost, once, and call back."""
         with self._state_lock:  # else a fresh session might be connected before this one is lost
             if not self._conversation.lose(session):
                 return
             self._set_state(ConnectionState.LOST)
             if self._on_session_lost is not None:
-                self._untold.append(partial(self._on_session_lost, error))
+                self._callbacks.append(partial(self._on_session_lost, error))
         self._mark_lost(session)
         log.warning("session lost: %s", error)
-        self._tell()
+        self._call_back()
 
     def _mark_lost(self, session: Session) -> None:
         for number, lease in list(self._leases.items()):
@@ -134,7 +134,7 @@ class BaseTracker(Generic[LeaseT]):
                 lease.lost.set()
 
     def _notice(self, session: Session, notice: Mapping[str, Any]) -> None:
-        """Take what the daemon tells about a lease."""
+        """Apply a notice of the daemon to the lease that it is about."""
         lease = self._leases.get(notice.get("lease", 0))
         if lease is None or lease._session is not session:  # noqa: SLF001
             return
@@ -151,11 +151,11 @@ class BaseTracker(Generic[LeaseT]):
                 lease.should_close.set()
 
     def _session_opened(self, session: Session) -> None:
-        """A session is open, unless it was lost meanwhile."""
+        """Note that a session is open, unless it was lost meanwhile."""
         with self._state_lock:
             if not session.lost:
                 self._set_state(ConnectionState.CONNECTED)
-        self._tell()
+        self._call_back()
 
     def _connection_changed(self, connected: bool) -> None:
         with self._state_lock:
@@ -163,45 +163,45 @@ class BaseTracker(Generic[LeaseT]):
                 self._set_state(ConnectionState.RECONNECTING)
             elif connected and self._state is ConnectionState.RECONNECTING:
                 self._set_state(ConnectionState.CONNECTED)
-        self._tell()
+        self._call_back()
 
     def _set_state(self, state: ConnectionState) -> None:
-        """Change the state; `_tell` tells it. Holds the lock."""
+        """Change the state, and queue its callback for `_call_back`. Holds the lock."""
         if state is not self._state:
             self._state = state
             if self._on_state_change is not None:
-                self._untold.append(partial(self._on_state_change, state))
+                self._callbacks.append(partial(self._on_state_change, state))
 
-    def _tell(self) -> None:
-        """Tell the agent what has happened, in that order, whichever thread found it out.
+    def _call_back(self) -> None:
+        """Run the queued callbacks in their order, one at a time over all threads.
 
-        No lock is held meanwhile, so that a callback may use the tracker, or close it.
+        No lock is held while one runs, so that it may use the tracker or close it.
         """
         while True:
             with self._state_lock:
-                if self._telling or not self._untold:
+                if self._calling_back or not self._callbacks:
                     return
-                callback = self._untold.popleft()
-                self._telling = True
+                callback = self._callbacks.popleft()
+                self._calling_back = True
             try:
                 callback()
             except Exception:
-                # It must not stop whoever looks after the leases.
+                # The thread that keeps the session must go on.
                 log.exception("a callback of the tracker failed")
             finally:
-                self._telling = False
+                self._calling_back = False
 
 
 def deadline_of(timeout: float | None) -> float | None:
     """Return the moment that is `timeout` seconds from now, or None for never.
 
     Raises:
-        BadArgument: it is no number of seconds.
+        BadArgument: `timeout` is not a number, or less than 0.
     """
     if timeout is None or timeout >= threading.TIMEOUT_MAX:  # three centuries
         return None
     if not timeout >= 0:
-        raise BadArgument("timeout must be a number of seconds, or None")
+        raise BadArgument("timeout must be a number of at least 0, or None")
     return boottime() + timeout
 
 

@@ -3,10 +3,11 @@
 The synchronous and the asyncio client differ in how they send and wait; everything else is
 here. A `Conversation` belongs to one tracker and may be used by many threads.
 
-Each request has a number within its session, and says which numbers are *done*: their
-replies are here, or nobody wants them any more. A request is sent again, with the same
-number, until it is answered or its deadline passes; the daemon runs it once. A grant whose
-request was given up is taken back by `cancel`, and only then is its number done.
+Each request has a number within its session, and names the numbers that are *done*: their
+replies have arrived, or no call waits for them any longer. A request is sent again, with the
+same number, until it is answered or its deadline passes; the daemon runs it once. When a call
+gives up a request that may grant a lease, `cancel` takes the lease back, and only then is the
+number done.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from trackd_client.wire.protocol import REQUEST, TOKEN_BYTES, Limits, Reply, dec
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0
-#: The longest that the pause between two tries grows, for what nobody awaits.
+#: The longest pause in seconds between two tries of a request for which no call waits.
 LONGEST_RESEND: Final = 30.0
-#: Signs of life within one time-to-live of a session that needs them.
+#: Heartbeats within one time-to-live of a session that needs them.
 HEARTBEATS: Final = 3
-#: Operations that may grant a lease, which must not be lost with their reply.
+#: Operations that may grant a lease. The lease must not be lost with the reply.
 GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
 
 
@@ -50,8 +51,8 @@ class Session:
     Attributes:
         token: its secret.
         id: its number at the daemon, for people; 0 until it is open.
-        heartbeat_ttl: seconds that it lives without a request, or None when the daemon
-            sees the process.
+        heartbeat_ttl: seconds that it lives without a request, or None when the daemon can see
+            the process.
         lost: whether the daemon has forgotten it.
         outstanding: numbers of requests that are not done.
     """
@@ -64,7 +65,7 @@ class Session:
 
 
 class Request(NamedTuple):
-    """A request as it is sent, as often as need be."""
+    """A request as it is sent, and sent again."""
 
     op: str
     seq: int
@@ -88,8 +89,8 @@ class Conversation:
         Args:
             cluster: the cluster that the daemon must serve, or None for any.
             name: what this client calls itself, for operators.
-            labels: more of that.
-            clock: seconds of CLOCK_BOOTTIME.
+            labels: further names and values for operators.
+            clock: returns seconds of CLOCK_BOOTTIME.
         """
         self.cluster = cluster
         self.name = name or ""
@@ -108,14 +109,15 @@ class Conversation:
 
     @property
     def inherited(self) -> bool:
-        """Whether this is a child of the process that it belongs to."""
+        """Whether this process is a forked child of the one that made the tracker."""
         return os.getpid() != self._pid
 
     def check_usable(self) -> None:
         """Refuse use after `close`, and in a child process.
 
         Raises:
-            TrackerClosed, UsedAfterFork: as they say.
+            TrackerClosed: `close` was called.
+            UsedAfterFork: this is a forked child of the process that made the tracker.
         """
         if self.inherited:
             raise UsedAfterFork(
@@ -167,18 +169,18 @@ class Conversation:
         return Request(op, seq, frame, session)
 
     def settle(self, request: Request) -> None:
-        """Count a request as done: its reply is here, or nobody will ever want it."""
+        """Mark a request as done: its reply has arrived, or no call will ever want it."""
         if request.session is not None:
             with self._lock:
                 request.session.outstanding.discard(request.seq)
 
     def result(self, request: Request, reply: Reply) -> dict[str, Any]:
-        """Return the fields of a reply to a request, which is then done.
+        """Return the fields of a reply, and mark its request as done.
 
         Raises:
             SessionLost: the daemon does not know the session any more.
-            TrackerClosed: likewise, because this side has ended it.
-            Refused: the daemon said no.
+            TrackerClosed: the daemon does not know it any more because this side has ended it.
+            Refused: the daemon refused the request.
         """
         self.settle(request)
         code = reply.error
@@ -186,7 +188,7 @@ class Conversation:
             return reply.body
         message = str(reply.body.get("message", code))
         if code in LOST and request.session is not None and self.closed:
-            # Ended by our own `close`, which the daemon tells all that waited.
+            # Ended by our own `close`: the daemon replies so to all requests that waited.
             raise TrackerClosed("the tracker was closed while the call was under way")
         if code in LOST and request.session is not None:
             raise SessionLost(f"{message}; the next call opens a fresh session")
@@ -198,10 +200,10 @@ class Conversation:
         return self.request("hello", {}, None, None)
 
     def take_hello(self, fields: Mapping[str, Any]) -> None:
-        """Learn the daemon's clock and limits.
+        """Take over the daemon's clock and limits.
 
         Raises:
-            WrongCluster: it serves another cluster than the one that was asked for.
+            WrongCluster: it serves another cluster than this tracker wants.
         """
         self.check_cluster(fields)
         clock = fields.get("clock")
@@ -209,17 +211,17 @@ class Conversation:
             # Read by the daemon between these two moments. Nearly always the clocks are one.
             least, most = clock - self._clock(), clock - self._hello_sent
             self._clock_offset = 0.0 if least <= 0.0 <= most else least
-        told = fields.get("limits")
-        if isinstance(told, dict):
-            known = {name: told[name] for name in Limits._fields if type(told.get(name)) is int}
+        limits = fields.get("limits")
+        if isinstance(limits, dict):
+            known = {name: limits[name] for name in Limits._fields if type(limits.get(name)) is int}
             self.limits = Limits(**known)
         self.greeted = True
 
     def check_cluster(self, fields: Mapping[str, Any]) -> None:
-        """Look at the reply to `hello` for the cluster.
+        """Check the cluster in the reply to `hello`.
 
         Raises:
-            WrongCluster: it is another than the one that was asked for.
+            WrongCluster: the daemon serves another cluster than this tracker wants.
         """
         cluster = fields.get("cluster")
         if self.cluster is not None and cluster != self.cluster:
@@ -230,16 +232,16 @@ class Conversation:
             )
 
     def local(self, moment: float) -> float:
-        """Return a moment of the daemon's clock by this process's CLOCK_BOOTTIME."""
+        """Convert a moment of the daemon's clock to this process's CLOCK_BOOTTIME."""
         return moment - self._clock_offset
 
     def begin_session(self) -> Session:
         """Return the session to open: the one whose opening was not answered, or a fresh one.
 
-        With the same token it is the same session, so an answer that got lost leaks nothing.
+        The same token opens the same session again, so a lost reply leaks nothing.
 
         Raises:
-            TrackerClosed: meanwhile; nobody would end the session.
+            TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
         """
         self.check_usable()
         if self._unopened is None:
@@ -247,7 +249,7 @@ class Conversation:
         return self._unopened
 
     def end_session(self) -> Session | None:
-        """Return the session that `close` is to end, opened or perhaps opened; else None."""
+        """Return the session that `close` must end, open or perhaps open; else None."""
         return self.session or self._unopened
 
     def open(self, session: Session) -> Request:
@@ -262,7 +264,7 @@ class Conversation:
         return self.request("open", fields, None, session)
 
     def take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
-        """Learn that a session is open."""
+        """Take over the number and the time-to-live of a session that is now open."""
         session.id = int(fields.get("session", 0))
         ttl = fields.get("heartbeat_ttl")
         session.heartbeat_ttl = float(ttl) if isinstance(ttl, int | float) else None
@@ -270,7 +272,7 @@ class Conversation:
         self._unopened = None
 
     def lose(self, session: Session) -> bool:
-        """Note that a session is gone; tell whether that is news."""
+        """Mark a session as lost; return whether it was not lost before."""
         with self._lock:
             news = not session.lost
             session.lost = True
@@ -282,7 +284,7 @@ class Conversation:
 
 
 def read_reply(frame: bytes) -> Reply | None:
-    """Return the reply in a frame, or None for what is to be skipped.
+    """Return the reply in a frame, or None for a message to skip.
 
     Raises:
         NoAnswer: what listens on the socket does not speak this protocol.
@@ -290,7 +292,7 @@ def read_reply(frame: bytes) -> Reply | None:
     try:
         return decode_reply(frame)
     except ProtocolError as error:
-        raise NoAnswer(f"what listens on the socket is no trackd daemon: {error}") from None
+        raise NoAnswer(f"what listens on the socket is not a trackd daemon: {error}") from None
 
 
 def _complement(outstanding: set[int], last: int) -> list[int]:

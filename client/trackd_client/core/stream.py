@@ -1,14 +1,14 @@
-"""The stream of events, without any I/O: what to listen for, what to ask, which events to tell.
+"""The stream of events, without any I/O: what to listen for, what to ask, which events to emit.
 
 A `Stream` is a conversation in *steps*. Its generators yield what they need (an `Ask`, a
-`Subscribe`, a `Listen`, a `Pause`) and are sent what came of it; an `Event` that they yield is for
-whoever iterates. The synchronous and the asyncio client do the steps, each in its way, and
-nothing else.
+`Subscribe`, a `Listen`, a `Pause`) and are sent the result; an `Event` that they yield is for the
+caller. The synchronous and the asyncio client take the steps, each with its own I/O, and add
+nothing.
 
 Each change of the daemon's state raises its revision by one, and is one event. So a stream
-that has told revision N owes N + 1 next, from wherever it gets it: nearly always from the event
-socket, which may lose messages; else from the daemon's history (`log`), which may be too
-short. When neither has it, the stream says `gap` and begins again from a snapshot.
+that has emitted revision N must emit N + 1 next. It nearly always has it from the event socket,
+which may lose messages; else from the daemon's history (`log`), which may be too short. When
+neither has it, the stream emits a `gap` and begins again from a snapshot.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ QUIET_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 #: Rows, or events, of one reply: as many as the daemon gives.
 PAGE: Final = 1000
-#: Walks that one snapshot may take; each fails when changes outrun it and nothing tells them, and
+#: Walks that one snapshot may take. A walk fails when changes outrun it and no source has them, and
 #: when so many others walk that the daemon forgets this one.
 TRIES: Final = 20
-#: Seconds of the pauses between them, by chance up to this, doubled each time, and at most that.
+#: Seconds of the pauses between them: random, up to the first figure, doubled each time, and at
+#: most the second.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 
 
 class Ask(NamedTuple):
-    """A step: a request without a session, until it is answered with the fields of a reply.
+    """A step: a request without a session. The result is the fields of its reply.
 
     Attributes:
         op: the operation.
         fields: its own fields.
-        refusable: whether None is an answer, when the daemon finds the fields wrong.
+        refusable: whether the result is None when the daemon refuses the fields.
     """
 
     op: str
@@ -54,29 +55,29 @@ class Ask(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """A step: connect to the event socket. The answer tells whether there is one.
+    """A step: connect to the event socket. The result says whether there is one.
 
     Attributes:
-        endpoint: as the daemon told it; empty for none.
+        endpoint: as `hello` has it; empty for none.
     """
 
     endpoint: str
 
 
 class Listen(NamedTuple):
-    """A step: wait for the next frame of the event socket; None when none came."""
+    """A step: wait for the next frame of the event socket. The result is None when none came."""
 
     seconds: float
 
 
 class Pause(NamedTuple):
-    """A step: wait, and let what is published wait too."""
+    """A step: wait, without reading the event socket."""
 
     seconds: float
 
 
 class Rows(NamedTuple):
-    """Rows of a listing, for whoever iterates over it."""
+    """Rows of a listing, for the caller."""
 
     rows: list[Row]
 
@@ -94,7 +95,7 @@ class Published(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Whose state the daemon serves, and how far that is."""
+    """Whose state the daemon serves, and its revision."""
 
     tracker_id: str
     revision: int
@@ -102,7 +103,7 @@ class Hello(NamedTuple):
 
 
 def read_published(frame: bytes) -> Published | None:
-    """Return the message in a frame of the event socket, or None when it is none of ours."""
+    """Return the message in a frame of the event socket, or None when it is not one of ours."""
     try:
         decoded = decode(frame)
         if decoded is None or decoded[0] != NOTICE:
@@ -139,27 +140,27 @@ def read_log(after: int) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
         page = read_page(reply)
         events += page
         if until is None:
-            until = reply["newest"]  # what comes while this reads may be more than it reads
+            until = reply["newest"]  # changes may come faster than they can be read
         if not page or until is None or page[-1].revision >= until:
             return {**reply, "events": events}
         after = page[-1].revision
 
 
 def read_rows(of: str) -> Steps:
-    """Ask for a listing, and tell each row once, also when it has to begin again.
+    """Ask for a listing, and yield each row once, also when it has to begin again.
 
     Raises:
         NoAnswer: it had to begin again too often.
     """
-    told: set[Any] = set()
+    seen: set[Any] = set()
     for attempt in range(TRIES):
         cursor = None
         while True:
             page = yield ask_page(of, cursor)
             if page is None:
                 break
-            fresh = [row for row in page["rows"] if row[KEYS[of]] not in told]
-            told.update(row[KEYS[of]] for row in fresh)
+            fresh = [row for row in page["rows"] if row[KEYS[of]] not in seen]
+            seen.update(row[KEYS[of]] for row in fresh)
             yield Rows(fresh)
             cursor = page["cursor"]
             if cursor is None:
@@ -190,82 +191,82 @@ class Stream:
         page: int = PAGE,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Begin nothing yet; `run` does.
+        """Set up a stream; `run` begins it.
 
         Args:
-            snapshot: whether to begin with one, and to begin again with one after a gap.
+            snapshot: whether to emit a snapshot first, and again after each gap.
             page: rows, or events, to ask for at a time.
-            wall: Unix time, for events that the daemon does not tell.
+            wall: returns Unix time, for events that the daemon does not send.
         """
         self._page = page
         self._with_snapshot = snapshot
         self._wall = wall
         self._listens = False
         self._tracker_id = ""
-        self._revision = 0  # everything up to it has been told
+        self._revision = 0  # everything up to it has been emitted
 
     def run(self) -> Steps:
-        """Tell all events, for ever."""
+        """Emit all events, for ever."""
         yield from self._subscribe()
         yield from self._begin((yield from self._hello()))
         while True:
             frame = yield Listen(QUIET_SECONDS)
-            said = None if frame is None else read_published(frame)
-            if said is None or not (yield from self._tell_published(said)):
+            message = None if frame is None else read_published(frame)
+            if message is None or not (yield from self._emit_published(message)):
                 yield from self._catch_up()
 
     def once(self) -> Steps:
-        """Tell one snapshot.
+        """Emit one snapshot.
 
         Raises:
-            NoAnswer: there were too many changes meanwhile, and nothing told them.
+            NoAnswer: there were too many changes meanwhile, and no source had them.
         """
         for attempt in range(TRIES):
-            if attempt == 1:  # nearly always, the history tells what changed meanwhile
+            if attempt == 1:  # nearly always, the history has what changed meanwhile
                 yield from self._subscribe()
-            told = yield from self._snapshot()
-            if told is not None:
-                yield told
+            snapshot = yield from self._snapshot()
+            if snapshot is not None:
+                yield snapshot
                 return
             yield _pause_after(attempt)
         raise NoAnswer(
             "the daemon's state cannot be read as a whole: it changes faster, and the daemon's"
-            " history, which would tell the changes, is off or too short (the setting `history`);"
-            " or too many read it at the same time"
+            " history, which would have the changes, is off or too short (the setting `history`);"
+            " or too many clients read it at the same time"
         )
 
     def _subscribe(self) -> Steps:
         reply = yield Ask("hello")
         self._listens = yield Subscribe(str(reply.get("events", "")))
         if self._listens:
-            # A greeting comes, and from then on all that is published. Nothing depends on it:
-            # whatever is lost, the revisions tell.
+            # A greeting comes, and from then on all that is published. Nothing depends on it: the
+            # revisions show what is lost.
             yield Listen(QUIET_SECONDS)
 
     def _begin(self, who: Hello) -> Steps:
-        """Begin at the present state."""
+        """Begin at the present state, with a snapshot if one is wanted."""
         if self._with_snapshot:
             for attempt in itertools.count():
-                told = yield from self._snapshot()
-                if told is not None:
-                    yield told
+                snapshot = yield from self._snapshot()
+                if snapshot is not None:
+                    yield snapshot
                     return
                 yield _pause_after(attempt)
         else:
             self._tracker_id, self._revision, _ = who
 
     def _catch_up(self) -> Steps:
-        """Tell what was missed, or that it is lost."""
+        """Emit what was missed, or a gap when it is lost."""
         page: list[Event] | None = None
         while True:
             who = yield from self._hello()
             if who.tracker_id != self._tracker_id or who.revision < self._revision:
                 break
             # The page came between two greetings of one state, and so is of that state.
-            told = yield from self._tell(page or ())
+            found = yield from self._emit(page or ())
             if who.revision == self._revision:
                 return
-            if page is not None and not told and not (yield from self._hear()):
+            if page is not None and not found and not (yield from self._listen_once()):
                 break
             page = yield from self._log()
         yield Event(
@@ -277,8 +278,8 @@ class Stream:
         )
         yield from self._begin(who)
 
-    def _tell(self, events: Iterable[Event]) -> Generator[Step, Any, bool]:
-        """Tell what is new of some events, as far as nothing is missing; return whether any is."""
+    def _emit(self, events: Iterable[Event]) -> Generator[Step, Any, bool]:
+        """Emit the new ones of some events up to the first gap; return whether there were any."""
         before = self._revision
         for event in events:
             if event.revision == self._revision + 1:
@@ -286,27 +287,27 @@ class Stream:
                 yield event
         return self._revision > before
 
-    def _tell_published(self, said: Published) -> Generator[Step, Any, bool]:
-        """Tell what is new in a message; return whether nothing that it knows of is missing."""
-        if said.tracker_id != self._tracker_id:
+    def _emit_published(self, message: Published) -> Generator[Step, Any, bool]:
+        """Emit what is new in a message; return whether nothing up to its revision is missing."""
+        if message.tracker_id != self._tracker_id:
             return False
-        yield from self._tell(said.events)
-        return said.revision <= self._revision
+        yield from self._emit(message.events)
+        return message.revision <= self._revision
 
-    def _hear(self) -> Generator[Step, Any, bool]:
-        """Tell what was published just now, which a history that is off does not have.
+    def _listen_once(self) -> Generator[Step, Any, bool]:
+        """Emit what was published just now, which a history that is off does not have.
 
         Returns:
             False when what is missing will not come this way either.
         """
         frame = (yield Listen(QUIET_SECONDS)) if self._listens else None
-        said = None if frame is None else read_published(frame)
-        if said is None:
+        message = None if frame is None else read_published(frame)
+        if message is None:
             return False
-        return (yield from self._tell_published(said)) or not said.events  # a greeting
+        return (yield from self._emit_published(message)) or not message.events  # a greeting
 
     def _snapshot(self) -> Generator[Step, Any, Event | None]:
-        """Return a snapshot, right as of its revision; None when it is to be tried again."""
+        """Return a snapshot that is exact at its revision, or None when it must be tried again."""
         self._tracker_id = (yield from self._hello()).tracker_id
         mirror = yield from self._walk()
         after = yield from self._hello()
@@ -317,9 +318,9 @@ class Stream:
     def _walk(self) -> Generator[Step, Any, Mirror | None]:
         """Return what the daemon's listings hold, brought to one revision.
 
-        The rows of each page are as of its own revision. So after each page the events up to
-        there are applied to all rows, also to those that know of them already: an event says
-        what a thing became.
+        The rows of each page are as of its own revision. So after each page the events up to that
+        revision are applied to all rows. Rows that have an event already take no harm, since an
+        event says what a thing became.
         """
         mirror = Mirror()
         for of in LISTINGS:
@@ -339,11 +340,11 @@ class Stream:
         return mirror
 
     def _advance(self, mirror: Mirror, revision: int) -> Generator[Step, Any, bool]:
-        """Apply all events up to a revision at least; return whether they are to be had."""
+        """Apply all events up to a revision at least; return whether a source had them."""
         while self._revision < revision:
             events = yield from self._log()
-            if not (yield from _apply(self._tell(events), mirror)) and not (
-                yield from _apply(self._hear(), mirror)
+            if not (yield from _apply(self._emit(events), mirror)) and not (
+                yield from _apply(self._listen_once(), mirror)
             ):
                 return False
         return True
@@ -358,13 +359,13 @@ class Stream:
 
 
 def _pause_after(attempt: int) -> Pause:
-    """Return a pause by chance, so that many who fail together do not go on together."""
+    """Return a random pause, so that clients that fail together do not retry together."""
     longest = min(_PAUSE * 2.0 ** min(attempt, 10), _LONGEST_PAUSE)
     return Pause(random.uniform(0.0, longest))  # noqa: S311 - nothing to keep secret
 
 
 def _apply(steps: Generator[Step, Any, bool], mirror: Mirror) -> Generator[Step, Any, bool]:
-    """Do steps, but apply the events in them to a mirror."""
+    """Pass steps on, but apply the events among them to a mirror."""
     answer = None
     while True:
         try:
