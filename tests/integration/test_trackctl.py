@@ -44,7 +44,7 @@ def test_status_exits_with_3_when_no_daemon_answers(trackd_daemon: Daemon) -> No
     trackd_daemon.kill()
     left = trackctl("--endpoint", trackd_daemon.endpoint, "status")
     assert left.returncode == 3
-    assert "nobody listens; start the daemon" in left.stderr
+    assert "no process listens on it; start the daemon" in left.stderr
     assert "Traceback" not in left.stderr
 
 

@@ -41,7 +41,7 @@ def test_no_daemon_is_a_problem_with_something_to_do(trackd_daemon: Daemon) -> N
     trackd_daemon.kill()
     code, found = examined(trackd_daemon)
     assert (code, found["listener"]["level"]) == (1, "problem")
-    assert "nobody listens" in found["listener"]["said"]
+    assert "no process listens" in found["listener"]["said"]
     assert "trackd run --cluster-name" in found["listener"]["do"]
     socket_path(trackd_daemon).unlink()
     code, found = examined(trackd_daemon)

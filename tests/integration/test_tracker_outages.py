@@ -46,7 +46,7 @@ def test_a_socket_without_a_listener_means_that_the_daemon_is_absent(tmp_path: P
         dead.bind(f"{tmp_path}/dead")
     with (
         Tracker(f"{tmp_path}/dead", timeout=0.1) as tracker,
-        pytest.raises(DaemonAbsent, match="nobody listens; start the daemon"),
+        pytest.raises(DaemonAbsent, match="no process listens on it; start the daemon"),
     ):
         tracker.ping()
 

@@ -1,7 +1,7 @@
 """`AsyncTracker` and `AsyncLease`: the asyncio client, with the names of the synchronous one.
 
-One socket, one task that reads it, one future for each request. Whoever awaits may be
-cancelled at any moment: a grant that nobody awaits any more is taken back.
+One socket, one task that reads it, one future for each request. A call may be cancelled at any
+moment: a lease that it would have been granted is taken back.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from trackd_client.core.sockets import (
     Closable,
     close_when_dropped,
     configure,
+    no_answer_error,
     read_monitor,
-    unanswered,
 )
 from trackd_client.errors import (
     PASSING,
@@ -63,8 +63,17 @@ class AsyncFlag(asyncio.Event):
 class AsyncLease(BaseLease):
     """Permission to dial once; with a claim, the exclusive hold of one proxy.
 
-    An asynchronous context manager: leaving the block releases it. The attributes are those
-    of `Lease`, with events of asyncio.
+    It is an asynchronous context manager: leaving the block releases the lease.
+
+    Attributes:
+        id: its number, unique among all leases of the cluster's daemon.
+        claimed_name: the name of the proxy that it claimed, or None. It keeps its value when the
+            lease is released or lost.
+        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
+            admin took it back.
+        revoked: whether an admin took it back; its tunnel must be closed.
+        should_close: set when the daemon advises to close this tunnel, because there are more
+            tunnels than wanted, or because the lease was revoked.
     """
 
     lost: AsyncFlag
@@ -83,7 +92,21 @@ class AsyncLease(BaseLease):
         self._tracker = tracker
 
     async def claim(self, *principals: str) -> bool:
-        """Claim the proxy that was reached; see `Lease.claim`."""
+        """Claim the proxy that was reached.
+
+        Args:
+            principals: the names that the proxy presents; any may be the gossip name.
+
+        Returns:
+            True when this lease now holds the proxy. False when another lease holds it, when
+            this lease has claimed already or was released, or when the principals name nothing.
+            After False the lease is as before and may try again.
+
+        Raises:
+            SessionLost: the lease is gone with its session.
+            LeaseExpired: it was in flight for longer than the daemon allows.
+            TrackdError: the daemon does not answer, or refuses.
+        """
         fields = self._claim_fields(principals)
         if fields is None:
             return False
@@ -92,20 +115,27 @@ class AsyncLease(BaseLease):
         )
 
     async def is_claimed(self, *principals: str) -> bool:
-        """Tell whether a lease holds the proxy that is being dialled."""
+        """Return whether any lease holds the proxy that is being dialled.
+
+        A dial may ask as soon as it knows the principals, before a costly handshake ends.
+        """
         fields = {"principals": list(principals)}
         return self._take_claimed(
             await self._tracker._call("is_claimed", fields)  # noqa: SLF001
         )
 
     async def release(self) -> None:
-        """Give the lease back; see `Lease.release`. Cancelling it does not undo it."""
+        """Release the lease: its proxy, or its permission to dial, is free for others.
+
+        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
+        as a daemon is there. Cancelling the call does not undo it.
+        """
         if not self.released:
             self._released = True
             await self._tracker._release(self)  # noqa: SLF001
 
     def let_go(self) -> None:
-        """Give the lease back without waiting for the daemon; not a coroutine."""
+        """Release the lease without waiting for the daemon's reply. Not a coroutine."""
         if not self.released:
             self._released = True
             self._tracker._release_later(self)  # noqa: SLF001
@@ -124,9 +154,9 @@ class AsyncLease(BaseLease):
 
 
 class Outstanding:
-    """A request that is sent until it is answered, or wanted no more."""
+    """A request that is sent until it is answered or given up."""
 
-    __slots__ = ("answered", "future", "pause", "request", "timer")
+    __slots__ = ("future", "on_reply", "pause", "request", "timer")
 
     def __init__(
         self,
@@ -134,35 +164,35 @@ class Outstanding:
         pause: float | None,
         *,
         future: asyncio.Future[Reply] | None = None,
-        answered: Callable[[Reply], None] | None = None,
+        on_reply: Callable[[Reply], None] | None = None,
     ) -> None:
-        """Say what to do with the reply.
+        """Set where the reply goes.
 
         Args:
-            request: as it is sent.
+            request: the request.
             pause: seconds until it is sent again, or None for a request that may be parked.
-            future: is given the reply.
-            answered: is called with it, where there is no future.
+            future: gets the reply as its result.
+            on_reply: called with the reply when there is no future.
         """
         self.request = request
         self.pause = pause
         self.future = future
-        self.answered = answered
+        self.on_reply = on_reply
         self.timer: asyncio.TimerHandle | None = None
 
     def take(self, reply: Reply) -> None:
-        """Hand the reply to whoever wants it."""
+        """Pass the reply to the future or the callback."""
         if self.future is None:
-            assert self.answered is not None
-            self.answered(reply)
+            assert self.on_reply is not None
+            self.on_reply(reply)
         elif not self.future.done():
             self.future.set_result(reply)
 
 
 class AsyncTracker(AsyncOperations[AsyncLease]):
-    """The local daemon's tracker, as this process sees it, for one event loop.
+    """A client of the local daemon, for one asyncio event loop.
 
-    `async with` or `close` ends the session. Callbacks run in the event loop.
+    Leaving `async with`, or `close`, ends the session. Callbacks run in the event loop.
     """
 
     def _prepare(self) -> None:
@@ -181,20 +211,32 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     # -- what agents do -------------------------------------------------------------------
 
     async def track_expected(self, *proxies: Proxy) -> None:
-        """Tell the daemon what gossip said of proxies; see `Tracker.track_expected`."""
+        """Send gossip about proxies to the daemon; the newest message wins.
+
+        Args:
+            proxies: at most as many as the daemon takes in one message (10,000).
+        """
         rows = [[p.name, p.group, p.generation, p.ttl] for p in proxies]
         await self._call("track_expected", {"proxies": rows})
 
     async def track_discovery(self, payload: bytes | str) -> None:
-        """Tell the daemon what a proxy sent down a tunnel: Teleport's JSON discovery payload."""
+        """Send gossip to the daemon as it came down a tunnel: Teleport's JSON discovery payload.
+
+        Raises:
+            BadPayload: the payload cannot be read.
+        """
         await self.track_expected(*parse_discovery(payload))
 
     async def set_connection_count(self, count: int) -> None:
-        """Set how many connections are wanted; see `Tracker.set_connection_count`."""
+        """Set how many connections all agents of this host want together.
+
+        Args:
+            count: 0 or less for one to every desired proxy; n > 0 for at most n.
+        """
         await self._call("set_connection_count", {"count": count})
 
     async def is_claimed(self, *principals: str) -> bool:
-        """Tell whether a lease, of whichever agent, holds the proxy with these principals."""
+        """Return whether a lease of any agent holds the proxy with these principals."""
         answer = await self._call("is_claimed", {"principals": list(principals)})
         return bool(answer["claimed"])
 
@@ -203,13 +245,13 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         return await self._grant("try_acquire", {})
 
     async def acquire(self, timeout: float | None = None) -> AsyncLease:  # noqa: ASYNC109 - as `Tracker.acquire`
-        """Wait for a lease to dial with; whoever waits longest is served first.
+        """Wait for a lease to dial with; the longest waiter is served first.
 
         Args:
-            timeout: seconds to wait at most, 0 to ask once, or None for ever.
+            timeout: seconds to wait at most, 0 to ask once, or None for no limit.
 
         Raises:
-            AcquireTimeout: none was granted in time.
+            AcquireTimeout: no lease was granted in time.
         """
         if timeout == 0:
             granted = await self.try_acquire()
@@ -222,13 +264,21 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         return lease
 
     async def adopt(self, *principals: str) -> AsyncLease | None:
-        """Take up a tunnel that is open already; see `Tracker.adopt`."""
+        """Get a lease for a tunnel that is open already, after its session was lost.
+
+        Returns:
+            A lease that has claimed the proxy, or None when another lease holds it.
+        """
         return await self._grant("adopt", {"principals": list(principals)})
 
     # -- the end ------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """End the session, which releases all of its leases; see `Tracker.close`."""
+        """End the session, which releases all of its leases. A second call does nothing.
+
+        Other calls raise `TrackerClosed`. Without a daemon this gives up after at most one
+        second; the session ends with this process in any case.
+        """
         conversation = self._conversation
         if conversation.closed:
             return
@@ -257,7 +307,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._conversation.inherited:  # a child that leaves has nothing to close
+        if not self._conversation.inherited:  # a forked child has nothing to close
             await self.close()
 
     # -- calls ------------------------------------------------------------------------------------
@@ -274,12 +324,12 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._begin()
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        # Who waits for ever waits for a lease, not for a daemon.
+        # A call without a limit waits for a lease for ever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
         await self._greet(begin_by)
         session = await self._open_session(begin_by)
         request = self._conversation.request(op, fields, deadline, session)
-        # Nothing is awaited between the reply and the lease, so that none is lost between them.
+        # No await stands between the reply and the lease, so that a cancel cannot lose it there.
         return self._take_lease(session, await self._exchange(request, deadline, parks=parks))
 
     async def _call(
@@ -291,7 +341,15 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         session: Session | None = None,
         never_stale: bool = False,
     ) -> dict[str, Any]:
-        """Make one request and return the fields of its reply; see `Tracker._call`."""
+        """Make one request and return the fields of its reply.
+
+        Args:
+            op: the operation.
+            fields: its own fields.
+            in_session: whether the request is made within a session.
+            session: the session that it must be made in; None for the present one.
+            never_stale: whether the daemon runs it however late it arrives.
+        """
         self._begin()
         deadline = boottime() + self.timeout
         await self._greet(deadline)
@@ -305,7 +363,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     async def _exchange(
         self, request: Request, deadline: float | None, *, parks: bool = False
     ) -> dict[str, Any]:
-        """Send a request, again if need be, and wait for its reply."""
+        """Send a request, and again when needed, and wait for its reply."""
         assert self._loop is not None
         if self._socket.closed:  # while the call was on its way here
             raise TrackerClosed("the tracker was closed while the call was under way")
@@ -319,7 +377,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                     reply = await future
             except TimeoutError:
                 waited = boottime() - started
-                raise unanswered(
+                raise no_answer_error(
                     self.endpoint, request.op, waited, connected=self._connected
                 ) from None
             return self._conversation.result(request, reply)
@@ -330,7 +388,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         except Refused:
             raise
         except BaseException as error:
-            # No answer, cancelled, closed: the request may be served all the same.
+            # No answer, cancelled or closed: the daemon may run the request all the same.
             self._give_up(request)
             if parks and isinstance(error, NoAnswer):
                 return {"lease": None}
@@ -339,7 +397,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             self._withdraw(request.seq)
 
     def _give_up(self, request: Request) -> None:
-        """Want a request's reply no more; what it may have been granted is taken back."""
+        """Give up a request; the daemon takes back what it may have granted."""
         session = request.session
         if session is None or session.lost or request.op not in GRANTING:
             self._conversation.settle(request)
@@ -352,7 +410,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             self._conversation.take_hello(await self._exchange(hello, deadline))
 
     async def _open_session(self, deadline: float | None) -> Session:
-        """Return the session, opened if there is none; one task opens, the others wait."""
+        """Return the session; open one if there is none. One task opens, the others wait."""
         session = self._conversation.session
         if session is not None:
             return session
@@ -362,7 +420,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 await self._opening.acquire()
         except TimeoutError:
             waited = boottime() - started
-            raise unanswered(self.endpoint, "open", waited, connected=self._connected) from None
+            raise no_answer_error(
+                self.endpoint, "open", waited, connected=self._connected
+            ) from None
         try:
             session = self._conversation.session
             if session is None:
@@ -402,22 +462,22 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._leases.pop(lease.id, None)
         self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
 
-    # -- errands, which nobody awaits; what `Keeper` does for the other tracker -------------------
+    # -- errands: requests that no call awaits ---------------------------------------------------
 
     def _keep(self, session: Session) -> None:
-        """Look after a session that has just been opened."""
+        """Watch a session that has just been opened, and send its heartbeats."""
         self._errand("watch_session", {}, session, pause=None)
         if session.heartbeat_ttl is not None:
             self._beat(session)
 
     def _beat(self, session: Session) -> None:
-        """Show signs of life for as long as the session lasts."""
+        """Send a heartbeat now, and again for as long as the session lasts."""
         assert self._loop is not None
         if session.lost or session.heartbeat_ttl is None:
             return
         if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
             self._errand("heartbeat", {}, session)
-        # Timers stand still while the host is suspended, and the time to live does not.
+        # Timers stand still while the host is suspended; the time-to-live runs on.
         pause = min(session.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
         self._heartbeat = self._loop.call_later(pause, self._beat, session)
 
@@ -430,12 +490,12 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         settles: Request | None = None,
         pause: float | None = RESEND_SECONDS,
     ) -> None:
-        """Send a request until it is answered; the reply settles it, and another one with it."""
+        """Send a request until it is answered; the reply may settle another request as well."""
         if self._socket.closed:
             return
         request = self._conversation.request(op, fields, None, session)
 
-        def answered(reply: Reply) -> None:
+        def on_reply(reply: Reply) -> None:
             if settles is not None:
                 self._conversation.settle(settles)
             try:
@@ -444,18 +504,18 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 self._lose(session, error)
                 return
             except TrackdError:
-                return  # it cannot be done, or not by this daemon; trying again would not help
+                return  # the daemon cannot do it; another try would not help
             if op == "watch_session":
                 self._errand("watch_session", {}, session, pause=None)
                 for notice in body.get("notices", ()):
                     self._notice(session, notice)
 
-        self._post(Outstanding(request, pause, answered=answered))
+        self._post(Outstanding(request, pause, on_reply=on_reply))
 
     # -- the socket -------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Connect, at the first call."""
+        """Connect at the first call."""
         self._conversation.check_usable()
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -468,7 +528,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._monitor = configure(self._socket)
         self._socket.connect(self.endpoint)
         sockets = (self._monitor, self._socket)
-        parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # as they will be
+        parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # later ones, too
         self._dropped = close_when_dropped(self, self._context, parts)
         self._tasks = [
             loop.create_task(self._read(), name="trackd-read"),
@@ -490,7 +550,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         assert self._loop is not None
         sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
         if sent.done():
-            sent.exception()  # no room: it is sent again soon enough
+            sent.exception()  # no room: the timer sends it again
         if outstanding.timer is not None:
             outstanding.timer.cancel()
         if outstanding.pause is not None:
@@ -508,16 +568,16 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 continue
             outstanding = self._outstanding.get(reply.seq)
             if outstanding is not None and outstanding.future is None and reply.error in PASSING:
-                continue  # an errand: it is sent again after its pause
+                continue  # an errand, which is sent again after its pause
             if outstanding is not None:
                 self._withdraw(reply.seq)
                 outstanding.take(reply)
             elif reply.body.get("lease") is not None:
-                # A copy of a reply may come right behind it: whoever awaits that one is first.
+                # A call may await a copy of this reply that comes right behind it: it is first.
                 asyncio.get_running_loop().call_soon(self._stray, reply)
 
     def _stray(self, reply: Reply) -> None:
-        """Look at a reply that nobody waits for: a grant in it is given back."""
+        """Handle a reply for which no call waits: release the lease that it may grant."""
         session, number = self._conversation.session, self._unwanted_grant(reply.body)
         if session is not None and number is not None:
             self._errand("release", {"lease": number}, session)

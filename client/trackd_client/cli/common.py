@@ -14,7 +14,7 @@ import click
 from trackd_client import Tracker, __version__
 from trackd_client.cli import completions
 from trackd_client.cli.exit_codes import FAILED, NO_DAEMON
-from trackd_client.core.sockets import absent, diagnose
+from trackd_client.core.sockets import absent_error, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Options:
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if diagnose(tracker.endpoint) is not None:
-            raise absent(tracker.endpoint)
+            raise absent_error(tracker.endpoint)
         return tracker
 
 

@@ -8,27 +8,26 @@ from typing import Any, Final, NamedTuple
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
 
-#: The path of the event socket is that of the daemon's socket and this.
+#: The path of the event socket is the path of the daemon's socket with this behind it.
 SUFFIX: Final = ".events"
 
-#: The first event of a stream, and the one after a gap.
+#: The kind of the first event of a stream, and of the one after a gap.
 SNAPSHOT: Final = "snapshot"
-
-#: Events were lost for good.
+#: The kind of the event that says that events were lost for good.
 GAP: Final = "gap"
 
 
 class Event(NamedTuple):
-    """One change of the daemon's state; docs/protocol.md, "Events", lists the kinds.
+    """One change of the daemon's state. docs/protocol.md lists the kinds ("Events").
 
     Attributes:
-        revision: the number of the change: each event has that of the one before, plus one.
+        revision: the number of the change, one more than that of the event before.
         time: seconds of the daemon's CLOCK_BOOTTIME.
         wall: Unix time of the daemon's clock.
         kind: what happened.
-        fields: more of it. `snapshot` has `revision`, `proxies`, `leases` and `sessions`, as
+        fields: what the kind has. `snapshot` has `revision`, `proxies`, `leases` and `sessions`, as
             `Tracker.snapshot` returns them; `gap` has `after`, the last revision that was
-            told, and `newest`, the daemon's.
+            emitted, and `newest`, the daemon's.
     """
 
     revision: int
@@ -39,10 +38,10 @@ class Event(NamedTuple):
 
 
 def read_event(value: object) -> Event:
-    """Return the event that stands in a message.
+    """Decode one event of a message.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the value is not an event.
     """
     if type(value) is list and len(value) >= 5:
         revision, moment, wall, kind, fields = value[:5]

@@ -13,28 +13,27 @@ from trackd_client.core.sockets import (
 )
 from trackd_client.wire.places import PlaceError, check_ipc_path
 
-#: Messages that are kept unread, and the largest that may come. The daemon sends at most 256
-#: events in one, of about 150 bytes each.
+#: Unread messages that libzmq keeps, and the largest one in bytes. The daemon sends at most 256
+#: events of about 150 bytes in a message.
 _RECEIVE_HWM: Final = 200
-
 _MAX_MESSAGE: Final = 4 * 1024 * 1024
 
 
-def event_endpoint(endpoint: str, told: str) -> str | None:
-    """Return where to subscribe, or None where nothing is published.
+def event_endpoint(endpoint: str, announced: str) -> str | None:
+    """Return the endpoint to subscribe to, or None when nothing is published.
 
     Args:
-        endpoint: of the daemon, as this process reaches it. A container may see it at another
-            path than the daemon does, and sees the event socket beside it.
-        told: of its event socket, as the daemon sees it; empty for none.
+        endpoint: the daemon's, as this process reaches it. In a container its path may differ from
+            the one that the daemon sees; the event socket lies beside it.
+        announced: the event socket's, as the daemon sees it; empty for none.
     """
-    if not told:
+    if not announced:
         return None
-    if not told.endswith(SUFFIX):
-        return told
+    if not announced.endswith(SUFFIX):
+        return announced
     try:
         check_ipc_path(beside := endpoint + SUFFIX)
-    except PlaceError:  # too long, seen from here
+    except PlaceError:  # the path is too long in this process's view
         return None
     return beside
 

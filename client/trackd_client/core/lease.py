@@ -1,4 +1,4 @@
-"""A lease as both clients know it; what does I/O is added by each."""
+"""A lease without I/O; each client adds its own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Settable(Protocol):
     """What `threading.Event` and `asyncio.Event` have in common."""
 
     def set(self) -> None:
-        """Make it true, for good."""
+        """Set the flag, for good."""
 
     def is_set(self) -> bool:
-        """Tell whether it is."""
+        """Return whether the flag is set."""
 
 
 class BaseLease:
-    """What a lease is, whichever way it is awaited."""
+    """The part of a lease that both clients share."""
 
     lost: Settable
     should_close: Settable
@@ -32,19 +32,20 @@ class BaseLease:
         self._session = session
         self._claim_by = claim_by
         self._released = False
-        #: Whether an administrator has taken it. Its tunnel is to be closed, and not adopted.
+        #: Whether an admin has taken it back. Its tunnel must be closed, not adopted.
         self.revoked = False
-        #: Called when a claim succeeded (True) or met a proxy that is held (False): its name.
+        #: Called with True and the name when a claim succeeded, and with False and the name when
+        #: another lease holds the proxy.
         self.on_claim: Callable[[bool, str | None], None] | None = None
 
     @property
     def released(self) -> bool:
-        """Whether it holds nothing any more: released here, or lost."""
+        """Whether the lease holds nothing any longer: it was released, or lost."""
         return self._released or self.lost.is_set()
 
     @property
     def remaining_claim_time(self) -> float | None:
-        """Seconds that are left to claim, or None when it has claimed or may take its time."""
+        """Seconds left to claim, or None when the lease has claimed or has no time limit."""
         if self._claim_by is None or self.claimed_name is not None:
             return None
         return max(0.0, self._claim_by - boottime())
@@ -54,7 +55,7 @@ class BaseLease:
         return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
 
     def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return the fields of a claim, or None when it can only fail.
+        """Return the fields of a claim request, or None when it can only fail.
 
         Raises:
             SessionLost: the session that owned the lease is gone.
@@ -75,7 +76,7 @@ class BaseLease:
 
     def _take_claimed(self, fields: Mapping[str, Any]) -> bool:
         if fields["claimed"] and self.on_claim is not None:
-            self.on_claim(False, fields["name"])  # the dial will end for that reason
+            self.on_claim(False, fields["name"])  # the agent will end the dial for that reason
         return bool(fields["claimed"])
 
 

@@ -1,8 +1,8 @@
-"""What events make of a snapshot: the same rows, brought forward. No I/O.
+"""A mirror: the rows of a snapshot, kept up to date by events. No I/O.
 
-An event says what a thing became, so applying one twice, or to rows that know of it already,
-does no harm, as long as all that follow it are applied as well. What no event tells keeps the
-value that it had; where a row appeared by an event, it is nil, or empty.
+An event says what a thing became. So it does no harm to apply one twice, or to rows that have it
+already, as long as all later events are applied as well. A field that no event has keeps its value;
+in a row that an event added it is nil or empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-#: The listings of a snapshot, each with the field that tells its rows apart.
+#: The listings of a snapshot, each with the field that is the key of its rows.
 KEYS: Final = {"sessions": "session", "leases": "lease", "proxies": "name"}
 LISTINGS: Final = tuple(KEYS)
 
@@ -23,10 +23,10 @@ LISTINGS: Final = tuple(KEYS)
 class Mirror:
     """The proxies, leases and sessions of a daemon, as of one revision.
 
-    Begin with `put`, or from the `fields` of a `snapshot` event; then apply every later one.
+    Fill it with `put`, or from the `fields` of a `snapshot` event; then apply every later event.
 
     Attributes:
-        revision: of the last event that was applied.
+        revision: the revision of the last event that was applied.
         proxies: rows by name; a proxy is here when it is tracked or claimed.
         leases: rows by id.
         sessions: rows by number.
@@ -43,14 +43,14 @@ class Mirror:
                 self.put(of, snapshot[of])
 
     def put(self, of: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of a listing, in place of those that are here."""
+        """Add rows of a listing; a row replaces the one with the same key."""
         key = KEYS[of]
         table: dict[Any, Row] = getattr(self, of)
         for row in rows:
             table[row[key]] = dict(row)
 
     def apply(self, event: Event) -> None:
-        """Take what an event tells; kinds that are not known change nothing but the revision."""
+        """Apply an event; one of an unknown kind changes only the revision."""
         self.revision = event.revision
         fields = event.fields
         match event.kind:
@@ -77,7 +77,7 @@ class Mirror:
                 self._untrack(fields["name"])
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the rows as `Tracker.snapshot` does, with what follows from them put right."""
+        """Return the rows as `Tracker.snapshot` has them, with derived fields up to date."""
         self._count_leases()
         self._choose_desired()
         return {

@@ -1,4 +1,4 @@
-"""What the pool of threads and the pool of tasks share: bookkeeping, pace, hooks. No I/O."""
+"""The part of a pool that threads and tasks share: bookkeeping, pace, hooks. No I/O."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)
-#: What keeps a tunnel from being adopted now, and not for good.
+#: Errors for which an adoption is tried again later.
 LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable)
-#: What `feed` takes: proxies, or Teleport's JSON.
+#: An argument of `feed`: a proxy, or Teleport's JSON.
 Gossip = Proxy | bytes | str
 
 
 def proxies_in(gossip: Iterable[Gossip]) -> list[Proxy]:
-    """Return the proxies in what `feed` was given.
+    """Return the proxies in the arguments of `feed`.
 
     Raises:
-        BadPayload: some of it cannot be read.
+        BadPayload: an argument cannot be read.
     """
     found: list[Proxy] = []
     for item in gossip:
@@ -55,16 +55,16 @@ class Dial(Generic[LeaseT]):
     """One call of the user's `dial`.
 
     Attributes:
-        lease: what it was given.
-        leases: that, and those with which its tunnel was adopted later.
-        met: the claimed proxy that it reached, or None.
+        lease: the lease that `dial` was called with.
+        leases: that lease, and those by which its tunnel was adopted later.
+        held_name: the proxy that it reached while another lease held it, or None.
         claimed_at: when it claimed, in seconds of time.monotonic, or None.
-        abandoned: whether its session was lost, and its tunnel cannot be adopted.
+        abandoned: whether its session was lost and its tunnel cannot be adopted.
     """
 
     lease: LeaseT
     leases: list[LeaseT] = field(default_factory=list)
-    met: str | None = None
+    held_name: str | None = None
     claimed_at: float | None = None
     abandoned: bool = False
 
@@ -88,7 +88,7 @@ class PoolCore(Generic[LeaseT]):
         self._stats = PoolStats()
         self._not_before = 0.0
         self._stopping = False
-        self._met = ""  # the claimed proxy that was reached last
+        self._last_held = ""  # the last held proxy that a dial reached
 
     def stats(self) -> PoolStats:
         """Return a copy of the counts."""
@@ -97,7 +97,7 @@ class PoolCore(Generic[LeaseT]):
 
     @abstractmethod
     def _changed(self) -> None:
-        """Wake whoever waits for room, or for the last dial to end. Holds the lock."""
+        """Wake those that wait for room or for the last dial to end. Holds the lock."""
 
     # -- before a dial ----------------------------------------------------------------------
 
@@ -109,13 +109,13 @@ class PoolCore(Generic[LeaseT]):
         return max(0.0, self._not_before - time.monotonic())
 
     def _refused(self, error: TrackdError) -> None:
-        """The daemon grants nothing now, and not for want of proxies; try again later."""
+        """Back off after an error of `acquire`."""
         retry_after = error.retry_after if isinstance(error, Refused) else None
         log.warning("no lease for now: %s", error)
         self._back_off(self._pace.failed() if retry_after is None else retry_after)
 
     def _begin(self, lease: LeaseT) -> Dial[LeaseT]:
-        """Count a dial that begins, and follow what its lease does."""
+        """Count a dial that begins, and follow the claims of its lease."""
         dial = Dial(lease, [lease])
 
         def claimed(succeeded: bool, name: str | None) -> None:
@@ -126,28 +126,28 @@ class PoolCore(Generic[LeaseT]):
             self._dials[dial] = None
             self._stats.dials += 1
             self._stats.dialling += 1
-        self._tell(PoolEvent(change=Change.CONNECTING, lease=lease.id))
+        self._emit(PoolEvent(change=Change.CONNECTING, lease=lease.id))
         return dial
 
     # -- during a dial ------------------------------------------------------------------------
 
     def _claimed(self, dial: Dial[LeaseT], name: str | None, *, succeeded: bool) -> None:
-        """The dial has called `claim`."""
+        """Note the result of a claim of the dial."""
         if not succeeded:
-            dial.met = name
+            dial.held_name = name
             return
         with self._lock:
             dial.claimed_at = time.monotonic()
-            dial.met = None
+            dial.held_name = None
             self._stats.dialling -= 1
             self._stats.connected += 1
             self._stats.claims += 1
             self._pace.connected()
             self._changed()
-        self._tell(PoolEvent(change=Change.CLAIMED, lease=dial.lease.id, name=name))
+        self._emit(PoolEvent(change=Change.CLAIMED, lease=dial.lease.id, name=name))
 
     def _lost_dials(self) -> list[Dial[LeaseT]]:
-        """Return the dials whose claims are gone with their session."""
+        """Return the dials whose claims were lost with their session."""
         with self._lock:
             return [
                 dial
@@ -159,22 +159,22 @@ class PoolCore(Generic[LeaseT]):
             ]
 
     def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
-        """A tunnel was taken up again with another lease, or cannot be: another has the proxy."""
+        """Note the lease by which a tunnel was adopted, or None: another lease holds the proxy."""
         if lease is None:
             dial.abandoned = True
             dial.lease.should_close.set()
             return
-        # The dial knows its first lease; what is told to this one must reach it there.
+        # The dial has its first lease only: advice for the new one must reach it there.
         lease.should_close = dial.lease.should_close
         with self._lock:
             dial.leases.append(lease)
 
     def _not_adopted(self, dial: Dial[LeaseT], error: TrackdError) -> None:
-        log.warning("tunnel to %s cannot be taken up again: %s", dial.lease.claimed_name, error)
+        log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)
         self._adopted(dial, None)
 
     def _begin_drain(self) -> None:
-        """Begin no more dials."""
+        """Stop beginning dials."""
         with self._lock:
             self._stopping = True
             self._changed()
@@ -184,8 +184,8 @@ class PoolCore(Generic[LeaseT]):
     def _end(self, dial: Dial[LeaseT], error: BaseException | None) -> None:
         """Count how a dial ended, and set the pace of the next one.
 
-        To be called before its lease is released: that may grant the next one at once, and
-        whoever gets it must know of the pause.
+        Call it before the lease is released: the release may grant the next lease at once, and
+        the pause must hold for that one.
         """
         lease = dial.lease
         name = lease.claimed_name
@@ -193,7 +193,7 @@ class PoolCore(Generic[LeaseT]):
             self._stats.dialling -= dial.claimed_at is None
             self._stats.connected -= dial.claimed_at is not None
         if dial.claimed_at is not None:
-            self._tell(PoolEvent(change=Change.CLOSED, lease=lease.id, name=name, error=error))
+            self._emit(PoolEvent(change=Change.CLOSED, lease=lease.id, name=name, error=error))
             asked = self._stopping or lease.should_close.is_set()
             if time.monotonic() - dial.claimed_at >= self._pace.policy.stayed_up:
                 self._pace.stayed_up()
@@ -202,22 +202,22 @@ class PoolCore(Generic[LeaseT]):
                     self._stats.failures += 1
                     pause = self._pace.failed()
                 self._back_off(pause)
-        elif dial.met is not None:
+        elif dial.held_name is not None:
             with self._lock:
                 self._stats.duplicates += 1
                 pause = self._pace.duplicate()
-                self._met = dial.met
-            self._tell(PoolEvent(change=Change.DUPLICATE, lease=lease.id, name=dial.met))
+                self._last_held = dial.held_name
+            self._emit(PoolEvent(change=Change.DUPLICATE, lease=lease.id, name=dial.held_name))
             self._back_off(pause)
         elif not self._stopping:
             with self._lock:
                 self._stats.failures += 1
                 pause = self._pace.failed()
-            self._tell(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
+            self._emit(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
             self._back_off(pause)
 
     def _gone(self, dial: Dial[LeaseT]) -> None:
-        """Forget a dial that has ended, and whose leases are released."""
+        """Forget a dial that has ended and whose leases are released."""
         with self._lock:
             self._dials.pop(dial, None)
             self._changed()
@@ -226,17 +226,17 @@ class PoolCore(Generic[LeaseT]):
         with self._lock:
             self._stats.pause = pause
             self._not_before = max(self._not_before, time.monotonic() + pause)
-        self._tell(PoolEvent(change=Change.BACKING_OFF, pause=pause))
+        self._emit(PoolEvent(change=Change.BACKING_OFF, pause=pause))
 
     def _is_suspicious(self) -> bool:
-        """Tell whether `_judge` is to be told what is missing."""
+        """Return whether `_judge` needs the daemon's `explain`."""
         return self._pace.is_suspicious
 
     def _judge(self, explained: Mapping[str, Any]) -> None:
-        """See whether the balancer is sticky; if so, tell it once, and slow down.
+        """Decide whether the load balancer is sticky; if so, emit that once and slow down.
 
         Args:
-            explained: what the daemon's `explain` says, or nothing when it cannot be asked.
+            explained: the daemon's reply to `explain`, or nothing when it did not answer.
         """
         with self._lock:
             pace, policy = self._pace, self._pace.policy
@@ -246,32 +246,32 @@ class PoolCore(Generic[LeaseT]):
             self._stats.sticky += 1
         event = PoolEvent(
             change=Change.STICKY,
-            name=self._met,
+            name=self._last_held,
             pause=policy.sticky_pause,
             missing=tuple(explained.get("missing", ())),
         )
         log.warning(
-            "%d dials in a row reached proxies that are claimed already, the last one %s; is the"
-            " load balancer sticky? nobody has reached %s",
+            "%d dials in a row reached proxies that other leases hold, the last one %s; is the"
+            " load balancer sticky? no dial has reached %s",
             pace.duplicates,
             event.name,
-            ", ".join(event.missing) or "none that is known",
+            ", ".join(event.missing) or "(unknown)",
         )
-        self._tell(event)
+        self._emit(event)
         self._back_off(policy.sticky_pause)
 
     def _dropped(self, error: TrackdError) -> bool:
-        # Without a daemon it comes again; what the daemon refuses will be refused again.
+        # Without a daemon, gossip comes again; what the daemon refuses, it will refuse again.
         level = (
             logging.WARNING if isinstance(error, InvalidRequest | LimitExceeded) else logging.DEBUG
         )
         log.log(level, "gossip dropped: %s", error)
         return False
 
-    def _tell(self, event: PoolEvent) -> None:
+    def _emit(self, event: PoolEvent) -> None:
         if self._on_event is None:
             return
         try:
             self._on_event(event)
-        except Exception:  # noqa: BLE001 - a hook of theirs must not cost us a lease
-            log.exception("the hook of a pool failed at %s", event.change)
+        except Exception:  # noqa: BLE001 - a failing hook must not cost a lease
+            log.exception("the on_event hook of a pool failed at %s", event.change)

@@ -16,14 +16,14 @@ import zmq
 from trackd_client.errors import DaemonAbsent, NoAnswer
 from trackd_client.wire.places import check_ipc_path
 
-#: Milliseconds until libzmq connects again, and how far that grows.
+#: Milliseconds until libzmq connects again: at first, and at most.
 RECONNECT_MS: Final = 20
-
 RECONNECT_MAX_MS: Final = 500
 
-#: Seconds after which a wait looks at the clock again.
+#: The longest wait in seconds before a look at the clock: timed waits stand still in suspend.
 LONGEST_WAIT: Final = 5.0
 
+#: What a monitor reports: a connection that is ready, and one that ended.
 MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
@@ -39,12 +39,12 @@ def configure(dealer: SocketT) -> SocketT:
 
 
 def read_monitor(frames: list[bytes]) -> bool:
-    """Return whether a monitor tells that the connection came; else it went."""
+    """Return whether a monitor reports a new connection (True) or the end of one (False)."""
     (kind,) = struct.unpack("=H", frames[0][:2])
     return bool(kind != zmq.Event.DISCONNECTED)
 
 
-def unanswered(
+def no_answer_error(
     endpoint: str, op: str, seconds: float, *, connected: bool
 ) -> DaemonAbsent | NoAnswer:
     """Return the error for a request that was not answered in time."""
@@ -53,11 +53,11 @@ def unanswered(
             f"the daemon on {endpoint} accepts connections but did not answer {op} within"
             f" {seconds:.3g} s; it may be overloaded or stuck: look at its log"
         )
-    return absent(endpoint)
+    return absent_error(endpoint)
 
 
 class Closable(Protocol):
-    """Whatever is to be closed."""
+    """A thing with a `close` method."""
 
     def close(self) -> None:
         """Close it."""
@@ -66,32 +66,32 @@ class Closable(Protocol):
 def close_when_dropped(
     owner: object, context: zmq.Context[Any], parts: Iterable[Closable]
 ) -> weakref.finalize[..., Any]:
-    """Have a context and all that belongs to it closed when its owner is dropped unclosed.
+    """Close a context and its sockets when their owner is garbage collected without `close`.
 
-    The garbage collector alone would end the context while its sockets are open, and wait for
-    them for ever. Detach what this returns when the owner was closed.
+    Without this, the collector would end the context while its sockets are open, and that waits
+    for ever. The owner's own `close` must detach the finalizer that this returns.
 
     Args:
-        owner: may not be reachable from the parts.
-        context: is ended once they are closed.
-        parts: the sockets, in the order in which they are to be closed.
+        owner: the object to watch; the parts must not refer to it.
+        context: ended after the parts are closed.
+        parts: the sockets, in the order in which they are closed.
     """
     dropped = weakref.finalize(owner, _close_dropped, os.getpid(), context, parts)
-    dropped.atexit = False  # threads may still use them, and the kernel closes everything
+    dropped.atexit = False  # threads may still use the sockets, and the kernel closes everything
     return dropped
 
 
 def _close_dropped(pid: int, context: zmq.Context[Any], parts: Iterable[Closable]) -> None:
     if os.getpid() != pid:
-        return  # after a fork they are the parent's
+        return  # after a fork they belong to the parent
     for part in parts:
         part.close()
     context.term()
     warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
 
 
-def absent(endpoint: str) -> DaemonAbsent:
-    """Return the error for a daemon that cannot be reached, after a look at why."""
+def absent_error(endpoint: str) -> DaemonAbsent:
+    """Return the error for a daemon that cannot be reached, with the reason."""
     why = diagnose(endpoint) or (
         "the socket accepts connections, but no trackd daemon greets; try again"
     )
@@ -99,10 +99,10 @@ def absent(endpoint: str) -> DaemonAbsent:
 
 
 def diagnose(endpoint: str) -> str | None:
-    """Return why nobody can be reached on a socket and what to do, or None when somebody listens.
+    """Return why a socket cannot be reached and what to do, or None when a process listens.
 
     Raises:
-        ValueError: the endpoint names no path that a socket can have.
+        ValueError: the endpoint is not a path that a socket can have.
     """
     path = check_ipc_path(endpoint)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -119,10 +119,10 @@ def diagnose(endpoint: str) -> str | None:
                 case errno.ECONNREFUSED if not path.is_socket():
                     return "what is there is not a socket; is this the daemon's endpoint?"
                 case errno.ECONNREFUSED:
-                    return "the socket is there, but nobody listens; start the daemon"
+                    return "the socket exists, but no process listens on it; start the daemon"
                 case errno.EACCES | errno.EPERM:
                     return "this user may not open the socket; join the group that owns it"
-                case errno.EAGAIN:  # its backlog is full, so somebody listens
+                case errno.EAGAIN:  # its backlog is full, so a process listens
                     return None
                 case _:
                     return f"{error.strerror}"

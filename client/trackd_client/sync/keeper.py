@@ -1,9 +1,8 @@
-"""The keeper: a thread that does for a tracker what must not wait for its next call.
+"""The keeper: a thread that does for a tracker what cannot wait for its next call.
 
-It parks `watch_session`, and so learns at once what happens to the session and its leases;
-it delivers what may not get lost with a call that gave up (taking back a grant, releasing a
-lease) for as long as it takes; it shows signs of life where the daemon cannot see this
-process. It starts with the session, and sleeps while there is nothing to do.
+It parks `watch_session`, and so gets the daemon's notices at once. It sends what must not be lost
+with a call that gave up (`cancel`, `release`) until the daemon replies. It sends heartbeats where
+the daemon cannot see this process. It starts with the session and sleeps while idle.
 """
 
 # ruff: noqa: SLF001 - the keeper is a part of its tracker
@@ -36,11 +35,11 @@ class Errand:
     """A request that is sent until it is answered.
 
     Attributes:
-        request: as it is sent.
-        settles: the request that is done together with this one, or None.
-        due: when it is sent again, in seconds of CLOCK_BOOTTIME.
-        pause: seconds until the next time after that; infinite for a parked request, which
-            is sent again over a new connection alone.
+        request: the request.
+        settles: a request that is done together with this one, or None.
+        due: when it is sent next, in seconds of CLOCK_BOOTTIME.
+        pause: seconds from then to the next time; infinite for a parked request, which is sent
+            again only over a new connection.
     """
 
     request: Request
@@ -50,7 +49,7 @@ class Errand:
 
 
 class Keeper:
-    """The thread and its errands. It works for one tracker, and tells it what it learns."""
+    """The thread and its errands, for one tracker."""
 
     def __init__(
         self,
@@ -69,22 +68,22 @@ class Keeper:
         self._heartbeat_at = math.inf
 
     def keep(self, session: Session) -> None:
-        """Look after a session that has just been opened."""
+        """Watch a session that has just been opened, and send its heartbeats."""
         self._heartbeat_at = math.inf
         if session.heartbeat_ttl is not None:
             self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
         self._send("watch_session", {}, session, pause=math.inf)
 
     def cancel(self, request: Request, session: Session) -> None:
-        """Have whatever a request was granted taken back."""
+        """Cancel a request: the daemon takes back what it granted."""
         self._send("cancel", {"target": request.seq}, session, settles=request)
 
     def release(self, lease: int, session: Session) -> None:
-        """Have a lease released."""
+        """Release a lease."""
         self._send("release", {"lease": lease}, session)
 
     def stop(self) -> None:
-        """End the thread; what is not delivered by then ends with the session."""
+        """End the thread. Errands that are left end with the session."""
         with self._lock:
             self._stopping = True
             thread = self._thread
@@ -93,7 +92,7 @@ class Keeper:
             else:
                 self._wake.set()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()  # it is a callback of the thread itself that it ends after
+            thread.join()  # not from its own callback: it ends after that
 
     def _send(
         self,
@@ -104,7 +103,7 @@ class Keeper:
         settles: Request | None = None,
         pause: float = RESEND_SECONDS,
     ) -> None:
-        """Take an errand, and see that the thread runs and looks."""
+        """Add an errand, and start or wake the thread."""
         request = self._conversation.request(op, fields, None, session)
         with self._lock:
             if self._stopping:
@@ -137,11 +136,11 @@ class Keeper:
                         self._tracker._connection_changed(False)
                     case Happened.TIMEOUT:
                         pass
-        with self._lock:  # `stop` sets it, and the number may be another descriptor's afterwards
+        with self._lock:  # `stop` may set it now, and its number may be reused after the close
             self._wake.close()
 
     def _pause(self) -> float | None:
-        """Return the seconds until something is to be sent, or None."""
+        """Return the seconds until something must be sent, or None."""
         with self._lock:
             due = min((errand.due for errand in self._errands.values()), default=math.inf)
         due = min(due, self._heartbeat_at)
@@ -176,13 +175,13 @@ class Keeper:
                 errand.due = boottime()
 
     def _take(self, frame: bytes) -> None:
-        """Take the reply of an errand, which is then done, unless its trouble will pass."""
+        """Handle the reply of an errand, which is then done unless the error will pass."""
         try:
             reply = read_reply(frame)
         except TrackdError:
             return
         if reply is None or reply.error in PASSING:
-            return  # it is sent again after its pause
+            return  # the errand is sent again after its pause
         with self._lock:
             errand = self._errands.pop(reply.seq, None)
         if errand is None:
@@ -197,7 +196,7 @@ class Keeper:
             self._tracker._lose(session, error)
             return
         except TrackdError:
-            return  # it cannot be done, or not by this daemon; trying again would not help
+            return  # the daemon cannot do it; another try would not help
         if errand.request.op == "watch_session":
             self._send("watch_session", {}, session, pause=math.inf)
             for notice in body.get("notices", ()):

@@ -1,8 +1,8 @@
-"""`AgentPool`: the whole loop of an agent, in threads. `trackd_client.aio.pool` has it in tasks.
+"""`AgentPool`: the whole loop of an agent, in threads.
 
-The user gives `dial(lease)`, which connects, finds out the principals, calls
-`lease.claim(...)`, and serves until the tunnel closes. The pool does the rest: when to dial,
-how to back off, what to do about proxies that are taken, and letting go::
+The user gives `dial(lease)`. It connects, learns the principals, calls `lease.claim(...)`, and
+serves until the tunnel closes. The pool decides when to dial and how to back off, and it releases
+each lease::
 
     def dial(lease: Lease) -> None:
         with connect(BALANCER) as tunnel:
@@ -31,9 +31,9 @@ from trackd_client.sync.tracker import Lease, Tracker
 
 
 class AgentPool(PoolCore[Lease]):
-    """Keeps as many tunnels as the daemon grants leases for. Threads.
+    """Keeps a tunnel for each lease that the daemon grants, in threads.
 
-    Leaving the `with` block drains it. The tracker is not closed; other code may share it.
+    Leaving the `with` block drains the pool. The tracker stays open; other code may share it.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class AgentPool(PoolCore[Lease]):
         on_event: Callable[[PoolEvent], None] | None = None,
         drain_timeout: float | None = 30.0,
     ) -> None:
-        """Say how to dial; `start`, or a `with` block, begins.
+        """Set up a pool; `start` or a `with` block begins to dial.
 
         Args:
-            tracker: whose leases to dial with.
-            dial: connects, claims and serves; runs in a thread of its own for each lease,
-                which is released when it returns or raises.
-            max_concurrent_dials: dials that may be under way at once, until they claim.
-            policy: how the dials are paced.
+            tracker: where leases come from.
+            dial: connects, claims and serves. It runs in a thread of its own for each lease;
+                the lease is released when it returns or raises.
+            max_concurrent_dials: dials that have not claimed yet, at most.
+            policy: the pace of the dials.
             on_event: called with a `PoolEvent` for each change, in the thread that made it.
-            drain_timeout: seconds that leaving the `with` block waits for tunnels to close,
-                or None for ever.
+            drain_timeout: seconds that leaving the `with` block waits for tunnels to close, or None
+                for no limit.
 
         Raises:
             BadArgument: max_concurrent_dials is not positive.
@@ -71,17 +71,17 @@ class AgentPool(PoolCore[Lease]):
         self._dispatcher = threading.Thread(target=self._dispatch, name="trackd-pool", daemon=True)
 
     def start(self) -> None:
-        """Begin to dial."""
+        """Start to dial."""
         self._dispatcher.start()
 
     def feed(self, *gossip: Gossip) -> bool:
-        """Pass on what a proxy said of the others: `Proxy` objects, or Teleport's JSON.
+        """Pass gossip on to the daemon: `Proxy` objects, or Teleport's JSON.
 
         Returns:
             Whether the daemon took it. Without a daemon it is dropped: gossip comes again.
 
         Raises:
-            BadPayload: it is neither.
+            BadPayload: an argument is neither.
         """
         proxies = proxies_in(gossip)
         try:
@@ -91,12 +91,12 @@ class AgentPool(PoolCore[Lease]):
         return True
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Dial no more, advise every tunnel to close, and wait until all have.
+        """Stop dialling, advise every tunnel to close, and wait until all have closed.
 
-        Each lease is released when its `dial` returns, and at the latest when the time is up.
+        Each lease is released when its `dial` returns, or when the time is up.
 
         Args:
-            timeout: seconds to wait at most, or None for ever.
+            timeout: seconds to wait at most, or None for no limit.
 
         Returns:
             Whether all dials returned in time.
@@ -135,7 +135,7 @@ class AgentPool(PoolCore[Lease]):
     # -- the dispatcher's thread ------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Acquire and dial, for as long as the pool lives."""
+        """Acquire and dial until the pool is drained."""
         try:
             while not self._draining.is_set():
                 with self._room:
@@ -144,7 +144,7 @@ class AgentPool(PoolCore[Lease]):
                     pass
                 lease = self._acquire()
                 if lease is not None and (self._draining.is_set() or self._pause()):
-                    lease.let_go()  # a dial has failed meanwhile; let others have it
+                    lease.let_go()  # a dial has failed meanwhile: leave the lease to others
                 elif lease is not None:
                     dial = self._begin(lease)
                     threading.Thread(
@@ -154,10 +154,10 @@ class AgentPool(PoolCore[Lease]):
             log.info("the pool ends: its tracker was closed")
 
     def _acquire(self) -> Lease | None:
-        """Wait for a lease; None when there is a reason to look around first."""
+        """Wait for a lease; None when the loop must check its conditions first."""
         try:
             self._adopt()
-            return self._tracker._acquire(None, self._wake)  # noqa: SLF001 - interruptible
+            return self._tracker._acquire(None, self._wake)  # noqa: SLF001 - the wake-up ends the wait
         except SessionLost:
             pass  # its tunnels are adopted before the next lease
         except TrackerClosed:
@@ -168,7 +168,7 @@ class AgentPool(PoolCore[Lease]):
         return None
 
     def _adopt(self) -> None:
-        """Take up the open tunnels again whose session was lost."""
+        """Adopt the open tunnels whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
             if name is None or self._draining.is_set():
@@ -195,17 +195,17 @@ class AgentPool(PoolCore[Lease]):
                     lease.release()
             finally:
                 self._gone(dial)
-            self._look_for_stickiness()
+            self._check_stickiness()
 
-    def _look_for_stickiness(self) -> None:
+    def _check_stickiness(self) -> None:
         if self._is_suspicious():
             explained: dict[str, Any] = {}
             try:
                 explained = self._tracker.explain()
             except TrackdError as error:
-                log.debug("the missing proxies are not known: %s", error)
+                log.debug("explain did not say what is missing: %s", error)
             self._judge(explained)
 
     def _changed(self) -> None:
-        """Wake whoever waits for room, or for the last dial to end. Holds the lock."""
+        """Wake those that wait for room or for the last dial to end. Holds the lock."""
         self._room.notify_all()

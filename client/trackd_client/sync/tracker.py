@@ -12,7 +12,7 @@ from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_
 from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Session, read_reply
 from trackd_client.core.discovery import parse_discovery
 from trackd_client.core.lease import BaseLease
-from trackd_client.core.sockets import unanswered
+from trackd_client.core.sockets import no_answer_error
 from trackd_client.errors import (
     TROUBLES,
     AcquireTimeout,
@@ -40,17 +40,17 @@ class Flag(threading.Event):
 class Lease(BaseLease):
     """Permission to dial once; with a claim, the exclusive hold of one proxy.
 
-    A context manager: leaving the block releases it.
+    It is a context manager: leaving the block releases the lease.
 
     Attributes:
         id: its number, unique among all leases of the cluster's daemon.
         claimed_name: the name of the proxy that it claimed, or None. It keeps its value
             when the lease is released or lost.
-        lost: set when it is gone: its session was lost, it did not claim in time, or an
-            administrator has taken it.
-        revoked: whether an administrator has taken it, so that its tunnel is to be closed.
-        should_close: set when the daemon advises to close this tunnel, because there are
-            more than are wanted, or it was revoked.
+        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
+            admin took it back.
+        revoked: whether an admin took it back; its tunnel must be closed.
+        should_close: set when the daemon advises to close this tunnel, because there are more
+            tunnels than wanted, or because the lease was revoked.
     """
 
     lost: Flag
@@ -71,14 +71,14 @@ class Lease(BaseLease):
             principals: the names that the proxy presents; any may be the gossip name.
 
         Returns:
-            True when this lease now holds the proxy. False when another lease does, when
-            this one has claimed or was released, or when the principals name nothing; the
-            lease then stays as it was, and may try again.
+            True when this lease now holds the proxy. False when another lease holds it, when
+            this lease has claimed already or was released, or when the principals name nothing.
+            After False the lease is as before and may try again.
 
         Raises:
             SessionLost: the lease is gone with its session.
             LeaseExpired: it was in flight for longer than the daemon allows.
-            TrackdError: see `trackd_client.errors`.
+            TrackdError: the daemon does not answer, or refuses.
         """
         fields = self._claim_fields(principals)
         if fields is None:
@@ -86,7 +86,7 @@ class Lease(BaseLease):
         return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
 
     def is_claimed(self, *principals: str) -> bool:
-        """Tell whether a lease holds the proxy that is being dialled.
+        """Return whether any lease holds the proxy that is being dialled.
 
         A dial may ask as soon as it knows the principals, before a costly handshake ends.
         """
@@ -94,17 +94,17 @@ class Lease(BaseLease):
         return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
 
     def release(self) -> None:
-        """Give the lease back: the proxy is free, or the permission to dial is.
+        """Release the lease: its proxy, or its permission to dial, is free for others.
 
-        A second time does nothing. It never fails for want of a daemon: what cannot be told
-        now is told as soon as one is there.
+        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
+        as a daemon is there.
         """
         if not self.released:
             self._released = True
             self._tracker._release(self)  # noqa: SLF001
 
     def let_go(self) -> None:
-        """Give the lease back without waiting for the daemon, which is told as soon as may be."""
+        """Release the lease without waiting for the daemon's reply."""
         if not self.released:
             self._released = True
             self._tracker._release_later(self)  # noqa: SLF001
@@ -123,11 +123,11 @@ class Lease(BaseLease):
 
 
 class Tracker(Operations[Lease]):
-    """The local daemon's tracker, as this process sees it.
+    """A client of the local daemon, for threads.
 
-    Nothing is connected until the first call. The session is opened by the first call that
-    needs one, and ended by `close`; leases live as long as it does. Threads may share a
-    tracker; a child process makes its own.
+    Nothing is connected until the first call. The first call that needs a session opens one;
+    `close` ends it. Leases live as long as the session. Threads may share a tracker; a child
+    process must make its own.
     """
 
     def _prepare(self) -> None:
@@ -139,7 +139,7 @@ class Tracker(Operations[Lease]):
     # -- what agents do -------------------------------------------------------------------
 
     def track_expected(self, *proxies: Proxy) -> None:
-        """Tell the daemon what gossip said of proxies; the newest message wins.
+        """Send gossip about proxies to the daemon; the newest message wins.
 
         Args:
             proxies: at most as many as the daemon takes in one message (10,000).
@@ -148,10 +148,10 @@ class Tracker(Operations[Lease]):
         self._call("track_expected", {"proxies": rows})
 
     def track_discovery(self, payload: bytes | str) -> None:
-        """Tell the daemon what a proxy sent down a tunnel: Teleport's JSON discovery payload.
+        """Send gossip to the daemon as it came down a tunnel: Teleport's JSON discovery payload.
 
         Raises:
-            BadPayload: it is not that.
+            BadPayload: the payload cannot be read.
         """
         self.track_expected(*parse_discovery(payload))
 
@@ -164,7 +164,7 @@ class Tracker(Operations[Lease]):
         self._call("set_connection_count", {"count": count})
 
     def is_claimed(self, *principals: str) -> bool:
-        """Tell whether a lease, of whichever agent, holds the proxy with these principals."""
+        """Return whether a lease of any agent holds the proxy with these principals."""
         return bool(self._call("is_claimed", {"principals": list(principals)})["claimed"])
 
     def try_acquire(self) -> Lease | None:
@@ -173,13 +173,13 @@ class Tracker(Operations[Lease]):
         return lease
 
     def acquire(self, timeout: float | None = None) -> Lease:
-        """Wait for a lease to dial with; whoever waits longest is served first.
+        """Wait for a lease to dial with; the longest waiter is served first.
 
         Args:
-            timeout: seconds to wait at most, 0 to ask once, or None for ever.
+            timeout: seconds to wait at most, 0 to ask once, or None for no limit.
 
         Raises:
-            AcquireTimeout: none was granted in time.
+            AcquireTimeout: no lease was granted in time.
         """
         if timeout == 0:
             granted = self.try_acquire()
@@ -189,7 +189,7 @@ class Tracker(Operations[Lease]):
         return self._acquire(timeout, None)
 
     def adopt(self, *principals: str) -> Lease | None:
-        """Take up a tunnel that is open already, after its session was lost.
+        """Get a lease for a tunnel that is open already, after its session was lost.
 
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
@@ -201,10 +201,10 @@ class Tracker(Operations[Lease]):
     # -- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the session, which releases all of its leases. A second time does nothing.
+        """End the session, which releases all of its leases. A second call does nothing.
 
-        Calls under way in other threads raise `TrackerClosed`. Without a daemon this gives
-        up after a second at the most; the session ends with this process in any case.
+        Calls in other threads raise `TrackerClosed`. Without a daemon this gives up after at most
+        one second; the session ends with this process in any case.
         """
         conversation = self._conversation
         with self._closing:
@@ -231,11 +231,11 @@ class Tracker(Operations[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._conversation.inherited:  # a child that leaves has nothing to close
+        if not self._conversation.inherited:  # a forked child has nothing to close
             self.close()
 
     def _acquire(self, timeout: float | None, wake: Wake | None) -> Lease:
-        """Do what `acquire` does; a wake ends it early, with `TrackerClosed`."""
+        """Wait for a lease; `wake`, when it is set, ends the wait with `TrackerClosed`."""
         lease: Lease | None = self._call(
             "acquire",
             {},
@@ -248,7 +248,7 @@ class Tracker(Operations[Lease]):
             raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
         return lease
 
-    # -- inside ---------------------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------------------
 
     def _call(
         self,
@@ -263,23 +263,23 @@ class Tracker(Operations[Lease]):
         never_stale: bool = False,
         wake: Wake | None = None,
     ) -> Any:
-        """Make one request and return what came of it.
+        """Make one request and return its result.
 
         Args:
             op: the operation.
             fields: its own fields.
-            in_session: whether it is made within the session.
+            in_session: whether the request is made within a session.
             session: the session that it must be made in; None for the present one.
-            deadline: seconds of CLOCK_BOOTTIME, None for never; without it, `timeout` from now.
-            take: makes the result of the reply, before the connection is free for others.
-            parks: whether the daemon may leave it waiting, so that it is not sent again
-                without a reason.
-            never_stale: whether it is to be done however late it arrives.
-            wake: ends the call when it is set; without it, only closing the tracker does.
+            deadline: seconds of CLOCK_BOOTTIME, None for never; by default `timeout` from now.
+            take: makes the result from the reply, before other calls may use the connection.
+            parks: whether the daemon may park the request; it is then sent again only over a
+                new connection.
+            never_stale: whether the daemon runs it however late it arrives.
+            wake: ends the call when it is set; without it, only `close` does.
         """
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        # Who waits for ever waits for a lease, not for a daemon.
+        # A call without a limit waits for a lease for ever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
         self._conversation.check_usable()
         with self._connections.lend(wake) as connection:
@@ -300,7 +300,7 @@ class Tracker(Operations[Lease]):
         *,
         parks: bool = False,
     ) -> dict[str, Any]:
-        """Send a request, again if need be, and wait for its reply."""
+        """Send a request, and again when needed, and wait for its reply."""
         started = boottime()
         try:
             resend = None if parks else started + RESEND_SECONDS
@@ -337,7 +337,7 @@ class Tracker(Operations[Lease]):
         except Refused:
             raise
         except BaseException as error:
-            # No answer, interrupted, closed: the request may be served all the same.
+            # No answer, interrupted or closed: the daemon may run the request all the same.
             self._give_up(request)
             if parks and isinstance(error, NoAnswer) and deadline is not None:
                 return {"lease": None}
@@ -346,10 +346,10 @@ class Tracker(Operations[Lease]):
     def _unanswered(
         self, connection: Connection, op: str, seconds: float
     ) -> DaemonAbsent | NoAnswer:
-        return unanswered(self.endpoint, op, seconds, connected=connection.connected)
+        return no_answer_error(self.endpoint, op, seconds, connected=connection.connected)
 
     def _give_up(self, request: Request) -> None:
-        """Want a request's reply no more; what it may have been granted is taken back."""
+        """Give up a request; the daemon takes back what it may have granted."""
         session = request.session
         if session is None or session.lost or request.op not in GRANTING:
             self._conversation.settle(request)
@@ -361,7 +361,7 @@ class Tracker(Operations[Lease]):
         self._conversation.take_hello(self._exchange(connection, hello, deadline))
 
     def _open_session(self, connection: Connection, deadline: float | None) -> Session:
-        """Return the session, opened if there is none; one thread opens, the others wait."""
+        """Return the session; open one if there is none. One thread opens, the others wait."""
         session = self._conversation.session
         if session is not None:
             return session
@@ -406,7 +406,7 @@ class Tracker(Operations[Lease]):
         self._keeper.release(lease.id, lease._session)  # noqa: SLF001 - one module
 
     def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
-        """Look at a reply that nobody waits for: a grant in it is given back."""
+        """Handle a reply for which no call waits: release the lease that it may grant."""
         number = self._unwanted_grant(fields)
         if session is not None and number is not None:
             self._keeper.release(number, session)
