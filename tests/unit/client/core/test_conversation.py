@@ -340,7 +340,7 @@ def test_a_session_that_is_gone_says_what_comes_next() -> None:
 
 
 def test_what_answers_in_another_protocol_is_no_daemon() -> None:
-    with pytest.raises(NoAnswer, match="no trackd daemon"):
+    with pytest.raises(NoAnswer, match="not a trackd daemon"):
         read_reply(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
