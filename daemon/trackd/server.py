@@ -35,7 +35,7 @@ from trackd.actors.watcher import ProcessWatcher
 from trackd.actors.writer import TrackerActor
 from trackd.config import exits
 from trackd.config.settings import Config
-from trackd.host.logs import fields
+from trackd.host.logs import fields, flush
 from trackd.host.places import events_endpoint, take_places
 from trackd.host.systemd import Notifier, listening_socket
 from trackd.overseer import Overseer
@@ -203,6 +203,7 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
 def _give_up(name: str) -> NoReturn:
     """End the process: a wedged actor holds its sockets, and nothing else frees them."""
     log.critical("an actor does not stop", extra=fields(actor=name))
+    flush()
     os._exit(exits.FAILED)
 
 

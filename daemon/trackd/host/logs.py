@@ -11,7 +11,8 @@ An event is a constant phrase and fields that say what it is about::
 No value breaks a line or reaches a terminal as a control character. Nothing is formatted for a
 level that is off. It writes to standard error, or to journald when that is what standard error
 is: no files, no rotation, no times of its own in the journal, and nothing to compile, for the
-journal's protocol is datagrams of fields (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
+journal's protocol is datagrams of fields (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/). It writes
+in a thread of its own, so that nobody who logs ever waits (`trackd.host.log_queue`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
+
+from trackd.host.log_queue import DescriptorHandler, QueuedHandler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +67,7 @@ def setup(
 ) -> None:
     """Log from now on at `level` and above.
 
-    Other packages' loggers are heard from warnings up.
+    Other packages' loggers are written from warnings up.
 
     Args:
         level: debug, info, warning or error.
@@ -73,16 +76,43 @@ def setup(
         journal: journald's socket.
     """
     out = sys.stderr if stream is None else stream
-    handler: logging.Handler = logging.StreamHandler(out)
-    handler.setFormatter(LineFormatter())
-    if is_journal(out, environ):
-        handler.setFormatter(JournalFormatter())
-        with contextlib.suppress(OSError):  # sandboxed away: lines reach the journal all the same
-            handler = JournalHandler(journal)
+    handler = _handler(out, environ, journal)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     set_level(level)
+
+
+def _handler(out: TextIO | None, environ: Mapping[str, str], journal: Path) -> logging.Handler:
+    if out is None:  # standard error was closed before the process began
+        return logging.NullHandler()
+    try:
+        output: logging.Handler = DescriptorHandler(out.fileno())
+    except (OSError, ValueError):  # text in memory, which nobody waits for
+        output = logging.StreamHandler(out)
+        output.setFormatter(LineFormatter())
+        return output
+    output.setFormatter(LineFormatter())
+    if is_journal(out, environ):
+        output.setFormatter(JournalFormatter())
+        with contextlib.suppress(OSError):  # sandboxed away: lines reach the journal all the same
+            output = JournalHandler(journal)
+    return QueuedHandler(output)
+
+
+def flush() -> None:
+    """Wait until everything is written, for a bounded time. For those who end the process."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def count_dropped() -> int:
+    """Return how many lines were dropped because standard error or the journal did not keep up."""
+    return sum(
+        handler.dropped
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, QueuedHandler)
+    )
 
 
 def set_level(level: str) -> None:
@@ -228,7 +258,9 @@ def _values(record: logging.LogRecord) -> dict[str, object]:
     values: dict[str, object] = dict(getattr(record, "fields", {}))
     if not record.name.startswith("trackd"):
         values["logger"] = record.name
-    if record.exc_info:
+    if record.exc_text:
+        values["exception"] = record.exc_text
+    elif record.exc_info:
         values["exception"] = logging.Formatter().formatException(record.exc_info)
     return values
 

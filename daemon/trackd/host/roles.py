@@ -1,7 +1,8 @@
-"""Who may do what an admin does."""
+"""Roles: which peers may do what an admin may."""
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -14,30 +15,40 @@ class Roles:
     """Who may do what an administrator may: root, the daemon's own user, and who is named."""
 
     def __init__(self, users: Iterable[str | int], groups: Iterable[str | int]) -> None:
-        """Look up the names.
+        """Look up the names, and the members of the groups.
+
+        The host's name service may be a server that does not answer. So it is asked here only,
+        at the start and at each reload, and never while a request is served.
 
         Args:
             users: names or uids.
-            groups: names or gids; their members count, whatever their primary group is.
+            groups: names or gids. A peer counts whose process has the group as its own, or
+                whose user is listed as a member of it.
 
         Raises:
             ValueError: there is no such user or group.
         """
         self._uids = {0, os.geteuid(), *(_uid(user) for user in users)}
-        self._groups = [_group(group) for group in groups]
+        self._groups = frozenset(_group(group) for group in groups)
+        for group in self._groups:
+            self._uids |= _members(group)
 
     def is_admin(self, peer: Peer) -> bool:
-        """Tell whether a peer has the role admin."""
-        if peer.uid in self._uids or peer.gid in self._groups:
-            return True
-        if not self._groups:
-            return False
-        try:
-            user = pwd.getpwuid(peer.uid)
-        except KeyError:
-            return False
-        memberships = os.getgrouplist(user.pw_name, user.pw_gid)
-        return any(gid in memberships for gid in self._groups)
+        """Return whether a peer has the role admin."""
+        return peer.uid in self._uids or peer.gid in self._groups
+
+
+def _members(group: int) -> set[int]:
+    """Return the uids of a group's members; names that the host does not know are left out."""
+    try:
+        names = grp.getgrgid(group).gr_mem
+    except KeyError:
+        return set()
+    found = set()
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.add(pwd.getpwnam(name).pw_uid)
+    return found
 
 
 def _uid(user: str | int) -> int:

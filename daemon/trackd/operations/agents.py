@@ -10,7 +10,7 @@ from trackd.host.logs import fields as about
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import admin
 from trackd.operations.call import Call
-from trackd.operations.context import Context, log_act
+from trackd.operations.context import Context, log_act, log_refused_act
 from trackd.operations.operation import PARKED, Fields, Operation
 from trackd.rules.tracker import GossipRow
 from trackd.sessions.identity import Peer, Process
@@ -134,12 +134,15 @@ def set_connection_count(context: Context, call: Call, _session: Session) -> Fie
     """Set how many connections are wanted."""
     count = check_count(call.body.get("count"), "count", least=-_INT64, most=_INT64 - 1)
     assert call.peer is not None
-    if context.config.count_role == "admin" and not context.roles.is_admin(call.peer):
+    is_admin = context.roles.is_admin(call.peer)
+    if context.config.count_role == "admin" and not is_admin:
+        log_refused_act(call, "set_connection_count")
         raise ProtocolError(
             Code.PERMISSION_DENIED, "setting the connection count needs the role admin here"
         )
     if count != context.state.tracker.connection_count:
-        log_act(context, call, "set_connection_count", count=count)
+        if is_admin:  # an agent that sets it does its own work, as often as it likes
+            log_act(context, call, "set_connection_count", count=count)
         context.state.set_count(count)
     return {}
 

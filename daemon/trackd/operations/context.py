@@ -43,6 +43,13 @@ def log_act(context: Context, call: Call, operation: str, **values: object) -> N
     log.info("admin act", extra=about(**who, **values))
 
 
+def log_refused_act(call: Call, operation: str) -> None:
+    """Log that a peer without the role admin asked for an act of one."""
+    assert call.peer is not None
+    who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
+    log.warning("admin act refused", extra=about(**who))
+
+
 def store_word(context: Context) -> str:
     """Return how the store fares: `ok`, `failing`, or `off` without a state directory."""
     if context.runtime.store_problem is not None:

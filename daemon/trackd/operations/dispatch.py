@@ -15,7 +15,7 @@ from typing import Final
 from trackd.host.logs import fields as about
 from trackd.operations import admin, agents, reports
 from trackd.operations.call import Call
-from trackd.operations.context import Context
+from trackd.operations.context import Context, log_refused_act
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
 from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
@@ -107,6 +107,7 @@ class Requests:
         if not operation.never_stale and self._is_stale(call):
             return None
         if operation.admin and not self.context.roles.is_admin(call.peer):
+            log_refused_act(call, op)
             raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()

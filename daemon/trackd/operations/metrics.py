@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from trackd.host.logs import count_dropped
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields, names_of
@@ -109,6 +110,11 @@ def counter_families(counters: Metrics) -> list[Family]:
         _by("trackd_errors", "Requests answered with an error.", "code", counters.errors),
         _by("trackd_admin_acts", "Acts of administrators.", "operation", counters.admin_acts),
         counter("trackd_events", "Changes of the state.", counters.events),
+        counter(
+            "trackd_log_lines_dropped",
+            "Log lines that standard error or the journal did not take in time.",
+            count_dropped(),
+        ),
         [
             "trackd_request_seconds",
             "histogram",

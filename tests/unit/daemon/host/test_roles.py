@@ -48,12 +48,29 @@ def test_a_group_that_a_process_took_on_counts_though_its_user_is_no_member() ->
 
 
 def test_members_count_whatever_their_own_group_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which groups a user is in is for the host to say; no user of this one is in two."""
-    lists = {("games", GAMES.pw_gid): [GAMES.pw_gid, 4242], ("nobody", NOBODY.pw_gid): [7]}
-    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: lists[name, gid])
+    """Which users a group has is for the host to say; no group of this one has any."""
+    group = grp.struct_group(("staff", "x", 4242, ["games", "one who is gone"]))
+    monkeypatch.setattr(grp, "getgrgid", {4242: group}.__getitem__)
     roles = Roles((), (4242,))
     assert roles.is_admin(peer_of(GAMES))
     assert not roles.is_admin(peer_of(NOBODY))
+
+
+def test_the_name_service_is_not_asked_while_requests_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roles = Roles((), (4242,))
+    asked: list[object] = []
+
+    def ask(*what: object) -> object:
+        asked.append(what)
+        raise KeyError(what)
+
+    for module, name in ((pwd, "getpwuid"), (pwd, "getpwnam"), (grp, "getgrgid")):
+        monkeypatch.setattr(module, name, ask)
+    monkeypatch.setattr(os, "getgrouplist", ask)
+    assert not roles.is_admin(peer_of(NOBODY))
+    assert asked == []
 
 
 def test_a_uid_without_a_user_is_no_admin() -> None:

@@ -143,3 +143,21 @@ def test_admins_acts_are_logged_with_who_they_are(
         "set_connection_count",
     ]
     assert {(act["uid"], act["pid"]) for act in acts} == {(os.geteuid(), 0)}
+
+
+def test_an_agent_that_sets_the_count_does_no_admin_act(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trackd")
+    world.agent.ask(world.desk, "set_connection_count", count=9)
+    assert world.read("status")["connection_count"] == 9
+    assert [record.message for record in caplog.records if "admin" in record.message] == []
+
+
+@pytest.mark.parametrize(("op", "fields"), ACTS, ids=[op for op, _ in ACTS])
+def test_an_act_that_is_refused_is_logged_with_who_asked(
+    world: World, caplog: pytest.LogCaptureFixture, op: str, fields: dict[str, Any]
+) -> None:
+    world.agent.ask(world.desk, op, **fields)
+    (refused,) = [each for each in caplog.records if each.message == "admin act refused"]
+    assert vars(refused)["fields"] == {"operation": op, "uid": world.agent.peer.uid, "pid": 0}
