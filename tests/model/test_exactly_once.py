@@ -38,6 +38,7 @@ from helpers.writer import (
     observe,
     told_by,
 )
+from trackd.operations.dispatch import OPERATIONS
 from trackd.sessions.identity import Process
 from trackd.state.restore import value_of
 from trackd_client.errors import Code
@@ -112,6 +113,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.connected: set[tuple[bytes, int]] = set()  # sent to the present process
         self.watching: set[tuple[bytes, int]] = set()  # watch_session that nobody has answered
         self.revision = 0
+        self.dead: dict[bytes, Done] = {}  # numbers that the committed state was done with
         self.told = -1  # the revision of which the events were looked at
         self.batch = 0  # messages of the batch that is not committed
         self.failing = False
@@ -131,7 +133,17 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.batch = 0
         self.connected = set()
         self.watching = set()
+        self.check_the_dead()
         self.settle(self.desk.sent, arrive=False)
+
+    def check_the_dead(self) -> None:
+        """Check that no change that a client was done with can run in a new process."""
+        for client in self.clients:
+            session = self.desk.state.sessions.by_token.get(client.token)
+            dead = self.dead.get(client.token, Done())
+            for seq, body in client.sent.items():
+                if session is not None and seq in dead and not OPERATIONS[body["op"]].repeatable:
+                    assert seq in session.done or seq in session.replies, f"{seq} could run again"
 
     def teardown(self) -> None:
         if hasattr(self, "desk"):
@@ -336,6 +348,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         # Grants and ends that no reply has told: to waiters without a connection, by time.
         state = self.desk.state
         for session in state.sessions:
+            self.dead[session.token] = Done(session.done.ranges)
             for seq, reply in session.replies.items():
                 if reply.stored and (session.token, seq) not in self.committed:
                     decoded = decode_reply(reply.frame)

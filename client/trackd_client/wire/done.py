@@ -27,6 +27,11 @@ class Done:
         i = bisect_left(ranges, seq)
         return i % 2 == 1 or (i < len(ranges) and ranges[i] == seq)
 
+    def size(self) -> int:
+        """Return how many numbers are in the set."""
+        ranges = self.ranges
+        return sum(ranges[1::2]) - sum(ranges[::2]) + len(ranges) // 2
+
     def update(self, more: list[int], most: int | None = None) -> bool:
         """Add ranges; tell whether that changed anything.
 

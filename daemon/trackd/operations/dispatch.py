@@ -117,6 +117,8 @@ class Requests:
                     f"the session has {self.config.max_outstanding} requests that wait or whose"
                     " replies it has not marked as done",
                 )
+        elif operation.repeatable:
+            session.note_repeatable(seq, self.config.max_outstanding)
         return self._run(session, call, operation)
 
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
@@ -175,7 +177,10 @@ class Requests:
         if self._is_stale(call):
             return None
         self._check_store()
-        return self._reply(call, agents.open_session(self.context, call, token, peer))
+        fields = agents.open_session(self.context, call, token, peer)
+        opened = self.state.sessions.by_token[token]
+        opened.note_repeatable(call.seq, self.config.max_outstanding)
+        return self._reply(call, fields)
 
     def _reply(self, call: Call, fields: Fields) -> bytes:
         return encode(REPLY, {"seq": call.seq, "revision": self.state.changes.revision, **fields})

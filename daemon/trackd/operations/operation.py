@@ -20,12 +20,14 @@ class Operation(NamedTuple):
     Attributes:
         run: runs it, given the context, the call and, within a session, the session.
         changes: whether it can change the state; then its reply is remembered.
+        repeatable: whether it may run again after a restart, however old it is, without harm.
         never_stale: whether it is done however late it arrives.
         admin: whether it needs the role admin.
     """
 
     run: Callable[..., Any]
     changes: bool = False
+    repeatable: bool = False
     never_stale: bool = False
     admin: bool = False
 

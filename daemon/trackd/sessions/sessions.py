@@ -8,9 +8,9 @@ each of them happen once, however often it is sent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from trackd.sessions.identity import Peer, Process
 from trackd_client.wire.done import Done
@@ -76,6 +76,22 @@ class ParkedWatch(NamedTuple):
     route: bytes
 
 
+class Acknowledged(NamedTuple):
+    """What `done` of a request has changed.
+
+    Attributes:
+        given_up: numbers of parked requests that it covers, which the client has given up.
+        unstored: whether it covers a number that would run again after a restart, unless the
+            store takes it in: one that was refused, or that has never come.
+    """
+
+    given_up: list[int]
+    unstored: bool
+
+
+_NOTHING_ACKNOWLEDGED: Final = Acknowledged([], unstored=False)
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """What the daemon keeps for one client. There may be very many, so empty fields cost little.
@@ -98,6 +114,7 @@ class Session:
         expired: leases that were taken back from it because they never claimed.
         done: numbers of requests whose replies the client has, or has given up.
         replies: the replies to its other requests, by number.
+        repeatable: numbers of answered requests that may run again without harm, as reads may.
         parked: its acquires that wait, by number.
         watch: its parked `watch_session`, or None.
         notices: what the next `watch_session` will be answered with.
@@ -121,40 +138,62 @@ class Session:
     expired: frozenset[int] = frozenset()
     done: Done = field(default_factory=Done)
     replies: dict[int, Remembered] = field(default_factory=dict)
+    repeatable: set[int] = field(default_factory=set)
     parked: dict[int, Waiter] = field(default_factory=dict)
     watch: ParkedWatch | None = None
     notices: Sequence[dict[str, Any]] = ()
     ended: bool = False
 
-    def acknowledge(self, ranges: list[int], most: int | None = None) -> list[int]:
+    def note_repeatable(self, seq: int, most: int) -> None:
+        """Note that a request may run again without harm, unless `most` such are noted."""
+        if len(self.repeatable) < most:
+            self.repeatable.add(seq)
+
+    def acknowledge(self, ranges: list[int], most: int | None = None) -> Acknowledged:
         """Take in `done` of a request; drop the replies that it covers.
 
         Args:
             ranges: as on the wire.
             most: ranges that may be remembered after that; None for any number.
 
-        Returns:
-            Numbers of parked requests that it covers, which the client has given up.
-
         Raises:
             ProtocolError: `limit_exceeded`; then nothing has changed.
         """
-        before = self.done.ranges
+        before, size = self.done.ranges, self.done.size()
         known = before[1] if len(before) == 2 and before[0] == 1 else 0
         if not self.done.update(ranges, most):
-            return []
-        replies = self.replies
-        if replies:
-            now = self.done.ranges
-            if len(now) == 2 and now[0] == 1 and now[1] - known <= len(replies):
-                for seq in range(known + 1, now[1] + 1):
-                    replies.pop(seq, None)
-            else:
-                for seq in [seq for seq in replies if seq in self.done]:
-                    del replies[seq]
+            return _NOTHING_ACKNOWLEDGED
+        harmless = self._drop_covered(known) if self.replies or self.repeatable else 0
         if self.watch is not None and self.watch.seq in self.done:
             self.watch = None
-        return [seq for seq in self.parked if seq in self.done] if self.parked else []
+        given_up = [seq for seq in self.parked if seq in self.done] if self.parked else []
+        return Acknowledged(given_up, unstored=self.done.size() - size > harmless)
+
+    def _drop_covered(self, known: int) -> int:
+        """Drop what is kept of the requests that are done.
+
+        Args:
+            known: the requests from 1 to this number were done before.
+
+        Returns:
+            For how many of them a restart does no harm.
+        """
+        done, now = self.done, self.done.ranges
+        kept = len(self.replies) + len(self.repeatable)
+        covered: Iterable[int]
+        if len(now) == 2 and now[0] == 1 and now[1] - known <= kept:  # nearly always
+            covered = range(known + 1, now[1] + 1)
+        else:
+            covered = [seq for seq in (*self.replies, *self.repeatable) if seq in done]
+        harmless = 0
+        for seq in covered:
+            reply = self.replies.pop(seq, None)
+            if reply is not None:
+                harmless += reply.stored
+            elif seq in self.repeatable:
+                self.repeatable.discard(seq)
+                harmless += 1
+        return harmless
 
 
 @dataclass(slots=True, eq=False)

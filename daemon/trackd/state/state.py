@@ -197,11 +197,14 @@ class State:
             )
 
     def acknowledge(self, session: Session, ranges: list[int]) -> None:
-        """Take in the numbers that a session is done with; the acquires among them are given up."""
-        given_up = session.acknowledge(ranges, self.config.max_done_ranges)
-        for seq in given_up:
+        """Take in the numbers that a session is done with; the acquires among them are given up.
+
+        They are stored when one of them would run again after a restart otherwise.
+        """
+        acknowledged = session.acknowledge(ranges, self.config.max_done_ranges)
+        for seq in acknowledged.given_up:
             self._unpark(session.parked[seq])
-        if given_up:
+        if acknowledged.unstored:
             done = list(session.done.ranges)
             self.changes.record(["done", session.token, done], ("session", session.token))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -471,3 +472,50 @@ def test_of_two_things_that_are_wrong_with_an_open_the_first_is_the_outcome(
     both = WHEN_IT_OPENS[first], WHEN_IT_OPENS[second]
     reply = Case(admins_desk, "open", name="p1").reply(both)
     assert both[0].is_outcome(reply), reply
+
+
+# what is done never runs again, whatever was stored
+
+
+def test_a_lost_claim_that_is_done_does_not_run_after_a_restart(
+    tmp_path: Path, clock: Clock, host: Host
+) -> None:
+    desk = Desk(tmp_path, clock)
+    agent = open_session(desk, host, 1)
+    agent.ask(desk, "track_expected", proxies=ROWS, done=[1, 1])
+    lease = agent.ask(desk, "try_acquire", done=[1, 2])["lease"]
+    lost = agent.body("claim", lease=lease, principals=["p1"], done=[1, 3])  # is held up
+    agent.ask(desk, "is_claimed", principals=["p2"], done=[1, lost["seq"]])  # given up
+    desk.kill()
+    desk = Desk(tmp_path, clock)
+    assert desk.ask(lost, agent.peer) is None
+    assert not desk.state.tracker.is_claimed(["p1"])
+    desk.kill()
+
+
+@pytest.mark.parametrize("by", ["is_claimed", "heartbeat", "set_connection_count"])
+def test_a_done_change_that_changed_nothing_does_not_run_after_a_restart(
+    tmp_path: Path, clock: Clock, host: Host, by: str
+) -> None:
+    desk = Desk(tmp_path, clock)
+    agent, other = open_session(desk, host, 1), open_session(desk, host, 2)
+    old = agent.body("set_connection_count", count=0)
+    assert "error" not in (desk.ask(old, agent.peer) or {"error": "no answer"})
+    agent.ask(desk, by, principals=["p1"], count="wrong", done=[1, old["seq"]])
+    other.ask(desk, "set_connection_count", count=7)
+    desk.kill()
+    desk = Desk(tmp_path, clock)
+    assert desk.ask(old, agent.peer) is None
+    assert desk.state.tracker.connection_count == 7
+    desk.kill()
+
+
+def test_reads_that_are_done_store_nothing(tmp_path: Path, clock: Clock, host: Host) -> None:
+    desk = Desk(tmp_path, clock)
+    agent = open_session(desk, host, 1)
+    for op in ("is_claimed", "heartbeat", "open", "is_claimed"):
+        body = agent.body(op, principals=["p1"])
+        desk.send({**body, "done": [1, body["seq"] - 1]}, agent.peer)
+        assert not desk.state.changes.records, f"before {op}"
+        desk.end_batch()
+    desk.kill()

@@ -38,15 +38,21 @@ def test_done_drops_the_replies_that_it_covers_and_tells_who_gave_up(
     one = session(1)
     for seq in kept:
         if seq % 3:
-            one.replies[seq] = Remembered(b"", True, None)
+            one.replies[seq] = Remembered(b"", seq % 3 == 1, None)
         else:
             one.parked[seq] = Waiter(one, seq, seq, None, None)
+    repeatable = {seq for seq in range(1, 31) if seq not in kept and seq % 2}
+    for seq in repeatable:
+        one.note_repeatable(seq, 64)
     done: set[int] = set()
     for update in updates:
         flat = [bound for seq in sorted(update) for bound in (seq, seq)]
-        given_up = one.acknowledge(flat)
+        given_up, unstored = one.acknowledge(flat)
         news = set(update) - done
         done |= news
+        harmless = {seq for seq in kept if seq % 3 == 1} | repeatable
+        assert unstored == bool(news - harmless)
+        assert one.repeatable == repeatable - done
         assert set(given_up) == (done & one.parked.keys() if news else set())
         for seq in given_up:
             del one.parked[seq]
@@ -64,6 +70,15 @@ def test_done_from_one_on_drops_replies_however_far_it_jumps() -> None:
         before = last
         assert not one.replies
         assert one.done.ranges == [1, last]
+
+
+def test_requests_that_may_run_again_are_noted_up_to_a_bound() -> None:
+    one = session(1)
+    for seq in (1, 2, 3):
+        one.note_repeatable(seq, 2)
+    assert one.repeatable == {1, 2}
+    assert not one.acknowledge([1, 2]).unstored
+    assert one.acknowledge([1, 3]).unstored, "what was not noted is stored"
 
 
 def test_a_watch_that_is_done_waits_no_more() -> None:
