@@ -270,6 +270,146 @@ def test_a_command_is_ended_when_it_is_one_too_many(
     assert "the daemon advises to close this tunnel; ending the command" in err
 
 
+#: Ignores SIGTERM and writes its pid. A `sleep` that was ended is started again.
+STUBBORN = """trap '' TERM; echo $$ >>PIDS; while :; do sleep 0.1; done"""
+STUBBORN_CHILD = f"""sh -c "{STUBBORN.replace("$$", "$BOTH")}" """.replace("$BOTH", "\\$\\$")
+#: Shells that start processes as tunnels do.
+TREES = {
+    "the command itself": STUBBORN,
+    "a grandchild": f"{STUBBORN_CHILD} & wait",
+    "what the command left": f"{STUBBORN_CHILD} & sleep 0.3",
+    "a double fork": f"(setsid {STUBBORN_CHILD} </dev/null >/dev/null 2>&1 &); sleep 60",
+}
+
+
+def start_tree(
+    daemon: Daemon, make: Script, tree: str, pids: Path, *options: str
+) -> subprocess.Popen[str]:
+    """Start `hold` with a tree of processes, and wait until its stubborn one runs."""
+    body = f"echo p1 >&3; read -r answer <&4; echo $$ >{pids.with_name('ends')}\n{TREES[tree].replace('PIDS', str(pids))}"
+    command = make(body)
+    holding = start_trackctl(
+        "--endpoint", daemon.endpoint, "hold", *options, command, stdout=subprocess.DEVNULL
+    )
+    wait_until(lambda: pids.exists() and pids.read_text().split())
+    return holding
+
+
+def children_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in children.split()]
+
+
+def alive(pids: Path) -> list[str]:
+    return [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_the_lease_stays_until_every_process_of_the_command_is_gone(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "3600")
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        holding.send_signal(signal.SIGTERM)
+        (supervisor,) = children_of(holding.pid)
+        ends = pids.with_name("ends")
+        if tree != "the command itself":
+            wait_until(ends.exists)
+            wait_until(lambda: not alive(ends))
+        assert children_of(supervisor)
+        assert alive(pids)
+        assert tracker.is_claimed("p1")
+        for pid in alive(pids):
+            os.kill(int(pid), signal.SIGKILL)
+        holding.communicate(timeout=PATIENCE)
+        assert not tracker.is_claimed("p1")
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_what_ignores_sigterm_is_killed_after_the_grace(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "0.2")
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        (lease,) = [row["lease"] for row in tracker.rows("leases")]
+        tracker.force_release(lease)
+    holding.communicate(timeout=PATIENCE)
+    assert not alive(pids)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_nothing_of_the_command_outlives_a_killed_hold(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "3600")
+    holding.kill()
+    holding.communicate(timeout=PATIENCE)
+    wait_until(lambda: not alive(pids))
+
+
+def test_nothing_of_the_command_outlives_a_killed_supervisor(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, "a double fork", pids)
+    (supervisor,) = children_of(holding.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    holding.communicate(timeout=PATIENCE)
+    assert holding.returncode == 128 + signal.SIGKILL
+    assert not alive(pids)
+
+
+def test_a_command_that_cannot_be_run_ends_with_126_before_a_lease_is_taken(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    plain = tmp_path / "not-executable"
+    plain.write_text("#!/bin/sh\n")
+    ran = hold(trackd_daemon, "--", str(plain))
+    assert (ran.returncode, ran.stderr) == (
+        126,
+        f"trackctl hold: cannot run {plain}: it is not executable\n",
+    )
+    ran = hold(trackd_daemon, "--", str(tmp_path))
+    assert (ran.returncode, ran.stderr) == (
+        126,
+        f"trackctl hold: cannot run {tmp_path}: it is a directory\n",
+    )
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        assert tracker.status()["last_lease"] == 0
+
+
+def test_a_script_without_its_interpreter_ends_with_126(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    ran = hold(trackd_daemon, "--", str(script))
+    assert ran.returncode == 126
+    assert "its interpreter does not exist" in ran.stderr
+
+
+def test_no_argument_of_the_command_can_be_seen_by_others(
+    trackd_daemon: Daemon, script: Script
+) -> None:
+    command = script("echo ready; read -r end")
+    holding = start_trackctl(
+        *("--endpoint", trackd_daemon.endpoint, "hold", "--", command, "PASSWORD=hunter2"),
+        stdin=subprocess.PIPE,
+    )
+    assert holding.stdout is not None
+    assert holding.stdout.readline() == "ready\n"
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        seen = [row["labels"] for row in tracker.rows("sessions")]
+    dumped = trackctl("--endpoint", trackd_daemon.endpoint, "dump", "-").stdout
+    holding.communicate("end\n", timeout=PATIENCE)
+    assert {"command": Path(command).name} in seen
+    assert "hunter2" not in dumped
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

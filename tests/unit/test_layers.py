@@ -34,7 +34,7 @@ CLIENT = [
         "trackd_client.cli.completions",
     ],
     ["trackd_client.cli.output"],
-    ["trackd_client.cli.host_checks"],
+    ["trackd_client.cli.host_checks", "trackd_client.cli.process_tree"],
     ["trackd_client.cli.top"],
     ["trackd_client.cli.commands"],
     ["trackd_client.cli.app"],

@@ -1,23 +1,18 @@
 """`trackctl hold`: for agents that are shell scripts; one lease for one run of a command.
 
-The command is forked before anything else is started, and waits for the lease; so it gets its
-descriptors under the numbers it wants, whatever this process has open, and the kernel ends it
-when this process dies, for then the lease is free and the tunnel would be one too many.
+The lease is released only when no process of the command is left: `process_tree` sees to that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import fcntl
 import os
-import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Final
 
 import click
 
@@ -25,6 +20,7 @@ from trackd_client import AsyncLease, AsyncTracker
 from trackd_client.cli import common
 from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, NOT_FOUND, TIMED_OUT
 from trackd_client.cli.output.render import escape
+from trackd_client.cli.process_tree import Supervised
 from trackd_client.errors import AcquireTimeout, TrackdError
 
 _EPILOG = """\b
@@ -54,11 +50,13 @@ So an agent in bash is
   [ "$outcome" = claimed ] || exit 1
   cat <&5                        # until the tunnel closes
 
-The lease is released when the command ends. The command is sent SIGTERM when
-another lease holds the proxy (unless --on-duplicate tell), when the lease is
-lost, when the daemon advises to close the tunnel, and when hold itself is
-killed. SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to it; a
-Ctrl-C at the terminal reaches it by itself.
+The lease is released when the command and every process that it started have
+ended. hold sends them all SIGTERM, and SIGKILL after --grace, when another
+lease holds the proxy (unless --on-duplicate tell), when the lease is lost,
+when the daemon advises to close the tunnel, when hold gets SIGTERM, and when
+the command itself has ended and left others. When hold is killed, they are
+ended within a second. SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to
+the command; a Ctrl-C at the terminal reaches it directly.
 
 \b
 Exit codes:
@@ -81,7 +79,6 @@ _PASSED_ON: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @click.command(epilog=_EPILOG, context_settings={"allow_interspersed_args": False})
@@ -106,6 +103,14 @@ _PR_SET_PDEATHSIG: Final = 1
     show_default=True,
     help="What to do when another lease holds the proxy: end the command, or only answer it.",
 )
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From SIGTERM to SIGKILL, when the command has to end.",
+)
 @click.pass_obj
 def hold(
     options: common.Options,
@@ -116,20 +121,20 @@ def hold(
     fd: int,
     reply_fd: int,
     on_duplicate: str,
+    grace: float,
 ) -> None:
     """Wait for a lease, and run a command with it."""
     if fd == reply_fd:
         raise click.UsageError("--fd and --reply-fd must differ")
-    if shutil.which(argv[0]) is None:
-        say(f"there is no command {argv[0]!r}")
-        sys.exit(NOT_FOUND)
-    child = Child(argv, fd, reply_fd)
+    _check_command(argv[0])
+    program = os.path.basename(argv[0])  # noqa: PTH119 - a word
+    child = Supervised(argv, fd, reply_fd, grace, say)
     try:
         with common.report_errors():
             tracker = options.make_tracker(
                 AsyncTracker,
-                name=escape(name or os.path.basename(argv[0]))[:_LONGEST_NAME],  # noqa: PTH119 - a word
-                labels={"command": escape(shlex.join(argv))[:_LONGEST_NAME]},
+                name=escape(name or program)[:_LONGEST_NAME],
+                labels={"command": escape(program)[:_LONGEST_NAME]},  # arguments may be secret
             )
             code = asyncio.run(Hold(child, tracker, ends=on_duplicate == "end").run(timeout))
     finally:
@@ -137,110 +142,29 @@ def hold(
     sys.exit(code)
 
 
-class Child:
-    """A process that waits until it may become the command."""
-
-    def __init__(self, argv: tuple[str, ...], fd: int, reply_fd: int) -> None:
-        """Fork it.
-
-        Args:
-            argv: the command and its arguments.
-            fd: the number under which it writes claims.
-            reply_fd: the number under which it reads the answers.
-        """
-        self.claims, claims = os.pipe()
-        replies, self.replies = os.pipe()
-        begins, self._begin = os.pipe()
-        os.set_blocking(self.claims, False)
-        os.set_blocking(self.replies, False)
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._begin)
-            _become(argv, parent, begins, {claims: fd, replies: reply_fd})
-        for end in (claims, replies, begins):
-            os.close(end)
-        self.pidfd = os.pidfd_open(self.pid)
-        self._code: int | None = None
-
-    def begin(self, lease: int, endpoint: str) -> None:
-        """Let it become the command."""
-        with suppress(BrokenPipeError):  # it has been ended
-            os.write(self._begin, f"{lease} {endpoint}".encode())
-        os.close(self._begin)
-        self._begin = -1
-
-    def send(self, number: int) -> None:
-        """Send it a signal, as long as it lives."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def wait(self) -> int:
-        """Wait for its end and return its exit code, as a shell reports it."""
-        if self._code is None:
-            status = os.waitpid(self.pid, 0)[1]
-            code = os.waitstatus_to_exitcode(status)
-            self._code = code if code >= 0 else BY_SIGNAL - code
-        return self._code
-
-    def close(self) -> None:
-        """End it if it has not become the command, and wait for its end."""
-        if self._begin != -1:
-            os.close(self._begin)
-        self.wait()
-        for end in (self.claims, self.replies, self.pidfd):
-            os.close(end)
-
-
 def _list_caught() -> list[signal.Signals]:
     """Return the signals that are passed on; what nohup or a shell has ignored stays so."""
     return [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-def _become(argv: tuple[str, ...], parent: int, begins: int, ends: dict[int, int]) -> NoReturn:
-    """Wait for the word, and become the command. The child of the fork, which never returns.
-
-    Args:
-        argv: the command.
-        parent: the process that holds the lease.
-        begins: the word comes from here; its end without one means that there is no lease.
-        ends: descriptors, and the numbers that the command is to find them under.
-    """
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        # As they were before Python began.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, *_list_caught()):
-            signal.signal(number, signal.SIG_DFL)
-        word = b""
-        while chunk := os.read(begins, 4096):
-            word += chunk
-        if not word or os.getppid() != parent:
-            os._exit(0)
-        lease, _, endpoint = word.decode().partition(" ")
-        above = max(ends.values()) + 1
-        moved = {fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, above): to for end, to in ends.items()}
-        for end, to in moved.items():
-            os.dup2(end, to)
-        claims, replies = ends.values()
-        environ = {
-            **os.environ,
-            "TRACKD_LEASE": lease,
-            "TRACKD_ENDPOINT": endpoint,
-            "TRACKD_CLAIM_FD": str(claims),
-            "TRACKD_REPLY_FD": str(replies),
-        }
-        os.execvpe(argv[0], argv, environ)  # noqa: S606 - what the user asked to run
-    except OSError as error:
-        say(f"cannot run {argv[0]}: {error.strerror}")
-        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN)
-    finally:
-        os._exit(CANNOT_RUN)
+def _check_command(name: str) -> None:
+    """End with the exit code of a shell when there is no such command or it cannot be run."""
+    if shutil.which(name) is not None:
+        return
+    if os.path.isdir(name) and os.sep in name:  # noqa: PTH112 - as the shell looks it up
+        say(f"cannot run {escape(name)}: it is a directory")
+        sys.exit(CANNOT_RUN)
+    if shutil.which(name, mode=os.F_OK) is not None:
+        say(f"cannot run {escape(name)}: it is not executable")
+        sys.exit(CANNOT_RUN)
+    say(f"there is no command {escape(repr(name))}")
+    sys.exit(NOT_FOUND)
 
 
 class Hold:
     """One lease, and the command that uses it. Everything runs in one event loop."""
 
-    def __init__(self, child: Child, tracker: AsyncTracker, *, ends: bool) -> None:
+    def __init__(self, child: Supervised, tracker: AsyncTracker, *, ends: bool) -> None:
         """Take what is needed.
 
         Args:
@@ -295,7 +219,7 @@ class Hold:
             if number == signal.SIGINT and by_terminal:
                 loop.add_signal_handler(number, lambda: None)
             else:
-                loop.add_signal_handler(number, child.send, number)
+                loop.add_signal_handler(number, self._pass_on, number)
         ended = asyncio.Event()
         loop.add_reader(child.pidfd, _call_once(loop, child.pidfd, ended.set))
         loop.add_reader(child.claims, self._read, loop)
@@ -314,9 +238,11 @@ class Hold:
             loop.remove_reader(child.claims)
             for watcher in watchers:
                 watcher.cancel()
-            for end in await asyncio.gather(*watchers, return_exceptions=True):
+            ends = await asyncio.gather(*watchers, return_exceptions=True)
+            child.end()
+            await ended.wait()  # the lease is released after this, and not before
+            for end in ends:
                 if isinstance(end, Exception):
-                    child.send(signal.SIGTERM)
                     raise end
         return child.wait()
 
@@ -339,7 +265,7 @@ class Hold:
             answer = await self._claim(lease, principals)
             self._answer(answer)
             if answer.startswith("held ") and self._ends:
-                self._child.send(signal.SIGTERM)
+                self._child.end()
 
     async def _claim(self, lease: AsyncLease, principals: list[str]) -> str:
         """Claim a proxy, and return the line that says the result."""
@@ -359,10 +285,17 @@ class Hold:
         if not claimed:
             self._held.append(name)
 
+    def _pass_on(self, number: int) -> None:
+        """Pass a signal on to the command; SIGTERM ends all of its processes."""
+        if number == signal.SIGTERM:
+            self._child.end()
+        else:
+            self._child.send(number)
+
     async def _end_with(self, event: asyncio.Event, why: str) -> None:
         await event.wait()
         say(f"{why}; ending the command")
-        self._child.send(signal.SIGTERM)
+        self._child.end()
 
     def _answer(self, line: str) -> None:
         with suppress(BrokenPipeError, BlockingIOError):  # it does not read the answers
