@@ -286,7 +286,8 @@ def start_tree(
     daemon: Daemon, make: Script, tree: str, pids: Path, *options: str
 ) -> subprocess.Popen[str]:
     """Start `hold` with a tree of processes, and wait until its stubborn one runs."""
-    body = f"echo p1 >&3; read -r answer <&4; echo $$ >{pids.with_name('ends')}\n{TREES[tree].replace('PIDS', str(pids))}"
+    body = f"echo p1 >&3; read -r answer <&4; echo $$ >{pids.with_name('ends')}\n"
+    body += TREES[tree].replace("PIDS", str(pids))
     command = make(body)
     holding = start_trackctl(
         "--endpoint", daemon.endpoint, "hold", *options, command, stdout=subprocess.DEVNULL

@@ -94,6 +94,40 @@ def test_bash_completes_what_the_daemon_has(trackd_daemon: Daemon) -> None:
     assert complete(*endpoint, "explain", "p") == []
 
 
+def test_no_name_that_a_peer_chose_runs_or_expands_in_the_shell(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    pwned = tmp_path / "pwned"
+    evil = [
+        f"p;touch${{IFS}}{pwned}",
+        f"p$(touch {pwned})",
+        f"p`touch {pwned}`",
+        "p*",
+        "p~",
+        "p q",
+        "p,q",
+        "p{1,2}",
+        "p'",
+        'p"',
+        "p\\",
+        "p!!",
+        "p#",
+        "p>x",
+        "p|x",
+        "p&",
+        "p=x",
+    ]
+    endpoint = ("--endpoint", trackd_daemon.endpoint)
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(
+            *map(Proxy, [*evil, "p-1.example.com:3024", "pä_2", "--help", "=ls"])
+        )
+        assert complete(*endpoint, "explain", "p") == ["p-1.example.com:3024", "pä_2"]
+        everything = complete(*endpoint, "forget", "")
+    assert everything == ["p-1.example.com:3024", "pä_2"]
+    assert not pwned.exists()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_a_script_that_it_can_read(shell: str) -> None:
     script = trackctl("completion", shell)

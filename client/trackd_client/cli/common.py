@@ -14,7 +14,12 @@ import click
 from trackd_client import Tracker, __version__
 from trackd_client.cli import completions
 from trackd_client.cli.exit_codes import FAILED, NO_DAEMON
+<<<<<<< HEAD
 from trackd_client.core.sockets import absent_error, diagnose
+=======
+from trackd_client.cli.text import escape
+from trackd_client.core.sockets import absent, diagnose
+>>>>>>> 5123553 (Let no text of a peer reach a shell or a terminal as it is, and no arguments a dump)
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
 if TYPE_CHECKING:
@@ -171,8 +176,11 @@ def report_errors() -> Iterator[None]:
 
 
 def fail(sentence: str, code: int = FAILED) -> NoReturn:
-    """Say on standard error what is wrong, and end with an exit code."""
-    click.echo(f"trackctl: {sentence}", err=True)
+    """Say on standard error what is wrong, and end with an exit code.
+
+    The sentence may be a daemon's: control characters are escaped.
+    """
+    click.echo(f"trackctl: {escape(sentence)}", err=True)
     sys.exit(code)
 
 

@@ -1,6 +1,8 @@
 """What a shell may complete besides commands and options: proxies, leases, sessions, clusters.
 
-The daemon is asked, briefly; where none answers, nothing is offered.
+The daemon is asked, briefly; where none answers, nothing is offered. A shell inserts a completion
+into the command line as it is, so a name that means anything to a shell is not offered: peers
+choose names.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from trackd_client.wire.places import RUN, SOCKET_NAME, PlaceError, unescape
 #: Seconds that a person waits for a completion, and how many of them are of use.
 _SECONDS: Final = 1.0
 _MOST: Final = 200
+#: Beside letters and digits, what no shell expands, splits or quotes.
+_SAFE: Final = frozenset("._-:@/+")
 
 
 def proxies(
@@ -51,7 +55,14 @@ def clusters(
             with suppress(PlaceError):
                 if (place / SOCKET_NAME).is_socket():
                     found.append(unescape(place.name))
-    return [CompletionItem(name) for name in sorted(found) if name.startswith(begun)]
+    return [
+        CompletionItem(each) for each in sorted(found) if each.startswith(begun) and is_safe(each)
+    ]
+
+
+def is_safe(text: str) -> bool:
+    """Return whether every shell takes a text for one plain word, and no command for an option."""
+    return text[:1].isalnum() and all(each.isalnum() or each in _SAFE for each in text)
 
 
 def _rows(
@@ -63,8 +74,8 @@ def _rows(
     with suppress(TrackdError, ValueError):
         for row in _listed(asked.get("endpoint"), asked.get("cluster"), of):
             value = str(row[field])
-            if value.startswith(begun):
-                help_ = str(row[about]) if about and row[about] else None
+            if value.startswith(begun) and is_safe(value):
+                help_ = str(row[about]) if about and is_safe(str(row[about])) else None
                 items.append(CompletionItem(value, help=help_))
             if len(items) == _MOST:
                 break

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from trackd_client.cli.output.render import escape
+from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.wire.places import RUN, SOCKET_NAME
 

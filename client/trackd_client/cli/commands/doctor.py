@@ -19,13 +19,13 @@ from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.host_checks import NOTE, OK, PROBLEM, Finding
 from trackd_client.cli.output.render import (
     Page,
-    escape,
     format_count,
     format_duration,
     format_names,
     format_size,
     format_time,
 )
+from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
 from trackd_client.wire.clock import boottime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ Examples:
   trackctl dump /tmp/before.json
 
 The file is for its owner alone (mode 0600). No secret is in it: tokens of
-sessions never leave the daemon. Names of proxies, agents and users are.
+sessions never leave the daemon, and a command is the name of its program
+only. Names of proxies, agents and users are in it.
 
 \b
 JSON: {"dump": 1, "wall", "versions", "doctor", "status", "explain",
@@ -47,10 +49,10 @@ def dump(options: common.Options, *, file: str | None) -> None:
     if file == "-":
         click.echo(text)
         return
-    cluster = str(document["status"].get("cluster", "unknown")).replace("/", "_")
+    cluster = re.sub(r"[^\w.-]", "_", str(document["status"].get("cluster", "unknown")))
     place = Path(file or f"trackd-{cluster}-{time.strftime('%Y%m%d-%H%M%S')}.json")
     try:
-        write(place, text)
+        write(place, text, replace=file is not None)
     except OSError as error:
         common.fail(f"cannot write {place}: {error.strerror}")
     click.echo(f"{place}: {format_size(len(text.encode()))}")
@@ -73,19 +75,48 @@ def gather(options: common.Options) -> dict[str, Any]:
     try:
         with options.connect() as tracker:
             for name, ask in _PARTS.items():
-                document[name] = _ask(ask, tracker)
+                document[name] = without_arguments(_ask(ask, tracker))
     except TrackdError as error:
         for name in _PARTS:
             document[name] = {"error": str(error)}
     return document
 
 
-def write(place: Path, text: str) -> None:
-    """Write a file that only its owner may read; one that is there is replaced."""
-    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def write(place: Path, text: str, *, replace: bool) -> None:
+    """Write a file that only its owner may read, and never through a symbolic link.
+
+    Args:
+        place: where it is.
+        text: what it holds.
+        replace: whether a file that is there is replaced.
+
+    Raises:
+        OSError: it cannot be written, or is there and must not be replaced.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(place, flags | (os.O_TRUNC if replace else os.O_EXCL), 0o600)
     with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 - it is open already
         os.fchmod(descriptor, 0o600)
         out.write(f"{text}\n")
+
+
+def without_arguments(value: Any) -> Any:
+    """Return a part of the document in which each command is the name of its program only.
+
+    Daemons and agents of other versions may hold more of a command line, and that may be secret.
+    """
+    match value:
+        case dict():
+            return {
+                name: each.partition(" ")[0]
+                if name == "command" and isinstance(each, str)
+                else without_arguments(each)
+                for name, each in value.items()
+            }
+        case list() | tuple():
+            return [without_arguments(each) for each in value]
+        case _:
+            return value
 
 
 def _ask(ask: Callable[[Tracker], Any], tracker: Tracker) -> Any:

@@ -19,8 +19,8 @@ import click
 from trackd_client import AsyncLease, AsyncTracker
 from trackd_client.cli import common
 from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, NOT_FOUND, TIMED_OUT
-from trackd_client.cli.output.render import escape
 from trackd_client.cli.process_tree import Supervised
+from trackd_client.cli.text import escape
 from trackd_client.errors import AcquireTimeout, TrackdError
 
 _EPILOG = """\b
@@ -299,7 +299,7 @@ class Hold:
 
     def _answer(self, line: str) -> None:
         with suppress(BrokenPipeError, BlockingIOError):  # it does not read the answers
-            os.write(self._child.replies, f"{line}\n".encode())
+            os.write(self._child.replies, f"{escape(line)}\n".encode())  # one line, always
 
 
 def _call_once(
@@ -316,4 +316,4 @@ def _call_once(
 
 def say(sentence: str) -> None:
     """Say on standard error what happens to the command."""
-    click.echo(f"trackctl hold: {sentence}", err=True)
+    click.echo(f"trackctl hold: {escape(sentence)}", err=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from trackd_client.cli import common
+from trackd_client.cli.output.render import Page
+from trackd_client.cli.text import escape
 from trackd_client.metrics import exposition
 
 _EPILOG = """\b
@@ -30,4 +32,6 @@ def metrics(options: common.Options, *, as_json: bool) -> None:
     if as_json:
         common.print_json(reply)
     else:
-        click.echo(exposition(reply["families"]), nl=False)
+        page = Page()
+        for line in exposition(reply["families"]).splitlines():
+            page.line(escape(line) if page.terminal else line)

@@ -9,7 +9,8 @@ import click
 
 from trackd_client import Tracker
 from trackd_client.cli import common
-from trackd_client.cli.output.render import Page, escape, format_names
+from trackd_client.cli.output.render import Page, format_names
+from trackd_client.cli.text import escape
 from trackd_client.errors import NoAnswer
 
 _EPILOG = """\b

@@ -12,7 +12,6 @@ from trackd_client.cli.output.render import (
     Cell,
     Column,
     Page,
-    escape,
     format_count,
     format_duration,
     format_names,
@@ -22,6 +21,7 @@ from trackd_client.cli.output.render import (
     note_rest,
 )
 from trackd_client.cli.output.verdict import judge
+from trackd_client.cli.text import escape
 
 _EPILOG = """\b
 Examples:
@@ -77,8 +77,8 @@ def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     count = reply["connection_count"]
     limit = "" if count <= 0 else f", at most {format_count(count, 'connection')}"
     claimed = f"{reply['claimed_desired']} desired; target {reply['target']}"
-    daemon = f"{reply['server']}, pid {reply['pid']}, up {format_duration(reply['uptime'])}"
-    yield "mode", reply["mode"] + limit
+    daemon = f"{escape(reply['server'])}, pid {reply['pid']}, up {format_duration(reply['uptime'])}"
+    yield "mode", escape(reply["mode"]) + limit
     older = reply["tracked"] - reply["desired"]
     rest = f", {older} of older generations" if older else ""
     yield "proxies", f"{reply['tracked']} tracked, {reply['desired']} desired{rest}"

@@ -8,11 +8,11 @@ from typing import Any, Final
 from trackd_client.cli.output.render import (
     Cell,
     Page,
-    escape,
     format_count,
     format_time,
     format_value,
 )
+from trackd_client.cli.text import escape
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 
 #: Every kind, and how it is coloured.
@@ -95,8 +95,10 @@ def format_event(event: Event, people: People) -> str:
     """Return in words what happened."""
     describe = _SENTENCES.get(event.kind)
     if describe is None:  # of a newer daemon
-        fields = " ".join(f"{name}={format_value(value)}" for name, value in event.fields.items())
-        return f"{event.kind} {fields}"
+        fields = " ".join(
+            f"{escape(name)}={format_value(value)}" for name, value in event.fields.items()
+        )
+        return f"{escape(event.kind)} {fields}"
     return describe(event.fields, people)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -15,6 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
+
+from trackd_client.cli.text import escape
 
 #: Rows of a table on a terminal, when nobody says how many.
 TERMINAL_ROWS: Final = 50
@@ -190,22 +191,6 @@ def _wide(text: str) -> int:
     return len(text) if text.isascii() else cell_len(text)
 
 
-def escape(value: object) -> str:
-    r"""Return what a peer called something as text that a terminal takes for nothing else.
-
-    Control characters, among them those that move the cursor or colour what follows, and those
-    that turn the direction of writing, are written as `\x1b` or `\u202e`.
-    """
-    text = str(value)
-    if text.isprintable():  # nearly always
-        return text
-    return "".join(
-        c if unicodedata.category(c) not in _HARMFUL else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
-_HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _DIGITS: Final = re.compile(r"(\d+)")
 
 

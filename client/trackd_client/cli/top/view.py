@@ -15,13 +15,13 @@ from trackd_client.cli.output.render import (
     Cell,
     Column,
     draw_table,
-    escape,
     format_count,
     format_duration,
     format_names,
     format_value,
 )
 from trackd_client.cli.output.verdict import describe_desired, judge
+from trackd_client.cli.text import escape
 from trackd_client.cli.top.feed import EVENTS, Feed
 
 #: The mirror is sorted again at most in this share of the time, however large it is.
@@ -150,10 +150,10 @@ class View:
             first = Text(f"no answer: {escape(self._feed.trouble)}", "bold red")
         yield first
         count = status["connection_count"]
-        mode = status["mode"] + ("" if count <= 0 else f", at most {count}")
+        mode = escape(status["mode"]) + ("" if count <= 0 else f", at most {count}")
         yield Text(
             f"{mode} · up {format_duration(status['uptime'])} · epoch {status['epoch']}"
-            f" · revision {self._feed.mirror.revision} · store {status['store']}"
+            f" · revision {self._feed.mirror.revision} · store {escape(status['store'])}"
         )
         yield _bar(status, width)
         rates = "  ".join(f"{name} {_rate(rate)}" for name, rate in self._feed.rates.items())

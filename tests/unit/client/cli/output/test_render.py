@@ -9,7 +9,6 @@ from trackd_client.cli.output.render import (
     Column,
     _kept,
     draw_table,
-    escape,
     format_count,
     format_duration,
     format_names,
@@ -17,6 +16,7 @@ from trackd_client.cli.output.render import (
     format_value,
     natural_key,
 )
+from trackd_client.cli.text import escape
 
 
 @pytest.mark.parametrize(
