@@ -14,12 +14,8 @@ import click
 from trackd_client import Tracker, __version__
 from trackd_client.cli import completions
 from trackd_client.cli.exit_codes import FAILED, NO_DAEMON
-<<<<<<< HEAD
-from trackd_client.core.sockets import absent_error, diagnose
-=======
 from trackd_client.cli.text import escape
-from trackd_client.core.sockets import absent, diagnose
->>>>>>> 5123553 (Let no text of a peer reach a shell or a terminal as it is, and no arguments a dump)
+from trackd_client.core.sockets import absent_error, diagnose
 from trackd_client.errors import DaemonAbsent, NoAnswer, PermissionRefused, TrackdError
 
 if TYPE_CHECKING:
