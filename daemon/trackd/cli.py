@@ -1,9 +1,8 @@
 """The command line: `trackd run`, `trackd check-config`, `trackd demo`.
 
-It reads what was typed, says what is wrong with it, and hands over; the daemon itself is in
-`trackd.server`, imported only when it is wanted, so that `--help` and mistakes answer at once.
-An error is one message on standard error, never a traceback, and an exit code of
-`trackd.config.exits`.
+It reads the arguments, reports what is wrong with them, and calls the rest. `trackd.server` is
+imported only when it is needed, so that `--help` and errors come at once. An error is one message
+on standard error, never a traceback, and an exit code of `trackd.config.exits`.
 """
 
 from __future__ import annotations
@@ -28,21 +27,22 @@ _EXIT_CODES: Final = "exit codes:\n" + "\n".join(
 _EPILOG: Final = f"""\
 examples:
   trackd run --cluster-name example.com     serve, as any user, with nothing else set up
-  trackd check-config /etc/trackd.toml      is this file right?
+  trackd check-config /etc/trackd.toml      is this file valid?
   trackd demo                               see it work
 
 {_EXIT_CODES}
 """
 
 _RUN_EPILOG: Final = f"""\
-In brackets stand the defaults; * marks what a reload changes in a running daemon.
+Defaults stand in brackets; * marks settings that a reload changes in a running daemon.
 
 Every setting is a flag, an environment variable and a key of the TOML file, for example
 --proxy-expiry, TRACKD_PROXY_EXPIRY and proxy_expiry; the limits stand under [limits] there.
-A flag wins over its variable, and that over the file. TRACKD_CONFIG stands for --config.
+A flag wins over its variable, and the variable wins over the file. TRACKD_CONFIG stands for
+--config.
 
-SIGTERM and SIGINT stop the daemon. SIGHUP has it read its configuration again: what is marked *
-changes, the rest is refused and logged; a file that is wrong changes nothing.
+SIGTERM and SIGINT stop the daemon. SIGHUP makes it read its configuration again: settings marked *
+change, the others are refused and logged; an invalid file changes nothing.
 
 examples:
   trackd run --cluster-name example.com
@@ -54,16 +54,16 @@ examples:
 """
 
 _CHECK_EPILOG: Final = """\
-Reads the file and nothing else: no flags, no environment, no daemon. Names everything that is
-wrong at once. Exit codes: 0, the file is valid; 2, it is not.
+Reads only the file: no flags, no environment, no daemon. Reports everything that is wrong in it.
+Exit codes: 0, the file is valid; 2, it is not.
 
 example:
   trackd check-config /etc/trackd.toml
 """
 
 _DEMO_EPILOG: Final = """\
-Everything runs on loopback and in a temporary directory, and is gone afterwards, also after
-Ctrl-C. Exit code 0: every invariant was kept.
+Everything runs on loopback and in a temporary directory, which is removed afterwards, also after
+Ctrl-C. Exit code 0: every invariant held.
 
 examples:
   trackd demo
@@ -72,20 +72,20 @@ examples:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the paragraphs of the texts as they are, and most flags beside what they mean."""
+    """Keeps the paragraphs as they are, and puts most flags beside their meaning."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors here, instead of the whole usage."""
+    """A parser whose errors are one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         _fail(f"{message} (see {self.prog} --help)", exits.USAGE)
 
     def refuse(self, words: Sequence[str]) -> NoReturn:
-        """End the process because of `words`, which mean nothing here."""
+        """End the process with an error about `words`, which are not arguments of this command."""
         flags = [word.partition("=")[0] for word in words if word.startswith("--")]
         if not flags:
             self.error(f"unexpected argument: {' '.join(words)}")
@@ -139,9 +139,9 @@ def _run(args: argparse.Namespace) -> int:
         from trackd import server
 
         if chosen.http:
-            import prometheus_client  # noqa: F401 - better missed now than by the first reader
+            import prometheus_client  # noqa: F401 - a missing package must show now, not at the first request
 
-            from trackd.http import listener  # noqa: F401 - the same of waitress
+            from trackd.http import listener  # noqa: F401 - likewise for waitress
     except ModuleNotFoundError as error:
         if error.name not in {"pykka", "waitress", "prometheus_client"}:
             raise
@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_config(file: Path) -> int:
     found = settings.check_file(file)
-    print(f"{file} is valid")  # noqa: T201 -- what the command is for
+    print(f"{file} is valid")  # noqa: T201 -- the output of the command
     if not found.cluster_name:
         print("note: it names no cluster; give --cluster-name or TRACKD_CLUSTER_NAME")  # noqa: T201
     return exits.OK
@@ -184,7 +184,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             formatter_class=_Help,
             allow_abbrev=False,
         )
-        assert isinstance(made, _Parser)  # argparse makes them of the class of their parent
+        assert isinstance(made, _Parser)  # argparse makes subparsers of their parent's class
         return made
 
     run = command(
@@ -195,9 +195,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     run.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
     general = run.add_argument_group("settings")
-    limits = run.add_argument_group("limits", "what goes beyond them is answered with an error")
+    limits = run.add_argument_group("limits", "a request beyond a limit is answered with an error")
     for setting in settings.SETTINGS.values():
-        # The text goes on as it was typed: `config` checks it along with variables and the file.
+        # The text is passed on as typed: `settings` checks it with the variables and the file.
         (limits if setting.table else general).add_argument(
             setting.flag,
             metavar=setting.kind.metavar,
@@ -215,7 +215,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     demo.add_argument("--agents", metavar="N", type=_count, default=6, help="agent processes [6]")
     demo.add_argument("--proxies", metavar="N", type=_count, default=12, help="proxies [12]")
-    demo.add_argument("--seed", metavar="N", type=int, help="makes the same choices again [random]")
+    demo.add_argument(
+        "--seed", metavar="N", type=int, help="repeats the random choices of a run [random]"
+    )
     demo.add_argument("--plain", action="store_true", help="lines instead of a live display")
     return parser, {"run": run, "check-config": check, "demo": demo}
 

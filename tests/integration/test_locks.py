@@ -205,10 +205,10 @@ def test_only_its_user_can_open_a_lock_file(directory: Path) -> None:
         ("rubbish", "another process"),
         ("1\n2\n" + "9" * 30 + "\nx\n", "another process"),
         ("x\n2\n3\nx\n", "another process"),
-        ("1\n2\n1700000000\n\n", "pid 1 (which cannot be seen from here), started 2023-11-1"),
+        ("1\n2\n1700000000\n\n", "pid 1 (not visible from here), started 2023-11-1"),
         (
             "999999999\n\n1700000000\nx\x1b\n",
-            r"pid 999999999 (which cannot be seen from here), cluster 'x\x1b', started 2023-11-1",
+            r"pid 999999999 (not visible from here), cluster 'x\x1b', started 2023-11-1",
         ),
     ],
 )

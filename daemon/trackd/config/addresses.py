@@ -1,6 +1,6 @@
-"""Where HTTP may be served: on loopback, or on a unix socket, which is as private as its mode.
+"""The address of the HTTP listener: on loopback, or a unix socket with its own mode.
 
-It reads an address and says what is wrong with one; it never opens anything.
+This module reads an address and reports what is wrong with it. It opens nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^\[\]:/]*)(?::(\d{1,9}))?")
 
 
 class AddressError(ValueError):
-    """HTTP cannot be served there; the message goes on from the address."""
+    """HTTP cannot be served at an address; the message continues after the address."""
 
 
 class Address(NamedTuple):
-    """Where HTTP is served.
+    """An address of the HTTP listener.
 
     Attributes:
-        hosts: loopback addresses, the first of which must exist on the host; none for a path.
-        port: of TCP.
-        path: of the unix socket, or None.
+        hosts: loopback addresses; the first must exist on the host; empty for a unix socket.
+        port: the TCP port.
+        path: the path of the unix socket, or None.
     """
 
     hosts: tuple[str, ...] = ()
@@ -37,10 +37,10 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Return where `text` says that HTTP is to be served.
+    """Read an address.
 
     Raises:
-        AddressError: it is no such place, or one that others than this host could reach.
+        AddressError: the text is not an address, or other hosts could reach it.
     """
     if text.startswith(UNIX):
         return Address(path=_path(text.removeprefix(UNIX)))
@@ -55,14 +55,12 @@ def parse_address(text: str) -> Address:
     if host == "localhost":
         return Address(("127.0.0.1", "::1"), port)
     if not is_loopback(host):
-        raise AddressError(
-            f"is not on loopback, and others than this host could read it; write {EXAMPLES}"
-        )
+        raise AddressError(f"is not on loopback, and other hosts could read it; write {EXAMPLES}")
     return Address((host.strip("[]"),), port)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host, as it stands in an address or a URL, is an address of loopback."""
+    """Return whether a host of an address or a URL is a loopback address."""
     bracketed = host.startswith("[")
     try:
         address = ipaddress.ip_address(host.strip("[]"))
@@ -72,10 +70,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local(host: str) -> bool:
-    """Tell whether a Host header, with a port or without, names this host and nothing else.
+    """Return whether a Host header, with a port or without, names this host only.
 
-    A name that somebody else's DNS resolves may lead to loopback today: a page of theirs would
-    then read what is served here (DNS rebinding). Such a request says that name in Host.
+    A foreign name may resolve to loopback, and a foreign page would then read what is served
+    here (DNS rebinding). Such a request has that name in Host.
     """
     found = _HOST.fullmatch(host)
     return found is not None and (found[1].lower() == "localhost" or is_loopback(found[1]))

@@ -1,6 +1,6 @@
 """The exit codes of `trackd` and `trackctl`, and the error that carries one to the command line.
 
-Documented to users by `trackd --help`, which prints MEANINGS. It exits nothing itself.
+`trackd --help` prints MEANINGS. Nothing here ends the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEANINGS: Final = {
     OK: "stopped as asked; or done",
     FAILED: "an internal failure: a part of the daemon died",
     USAGE: "wrong usage or configuration",
-    NO_DAEMON: "no daemon answers (trackctl alone)",
+    NO_DAEMON: "no daemon answers (trackctl only)",
     HELD: "the endpoint or state directory is held by another daemon",
     UNUSABLE: "the endpoint or state directory cannot be used: not a socket, too long, forbidden",
     INTERRUPTED: "interrupted before there was anything to stop",

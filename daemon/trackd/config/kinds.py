@@ -1,9 +1,9 @@
 """The kinds of values that a setting may have, and the sentences for values that are wrong.
 
-In goes a value as TOML gives it, or the text of a flag or variable; out comes the value as
-`Config` holds it, or a WrongValue whose message goes on from the value: "is not ...". Nothing
-here asks whether a directory or a socket exists; of users and groups it does, for a misspelt
-admin is nobody.
+A kind takes a value from TOML, or the text of a flag or variable. It returns the value for `Config`
+or raises a WrongValue, whose message continues after the value: "is not ...". Nothing here checks
+whether a directory or a socket exists. Users and groups must exist: a misspelt admin would be
+silently without rights.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class WrongValue(ValueError):
-    """A value is not what its setting takes; the message goes on from the value."""
+    """A value is wrong for its setting; the message continues after the value."""
 
 
 class WrongPlace(WrongValue):
-    """No daemon can serve this endpoint, on any host."""
+    """An endpoint that no daemon can serve, on any host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What a setting's value may be.
+    """A kind of value: how it is read and checked.
 
     Attributes:
-        metavar: what stands for the value in `--help`.
+        metavar: the placeholder of the value in `--help`.
         parse: reads the text of a flag or variable; raises WrongValue.
-        check: takes a value as TOML gives it; raises WrongValue.
-        takes_empty: an empty variable is a value; otherwise it counts as not set.
+        check: checks a value from TOML; raises WrongValue.
+        takes_empty: whether an empty variable is a value; otherwise it counts as not set.
     """
 
     metavar: str
@@ -45,18 +45,18 @@ class Kind:
 
 
 def near(word: str, words: Iterable[str]) -> str | None:
-    """Return the one of `words` that `word` was probably meant to be, if any."""
+    """Return the word of `words` that was probably meant, or None."""
     import difflib  # only mistakes need it
 
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)), None)
 
 
 def number(unit: str, low: float, high: float) -> Kind:
-    """A number of `unit`; finite, because its bounds are."""
+    """Return the kind of a finite number of `unit`."""
     wrong = f"is not a number of {unit} from {low:,.15g} to {high:,.15g}"
 
     def check(value: object) -> float:
-        # To Python a bool is an int. NaN fails the comparison, as does an integer beyond floats.
+        # In Python a bool is an int. NaN and integers beyond floats fail the comparison.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise WrongValue(wrong)
         if not low <= value <= high:
@@ -74,7 +74,7 @@ def number(unit: str, low: float, high: float) -> Kind:
 
 
 def whole(unit: str, low: int, high: int) -> Kind:
-    """A whole number of `unit`."""
+    """Return the kind of a whole number of `unit`."""
     wrong = f"is not a whole number of {unit} from {low:,} to {high:,}"
 
     def check(value: object) -> int:
@@ -93,7 +93,7 @@ def whole(unit: str, low: int, high: int) -> Kind:
 
 
 def choice(*choices: str) -> Kind:
-    """One of a few words."""
+    """Return the kind of one of a few words."""
 
     def parse(text: str) -> str:
         if text in choices:
@@ -106,7 +106,7 @@ def choice(*choices: str) -> Kind:
 
 
 def accounts(word: str, look_up: Callable[[str], object]) -> Kind:
-    """Users or groups, each by name or number; as text with commas between them.
+    """Return the kind of a list of users or groups, by name or number; commas in text.
 
     Args:
         word: "user" or "group".
@@ -139,7 +139,7 @@ def accounts(word: str, look_up: Callable[[str], object]) -> Kind:
 
 
 def cluster_name() -> Kind:
-    """A name as the wire allows it."""
+    """Return the kind of a cluster's name, as the wire allows it."""
 
     def parse(text: str) -> str:
         try:
@@ -154,7 +154,7 @@ def cluster_name() -> Kind:
 
 
 def endpoint() -> Kind:
-    """An ipc endpoint or the bare path of one; held with its `ipc://`."""
+    """Return the kind of an ipc endpoint or its bare path; the value begins with `ipc://`."""
 
     def parse(text: str) -> str:
         try:
@@ -167,7 +167,7 @@ def endpoint() -> Kind:
 
 
 def http_address() -> Kind:
-    """Where HTTP is served: loopback alone, or a unix socket; empty for nowhere."""
+    """Return the kind of an HTTP address: loopback or a unix socket; empty for none."""
 
     def parse(text: str) -> str:
         try:
@@ -181,7 +181,7 @@ def http_address() -> Kind:
 
 
 def directory() -> Kind:
-    """A directory; empty for none."""
+    """Return the kind of a directory; empty for none."""
 
     def parse(text: str) -> str:
         if "\0" in text:
@@ -192,7 +192,7 @@ def directory() -> Kind:
 
 
 def mode() -> Kind:
-    """The permissions of a file, written in octal digits."""
+    """Return the kind of a file's permissions, in octal digits."""
     wrong = 'is not an octal mode from "0600" to "0777" that lets the owner read and write'
 
     def parse(text: str) -> int:

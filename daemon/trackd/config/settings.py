@@ -1,12 +1,12 @@
-"""How the daemon is configured: one frozen `Config` from flags, the environment and a TOML file.
+"""The configuration: one frozen `Config` from flags, the environment and a TOML file.
 
-A setting is one field of `Config` and nothing else: type, default, bounds, help and whether it
-changes live stand there. Its flag (`--proxy-expiry`), environment variable
+A setting is one field of `Config`: its type, default, bounds, help, and whether a reload changes it
+stand there and nowhere else. Its flag (`--proxy-expiry`), environment variable
 (`TRACKD_PROXY_EXPIRY`) and TOML key (`proxy_expiry`) follow from its name. Flags win over the
-environment, and that over the file. Everything that is wrong is named at once, each with its
-place and with what would be right.
+environment, and the environment wins over the file. An error names everything that is wrong, each
+with its place and with what would be right.
 
-It reads the file that it is given and nothing else; it never creates anything, and never asks
+This module reads the file that it is given and nothing else. It creates nothing, and does not check
 whether a socket or a directory can be used: `trackd.host.places` does.
 """
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from trackd_client.wire.protocol import Limits
 
 PREFIX: Final = "TRACKD_"
-#: Names the file, as `--config` does; it is no setting, for it cannot stand in the file.
+#: Names the file, like `--config`. It is not a setting, since it cannot stand in the file.
 CONFIG_VARIABLE: Final = "TRACKD_CONFIG"
 DEFAULT_PROXY_EXPIRY: Final = 180.0
 
 _YEAR: Final = 365 * 86_400.0
 _MAX_SHOWN: Final = 80
-#: For what is outstanding without being counted: a watch, a heartbeat, the request itself.
+#: For outstanding requests that are not counted: a watch, a heartbeat, the request itself.
 _SPARE_RANGES: Final = 64
 
 
@@ -43,7 +43,7 @@ class ConfigError(exits.StartError, ValueError):
     """The configuration is wrong.
 
     Attributes:
-        problems: one sentence each: the place, what stands there, and what would be right.
+        problems: one sentence for each: the place, the value there, and what would be right.
         code: the exit code: UNUSABLE when nothing but the endpoint is wrong, otherwise USAGE.
     """
 
@@ -60,7 +60,7 @@ class Setting:
 
     Attributes:
         name: the field of `Config`, which is the TOML key too.
-        kind: what its value may be.
+        kind: the kind of its value.
         help: a phrase for people, with the unit and the meaning of 0.
         default: the default as people read it.
         fixed: why a reload does not change it in a running daemon; "" when it does.
@@ -81,17 +81,17 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Such as `--proxy-expiry`."""
+        """The flag, such as `--proxy-expiry`."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
     def variable(self) -> str:
-        """Such as `TRACKD_PROXY_EXPIRY`."""
+        """The environment variable, such as `TRACKD_PROXY_EXPIRY`."""
         return PREFIX + self.name.upper()
 
     @property
     def key(self) -> str:
-        """Such as `proxy_expiry` or `[limits] max_frame`."""
+        """The place in the file, such as `proxy_expiry` or `[limits] max_frame`."""
         return f"[{self.table}] {self.name}" if self.table else self.name
 
 
@@ -115,10 +115,10 @@ def _limit(default: int, unit: str, low: int, high: int, text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the daemon was told; durations are seconds. `load` makes it, and alone checks it.
+    """The settings of a daemon; durations are seconds. Only `load` makes and checks one.
 
     Attributes:
-        own_place: the endpoint is the default one, whose directory the daemon makes.
+        own_place: whether the endpoint is the default one, whose directory the daemon makes.
     """
 
     cluster_name: str = _setting(
@@ -248,20 +248,20 @@ class Config:
 
     @property
     def limits(self) -> Limits:
-        """Those of the limits that the wire knows, as `hello` tells them."""
+        """The limits that `hello` sends to clients."""
         from trackd_client.wire.protocol import Limits
 
         return Limits(**{name: getattr(self, name) for name in Limits._fields})
 
     @property
     def max_done_ranges(self) -> int:
-        """Ranges of request numbers that a session may be done with: a gap for each outstanding."""
+        """Ranges in the `done` of a request: a gap for each outstanding one, and some spare."""
         return self.max_outstanding + _SPARE_RANGES
 
 
 def _settings() -> Iterator[Setting]:
     for field in dataclasses.fields(Config):
-        if field.metadata:  # own_place has none: it is no setting
+        if field.metadata:  # own_place has none: it is not a setting
             default = "none" if field.default == () else f"{field.default}".removesuffix(".0")
             about = {**field.metadata, "default": field.metadata["default"] or default}
             yield Setting(name=field.name, **about)
@@ -278,14 +278,14 @@ def load(
     *,
     uid: int | None = None,
 ) -> Config:
-    """Return the configuration of a daemon that is to run.
+    """Read the configuration of a daemon that will run.
 
     Args:
         flags: values by the name of their setting: text as typed, or what TOML would give; None
             for a flag that was not given.
         environ: the process's environment.
         file: the TOML file, if there is one.
-        uid: whose default endpoint to take; None: that of the effective uid of this process.
+        uid: the user whose default endpoint is used; None: the effective uid of this process.
 
     Raises:
         ConfigError: something is wrong or missing; all of it is named.
@@ -316,32 +316,35 @@ def load(
 
 
 def default_file(environ: Mapping[str, str], cluster: str | None) -> Path | None:
-    """Return the file of a daemon that was told of none: the one that systemd's unit has for it.
+    """Return the file that a systemd unit has for a daemon without `--config`, or None.
 
     `CLUSTER.toml` in `$CONFIGURATION_DIRECTORY` (set by systemd for a unit with
     ConfigurationDirectory=), escaped as an instance's name is; else `trackd.toml` there.
 
     Args:
         environ: the process's environment.
-        cluster: the cluster's name, as far as flags or the environment tell it.
+        cluster: the cluster's name, if flags or the environment have it.
     """
     directory = environ.get("CONFIGURATION_DIRECTORY", "").split(":")[0]
     if not directory:
         return None
     names = ["trackd.toml"]
     if cluster:
-        with contextlib.suppress(places.PlaceError):  # `load` says what is wrong with it
+        with contextlib.suppress(places.PlaceError):  # `load` reports what is wrong with it
             names.insert(0, f"{places.escape(cluster)}.toml")
     found = (Path(directory, name) for name in names)
     return next((file for file in found if file.exists()), None)
 
 
 def live_part(running: Config, wanted: Config) -> tuple[Config, list[Setting], list[Setting]]:
-    """Return `running` with what a reload may change, what that is, and what it may not.
+    """Apply a reload to the settings of a running daemon.
 
     Args:
-        running: what the daemon goes by.
-        wanted: what it is told now.
+        running: the present settings.
+        wanted: the settings that were read again.
+
+    Returns:
+        The settings from now on, those that changed, and those that need a restart.
     """
     differ = [
         each
@@ -355,7 +358,7 @@ def live_part(running: Config, wanted: Config) -> tuple[Config, list[Setting], l
 
 
 def check_file(file: Path) -> Config:
-    """Return what `file` says by itself; the cluster's name and the places may be missing.
+    """Read a file by itself; the cluster's name and the places may be missing.
 
     Raises:
         ConfigError: something in the file is wrong; all of it is named.
@@ -366,13 +369,13 @@ def check_file(file: Path) -> Config:
 
 
 class _Reader:
-    """Collects values, where later ones win, and everything that is wrong with them.
+    """Collects values, of which later ones win, and all that is wrong with them.
 
     Attributes:
         values: fields of `Config`.
-        seen: settings that were given, rightly or wrongly.
+        seen: settings that were given, right or wrong.
         problems: sentences for a ConfigError.
-        places: how many of them are about where the socket is.
+        places: how many problems are about the socket's place.
     """
 
     def __init__(self) -> None:
@@ -390,7 +393,7 @@ class _Reader:
         return Config(**self.values)
 
     def read_file(self, file: Path) -> None:
-        import tomllib  # only those who have a file pay for it
+        import tomllib  # only a daemon with a file needs it
 
         try:
             document = tomllib.loads(file.read_bytes().decode())
@@ -424,7 +427,7 @@ class _Reader:
                 here = [each.name for each in SETTINGS.values() if each.table == table]
                 guess = kinds.near(key, here) or kinds.near(key, SETTINGS)
                 hint = f"did you mean {SETTINGS[guess].key}?" if guess else f"use {', '.join(here)}"
-                self.problems.append(f"{where} {key} is no setting; {hint}")
+                self.problems.append(f"{where} {key} is not a setting; {hint}")
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
         known = {setting.variable: setting for setting in SETTINGS.values()}
@@ -438,7 +441,7 @@ class _Reader:
             else:
                 guess = kinds.near(variable, known)
                 hint = f"did you mean {guess}?" if guess else "unset it, or see trackd run --help"
-                self.problems.append(f"{where} is no setting; {hint}")
+                self.problems.append(f"{where} is not a setting; {hint}")
 
     def read_flags(self, flags: Mapping[str, object]) -> None:
         for name, value in flags.items():

@@ -27,7 +27,7 @@ _MAX_HOLDER_BYTES: Final = 1024
 class Lock:
     """A lock file that this process holds until `close`, or until it ends.
 
-    Made by `acquire_lock`. A child that is forked shares the lock; one that is executed does not.
+    `acquire_lock` makes one. A forked child shares the lock; an executed program does not.
 
     Attributes:
         path: the lock file.
@@ -38,11 +38,11 @@ class Lock:
         self._descriptor: int | None = descriptor
 
     def close(self) -> None:
-        """Remove the lock file and let go of the lock; again: nothing."""
+        """Remove the lock file and release the lock. A second call does nothing."""
         if self._descriptor is None:
             return
-        # In this order: whoever opened the file before it went finds out in `acquire_lock` that
-        # its lock is on a file without a name, and begins again.
+        # In this order: a process that opened the file before its removal notices in
+        # `acquire_lock` that its lock is on a file without a name, and tries again.
         with contextlib.suppress(OSError):
             if _is_at(self._descriptor, self.path):
                 self.path.unlink()
@@ -65,13 +65,13 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
     """Take the lock at `path`, without waiting.
 
     Args:
-        path: the lock file; made when missing, readable by its owner alone.
-        what: what the lock stands for, as an error says it: "the endpoint ipc:///...".
-        cluster: the cluster's name, told to whoever finds the lock held.
+        path: the lock file; created when missing, readable only by its owner.
+        what: what the lock protects, for errors: "the endpoint ipc:///...".
+        cluster: the cluster's name, for the error of a process that finds the lock held.
 
     Raises:
         LockHeldError: another process holds it; the message says which.
-        UnusableError: the file cannot be made or opened, or is no lock file.
+        UnusableError: the file cannot be created or opened, or is not a regular file.
     """
     while True:
         with contextlib.ExitStack() as undo:
@@ -86,8 +86,8 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
                 ) from None
             except OSError as error:
                 raise UnusableError(f"cannot lock {what}: {path}: {_reason(error)}") from error
-            # Unless the holder removed the file between our open and our flock: then it is without
-            # a name, its lock worth nothing, and we begin again.
+            # If the holder removed the file between our open and our flock, our lock is on a file
+            # without a name and protects nothing: try again.
             if _is_at(descriptor, path):
                 undo.pop_all()
                 _write_holder(descriptor, cluster)
@@ -101,7 +101,7 @@ def _open_lock_file(path: Path, what: str) -> int:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise UnusableError(
-            f"cannot lock {what}: {path}: {_reason(error)}; choose a place that you may write to"
+            f"cannot lock {what}: {path}: {_reason(error)}; choose a place that you can write to"
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -110,7 +110,7 @@ def _open_lock_file(path: Path, what: str) -> int:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Tell whether the open file is still the one at `path`."""
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
@@ -122,25 +122,25 @@ def _reason(error: OSError) -> str:
 
 
 def _write_holder(descriptor: int, cluster: str) -> None:
-    """Say in the lock file who holds it: pid, start time in clock ticks, wall time, cluster."""
+    """Write into the lock file who holds it: pid, start in clock ticks, wall time, cluster."""
     text = f"{os.getpid()}\n{_start_of(os.getpid())}\n{int(time.time())}\n{cluster}\n"
-    # On a full disk the lock holds all the same, and only the next daemon's message is poorer.
+    # On a full disk the lock works all the same; only the next daemon's error says less.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
 
 
 def _read_holder(descriptor: int) -> str:
-    """Describe the holder from what the file says, which may be anything, or nothing yet."""
+    """Describe the holder from the file, which may hold anything, or nothing yet."""
     text = os.pread(descriptor, _MAX_HOLDER_BYTES, 0).decode("utf-8", "replace")
     try:
         pid_text, ticks, since, cluster = text.split("\n")[:4]
         pid, started = int(pid_text), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(since)))
     except (ValueError, OverflowError, OSError):
         return "another process"
-    # The number of a process in another pid namespace means some other process here.
+    # A pid of another pid namespace belongs to some other process here.
     command = command_of(pid) if ticks and _start_of(pid) == ticks else ""
-    seen = f" ({command})" if command else " (which cannot be seen from here)"
+    seen = f" ({command})" if command else " (not visible from here)"
     named = f", cluster {cluster!r}" if cluster else ""
     return f"pid {pid}{seen}{named}, started {started}"
 

@@ -1,6 +1,6 @@
-"""How the daemon logs: one event is one line, for people and for the journal.
+"""The log: one event is one line, for people and for the journal.
 
-An event is a constant phrase and fields that say what it is about::
+An event is a constant phrase with fields::
 
     log.info("session opened", extra=fields(session=3, pid=12))
 
@@ -8,11 +8,11 @@ An event is a constant phrase and fields that say what it is about::
     MESSAGE=session opened session=3 pid=12                                in the journal, with
     PRIORITY=6, TRACKD_SESSION=3, TRACKD_PID=12                            a field for each value
 
-No value breaks a line or reaches a terminal as a control character. Nothing is formatted for a
-level that is off. It writes to standard error, or to journald when that is what standard error
-is: no files, no rotation, no times of its own in the journal, and nothing to compile, for the
-journal's protocol is datagrams of fields (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/). It writes
-in a thread of its own, so that nobody who logs ever waits (`trackd.host.log_queue`).
+No value breaks a line or reaches a terminal as a control character. A level that is off formats
+nothing. The log goes to standard error, or to journald when standard error leads there. It has no
+files, no rotation, and in the journal no times of its own. The journal's protocol is datagrams
+of fields (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/). A thread of its own writes the lines, so
+that no caller waits for the reader (`trackd.host.log_queue`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trackd.host.log_queue import DescriptorHandler, QueuedHandler
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What a level is to syslog, and thus to journald (man 3 sd-daemon).
+#: The priority of a level in syslog and journald (man 3 sd-daemon).
 _PRIORITIES: Final = (
     (logging.CRITICAL, 2),
     (logging.ERROR, 3),
@@ -45,17 +45,17 @@ _PRIORITIES: Final = (
 )
 _DEBUG_PRIORITY: Final = 7
 
-#: Where journald takes fields.
+#: The socket on which journald takes fields.
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 #: Seconds that a line may wait for a journal that does not keep up; then it is dropped.
 _JOURNAL_PATIENCE: Final = 1.0
-#: What journald takes in a memory file: one that nobody can change any more.
+#: The seals of a memory file for journald: nobody can change it any longer.
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _NO_FIELD: Final = re.compile(r"[^A-Z0-9_]")
 
 
 def fields(**values: object) -> dict[str, object]:
-    """Return `extra=` for a logger's method: what the event is about, in the order given."""
+    """Return the `extra=` of a log call: the fields of the event, in order."""
     return {"fields": values}
 
 
@@ -65,9 +65,7 @@ def setup(
     environ: Mapping[str, str] = os.environ,
     journal: Path = JOURNAL_SOCKET,
 ) -> None:
-    """Log from now on at `level` and above.
-
-    Other packages' loggers are written from warnings up.
+    """Set up the log at `level` and above; of other packages, warnings and above.
 
     Args:
         level: debug, info, warning or error.
@@ -116,12 +114,12 @@ def count_dropped() -> int:
 
 
 def set_level(level: str) -> None:
-    """Log from now on at another level."""
+    """Change the level of the log."""
     logging.getLogger("trackd").setLevel(level.upper())
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Tell whether `stream` goes to journald: $JOURNAL_STREAM holds its device and inode."""
+    """Return whether `stream` leads to journald: $JOURNAL_STREAM has its device and inode."""
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError):  # closed, or not a file at all
@@ -141,7 +139,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JournalFormatter(logging.Formatter):
-    """A priority that journald takes off, event, fields: the journal knows the time itself."""
+    """A priority that journald strips, event, fields; journald adds the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -151,25 +149,25 @@ class JournalFormatter(logging.Formatter):
 class JournalHandler(logging.Handler):
     """Sends each record to journald with its fields, which `journalctl -o json` shows.
 
-    A journal that does not keep up costs lines, never the daemon: a line waits for a second, and
-    the next ones not at all until one gets through.
+    When the journal does not keep up, lines are lost and the daemon goes on: one line waits for at
+    most a second, and later ones do not wait until one gets through.
     """
 
     def __init__(self, path: Path = JOURNAL_SOCKET) -> None:
-        """Connect.
+        """Connect to journald.
 
         Args:
             path: journald's socket.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no process listens there.
         """
         super().__init__()
         self._path = path
         self._socket = self._connect()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. Any thread; the handler's lock is held."""
+        """Send a record. Any thread may call it; the handler's lock is held."""
         try:
             data = journal_entry(record)
             try:
@@ -211,7 +209,7 @@ class JournalHandler(logging.Handler):
             self._send_file(data)
 
     def _send_file(self, data: bytes) -> None:
-        """Send what no datagram holds in a sealed memory file."""
+        """Send data that is too large for a datagram, in a sealed memory file."""
         with os.fdopen(
             os.memfd_create("trackd-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb"
         ) as file:
@@ -225,8 +223,8 @@ class JournalHandler(logging.Handler):
 def journal_entry(record: logging.LogRecord) -> bytes:
     """Return a record in the journal's native format.
 
-    Each value is a field of its own, `TRACKD_` before its name, beside what journald has names
-    for. MESSAGE is the line that people read.
+    Each value is a field of its own, named `TRACKD_...`, beside the fields that journald defines.
+    MESSAGE is the line that people read.
     """
     entry = {
         "MESSAGE": _event(record),
@@ -244,7 +242,7 @@ def journal_entry(record: logging.LogRecord) -> bytes:
 
 
 def _journal_field(key: str, value: object) -> bytes:
-    """Return a field with its length, which holds for any value, line breaks included."""
+    """Return a field with its length, so that its value may hold line breaks."""
     data = _plain(value).encode(errors="backslashreplace")
     return b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(data)), data)
 
@@ -254,7 +252,7 @@ def _priority(record: logging.LogRecord) -> int:
 
 
 def _values(record: logging.LogRecord) -> dict[str, object]:
-    """Return the record's own fields, and what else is to be told of it."""
+    """Return the record's fields, with a foreign logger's name and the exception."""
     values: dict[str, object] = dict(getattr(record, "fields", {}))
     if not record.name.startswith("trackd"):
         values["logger"] = record.name
@@ -275,7 +273,7 @@ def _plain(value: object) -> str:
 
 
 def _quote(value: object) -> str:
-    """Return a value as one word, in quotes where a reader could not tell its end otherwise."""
+    """Return a value as one word, in quotes where its end would not be clear."""
     text = _plain(value)
     if text and text.isprintable() and not set(text) & set(' "=\\'):
         return text
@@ -284,7 +282,7 @@ def _quote(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape what would break the line or be obeyed by a terminal."""
+    """Escape characters that would break the line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(

@@ -1,11 +1,9 @@
-"""Who may use a socket's path or a state directory: one daemon, held by a lock of the kernel.
+"""The places of a daemon, the socket's path and the state directory: one daemon for each.
 
-`take_places` does all of it in order: make the directory, take the lock beside what is wanted
-(`trackd.sock.lock` for the endpoint, `trackd.lock` in the state directory), and only then touch
-the socket's path. The kernel drops a lock when the process ends, however it ends, so a lock file
-that was left behind stops nobody. The file tells a second daemon who holds it.
+`take_places` takes them in order: make the directory, take the lock beside it (`trackd.sock.lock`
+for the endpoint, `trackd.lock` in the state directory), and only then touch the socket's path.
 
-Nothing here removes what is not a socket, nor a socket that somebody still listens on.
+Nothing here removes a file that is not a socket, nor a socket on which a process still listens.
 """
 
 from __future__ import annotations
@@ -35,12 +33,12 @@ _KINDS: Final = (
 
 
 def lock_path(socket_path: Path) -> Path:
-    """Return the lock file that stands for a socket."""
+    """Return the path of the lock file of a socket."""
     return socket_path.with_name(f"{socket_path.name}.lock")
 
 
 def events_endpoint(endpoint: str) -> str:
-    """Return where a daemon on this endpoint publishes events; "" when no path has room for it."""
+    """Return the event endpoint of a daemon on this endpoint; "" when its path is too long."""
     events = f"{SCHEME}{check_ipc_path(endpoint)}.events"
     with contextlib.suppress(PlaceError):
         check_ipc_path(events)
@@ -51,17 +49,17 @@ def events_endpoint(endpoint: str) -> str:
 def make_directory(directory: Path, what: str, *, levels: int, mode: int) -> None:
     """Make `directory` when it is missing, and at most `levels` - 1 of its parents.
 
-    The default directories are ours to make, and lie two levels below what the system makes. A
-    place that somebody typed is not: there, a missing parent is more likely a typing error.
+    The daemon makes its default directories, which lie two levels below those of the system. In a
+    path that a person typed, a missing parent is more likely a typing error.
 
     Args:
         directory: the directory.
-        what: what is to be kept there, as an error says it: "the endpoint ipc:///...".
-        levels: how many directories may be made; 0: it must exist.
+        what: what will be kept there, for errors: "the endpoint ipc:///...".
+        levels: how many directories may be made; 0: the directory must exist.
         mode: the permissions of a directory that is made.
 
     Raises:
-        UnusableError: it is missing and may not or cannot be made, or is no directory.
+        UnusableError: the directory is missing and not made, or is not a directory.
     """
     missing = []
     for place in (directory, *directory.parents):
@@ -91,11 +89,11 @@ def make_directory(directory: Path, what: str, *, levels: int, mode: int) -> Non
 def prepare_socket_path(path: Path) -> None:
     """Make sure that nothing is at `path`, so that a bind there destroys nothing.
 
-    Call it while holding the lock of the endpoint. A socket that nobody listens on is removed.
+    Call it while holding the lock of the endpoint. A socket without a listener is removed.
 
     Raises:
-        LockHeldError: somebody listens there without our lock.
-        UnusableError: something other than a socket is there, or it cannot be looked at or removed.
+        LockHeldError: a process without our lock listens there.
+        UnusableError: a file that is not a socket is there, or the path cannot be used.
     """
     try:
         found = path.lstat().st_mode
@@ -119,16 +117,16 @@ def prepare_socket_path(path: Path) -> None:
 def take_places(config: Config, *, listening: bool = False) -> contextlib.ExitStack:
     """Make the directories of a daemon, take both of its locks, and clear its socket's path.
 
-    The directories of the default places are made, readable by all for root (the socket's mode
-    says who may connect) and by the user alone otherwise; of a place that was typed, only the
-    state directory itself.
+    Default directories are made: readable by all when root runs the daemon (the socket's mode says
+    who may connect), otherwise only by the user. Of other places, only the state directory itself
+    is made.
 
     Args:
-        config: says where.
-        listening: the service manager listens on the socket for us; it stays as it is.
+        config: has the places.
+        listening: whether the service manager listens on the socket already; it stays as it is.
 
     Returns:
-        What holds the locks. Close it last of all, after the socket and the store.
+        A stack that holds the locks. Close it last, after the socket and the store.
 
     Raises:
         LockHeldError: another daemon has the endpoint or the state directory.
@@ -159,7 +157,7 @@ def _is_listened_on(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError as error:
-            # EAGAIN: its backlog is full. EPROTOTYPE: a socket of another type, bound by somebody.
+            # EAGAIN: its backlog is full. EPROTOTYPE: a bound socket of another type.
             if error.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
                 return True
             raise

@@ -1,8 +1,8 @@
-"""Who is at the other end of a connection, as the kernel tells it. Never believes a peer.
+"""Processes as the kernel knows them, and the one at the other end of a connection.
 
 libzmq gives every frame that came over ipc a `Peer-Address` property which ends in
-`uid:gid:pid`, read from SO_PEERCRED when the connection was made. (`User-Id` beside it is
-chosen by the peer and never used.)
+`uid:gid:pid`, read from SO_PEERCRED when the connection was made. (The peer chooses `User-Id`
+beside it, so that is never used.)
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from trackd.sessions.identity import Peer
 
-#: How much of a command is told.
+#: How many words and characters of a command line are shown.
 _COMMAND_WORDS = 3
 _COMMAND_CHARACTERS = 80
-#: Distinct addresses remembered; one per process that ever connected.
+#: Addresses that are remembered; there is one for each process that connected.
 _CACHE_SIZE = 4096
 
 
@@ -24,7 +24,7 @@ class PeerCache(dict[str, Peer | None]):
     """The peers by their `Peer-Address`; None for one that does not end in `uid:gid:pid`."""
 
     def __missing__(self, address: str) -> Peer | None:
-        """Look closely at an address that is not remembered."""
+        """Parse an address that is not remembered yet, and remember it."""
         if len(self) >= _CACHE_SIZE:
             self.clear()
         peer = self[address] = parse_address(address)
@@ -32,7 +32,7 @@ class PeerCache(dict[str, Peer | None]):
 
 
 def parse_address(address: str) -> Peer | None:
-    """Return the peer named at the end of a `Peer-Address`, or None when there is none."""
+    """Return the peer at the end of a `Peer-Address`, or None when there is none."""
     parts = address.rsplit(":", 3)
     if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts[1:]):
         return None
@@ -41,13 +41,13 @@ def parse_address(address: str) -> Peer | None:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None when that is not to be had.
+    """Return the start of a process in clock ticks since boot, or None.
 
-    With the pid it names a process for good, since pids are reused. None means that the
-    process is gone, is a zombie that waits to be reaped, or that /proc hides it.
+    Pids are reused; a pid with its start names one process for ever. None means that the process
+    is gone, is a zombie, or that /proc hides it.
 
     Raises:
-        OSError: it cannot be found out just now, for want of descriptors, say.
+        OSError: /proc cannot be read now, for example without free descriptors.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
@@ -64,10 +64,10 @@ def start_time(pid: int) -> int | None:
 
 
 def has_exited(pid: int) -> bool:
-    """Tell whether a process is gone for certain, also where /proc hides it.
+    """Return whether a process is certainly gone, also where /proc hides it.
 
     Raises:
-        OSError: it cannot be found out just now, for want of descriptors, say.
+        OSError: the kernel cannot be asked now, for example without free descriptors.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -82,22 +82,22 @@ def has_exited(pid: int) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """Return what a process runs, for people to read, or "" when that is hidden.
+    """Return the command of a process for people to read, or "" when it is hidden.
 
-    The program, and with it what an interpreter was told to run (`python3 agent.py`), but none of
-    the arguments that follow, since they may be secrets.
+    It is the program, with the script that an interpreter runs (`python3 agent.py`), but none of
+    the arguments behind it, since they may be secrets.
     """
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
     program, *words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
-    told = [os.path.basename(program)]  # noqa: PTH119 - a word, not a path that is used
+    shown = [os.path.basename(program)]  # noqa: PTH119 - a word, not a path that is used
     for word in words[:_COMMAND_WORDS]:
         if word.startswith("--"):
             break
-        told.append(word)
+        shown.append(word)
         if not word.startswith("-"):
             break
-    text = " ".join(told)[:_COMMAND_CHARACTERS]
+    text = " ".join(shown)[:_COMMAND_CHARACTERS]
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -12,7 +12,7 @@ from trackd.sessions.identity import Peer
 
 
 class Roles:
-    """Who may do what an administrator may: root, the daemon's own user, and who is named."""
+    """The admins: root, the daemon's own user, and the users and groups of the settings."""
 
     def __init__(self, users: Iterable[str | int], groups: Iterable[str | int]) -> None:
         """Look up the names, and the members of the groups.

@@ -1,8 +1,8 @@
-"""What systemd and the daemon tell each other: the socket, readiness, reloads, signs of life.
+"""The interface to systemd: the passed socket, readiness, reloads, the watchdog.
 
-Plain environment variables and datagrams (man 3 sd_notify, sd_listen_fds, sd_watchdog_enabled),
-so that nothing has to be compiled. Without systemd each of them says nothing and does nothing.
-This module never decides anything: `trackd.server` does.
+It uses environment variables and datagrams (man 3 sd_notify, sd_listen_fds, sd_watchdog_enabled),
+and no compiled library. Without systemd everything here does nothing. `trackd.server` and
+`trackd.overseer` decide what to report.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _FIRST_FD: Final = 3
 
 
 class Notifier:
-    """Tells the service manager how the service is.
+    """Reports the state of the service to the service manager.
 
     Attributes:
-        watchdog: seconds within which each sign of life must follow the last, or None.
-        wanted: whether anybody listens.
+        watchdog: seconds within which `alive` must be called again, or None without a watchdog.
+        wanted: whether a service manager listens.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read who listens.
+        """Read the address of the service manager.
 
         Args:
             environ: the process's environment.
@@ -41,26 +41,26 @@ class Notifier:
         self.watchdog = _watchdog_seconds(environ) if self.wanted else None
 
     def ready(self) -> None:
-        """Requests are answered, or are again after a reload."""
-        self._tell("READY=1")
+        """Report that requests are answered, at the start or after a reload."""
+        self._send("READY=1")
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Report that a reload has begun; `ready` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The end has begun."""
-        self._tell("STOPPING=1\nSTATUS=stopping")
+        """Report that the daemon is stopping."""
+        self._send("STOPPING=1\nSTATUS=stopping")
 
     def status(self, line: str) -> None:
-        """Say in one line how things are, for `systemctl status`."""
-        self._tell(f"STATUS={line.replace(chr(10), ' ')}")
+        """Report one line of status, which `systemctl status` shows."""
+        self._send(f"STATUS={line.replace(chr(10), ' ')}")
 
     def alive(self) -> None:
-        """Give a sign of life to the watchdog."""
-        self._tell("WATCHDOG=1")
+        """Report to the watchdog that the daemon is alive."""
+        self._send("WATCHDOG=1")
 
-    def _tell(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         if not self.wanted:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
@@ -68,22 +68,22 @@ class Notifier:
                 out.connect(self._address)
                 out.send(text.encode(errors="replace"))
             except OSError:
-                # Whoever listened is gone. Its watchdog and its timeouts decide what follows.
+                # The service manager is gone. Its watchdog and timeouts decide what follows.
                 return
 
 
 def listening_socket(environ: Mapping[str, str], path: Path) -> int | None:
-    """Return the descriptor of the socket that systemd listens on for us, or None.
+    """Return the descriptor of the listening socket that systemd passed, or None.
 
     Args:
         environ: the process's environment.
-        path: where the socket must be.
+        path: the path that the socket must have.
 
     Raises:
-        UnusableError: what was passed is not a listening socket at that path.
+        UnusableError: systemd passed something other than a listening socket at that path.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
-        return None  # not meant for us: inherited from a shell, say
+        return None  # meant for another process, such as a parent shell
     count = environ.get("LISTEN_FDS", "")
     if count != "1":
         raise UnusableError(f"systemd passes {count or 'no'} sockets; the daemon serves one")
@@ -91,13 +91,13 @@ def listening_socket(environ: Mapping[str, str], path: Path) -> int | None:
         os.set_inheritable(_FIRST_FD, False)
         unix = passed.family == socket.AF_UNIX and passed.type == socket.SOCK_STREAM
         if not unix or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise UnusableError("systemd passes something else than a listening unix socket")
+            raise UnusableError("systemd passes something other than a listening unix socket")
         at = passed.getsockname()
     if not isinstance(at, str) or os.path.realpath(at) != os.path.realpath(path):
         raise UnusableError(
             f"systemd listens on {at!r}, but the endpoint is {str(path)!r}; give both the same"
         )
-    os.set_blocking(_FIRST_FD, False)  # libzmq accepts until nobody is left
+    os.set_blocking(_FIRST_FD, False)  # libzmq accepts until no connection is left
     return _FIRST_FD
 
 

@@ -1,8 +1,8 @@
-"""The last events, so that an operator can be told what happened at 03:12. Pure.
+"""The history: the last events, for an operator who asks what happened at 03:12. Pure.
 
-Each event has a revision of its own, and they follow one another without a gap. They are kept as
-they are packed for the journal, in *chunks*: each chunk is one value of the checkpoint, and the
-oldest leaves as a whole. So a bit more than what was asked for is kept.
+Each event has a revision of its own, and the revisions have no gap. Events are kept as they are
+packed for the journal, in *chunks*. A chunk is one value of the checkpoint, and the oldest chunk is
+dropped as a whole, so that the history keeps a few more events than the setting says.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ CHUNK: Final = 128
 
 
 def pack(event: WireEvent) -> bytes:
-    """Return an event as it is kept, published and sent."""
+    """Pack an event for the journal, the event socket and replies."""
     packed: bytes = msgpack.packb(event)
     return packed
 
 
 class History:
-    """The newest events, at least as many as were asked for.
+    """The newest events, at least as many as the setting `history` says.
 
     Attributes:
-        most: how many are wanted; 0 keeps none.
+        most: the number of events to keep; 0 keeps none.
     """
 
     def __init__(self, most: int) -> None:
-        """Begin without events.
+        """Create an empty history.
 
         Args:
-            most: how many to keep.
+            most: the number of events to keep.
         """
         self.most = most
         self._chunks: dict[int, list[bytes]] = {}  # by their first possible revision, ascending
@@ -47,18 +47,18 @@ class History:
 
     @property
     def oldest(self) -> int | None:
-        """The revision of the oldest event that is kept, or None."""
+        """The revision of the oldest event that is kept; None without events."""
         return self._first if len(self) else None
 
     def extend(self, first: int, packed: Sequence[bytes]) -> list[int]:
-        """Take in the next events.
+        """Add the next events.
 
         Args:
-            first: the revision of the first one. What is kept begins there when there is a gap.
+            first: the revision of the first one. After a gap, older events are dropped.
             packed: the events.
 
         Returns:
-            The chunks that changed, the dropped ones included; some of them twice.
+            The keys of the chunks that changed or were dropped; a key may stand there twice.
         """
         if not self.most or not packed:
             return []
@@ -77,22 +77,22 @@ class History:
         return changed + self._trim()
 
     def keep(self, most: int) -> list[int]:
-        """Keep so many from now on; return the chunks that were dropped."""
+        """Change how many events are kept; return the keys of the chunks that were dropped."""
         self.most = most
         return self._trim()
 
     def chunk(self, key: int) -> list[Any] | None:
-        """Return a chunk as the checkpoint holds it: first revision, events; None when dropped."""
+        """Return a chunk for the checkpoint: [first revision, events]; None when it was dropped."""
         events = self._chunks.get(key)
         return None if events is None else [max(key, self._first), events]
 
     def restore(self, events: Mapping[int, bytes]) -> None:
-        """Take over events by their revision, into a history without any."""
+        """Fill an empty history with events by their revision."""
         for revision in sorted(events):
             self.extend(revision, [events[revision]])
 
     def after(self, revision: int, limit: int) -> list[WireEvent]:
-        """Return the events that tell of later revisions, oldest first, `limit` at most."""
+        """Return the events after a revision, oldest first, at most `limit`."""
         wanted = max(revision + 1, self._first)
         found: list[WireEvent] = []
         while wanted < self._next and len(found) < limit:
@@ -117,6 +117,6 @@ class History:
 
 
 def unpack(packed: bytes) -> WireEvent:
-    """Return an event from what `pack` made of it."""
+    """Unpack an event that `pack` has packed."""
     event: WireEvent = msgpack.unpackb(packed)
     return event

@@ -1,10 +1,10 @@
-"""The state as the store keeps it: plain values by kind, and what each journal record does to them.
+"""The stored state: plain values by kind, and what each journal record does to them.
 
-`Image` is what a restart reads: rows of the checkpoint, then the journal's records in
-order. `trackd.state.state` writes the records and turns an image into living objects. Pure.
+A restart reads an `Image`: the rows of the checkpoint, then the journal's records in order.
+`trackd.state.state` makes the records, and `trackd.state.restore` turns an image into a state.
 
-Every record says what a thing became (never "add one"), so that replaying it over a newer
-checkpoint value does no harm: later records bring the value back to where it was.
+Every record says what a thing became (never "add one"). So replaying it over a newer value of the
+checkpoint does no harm: later records bring the newer value back.
 
 =========== ==================================================== =======================
 record      fields                                               changes the key
@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trackd.storage.history import CHUNK
-from trackd.storage.records import Key, Record, Row
+from trackd.storage.records import Key, Record, StoredRow
 from trackd_client.wire.done import Done
 
 
@@ -93,7 +93,7 @@ class Image:
     )  # name: [group, generation, until]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
 
-    def take(self, rows: Iterable[Row]) -> None:
+    def take(self, rows: Iterable[StoredRow]) -> None:
         """Read the checkpoint."""
         for kind, key, value in rows:
             match kind:

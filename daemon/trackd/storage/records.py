@@ -10,7 +10,7 @@ Key = tuple[str, Any]
 Record = list[Any]
 
 
-class Row(NamedTuple):
+class StoredRow(NamedTuple):
     """One value of the checkpoint."""
 
     kind: str

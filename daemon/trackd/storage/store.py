@@ -1,15 +1,15 @@
 """The store: an SQLite file in the runtime directory. It must outlive the process, not the boot.
 
-One batch of messages becomes one row of the *journal*, by one statement: what changed, in
-order. Beside it stands the *checkpoint*: a table of keys and values, each the state of one
-thing (a session, a lease, a proxy) at some moment since the last row that was taken out of
-the journal. Replaying the journal over the checkpoint gives the state: its records say what
-a thing became, so that replaying one over a newer value comes out right in the end.
+One batch of messages becomes one row of the *journal*, by one statement: what changed, in order.
+Beside it stands the *checkpoint*: a table of keys and values, each the state of one thing (a
+session, a lease, a proxy) at some moment since the last row that was taken out of the journal.
+Replaying the journal over the checkpoint gives the state. A record says what a thing became, so
+replaying it over a newer value does no harm: later records bring the newer value back.
 
-The checkpoint moves forward in small steps between batches (`checkpoint_step`), and rows
-that it has overtaken are deleted. WAL, and no fsync: the kernel keeps what was written when
-the process dies. A file of another boot is emptied. The store knows nothing of what its
-records mean (`trackd.storage.image` does), and runs in the actor's thread alone.
+The checkpoint moves forward in small steps between batches (`checkpoint_step`), and journal rows
+that it covers are deleted. The file uses a WAL without fsync: the kernel keeps what was written
+when the process dies. A file of another boot is emptied. The store does not know what its records
+mean (`trackd.storage.image` does). Only the actor's thread uses it.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from typing import Any
 import msgpack
 
 from trackd.host.logs import fields
-from trackd.storage.records import Key, Record, Row
+from trackd.storage.records import Key, Record, StoredRow
 
 log = logging.getLogger("trackd.store")
 
 FILE_NAME = "trackd.db"
-#: Marks the file as ours ("trkd"); another one is moved aside.
+#: Marks the file as trackd's ("trkd"); a file with another mark is set aside.
 _APPLICATION_ID = 0x74726B64
 #: Seconds that one checkpoint step may take before its commit, which takes several times that
 #: (2 ms for both, measured), and the rows between two looks at the clock.
 _STEP_SECONDS = 0.0003
 _STEP_ROWS = 50
-#: The journal is taken into the checkpoint when it has grown by this much.
+#: A checkpoint begins when the journal has grown by this much.
 _DUE_ROWS = 4096
 _DUE_BYTES = 8 * 1024 * 1024
-#: Rows of the journal that are deleted together: so many bytes, to which each row adds some.
+#: Journal rows are deleted in parts of so many bytes; each row counts some bytes extra.
 _PART_BYTES = 16 * 1024
 _ROW_BYTES = 256
 #: Pages of the WAL that SQLite copies back at once: less than a millisecond's work.
 _WAL_PAGES = 200
 
-#: What SQLite's result codes say of the disk and of permissions, not of what the file holds.
+#: SQLite's result codes that are about the disk or permissions, not about the file's content.
 _OUTSIDE = frozenset(
     {
         sqlite3.SQLITE_PERM,
@@ -81,27 +81,27 @@ Connect = Callable[[str], sqlite3.Connection]
 
 
 class StoreError(Exception):
-    """The store cannot be written or read just now."""
+    """The store cannot be written or read now; a later try may succeed."""
 
 
 class DamagedError(Exception):
-    """The file is no database, not ours, or holds what cannot be read."""
+    """The file is not a database, not one of trackd, or its content cannot be read."""
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open an SQLite file in autocommit mode; transactions are begun by hand."""
+    """Open an SQLite file in autocommit mode; the store begins its transactions itself."""
     return sqlite3.connect(path, isolation_level=None, timeout=0.0)
 
 
 class Store:
-    """The open file."""
+    """An open state file, or a database in memory."""
 
     def __init__(self, directory: Path | None, boot_id: str, connect: Connect = connect) -> None:
-        """Open or create the file; move a damaged or foreign one aside.
+        """Open or create the file; set a damaged or foreign one aside.
 
         Args:
-            directory: the state directory, which exists; None keeps all in memory.
-            boot_id: of the running kernel; a file of another boot is emptied.
+            directory: the state directory, which must exist; None keeps everything in memory.
+            boot_id: the running kernel's; a file of another boot is emptied.
             connect: opens an SQLite connection in autocommit mode.
 
         Raises:
@@ -122,27 +122,27 @@ class Store:
             self._replace(str(error))
 
     def set_aside(self, why: str) -> None:
-        """Move the file out of the way, and start with an empty one.
+        """Set the file aside, and start with an empty one.
 
         Raises:
-            StoreError: that cannot be done either.
+            StoreError: the file cannot be set aside, or there is none.
         """
         if self._path is None:
             raise StoreError(why)
         self.close()
         self._replace(why)
 
-    def load(self) -> tuple[list[Row], list[list[Record]]]:
+    def load(self) -> tuple[list[StoredRow], list[list[Record]]]:
         """Return the checkpoint, and the journal's batches of records, oldest first.
 
         Raises:
-            StoreError: reading failed for now.
-            DamagedError: what is there cannot be read.
+            StoreError: reading failed; a later try may succeed.
+            DamagedError: the content cannot be read.
         """
         try:
             self._end_transaction()
             rows = [
-                Row(kind, _unpack(key), _unseal(value, kind.encode() + key))
+                StoredRow(kind, _unpack(key), _unseal(value, kind.encode() + key))
                 for kind, key, value in self._db.execute("SELECT kind, key, value FROM state")
                 if kind != "boot"
             ]
@@ -156,18 +156,18 @@ class Store:
                 self._rows_since += 1
                 self._bytes_since += len(blob)
         except sqlite3.Error as error:
-            raise self._meant_by(error) from None
+            raise self._error_for(error) from None
         except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise DamagedError(f"unreadable: {error}") from None
         self._checkpoint_to = None
         return rows, batches
 
     def append(self, records: list[Record], wall: float) -> None:
-        """Store what one batch changed, all of it or nothing.
+        """Store the changes of one batch, all of them or none.
 
         Raises:
-            StoreError: it could not be stored; nothing of it is.
-            DamagedError: likewise, and trying again will not help.
+            StoreError: nothing was stored; a later try may succeed.
+            DamagedError: nothing was stored, and the file is damaged.
         """
         blob = _seal(records)
         row = self._last_row + 1
@@ -175,16 +175,16 @@ class Store:
             self._end_transaction()
             self._db.execute(_APPEND, (row, wall, blob))
         except sqlite3.Error as error:
-            # An error may come after the deed; then the batch has happened, and is answered so.
+            # An error may come after the commit; then the batch has happened.
             if self._newest_row() < row:
-                raise self._meant_by(error) from None
+                raise self._error_for(error) from None
         self._last_row = row
         self._journal.append((row, len(blob)))
         self._rows_since += 1
         self._bytes_since += len(blob)
 
     def _newest_row(self) -> int:
-        """Return the number of the newest row that is committed, or 0 when that is not known."""
+        """Return the number of the newest committed row, or 0 when that is unknown."""
         try:
             self._end_transaction()
             (row,) = self._db.execute("SELECT max(id) FROM journal").fetchone()
@@ -193,14 +193,14 @@ class Store:
         return row or 0
 
     def touch(self, keys: Iterable[Key]) -> None:
-        """Note what records of the journal changed, so that the next checkpoint takes it in."""
+        """Note the keys that journal records changed, for the next checkpoint."""
         touched = self._touched
         for key in keys:
             touched[key] = None
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint is under way, or the journal long enough to begin one."""
+        """Whether a checkpoint is under way, or the journal is long enough to begin one."""
         return (
             self._checkpoint_to is not None
             or self._rows_since >= _DUE_ROWS
@@ -208,13 +208,13 @@ class Store:
         )
 
     def checkpoint_step(self, value_of: Callable[[Key], Any]) -> None:
-        """Take the checkpoint a small step forward, for a millisecond or two at the most.
+        """Take one small step of the checkpoint, of at most a millisecond or two.
 
         Args:
-            value_of: gives the present value of a key, or None when that thing is no more.
+            value_of: returns the present value of a key, or None when the thing is gone.
 
         Raises:
-            StoreError: nothing of this step is stored; it will be tried again.
+            StoreError: nothing of this step was stored; the next step tries again.
         """
         if self._checkpoint_to is None:
             self._checkpoint_to = self._last_row
@@ -237,7 +237,7 @@ class Store:
                     if len(written) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
                         break
                 else:
-                    deleted, finished = self._delete_overtaken(stop)
+                    deleted, finished = self._delete_covered(stop)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._end_transaction()
@@ -285,12 +285,12 @@ class Store:
         self._touched.clear()
 
     def _end_transaction(self) -> None:
-        """Take back what a failed step has left; else what is stored next would be part of it."""
+        """Roll back what a failed step left open; else the next commit would be part of it."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
-    def _meant_by(self, error: sqlite3.Error) -> StoreError | DamagedError:
-        """Return what an error means for the file: that it is damaged, or only out of reach."""
+    def _error_for(self, error: sqlite3.Error) -> StoreError | DamagedError:
+        """Return the error to raise: the file is damaged, or cannot be reached now."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         writable = self._path is not None and os.access(self._path, os.W_OK)
         # A file whose header forbids writing is damaged, unless the host forbids it too.
@@ -308,10 +308,10 @@ class Store:
                 (kind, name, _seal(value, kind.encode() + name)),
             )
 
-    def _delete_overtaken(self, stop: float) -> tuple[int, bool]:
-        """Delete journal rows that the checkpoint covers; return how many, and whether it was all.
+    def _delete_covered(self, stop: float) -> tuple[int, bool]:
+        """Delete journal rows that the checkpoint covers; return how many, and if that was all.
 
-        A large one alone takes half of the time that there is, so they are taken in small parts.
+        One large row takes half of the time of a step, so the rows are deleted in small parts.
         """
         assert self._checkpoint_to is not None
         deleted, last, room = 0, 0, _PART_BYTES
@@ -335,7 +335,7 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         try:
             if self._path is not None:
-                # It holds the tokens of sessions. SQLite gives its other files the same mode.
+                # The file holds the tokens of sessions. SQLite gives its other files the same mode.
                 os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             db = self._connect(str(self._path) if self._path is not None else ":memory:")
         except (sqlite3.Error, OSError) as error:
@@ -344,8 +344,8 @@ class Store:
             self._prepare(db)
         except sqlite3.Error as error:
             db.close()
-            raise self._meant_by(error) from None
-        except ValueError as error:  # a message of SQLite that quotes what is not UTF-8
+            raise self._error_for(error) from None
+        except ValueError as error:  # a message of SQLite that quotes bytes which are not UTF-8
             db.close()
             raise DamagedError(f"unreadable: {error}") from None
         except DamagedError:
@@ -354,7 +354,7 @@ class Store:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Check whose file it is, bring its schema up to date, empty it after a reboot."""
+        """Check that the file is trackd's, migrate its schema, empty it after a reboot."""
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA synchronous = OFF")
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -366,7 +366,7 @@ class Store:
             raise DamagedError(f"written by a newer trackd (schema {version})")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        if application != _APPLICATION_ID:  # else nothing is written: the disk may be full
+        if application != _APPLICATION_ID:  # otherwise write nothing: the disk may be full
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             db.executescript(f"BEGIN; {migration}; PRAGMA user_version = {number}; COMMIT")
@@ -392,11 +392,11 @@ def _unpack(blob: bytes) -> Any:
 
 
 def _seal(value: Any, place: bytes = b"") -> bytes:
-    """Return a value with a checksum, which SQLite has none of: no half-truth is ever believed.
+    """Pack a value with a checksum, since SQLite has none: a damaged value is never used.
 
     Args:
-        value: what is stored.
-        place: where it is stored; it will be believed at no other place.
+        value: the value.
+        place: where it is stored; the checksum is wrong at any other place.
     """
     packed = _pack(value)
     return zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") + packed

@@ -270,7 +270,7 @@ def test_a_wrong_file_is_refused_with_all_that_is_wrong(
     file = tmp_path / "t.toml"
     file.write_text('cluster_nam = "x"\nlog_level = "loud"\n')
     message, code = failure(capsys, "check-config", str(file))
-    assert "cluster_nam is no setting; did you mean cluster_name?" in message
+    assert "cluster_nam is not a setting; did you mean cluster_name?" in message
     assert "log_level: 'loud' is not one of" in message
     assert code == exits.USAGE
 

@@ -21,7 +21,7 @@ from trackd.state.counters import Metrics
 from trackd.state.restore import load, value_of
 from trackd.state.state import SWEEP_INTERVAL, State
 from trackd.storage.image import Image
-from trackd.storage.records import Key, Record, Row
+from trackd.storage.records import Key, Record, StoredRow
 from trackd_client.wire.protocol import decode_reply
 
 LARGEST = 2**64 - 1
@@ -108,7 +108,7 @@ class World:
         self.commit()
         image = Image()
         # In the order of the table's primary key.
-        rows = [Row(*key, value) for key, value in self.checkpoint.items()]
+        rows = [StoredRow(*key, value) for key, value in self.checkpoint.items()]
         image.take(sorted(rows, key=lambda row: (row.kind, msgpack.packb(row.key))))
         for record in self.journal:
             image.replay(record)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helpers.writer import through_msgpack
 from trackd.storage import image as image_module
 from trackd.storage.image import Image, LeaseRow, SessionRow
-from trackd.storage.records import Key, Record, Row
+from trackd.storage.records import Key, Record, StoredRow
 
 TOKENS = (b"\x01" * 16, b"\x02" * 16)
 SESSION = [1, 0, 0, 10, 5, "name", "1", {"a": "b"}, 1.0, 2.0]
@@ -84,7 +84,7 @@ def test_the_end_of_a_session_is_remembered_with_its_reason_and_its_user() -> No
 
 def test_records_of_a_session_that_the_checkpoint_knows_to_be_over_change_nothing() -> None:
     image = Image()
-    image.take([Row("ended", TOKENS[0], ["closed", 9.0, 1000])])
+    image.take([StoredRow("ended", TOKENS[0], ["closed", 9.0, 1000])])
     for record in (
         ["reply", TOKENS[0], 1, b"one", None, []],
         ["done", TOKENS[0], [1, 1]],
@@ -99,7 +99,7 @@ def test_records_of_a_session_that_the_checkpoint_knows_to_be_over_change_nothin
 
 def test_what_a_newer_version_left_in_the_checkpoint_is_passed_over() -> None:
     image = Image()
-    image.take([Row("weather", "today", "rain"), Row("meta", "epoch", 3)])
+    image.take([StoredRow("weather", "today", "rain"), StoredRow("meta", "epoch", 3)])
     assert image == Image(meta={"epoch": 3})
 
 
@@ -115,9 +115,9 @@ def test_rows_come_back_as_they_were_stored() -> None:
     again = Image()
     again.take(
         [
-            Row("session", token, through_msgpack(image.sessions[token].values())),
-            Row("lease", 3, through_msgpack(image.leases[3].values())),
-            Row("meta", "last_lease", 3),
+            StoredRow("session", token, through_msgpack(image.sessions[token].values())),
+            StoredRow("lease", 3, through_msgpack(image.leases[3].values())),
+            StoredRow("meta", "last_lease", 3),
         ]
     )
     assert again == image
@@ -273,7 +273,7 @@ def test_replaying_over_values_that_are_newer_comes_out_right(
     for key in data.draw(st.lists(st.sampled_from(keys), unique=True) if keys else st.just([])):
         checkpoint[key] = value_of(now, key)  # written by a later step, from memory
     found = Image()
-    found.take([Row(*key, value) for key, value in checkpoint.items() if value is not None])
+    found.take([StoredRow(*key, value) for key, value in checkpoint.items() if value is not None])
     for record in records[overtaken:]:
         found.replay(record)
     assert found.leases == now.leases
