@@ -28,6 +28,30 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+__all__ = [
+    "AcquireTimeout",
+    "BadArgument",
+    "BadPayload",
+    "Code",
+    "DaemonAbsent",
+    "DaemonFailed",
+    "InvalidRequest",
+    "LeaseExpired",
+    "LimitExceeded",
+    "NoAnswer",
+    "NotOwner",
+    "PermissionRefused",
+    "Refused",
+    "SessionLost",
+    "StoreUnavailable",
+    "TrackdError",
+    "TrackerClosed",
+    "UsedAfterFork",
+    "VersionMismatch",
+    "WrongCluster",
+    "WrongLoop",
+]
+
 
 class Code:
     """The stable error codes of the wire (docs/protocol.md, "Errors")."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+__all__ = ["CONTENT_TYPE", "exposition", "total"]
+
 #: What an HTTP response with the text calls it.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+__all__ = ["Change", "Policy", "PoolEvent", "PoolStats"]
+
 
 class Change(StrEnum):
     """What happens to a connection of a pool."""

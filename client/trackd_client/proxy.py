@@ -6,6 +6,8 @@ do, each with the limits that are its own.
 
 from dataclasses import dataclass
 
+__all__ = ["Proxy"]
+
 
 @dataclass(frozen=True, slots=True)
 class Proxy:

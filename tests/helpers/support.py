@@ -111,6 +111,15 @@ def serves(daemon: Daemon) -> bool:
         return bool(tracker.status()["pid"] == daemon.pid)
 
 
+def complaints(stderr: str) -> str:
+    """Return what a program in development mode complained of, on its standard error.
+
+    "Executing <Task ...> took 0.102 seconds" is not of it: asyncio says that on a busy machine.
+    """
+    lines = stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("Executing <"))
+
+
 def run_script(
     code: str, *args: str, user: int | None = None, timeout: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:

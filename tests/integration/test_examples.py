@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from helpers.support import PATIENCE, wait_until
+from helpers.support import PATIENCE, complaints, wait_until
 from trackd_client import Tracker
 from trackd_client.testing import Daemon
 
@@ -127,9 +127,7 @@ def run(example: str, daemon: Daemon, proxies: Proxies) -> subprocess.Popen[str]
 def end(process: subprocess.Popen[str]) -> str:
     """End an agent, and return what it complained of."""
     process.send_signal(signal.SIGTERM)
-    lines = process.communicate(timeout=PATIENCE)[1].splitlines(keepends=True)
-    # "Executing <Task ...> took 0.1 seconds": asyncio complains of a machine that is busy.
-    return "".join(line for line in lines if not line.startswith("Executing <"))
+    return complaints(process.communicate(timeout=PATIENCE)[1])
 
 
 @pytest.mark.parametrize("example", NAMES)

@@ -1,4 +1,7 @@
-"""`trackctl`: what operators see and do. It uses the client library, and nothing of the daemon."""
+"""Private: `trackctl`, what operators see and do.
+
+It uses the client library, and nothing of the daemon.
+"""
 
 from __future__ import annotations
 

@@ -8,9 +8,6 @@ from typing import Any, Final, NamedTuple
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
 
-#: The path of the event socket is the path of the daemon's socket with this behind it.
-SUFFIX: Final = ".events"
-
 #: The kind of the first event of a stream, and of the one after a gap.
 SNAPSHOT: Final = "snapshot"
 #: The kind of the event that says that events were lost for good.

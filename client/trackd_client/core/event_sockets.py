@@ -6,12 +6,11 @@ from typing import Any, Final
 
 import zmq
 
-from trackd_client.core.event import SUFFIX
 from trackd_client.core.sockets import (
     RECONNECT_MAX_MS,
     RECONNECT_MS,
 )
-from trackd_client.wire.places import PlaceError, check_ipc_path
+from trackd_client.wire.places import EVENTS_SUFFIX, PlaceError, check_ipc_path
 
 #: Unread messages that libzmq keeps, and the largest one in bytes. The daemon sends at most 256
 #: events of about 150 bytes in a message.
@@ -29,10 +28,10 @@ def event_endpoint(endpoint: str, announced: str) -> str | None:
     """
     if not announced:
         return None
-    if not announced.endswith(SUFFIX):
+    if not announced.endswith(EVENTS_SUFFIX):
         return announced
     try:
-        check_ipc_path(beside := endpoint + SUFFIX)
+        check_ipc_path(beside := endpoint + EVENTS_SUFFIX)
     except PlaceError:  # the path is too long in this process's view
         return None
     return beside

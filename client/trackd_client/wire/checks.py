@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, TypeGuard
 
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
@@ -45,16 +45,23 @@ def is_control(character: str) -> bool:
     return point < 32 or 127 <= point < 160 or 0xD800 <= point < 0xE000
 
 
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a finite number of seconds: a float, or an int that is no bool."""
+    if type(value) is float:
+        return math.isfinite(value)
+    try:
+        return type(value) is int and math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
 def check_seconds(value: object, field: str) -> float:
     """Return `value` as float seconds when it is a finite number.
 
     Raises:
         ProtocolError: `invalid_argument` that names the field.
     """
-    if type(value) is float:
-        if math.isfinite(value):
-            return value
-    elif type(value) is int:
+    if is_seconds(value):
         return float(value)
     raise ProtocolError(Code.INVALID_ARGUMENT, f"{field} must be a finite number of seconds")
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "ipc://"
 SOCKET_NAME: Final = "trackd.sock"
+#: The socket of events stands beside that of requests; its name has this at the end.
+EVENTS_SUFFIX: Final = ".events"
 #: Holds one directory for each cluster of the host, and `default`.
 RUN: Final = Path("/run/trackd")
 #: sun_path has 108 bytes, and the last is a NUL (man 7 unix).

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from trackd.config.exits import LockHeldError, UnusableError
 from trackd.host.lock import STATE_LOCK, _reason, acquire_lock
-from trackd_client.wire.places import SCHEME, PlaceError, check_ipc_path
+from trackd_client.wire.places import EVENTS_SUFFIX, SCHEME, PlaceError, check_ipc_path
 
 if TYPE_CHECKING:
     from trackd.config.settings import Config
@@ -39,7 +39,7 @@ def lock_path(socket_path: Path) -> Path:
 
 def events_endpoint(endpoint: str) -> str:
     """Return the event endpoint of a daemon on this endpoint; "" when its path is too long."""
-    events = f"{SCHEME}{check_ipc_path(endpoint)}.events"
+    events = f"{SCHEME}{check_ipc_path(endpoint)}{EVENTS_SUFFIX}"
     with contextlib.suppress(PlaceError):
         check_ipc_path(events)
         return events

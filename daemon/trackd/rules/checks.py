@@ -7,13 +7,13 @@ at types and ranges only, never at whether a lease exists or a name is tracked.
 # ruff: noqa: TRY004 - outside checks rely on ValueError for wrong types too
 
 from collections.abc import Iterable, Sequence
-from math import isfinite
 from typing import Any
 
 from trackd.rules.expiry import GossipRow
 from trackd_client.proxy import Proxy
+from trackd_client.wire.checks import MAX_UINT64, is_seconds
 
-MAX_GENERATION = 2**64 - 1
+MAX_GENERATION = MAX_UINT64
 
 
 def check_str(value: Any, what: str) -> None:
@@ -30,7 +30,7 @@ def check_int(value: Any, what: str) -> None:
 
 def check_seconds(value: Any, what: str) -> None:
     """Raise ValueError unless the value is a finite int or float."""
-    if not _is_seconds(value):
+    if not is_seconds(value):
         raise ValueError(f"{what} must be a finite number of seconds, not {value!r}")
 
 
@@ -52,7 +52,7 @@ def check_proxy(name: Any, group: Any, generation: Any, ttl: Any) -> None:
         and isinstance(group, str)
         and type(generation) is int
         and 0 <= generation <= MAX_GENERATION
-        and (ttl is None or _is_seconds(ttl))
+        and (ttl is None or is_seconds(ttl))
     ):
         return
     check_str(name, "a proxy's name")
@@ -75,12 +75,3 @@ def check_proxies(proxies: Any) -> list[GossipRow]:
         check_proxy(*row)
         rows.append(row)
     return rows
-
-
-def _is_seconds(value: Any) -> bool:
-    if type(value) is float:
-        return isfinite(value)
-    try:
-        return type(value) is int and isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 
 import pytest
 
@@ -18,6 +20,7 @@ from trackd_client import (
     SessionLost,
     TrackdError,
     Tracker,
+    errors,
 )
 
 
@@ -47,6 +50,61 @@ def test_the_public_names_are_these() -> None:
         "parse_discovery",
     ]
     assert all(getattr(trackd_client, name) is not None for name in trackd_client.__all__)
+
+
+#: The public modules and their public names. Everything else of the package is private.
+PUBLIC = {
+    "errors": [
+        "AcquireTimeout",
+        "BadArgument",
+        "BadPayload",
+        "Code",
+        "DaemonAbsent",
+        "DaemonFailed",
+        "InvalidRequest",
+        "LeaseExpired",
+        "LimitExceeded",
+        "NoAnswer",
+        "NotOwner",
+        "PermissionRefused",
+        "Refused",
+        "SessionLost",
+        "StoreUnavailable",
+        "TrackdError",
+        "TrackerClosed",
+        "UsedAfterFork",
+        "VersionMismatch",
+        "WrongCluster",
+        "WrongLoop",
+    ],
+    "metrics": ["CONTENT_TYPE", "exposition", "total"],
+    "policy": ["Change", "Policy", "PoolEvent", "PoolStats"],
+    "proxy": ["Proxy"],
+    "testing": ["Daemon", "MakeDaemon", "make_trackd_daemon", "trackd_daemon"],
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_module_has_these_public_names(name: str) -> None:
+    module = importlib.import_module(f"trackd_client.{name}")
+    assert module.__all__ == PUBLIC[name]
+    assert all(hasattr(module, public) for public in PUBLIC[name])
+
+
+def test_every_error_that_can_be_raised_is_public() -> None:
+    def tree(error: type[Exception]) -> set[str]:
+        return {error.__name__}.union(*map(tree, error.__subclasses__()))
+
+    assert tree(TrackdError) == set(errors.__all__) - {"Code"}
+
+
+def test_every_other_module_of_the_client_says_that_it_is_private() -> None:
+    for found in pkgutil.iter_modules(trackd_client.__path__):
+        if found.ispkg:
+            package = importlib.import_module(f"trackd_client.{found.name}")
+            assert (package.__doc__ or "").startswith("Private: "), found.name
+        else:
+            assert found.name in PUBLIC or found.name.startswith("_"), found.name
 
 
 def test_both_clients_have_the_same_public_names() -> None:
