@@ -25,5 +25,7 @@ echo "$principals" >&3
 read -r outcome name <&4
 [ "$outcome" = claimed ] || exit 1
 echo "serving $name with lease $TRACKD_LEASE"
-trackctl gossip --follow <&5 >/dev/null & # until the tunnel closes
+# Until the tunnel closes. It survives bad lines and restarts of the daemon; should it fail all
+# the same, the tunnel serves on without gossip.
+{ trackctl gossip --follow <&5 >/dev/null || cat <&5 >/dev/null; } &
 wait $!

@@ -451,10 +451,15 @@ def test_the_documented_agent_in_the_shell_serves_until_its_tunnel_closes(
     on_path = tmp_path / "trackctl"
     on_path.write_text(f'#!/bin/sh\nexec {shlex.join(TRACKCTL)} "$@"\n')
     on_path.chmod(0o755)
-    tunnel = script("""
+    tunnel = script(
+        """
         echo p1.example.com p1
         echo '{"proxies": [{"metadata": {"name": "p1"}}, {"metadata": {"name": "p2"}}]}'
-        exec sleep 60""")
+        echo no JSON
+        until [ -e SECOND ]; do sleep 0.1; done
+        echo '{"proxies": [{"metadata": {"name": "p3"}}]}'
+        exec sleep 60""".replace("SECOND", str(tmp_path / "second"))
+    )
     agent = subprocess.Popen(
         [REPOSITORY / "docs" / "examples" / "shell_agent.sh", tunnel],
         env=PLAIN
@@ -469,6 +474,11 @@ def test_the_documented_agent_in_the_shell_serves_until_its_tunnel_closes(
         with Tracker(trackd_daemon.endpoint) as tracker:
             wait_until(lambda: tracker.status()["tracked"] == 2)
             assert tracker.is_claimed("p1")
+            trackd_daemon.stop()
+            (tmp_path / "second").touch()
+            trackd_daemon.start()
+            wait_until(lambda: tracks(tracker, 3))
+            assert tracker.is_claimed("p1"), "its tunnel survived a bad line and a restart"
     finally:
         os.killpg(agent.pid, signal.SIGTERM)
         agent.communicate(timeout=PATIENCE)
@@ -500,6 +510,62 @@ def test_gossip_that_is_followed_is_fed_line_by_line(trackd_daemon: Daemon) -> N
             wait_until(partial(tracks, tracker, count))
     feeding.communicate(timeout=PATIENCE)
     assert feeding.returncode == 0
+
+
+def test_gossip_that_is_followed_survives_bad_lines_and_a_daemon_that_is_away(
+    trackd_daemon: Daemon,
+) -> None:
+    feeding = start_trackctl(
+        "--endpoint", trackd_daemon.endpoint, "gossip", "--follow", stdin=subprocess.PIPE, bufsize=1
+    )
+    assert feeding.stdin is not None
+    assert feeding.stdout is not None
+    assert feeding.stderr is not None
+    feeding.stdin.write("no JSON\n[1]\n" + gossip_of("p1"))
+    assert "line 1 is skipped: the discovery payload is not JSON" in feeding.stderr.readline()
+    assert "line 2 is skipped: " in feeding.stderr.readline()
+    assert feeding.stdout.readline() == "1 proxy fed\n"
+    trackd_daemon.stop()
+    feeding.stdin.write(gossip_of("p2"))
+    assert "gossip is kept until it can be fed" in feeding.stderr.readline()
+    feeding.stdin.write(gossip_of("p3", "p2"))
+    trackd_daemon.start()
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        wait_until(lambda: tracks(tracker, 3))
+        feeding.stdin.write(gossip_of("p4"))
+        wait_until(lambda: tracks(tracker, 4))
+    _, err = feeding.communicate(timeout=PATIENCE)
+    assert (feeding.returncode, err) == (0, "")
+
+
+def test_gossip_that_is_followed_may_begin_before_the_daemon(trackd_daemon: Daemon) -> None:
+    trackd_daemon.stop()
+    feeding = start_trackctl(
+        "--endpoint", trackd_daemon.endpoint, "gossip", "--follow", stdin=subprocess.PIPE, bufsize=1
+    )
+    assert feeding.stdin is not None
+    assert feeding.stderr is not None
+    assert "no daemon" in feeding.stderr.readline()
+    feeding.stdin.write(gossip_of("p1"))
+    trackd_daemon.start()
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        wait_until(lambda: tracks(tracker, 1))
+    feeding.communicate(timeout=PATIENCE)
+    assert feeding.returncode == 0
+
+
+def test_gossip_that_could_not_be_fed_at_its_end_is_an_error(trackd_daemon: Daemon) -> None:
+    trackd_daemon.stop()
+    fed = trackctl(
+        *("--endpoint", trackd_daemon.endpoint, "--timeout", "0.2", "gossip", "--follow"),
+        text=gossip_of("p1"),
+    )
+    assert fed.returncode == 3
+    assert "trackctl: 1 proxy could not be fed\n" in fed.stderr
+
+
+def gossip_of(*names: str) -> str:
+    return json.dumps({"proxies": [{"metadata": {"name": name}} for name in names]}) + "\n"
 
 
 def test_gossip_that_is_none_is_refused(trackd_daemon: Daemon) -> None:

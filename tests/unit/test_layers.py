@@ -30,6 +30,7 @@ CLIENT = [
     ["trackd_client.testing"],
     [
         "trackd_client.cli.exit_codes",
+        "trackd_client.cli.streams",
         "trackd_client.cli.text",
         "trackd_client.cli.common",
         "trackd_client.cli.completions",

@@ -5,12 +5,14 @@ It uses the client library, and nothing of the daemon.
 
 from __future__ import annotations
 
-import io
 import sys
+
+from trackd_client.cli import streams
 
 
 def main() -> int:
     """Run `trackctl`; the entry point of the distribution."""
+    streams.guard()
     try:
         from trackd_client.cli import app
 
@@ -20,8 +22,5 @@ def main() -> int:
             raise
         sys.stderr.write("trackctl needs click and rich; pip install 'trackd[cli]'\n")
         return 2
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may hold what a locale cannot write
-            stream.reconfigure(errors="backslashreplace")
-    trackctl(prog_name="trackctl")
+    streams.run(lambda: trackctl(prog_name="trackctl"))
     return 0

@@ -81,13 +81,24 @@ class Options:
         """
         return self.make_tracker(Tracker, name="trackctl")
 
-    def make_tracker(self, kind: type[TrackerT], **more: Any) -> TrackerT:
-        """Return a tracker of a kind, with what only it is given; else as `connect`."""
+    def make_tracker(
+        self, kind: type[TrackerT], *, must_listen: bool = True, **more: Any
+    ) -> TrackerT:
+        """Return a tracker of a kind.
+
+        Args:
+            kind: its class.
+            must_listen: whether it is an error that nobody listens now.
+            more: what only this kind is given.
+
+        Raises:
+            DaemonAbsent: nobody listens; said at once, without waiting for a restart.
+        """
         try:
             tracker = kind(self.endpoint, cluster=self.cluster, timeout=self.timeout, **more)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-        if diagnose(tracker.endpoint) is not None:
+        if must_listen and diagnose(tracker.endpoint) is not None:
             raise absent_error(tracker.endpoint)
         return tracker
 
@@ -178,6 +189,11 @@ def fail(sentence: str, code: int = FAILED) -> NoReturn:
     """
     click.echo(f"trackctl: {escape(sentence)}", err=True)
     sys.exit(code)
+
+
+def warn(sentence: str) -> None:
+    """Print on standard error what is not right, and go on; control characters are escaped."""
+    click.echo(f"trackctl: {escape(sentence)}", err=True)
 
 
 def print_json(value: Any) -> None:
