@@ -128,7 +128,9 @@ def test_a_socket_elsewhere_or_one_that_does_not_listen_is_refused(tmp_path: Pat
     deaf = REFUSED.format(path=str(tmp_path / "b"))
     assert "something other than a listening" in passed(tmp_path / "b", deaf, listen=False)
     datagrams = REFUSED.format(path=str(tmp_path / "c"))
-    assert "something other than" in passed(tmp_path / "c", datagrams, socket.SOCK_DGRAM, listen=False)
+    assert "something other than" in passed(
+        tmp_path / "c", datagrams, socket.SOCK_DGRAM, listen=False
+    )
 
 
 def test_sockets_that_are_meant_for_another_process_are_left_alone(tmp_path: Path) -> None:
