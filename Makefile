@@ -8,22 +8,30 @@ ARGS ?=
 
 # `sudo make install` puts the daemon and its units on this host; DESTDIR is for packagers.
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 DESTDIR ?=
 # Where systemd looks: under /usr and /usr/local it finds what lies beside the program.
 SYSTEMD_LIB ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
+# Each install is a release: a virtual environment in a directory of its own. The symlinks `current`
+# and `previous` in HOME_OF name two of them, and `trackd` runs what `current` names.
 HOME_OF = $(PREFIX)/lib/trackd
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/trackd_client/_version.py)
+RELEASE := $(VERSION)-$(shell date +%Y%m%d%H%M%S)
+NEW = $(HOME_OF)/$(RELEASE)
+CURRENT = $(HOME_OF)/current
 DOC_OF = $(PREFIX)/share/doc/trackd
 MAN_OF = $(PREFIX)/share/man/man1
 UNITS = $(SYSTEMD_LIB)/systemd/system
 SYSUSERS = $(SYSTEMD_LIB)/sysusers.d/trackd.conf
 TMPFILES = $(SYSTEMD_LIB)/tmpfiles.d/trackd.conf
-EXAMPLE = /etc/trackd/trackd.toml
+ETC = $(SYSCONFDIR)/trackd
+EXAMPLE = $(ETC)/trackd.toml
 # Only where the host itself is meant, and it runs systemd.
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast fleet bench bench-quick plots man clean install uninstall \
-	test-systemd
+.PHONY: help venv demo test check format lint types fast fleet bench bench-quick plots man clean install rollback \
+	uninstall test-systemd
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,26 +72,67 @@ fast: $(STAMP) ## the fast tests, less than a minute together
 test-systemd: $(STAMP) ## test the units in a booted systemd of their own (needs root, mmdebstrap, systemd-nspawn)
 	$(BIN)/python -m pytest tests/systemd $(ARGS)
 
-# A virtual environment cannot be moved: what it says of its own place is put right for DESTDIR.
-install: ## daemon, units and example configuration (as root; PREFIX, DESTDIR)
-	umask 022 && $(PYTHON) -m venv --clear "$(DESTDIR)$(HOME_OF)"
-	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m pip install --quiet --disable-pip-version-check '.[daemon,cli]'
-	test -z "$(DESTDIR)" || grep -rlIF -- "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(HOME_OF)/bin" \
-		"$(DESTDIR)$(HOME_OF)/pyvenv.cfg" | xargs -r sed -i "s#$(DESTDIR)$(HOME_OF)#$(HOME_OF)#g"
-	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)/etc/trackd"
-	ln -sfn "$(HOME_OF)/bin/trackd" "$(HOME_OF)/bin/trackctl" "$(DESTDIR)$(PREFIX)/bin/"
-	for unit in trackd@.service trackd@.socket; do \
-		sed "s#/usr/local/#$(PREFIX)/#g" "systemd/$$unit" | install -m 644 /dev/stdin "$(DESTDIR)$(UNITS)/$$unit"; \
-	done
+# One rename gives a symlink another target, so that there is one at every moment.
+# $(call point,LINK,TARGET)
+point = ln -sfn "$(2)" "$(1).new" && mv -T "$(1).new" "$(1)"
+
+# Builds a release beside those that exist, and proves it before anything runs it. A virtual
+# environment cannot be moved: with DESTDIR, the paths in it are replaced by the final ones.
+define BUILD
+$(PYTHON) -m venv "$$new" && \
+"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile '.[daemon,cli]' && \
+"$$new/bin/trackd" --version && \
+"$$new/bin/trackctl" --version && \
+"$$new/bin/trackd" check-config systemd/trackd.toml && \
+"$$new/bin/python" -m trackd_client.cli.man "$$new/share/man" && \
+install -d "$$new/share/units" && \
+sed "s#/usr/local/#$(PREFIX)/#g" systemd/trackd@.service >"$$new/share/units/trackd@.service" && \
+sed "s#/usr/local/#$(PREFIX)/#g" systemd/trackd@.socket >"$$new/share/units/trackd@.socket" && \
+find "$$new" -name __pycache__ -prune -exec rm -rf {} + && \
+"$$new/bin/python" -m compileall -q $(if $(DESTDIR),-s "$(DESTDIR)" -p /) "$$new/lib" && \
+{ test -z "$(DESTDIR)" || { grep -rlIF -- "$(DESTDIR)$(HOME_OF)" "$$new/bin" "$$new/pyvenv.cfg" | \
+	xargs -r sed -i "s#$(DESTDIR)$(HOME_OF)#$(HOME_OF)#g"; }; }
+endef
+
+# Puts the units and the manual page of the current release where the host looks for them.
+define SHOW_CURRENT
+install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITS)" "$(DESTDIR)$(MAN_OF)"
+$(call point,$(DESTDIR)$(PREFIX)/bin/trackd,$(CURRENT)/bin/trackd)
+$(call point,$(DESTDIR)$(PREFIX)/bin/trackctl,$(CURRENT)/bin/trackctl)
+install -m 644 "$(DESTDIR)$(CURRENT)"/share/units/* "$(DESTDIR)$(UNITS)"
+install -m 644 "$(DESTDIR)$(CURRENT)"/share/man/* "$(DESTDIR)$(MAN_OF)"
+endef
+
+install: ## build a release, prove it, and switch to it; units, documents (as root; PREFIX, DESTDIR)
+	umask 022 && new="$(DESTDIR)$(NEW)" && mkdir -p "$(DESTDIR)$(HOME_OF)" && { \
+		$(BUILD); \
+	} || { rm -rf "$(DESTDIR)$(NEW)"; echo "trackd: nothing was installed or changed" >&2; exit 1; }
+	cd "$(DESTDIR)$(HOME_OF)" && if [ -L current ]; then $(call point,previous,$$(readlink current)); fi
+	cd "$(DESTDIR)$(HOME_OF)" && $(call point,current,$(RELEASE))
+	$(SHOW_CURRENT)
 	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
 	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md docs/*.png docs/*.yml docs/*.json \
 		systemd/trackd.toml systemd/http-over-tcp.conf
-	umask 022 && "$(DESTDIR)$(HOME_OF)/bin/python" -m trackd_client.cli.man "$(DESTDIR)$(MAN_OF)"
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/incidents" docs/incidents/*.py
+	install -D -m 755 -t "$(DESTDIR)$(DOC_OF)/examples" docs/examples/*.py docs/examples/*.sh
+	install -d "$(DESTDIR)$(ETC)"
 	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
 	if $(ON_HOST); then \
 		systemd-sysusers "$(SYSUSERS)" && systemd-tmpfiles --create "$(TMPFILES)" && systemctl daemon-reload; \
 	fi
+	cd "$(DESTDIR)$(HOME_OF)" && for old in *; do \
+		case "$$old" in current | previous | "$$(readlink current)" | "$$(readlink previous)") ;; \
+		*) rm -rf "$$old" ;; esac; \
+	done
+
+rollback: ## switch back to the release before the last install; once more switches forward
+	test -x "$(DESTDIR)$(HOME_OF)/previous/bin/trackd" || { echo "there is no previous release" >&2; exit 1; }
+	test -n "$(DESTDIR)" || "$(HOME_OF)/previous/bin/trackd" --version
+	cd "$(DESTDIR)$(HOME_OF)" && now="$$(readlink current)" && \
+		$(call point,current,$$(readlink previous)) && $(call point,previous,$$now)
+	$(SHOW_CURRENT)
+	if $(ON_HOST); then systemctl daemon-reload; fi
 
 uninstall: ## stop every instance, and remove what install put there; changed configuration stays
 	if $(ON_HOST); then \
@@ -93,7 +142,7 @@ uninstall: ## stop every instance, and remove what install put there; changed co
 		rm -rf /run/trackd; \
 	fi
 	if cmp -s systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"; then rm "$(DESTDIR)$(EXAMPLE)"; fi
-	rmdir "$(DESTDIR)/etc/trackd" || echo "kept: $(DESTDIR)/etc/trackd"
+	rmdir "$(DESTDIR)$(ETC)" || echo "kept: $(DESTDIR)$(ETC)"
 	rm -rf "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(DOC_OF)"
 	rm -f "$(DESTDIR)$(PREFIX)/bin/trackd" "$(DESTDIR)$(PREFIX)/bin/trackctl" \
 		"$(DESTDIR)$(UNITS)/trackd@.service" "$(DESTDIR)$(UNITS)/trackd@.socket" \

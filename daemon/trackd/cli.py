@@ -145,7 +145,10 @@ def _run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in {"pykka", "waitress", "prometheus_client"}:
             raise
-        _fail(f"the daemon needs {error.name}; pip install 'trackd[daemon]'", exits.USAGE)
+        _fail(
+            f"the daemon needs {error.name}; run in a checkout of trackd: pip install '.[daemon]'",
+            exits.USAGE,
+        )
     return server.run(chosen, read)
 
 
@@ -229,5 +232,11 @@ def _count(text: str) -> int:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"trackd: error: {message}", file=sys.stderr)  # noqa: T201 -- where errors belong
+    """Print an error on standard error, for the journal with its priority, and exit."""
+    from trackd.host import logs
+
+    # journald takes the priority off each line; without one it would be a line of information.
+    mark = "<3>" if logs.is_journal(sys.stderr, os.environ) else ""
+    for line in f"trackd: error: {message}".split("\n"):
+        print(f"{mark}{line}", file=sys.stderr)  # noqa: T201 -- where errors belong
     raise SystemExit(code)

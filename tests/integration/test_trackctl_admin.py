@@ -104,6 +104,10 @@ def test_reload_tells_what_changed_and_what_needs_a_restart(tmp_path: Path) -> N
         wrong = ctl(daemon, "reload")
         assert wrong.returncode == 1
         assert wrong.stderr.startswith("trackctl: nothing was changed: ")
+        file.write_text("proxy_expiry = false\nlog_level = 'loud'\n")
+        lines = ctl(daemon, "reload").stderr.splitlines()
+        assert lines[0] == "trackctl: nothing was changed: the configuration has 2 problems:"
+        assert [line.split(": ")[1] for line in lines[1:]] == ["proxy_expiry", "log_level"]
         outcome = json.loads(ctl(daemon, "reload", "--json").stdout)
         assert outcome.keys() == {"wall", "changed", "refused", "error"}
         assert "refused, nothing changed" in ctl(daemon, "status").stdout

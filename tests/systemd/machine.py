@@ -27,7 +27,7 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache", "trackd-tests")
 PACKAGES = ("dbus", "make", "python3", "python3-venv", "sudo", "systemd", "systemd-sysv")
-PYTHON = "/usr/local/lib/trackd/bin/python"
+PYTHON = "/usr/local/lib/trackd/current/bin/python"
 #: Where the checkout and the wheels are in the machine.
 CHECKOUT = "/srv/trackd"
 WHEELS = "/srv/wheels"

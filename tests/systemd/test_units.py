@@ -276,19 +276,42 @@ def test_twenty_crashes_in_a_row_neither_loop_hot_nor_end_in_a_failure(
     nothing_was_lost_or_run_twice(machine, agents)
 
 
-def test_a_daemon_that_cannot_start_is_tried_again_for_as_long_as_it_takes(
+def waits(machine: Machine) -> list[int]:
+    """Return the seconds that the service waits before its next start, when it does."""
+    file = f"/run/trackd/{CLUSTER}/backoff"
+    return [int(text) for text in machine.run("cat", file, check=False).stdout.split()]
+
+
+def test_a_daemon_that_cannot_start_is_tried_again_more_and_more_slowly(
     machine: Machine, socket: str
 ) -> None:
     service = socket.replace(".socket", ".service")
     machine.write("/etc/trackd/trackd.toml", "proxy_expiry = false\n")
     knocking = machine.start(
-        PYTHON, "-c", PING.replace("sys.argv[1]", "sys.argv[1], timeout=60"), CLUSTER
+        PYTHON, "-c", PING.replace("sys.argv[1]", "sys.argv[1], timeout=100"), CLUSTER
     )
-    machine.wait_until(lambda: restarts(machine, service) >= 6)
+    for seconds in (2, 4, 8):
+        machine.wait_until(lambda: waits(machine) == [seconds])  # noqa: B023
     assert machine.show(socket, "ActiveState") == "active"
+    errors = [e for e in machine.journal("--unit", service) if "proxy_expiry" in e["MESSAGE"]]
+    assert 3 <= len(errors) <= 4
+    assert {e["PRIORITY"] for e in errors} == {"3"}, "a start error is an error in the journal"
     machine.write("/etc/trackd/trackd.toml", "")
-    assert knocking.communicate(timeout=60) is not None
+    assert knocking.communicate(timeout=100) is not None
     assert knocking.returncode == 0, "the request waited, and was answered in the end"
+    machine.wait_until(lambda: waits(machine) == [])
+
+
+def test_a_person_who_has_corrected_the_file_does_not_wait(machine: Machine, socket: str) -> None:
+    service = socket.replace(".socket", ".service")
+    machine.write("/etc/trackd/trackd.toml", "proxy_expiry = false\n")
+    machine.run("systemctl", "start", "--no-block", service)
+    machine.wait_until(lambda: waits(machine) == [16])
+    machine.write("/etc/trackd/trackd.toml", "")
+    failed = restarts(machine, service)
+    machine.run("systemctl", "restart", service)
+    assert answers(machine)
+    assert restarts(machine, service) <= failed, "it was this start"
 
 
 def test_a_stopped_service_comes_back_with_the_next_request_and_a_stopped_socket_does_not(
@@ -410,7 +433,11 @@ def test_a_reload_changes_what_can_and_says_what_cannot(machine: Machine, servic
     assert refused["TRACKD_REASON"] == "leases were granted with the old one"
     assert refused["PRIORITY"] == "4"
     machine.write("/etc/trackd/trackd.toml", "proxy_expiry = false\n")
-    machine.run("systemctl", "reload", service)
+    refused_reload = machine.run("systemctl", "reload", service, check=False)
+    assert refused_reload.returncode != 0
+    assert machine.show(service, "ActiveState") == "active"
+    told = " ".join(e["MESSAGE"] for e in machine.journal("--unit", service))
+    assert "nothing was changed: " in told
     machine.wait_until(lambda: "refused, see the log" in machine.show(service, "StatusText"))
     assert machine.status(CLUSTER)["proxy_expiry"] == 7
     assert main_pid(machine, service) == pid

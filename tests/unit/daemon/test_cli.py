@@ -146,8 +146,29 @@ def test_without_pykka_run_says_what_to_install() -> None:
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=clean_environ(), timeout=60
     )
-    assert done.stderr == "trackd: error: the daemon needs pykka; pip install 'trackd[daemon]'\n"
+    assert done.stderr == (
+        "trackd: error: the daemon needs pykka;"
+        " run in a checkout of trackd: pip install '.[daemon]'\n"
+    )
     assert done.returncode == exits.USAGE
+
+
+def test_a_start_error_is_an_error_in_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w+") as journal:
+        place = os.fstat(journal.fileno())
+        stream = f"{place.st_dev}:{place.st_ino}"
+        done = subprocess.run(
+            [sys.executable, "-m", "trackd", "run", "--proxy-expiry", "x", "--log-level", "loud"],
+            check=False,
+            stderr=journal,
+            env=clean_environ() | {"JOURNAL_STREAM": stream},
+            timeout=60,
+        )
+        assert done.returncode == exits.USAGE
+        journal.seek(0)
+        lines = journal.read().splitlines()
+    assert len(lines) == 4
+    assert [line[:3] for line in lines] == ["<3>"] * 4
 
 
 def test_run_names_every_mistake_at_once(capsys: pytest.CaptureFixture[str]) -> None:

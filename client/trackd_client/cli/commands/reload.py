@@ -38,7 +38,8 @@ def reload(options: common.Options, *, as_json: bool) -> None:
     if as_json:
         common.print_json(outcome)
     if outcome["error"] is not None:
-        common.fail(f"nothing was changed: {escape(outcome['error'])}")
+        problems = "\n".join(map(escape, outcome["error"].split("\n")))
+        common.fail(f"nothing was changed: {problems}")
     if not as_json:
         show(outcome, Page())
 
