@@ -2,7 +2,7 @@
 
 The daemon counts and answers the operation `metrics` with plain values; prometheus_client makes
 the text of them here, on the reader's side, so that the writer never formats anything. Nothing
-is kept between two calls. Needs prometheus-client (`trackd[cli]` and `trackd[daemon]` have it).
+is kept between two calls. Needs prometheus-client, which the extras `cli` and `daemon` install.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_the_wheel_holds_both_packages_the_licence_and_nothing_else(built: Built
     assert names == {*source_files(), *extra, f"{about}/licenses/LICENSE"}
 
 
-def test_the_source_archive_holds_what_people_read_and_no_tests(built: Built) -> None:
+def test_the_source_archive_holds_what_people_read_install_and_test_with(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for package, root in SOURCES.items():
@@ -126,8 +126,10 @@ def test_the_source_archive_holds_what_people_read_and_no_tests(built: Built) ->
     read = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
     needed = {"pyproject.toml", "PKG-INFO", ".gitignore"}  # the last two are hatchling's own wish
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"client", "daemon", "docs", "systemd", *read, *needed}
-    assert {"docs/running.md", "docs/protocol-examples.json"} <= names
+    folders = {".ci", "client", "daemon", "docs", "systemd", "tests"}
+    assert tops == {*folders, "Makefile", *read, *needed}
+    assert {"docs/running.md", "docs/protocol-examples.json", "tests/conftest.py"} <= names
+    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_source_archive_gives_the_same_wheel(built: Built, tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_installing_trackd_brings_the_client_with_pyzmq_and_msgpack_alone(client
 @pytest.mark.parametrize(
     ("command", "needed"),
     [
-        (["trackctl", "status"], "trackd[cli]"),
-        (["trackd", "run", "--cluster-name", "example.com"], "trackd[daemon]"),
+        (["trackctl", "status"], ".[cli]"),
+        (["trackd", "run", "--cluster-name", "example.com"], ".[daemon]"),
     ],
 )
 def test_a_command_without_its_extra_says_what_to_install(
@@ -158,7 +160,7 @@ def test_a_command_without_its_extra_says_what_to_install(
     ran = client.try_to_run(client.bin / program, *args)
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert f"pip install '{needed}'" in ran.stderr
+    assert f"run in a checkout of trackd: pip install '{needed}'" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
 
 

@@ -27,7 +27,8 @@ from helpers.support import wait_until
 from trackd.config import exits
 from trackd.config.settings import SETTINGS
 from trackd_client import AsyncTracker, Event, Proxy, Tracker
-from trackd_client.testing import Daemon
+from trackd_client.metrics import total
+from trackd_client.testing import Daemon, MakeDaemon
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -132,6 +133,41 @@ def test_the_readme_s_commands_do_what_they_are_shown_to_do(desk: Path) -> None:
     finally:
         for terminal in terminals:
             terminal.close()
+
+
+def test_the_readme_s_agent_keeps_its_proxies_tracked(
+    make_trackd_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It feeds gossip before the old expires; with 0.2 for its minute, and 2 s for the 180."""
+    daemon = make_trackd_daemon(proxy_expiry=2.0)
+    (agent,) = blocks_of(REPOSITORY / "README.md", "python")
+    assert agent.count("wait(60)") == 1
+    monkeypatch.setenv("TRACKD_ENDPOINT", daemon.endpoint)
+    began = threading.Event()
+    enough = threading.Event()
+
+    def wait_for_enter(_prompt: str) -> None:
+        began.set()
+        assert enough.wait(100)
+
+    code = compile(agent.replace("wait(60)", "wait(0.2)"), "README.md", "exec")
+    running = threading.Thread(target=exec, args=(code, {"input": wait_for_enter}))
+    running.start()
+    try:
+        with Tracker() as tracker:
+            wait_until(lambda: tracker.status()["claimed"] == 3)
+            opened = tracker.status()["last_lease"]
+            # Each of the three tunnels feeds five times a second: these take 3 s at the least.
+            wait_until(lambda: gossip_messages(tracker) >= 45)
+            assert tracker.status()["desired"] == 3
+            assert tracker.status()["last_lease"] == opened, "it dials although none is missing"
+    finally:
+        enough.set()
+        running.join()
+
+
+def gossip_messages(tracker: Tracker) -> float:
+    return total(tracker.metrics()["families"], "trackd_gossip_messages")
 
 
 def test_the_readme_begins_with_what_ci_runs() -> None:

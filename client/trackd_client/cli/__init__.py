@@ -20,7 +20,9 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
-        sys.stderr.write("trackctl needs click and rich; pip install 'trackd[cli]'\n")
+        sys.stderr.write(
+            "trackctl needs click and rich; run in a checkout of trackd: pip install '.[cli]'\n"
+        )
         return 2
     streams.run(lambda: trackctl(prog_name="trackctl"))
     return 0
