@@ -18,9 +18,15 @@ __all__ = ["CONTENT_TYPE", "exposition", "total"]
 #: What an HTTP response with the text calls it.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+#: Endings that Prometheus reserves for parts of histograms and for counters.
+_RESERVED: Final = ("_bucket", "_count", "_sum", "_total")
+
 
 def exposition(families: Iterable[Sequence[Any]]) -> str:
     """Return families of metrics as Prometheus reads them.
+
+    Every sample has the label `cluster` when the family `trackd_info` is among them, so that the
+    texts of several daemons can stand beside each other.
 
     Args:
         families: as the operation `metrics` gives them (docs/protocol.md): `[name, kind, help,
@@ -34,10 +40,15 @@ def exposition(families: Iterable[Sequence[Any]]) -> str:
     from prometheus_client import generate_latest
     from prometheus_client.registry import Collector
 
+    families = list(families)
+    cluster = _cluster(families)
+
     class Families(Collector):
         def collect(self) -> Iterator[Metric]:
             for family in families:
                 if (metric := _metric(*family)) is not None:
+                    for sample in metric.samples if cluster is not None else ():
+                        sample.labels.setdefault("cluster", cluster)
                     yield metric
 
     return generate_latest(Families()).decode()
@@ -63,6 +74,15 @@ def total(
     )
 
 
+def _cluster(families: Iterable[Sequence[Any]]) -> str | None:
+    """Return the name of the cluster that the families are of, or None."""
+    for name, _kind, _help, labels, samples in families:
+        if name == "trackd_info" and "cluster" in labels:
+            for values, _value in samples:
+                return str(values[labels.index("cluster")])
+    return None
+
+
 def _metric(
     name: str, kind: str, text: str, names: Sequence[str], samples: Iterable[Sequence[Any]]
 ) -> Metric | None:
@@ -70,6 +90,7 @@ def _metric(
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
+        UnknownMetricFamily,
     )
 
     if kind == "histogram":
@@ -80,9 +101,10 @@ def _metric(
         return histogram
     if kind not in {"counter", "gauge"}:
         return None
-    plain = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(
-        name, text, labels=names
-    )
+    # `trackd_connection_count` is a gauge whose name looks like a part of a histogram. Prometheus
+    # accepts such a name only without a type.
+    family = UnknownMetricFamily if name.endswith(_RESERVED) else GaugeMetricFamily
+    plain = (CounterMetricFamily if kind == "counter" else family)(name, text, labels=names)
     for values, value in samples:
         plain.add_metric(values, float(value))
     return plain

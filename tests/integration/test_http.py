@@ -113,7 +113,7 @@ def test_curl_reads_metrics_from_a_unix_socket(unix: Site) -> None:
         text=True,
         check=True,
     )
-    assert "\ntrackd_desired_proxies 0.0\n" in ran.stdout
+    assert '\ntrackd_desired_proxies{cluster="example.com"} 0.0\n' in ran.stdout
 
 
 # -- rubbish, and patience ---------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.support import PATIENCE, needed, wait_until
 from helpers.web import free_port, site
@@ -26,6 +27,8 @@ REPOSITORY = Path(__file__).parents[2]
 ALERTS = REPOSITORY / "docs" / "alerts.yml"
 DASHBOARD = REPOSITORY / "docs" / "grafana-dashboard.json"
 MONITORING = REPOSITORY / "docs" / "monitoring.md"
+#: Labels that every sample has: Prometheus adds two, and the text of a daemon one.
+EVERYWHERE = {"cluster", "instance", "job"}
 
 
 @pytest.fixture
@@ -66,11 +69,11 @@ def check(expression: str, known: dict[str, set[str]]) -> None:
     for name, selector in re.findall(r"\b(trackd_\w+)(?:\{([^}]*)\})?", expression):
         assert name in known, name
         for label in re.findall(r"(\w+)\s*[=!]~?\s*\"", selector):
-            assert label in {*known[name], "instance", "job"}, (name, label)
+            assert label in {*known[name], *EVERYWHERE}, (name, label)
     for labels in re.findall(r"(?:by|without)\s*\(([^)]*)\)", expression):
         names = re.findall(r"\b(trackd_\w+)", expression)
         for label in re.split(r"[\s,]+", labels):
-            assert any(label in {*known[name], "instance", "job"} for name in names), label
+            assert any(label in {*known[name], *EVERYWHERE} for name in names), label
 
 
 def promtool(*arguments: object, cwd: Path) -> str:
@@ -87,6 +90,34 @@ def promtool(*arguments: object, cwd: Path) -> str:
 
 def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
     assert "SUCCESS" in promtool("check", "rules", ALERTS, cwd=REPOSITORY)
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(families: list[list[Any]]) -> None:
+    ran = subprocess.run(
+        [needed("promtool", "prometheus"), "check", "metrics"],
+        input=exposition(families),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_the_texts_of_two_clusters_can_be_read_together(make_trackd_daemon: MakeDaemon) -> None:
+    seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+    for cluster in ("one.example", "two.example"):
+        with Tracker(make_trackd_daemon(cluster_name=cluster).endpoint) as tracker:
+            tracker.track_expected(Proxy("p", "g"))
+            text = exposition(tracker.metrics()["families"])
+        found = {
+            (sample.name, frozenset(sample.labels.items()))
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert found
+        assert all(("cluster", cluster) in labels for _, labels in found)
+        assert not found & seen, "the collector refuses both files"
+        seen |= found
 
 
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
@@ -128,7 +159,13 @@ def test_the_dashboard_names_what_a_daemon_tells(families: list[list[Any]]) -> N
         check(expression, known)
     shown = " ".join(found)
     left_out = {name for name, *_ in families if name not in shown}
-    assert left_out == {"trackd_connection_count", "trackd_groups", "trackd_revision"}
+    assert left_out == {
+        "trackd_build_info",
+        "trackd_connection_count",
+        "trackd_group_claimed_proxies",
+        "trackd_groups",
+        "trackd_revision",
+    }
 
 
 PROMETHEUS = """\
@@ -196,7 +233,9 @@ def test_prometheus_reads_a_daemon_and_understands_the_rules_and_the_dashboard(
             (target,) = prometheus.ask("targets")["activeTargets"]
             assert (target["health"], target["lastError"]) == ("up", "")
             asked = [
-                expression.replace("$__rate_interval", "10s").replace("$instance", ".*")
+                re.sub(r"\$(instance|cluster)\b", ".*", expression).replace(
+                    "$__rate_interval", "10s"
+                )
                 for expression in expressions(json.loads(DASHBOARD.read_text()))
                 if not expression.startswith("label_values")
             ]

@@ -218,13 +218,36 @@ def test_dump_without_a_daemon_tells_what_the_doctor_found(
     assert all("no trackd daemon" in told[part]["error"] for part in PARTS)
 
 
+def test_metrics_replace_a_file_at_once_or_leave_it(trackd_daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "trackd.prom"
+    file.write_text("of yesterday")
+    old = file.stat().st_ino
+    write = ("metrics", "--output", str(file))
+    done = trackctl("--endpoint", trackd_daemon.endpoint, *write)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert file.read_text().endswith("\n")
+    assert 'trackd_sessions{cluster="example.com"}' in file.read_text()
+    assert file.stat().st_ino != old, "a reader of the old file goes on reading the old one"
+    assert file.stat().st_mode & 0o777 == 0o644
+
+    kept = file.read_text()
+    assert trackctl("--endpoint", str(tmp_path / "none"), *write).returncode == 3
+    assert file.read_text() == kept
+    assert [*tmp_path.iterdir()] == [file]
+
+    nowhere = tmp_path / "missing" / "trackd.prom"
+    failed = trackctl("--endpoint", trackd_daemon.endpoint, "metrics", "--output", str(nowhere))
+    assert failed.returncode == 1
+    assert failed.stderr == f"trackctl: cannot write {nowhere}: No such file or directory\n"
+
+
 def test_metrics_are_what_prometheus_reads(trackd_daemon: Daemon) -> None:
     with Tracker(trackd_daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p1"), Proxy("p2"))
         text = trackctl("--endpoint", trackd_daemon.endpoint, "metrics")
         told = trackctl("--endpoint", trackd_daemon.endpoint, "metrics", "--json")
     assert text.returncode == 0, text.stderr
-    assert "\ntrackd_desired_proxies 2.0\n" in text.stdout
+    assert '\ntrackd_desired_proxies{cluster="example.com"} 2.0\n' in text.stdout
     assert text.stdout.endswith("\n")
     families = {family[0]: family for family in json.loads(told.stdout)["families"]}
     assert families["trackd_desired_proxies"][4] == [[[], 2]]

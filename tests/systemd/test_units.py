@@ -115,7 +115,9 @@ def test_with_the_drop_in_http_is_served_on_loopback(machine: Machine, socket: s
     machine.run("systemctl", "restart", service)
     for host in ("127.0.0.1", "::1"):
         assert look(machine, host, "/readyz", "outside") == "200 ready\n"
-    assert "trackd_desired_proxies 0.0" in look(machine, "127.0.0.1", "/metrics", "outside")
+    assert 'trackd_desired_proxies{cluster="example.com"} 0.0' in look(
+        machine, "127.0.0.1", "/metrics", "outside"
+    )
 
 
 def test_without_it_http_is_served_on_a_unix_socket_to_the_group(

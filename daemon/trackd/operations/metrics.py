@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -30,9 +31,13 @@ def _gauges(context: Context) -> list[Family]:
     groups = tracker.groups(MOST_GROUPS)
     tracked = [[[group.name], group.tracked] for group in groups]
     desired = [[[group.name], group.generation] for group in groups]
+    claimed = [[[group.name], group.claimed] for group in groups]
+    missing = [[[group.name], group.desired - group.claimed] for group in groups]
     info = {"version": __version__, "cluster": tracker.cluster_name}
+    build = {"version": __version__, "python": platform.python_version()}
     return [
         gauges("trackd_info", "The daemon.", list(info), [[list(info.values()), 1]]),
+        gauges("trackd_build_info", "The program.", list(build), [[list(build.values()), 1]]),
         gauge("trackd_start_time_seconds", "Unix time of the start.", runtime.wall),
         gauge("trackd_epoch", "Starts of the daemon with this state.", state.epoch),
         gauge("trackd_revision", "Changes of the state, over restarts.", state.changes.revision),
@@ -47,6 +52,18 @@ def _gauges(context: Context) -> list[Family]:
             f"Largest generation of a group, the first {MOST_GROUPS} by name.",
             ["group"],
             desired,
+        ),
+        gauges(
+            "trackd_group_claimed_proxies",
+            f"Desired proxies of a group that are claimed, the first {MOST_GROUPS} by name.",
+            ["group"],
+            claimed,
+        ),
+        gauges(
+            "trackd_group_missing_proxies",
+            f"Desired proxies of a group without a tunnel, the first {MOST_GROUPS} by name.",
+            ["group"],
+            missing,
         ),
         gauge("trackd_groups", "Groups that have a tracked proxy.", tracker.group_count),
         gauge("trackd_all_tracked_proxies", "Tracked proxies.", tracker.tracked_count),

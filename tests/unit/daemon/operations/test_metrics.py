@@ -9,6 +9,8 @@ def test_the_counters_tell_what_was_granted_refused_claimed_and_released(world: 
     world.agent.ask(world.desk, "track_expected", proxies=ROWS)
     world.agent.ask(world.desk, "track_expected", proxies=[["q1", "g", 6, None]])
     first = claimed(world, "p1")
+    assert world.counted("trackd_group_claimed_proxies") == {"": 1}
+    assert world.counted("trackd_group_missing_proxies") == {"": 1, "g": 1}
     second = world.agent.ask(world.desk, "try_acquire")["lease"]
     world.agent.ask(world.desk, "claim", lease=second, principals=["p1"])
     world.agent.ask(world.desk, "set_connection_count", count=1)
