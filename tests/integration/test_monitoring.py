@@ -163,7 +163,9 @@ def test_the_dashboard_names_what_a_daemon_tells(families: list[list[Any]]) -> N
         "trackd_build_info",
         "trackd_connection_count",
         "trackd_group_claimed_proxies",
+        "trackd_gossip_limited_ttls",
         "trackd_groups",
+        "trackd_log_lines_dropped",
         "trackd_revision",
     }
 
