@@ -41,14 +41,14 @@ def exposition(families: Iterable[Sequence[Any]]) -> str:
     from prometheus_client.registry import Collector
 
     families = list(families)
-    cluster = _cluster(families)
+    common = _common_labels(families)
 
     class Families(Collector):
         def collect(self) -> Iterator[Metric]:
             for family in families:
                 if (metric := _metric(*family)) is not None:
-                    for sample in metric.samples if cluster is not None else ():
-                        sample.labels.setdefault("cluster", cluster)
+                    for sample in metric.samples:
+                        sample.labels.update(common)
                     yield metric
 
     return generate_latest(Families()).decode()
@@ -74,13 +74,13 @@ def total(
     )
 
 
-def _cluster(families: Iterable[Sequence[Any]]) -> str | None:
-    """Return the name of the cluster that the families are of, or None."""
+def _common_labels(families: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """Return the labels that every sample gets: the cluster, when the families name it."""
     for name, _kind, _help, labels, samples in families:
         if name == "trackd_info" and "cluster" in labels:
             for values, _value in samples:
-                return str(values[labels.index("cluster")])
-    return None
+                return {"cluster": str(values[labels.index("cluster")])}
+    return {}
 
 
 def _metric(
