@@ -341,6 +341,7 @@ def observe(state: State) -> dict[str, Any]:
                 sorted(session.leases),
                 sorted(session.expired),
                 sorted(session.parked),
+                [each for each in session.notices if each["notice"] != "should_close"],
             )
             for session in state.sessions
         },

@@ -311,21 +311,20 @@ def test_a_lease_that_never_claims_is_taken_back_and_goes_to_whoever_waits(
         assert (status["inflight"], status["claimed"]) == (0, 1)
 
 
-def test_the_time_to_claim_runs_on_while_the_daemon_is_away(
+def test_the_time_to_claim_begins_again_when_the_daemon_serves_again(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
-    daemon = make_trackd_daemon(claim_timeout=2.0)
+    daemon = make_trackd_daemon(claim_timeout=5.0)
     with Tracker(daemon.endpoint) as tracker:
         lease = tracker.try_acquire()
         assert lease is not None
         remaining = lease.remaining_claim_time
         assert remaining is not None
-        assert 0 < remaining <= 2
+        assert 0 < remaining <= 5
         daemon.kill()
         wait_until(lambda: lease.remaining_claim_time == 0)
         daemon.start()
-        with pytest.raises(LeaseExpired):
-            lease.claim("p1")
+        assert lease.claim("p1")
         assert tracker.status()["inflight"] == 0
 
 

@@ -63,6 +63,8 @@ from trackd_client.wire.protocol import REPLY, encode, error_body
 
 log = logging.getLogger("trackd.actor")
 
+#: Seconds after which a sweep comes too late to judge agents by what has been read so far.
+LATE_SECONDS = 0.01
 #: Seconds between two probes of a store that fails.
 PROBE_SECONDS = 1.0
 
@@ -172,12 +174,13 @@ class TrackerActor(SupervisedActor):
         self._serve_waiters()
 
     def _sweep(self) -> None:
+        late = 0.0 if self._announced is None else self._moment - self._announced
         self._announced = None
         self._timer_due = True
         if self._runtime.store_problem is not None:
             self._probe()
         if self._runtime.store_problem is None:
-            for session in self._state.sweep():
+            for session in self._state.sweep(late if late > LATE_SECONDS else 0.0):
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
     def _end_sessions(self, process: Process) -> int:
@@ -357,7 +360,9 @@ class TrackerActor(SupervisedActor):
         self._runtime.store_problem = None
         if not self._epoch_stored:
             self._state.record_epoch()
+        self._state.restart_timers()
         self._end_gone_sessions()
+        self._state.send_notices()
 
     def _fail(self, message: Any) -> None:
         """End the process after an exception that nobody foresaw."""
@@ -423,6 +428,7 @@ class TrackerActor(SupervisedActor):
         self._publisher = message.publisher
         self._runtime.events = message.events
         self._end_gone_sessions()
+        self._state.restart_timers()
         if self._runtime.store_problem is None:
             self._state.sweep()
         self._end_batch()

@@ -214,7 +214,8 @@ def cancel(context: Context, call: Call, session: Session) -> Fields:
 
 def watch_session(context: Context, call: Call, session: Session) -> Any:
     """Park until there is something to tell this session."""
-    context.state.watch(session, ParkedWatch(call.seq, call.route))
+    stores = context.runtime.store_problem is None
+    context.state.watch(session, ParkedWatch(call.seq, call.route), stores=stores)
     return PARKED
 
 

@@ -85,7 +85,7 @@ def _lease_row(state: State, lease: int) -> Fields | None:
         "name": name,
         "granted": held.granted,
         "wall": held.wall,
-        "claim_by": held.granted + timeout if timeout > 0 and name is None else None,
+        "claim_by": held.timed_from + timeout if timeout > 0 and name is None else None,
         "principals": held.principals,
     }
 

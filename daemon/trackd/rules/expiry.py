@@ -77,13 +77,16 @@ class Expiries:
                 self._queue_of[name] = queue
             queue[name] = expiry
 
-    def restore(self, expiries: Iterable[tuple[float, str]]) -> None:
-        """Take over names with their expiry, in any order, into an empty index."""
-        queue = OrderedDict((name, expiry) for expiry, name in sorted(expiries))
-        if queue:
-            self._queues[_RESTORED] = queue
-            self._queue_of = dict.fromkeys(queue, queue)
-            self._heap.append((_first(queue)[1], _RESTORED))
+    def restore(self, expiries: Iterable[tuple[float, str, float | None]]) -> None:
+        """Take over names with expiry and TTL, in any order, into an empty index.
+
+        Names with the same TTL were mentioned in the order of their expiry. None stands for a TTL
+        that is not known.
+        """
+        for expiry, name, ttl in sorted(expiries, key=itemgetter(0, 1)):
+            queue = self._queue(_RESTORED if ttl is None else ttl, expiry)
+            queue[name] = expiry
+            self._queue_of[name] = queue
 
     def pop_expired(self, now: float) -> list[str]:
         """Remove the names whose expiry is strictly before now, and return them."""
@@ -109,7 +112,7 @@ class Expiries:
         del self._queue_of.pop(name)[name]
 
     def ttl_of(self, name: str) -> float | None:
-        """Return the TTL of a name's last mention; None when it was restored."""
+        """Return the TTL of a name's last mention; None when it is not known."""
         queue = self._queue_of[name]
         return next(ttl for ttl, each in self._queues.items() if each is queue) or None
 

@@ -483,7 +483,7 @@ class Tracker:
     def restore(
         self,
         *,
-        proxies: Iterable[tuple[str, str, int, float]],
+        proxies: Iterable[tuple[str, str, int, float] | tuple[str, str, int, float, float | None]],
         leases: Mapping[int, str | None],
         last_lease: int,
         connection_count: int,
@@ -492,7 +492,7 @@ class Tracker:
 
         Args:
             proxies: Name, group, generation and absolute expiry of each tracked proxy, as
-                iterating over a tracker yields them.
+                iterating over a tracker yields them; then the TTL of its last mention, if known.
             leases: What each lease holds, None while in flight.
             last_lease: The id granted last.
             connection_count: See `set_connection_count`.
@@ -518,19 +518,22 @@ class Tracker:
                 raise ValueError(f"lease {lease} cannot hold {held!r}")
             holders[held] = lease
         rows = {}
-        for name, group, generation, expiry in proxies:
-            check_proxy(name, group, generation, None)
+        for name, group, generation, expiry, *known in proxies:
+            ttl = known[0] if known else None
+            check_proxy(name, group, generation, ttl)
+            if ttl is not None and ttl <= 0:
+                raise ValueError(f"the ttl of {name!r} must be positive, not {ttl}")
             check_seconds(expiry, f"the expiry of {name!r}")
             if name in rows:
                 raise ValueError(f"proxy {name!r} is there twice")
-            rows[name] = group, generation, expiry
+            rows[name] = group, generation, expiry, ttl
         self._leases = dict(leases)
         self._holders = holders
         self._last_lease = last_lease
         self._connection_count = connection_count
-        for name, (group, generation, _) in rows.items():
+        for name, (group, generation, *_) in rows.items():
             self._tracked[name] = self._desired.add(group, generation, claimed=name in holders)
-        self._expiries.restore((expiry, name) for name, (_, _, expiry) in rows.items())
+        self._expiries.restore((expiry, name, ttl) for name, (_, _, expiry, ttl) in rows.items())
 
     # -- inside -----------------------------------------------------------------------
 

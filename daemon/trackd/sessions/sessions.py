@@ -21,6 +21,8 @@ ENDED_TOKENS = 10_000
 #: Expired leases that a session remembers, so that a late claim is told from a wrong one.
 EXPIRED_LEASES = 1024
 
+#: Notices that a restart may forget: the daemon gives such advice again.
+UNSTORED_NOTICES: Final = frozenset({"should_close"})
 
 #: Why a session ends: the code that the wire, logs and metrics use, and what it means.
 REASONS = {
@@ -118,6 +120,7 @@ class Session:
         parked: its acquires that wait, by number.
         watch: its parked `watch_session`, or None.
         notices: what the next `watch_session` will be answered with.
+        overdue: whether its deadline has passed once without a look at what waits in the socket.
         ended: whether it has ended.
     """
 
@@ -142,6 +145,7 @@ class Session:
     parked: dict[int, Waiter] = field(default_factory=dict)
     watch: ParkedWatch | None = None
     notices: Sequence[dict[str, Any]] = ()
+    overdue: bool = False
     ended: bool = False
 
     def note_repeatable(self, seq: int, most: int) -> None:
@@ -205,12 +209,17 @@ class Lease:
         granted: seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
         principals: the first few of the names that its claim presented.
+        timed_from: when `claim_timeout` began to run: at the grant, or later when the daemon
+            could not serve claims meanwhile.
+        overdue: whether that has passed once without a look at what waits in the socket.
     """
 
     session: Session
     granted: float
     wall: float
     principals: list[str]
+    timed_from: float
+    overdue: bool = False
 
 
 class Ended(NamedTuple):

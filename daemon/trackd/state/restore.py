@@ -31,7 +31,10 @@ def value_of(state: State, key: Key) -> Any:
             proxy = state.tracker.get(name)
             if proxy is None:
                 return None
-            return [proxy.group, proxy.generation, proxy.expiry, state.mentions.get(name)]
+            return [
+                *(proxy.group, proxy.generation, proxy.expiry),
+                *(state.mentions.get(name), state.tracker.ttl_of(name)),
+            ]
         case "forgotten":
             tombstone = state.tombstones.get(name)
             return None if tombstone is None else list(tombstone)
@@ -74,11 +77,12 @@ def load(state: State, image: Image) -> None:
     if "budget" in meta:
         state.budget.restore(*meta["budget"])
     state.advice.changed(now)
+    state.stored_count = meta.get("connection_count")
     count = state.config.connection_count
     if meta.get("configured_count") == count:
         count = meta.get("connection_count", count)
     state.tracker.restore(
-        proxies=[(name, *row[:3]) for name, row in image.proxies.items()],
+        proxies=[(name, *row[:3], *row[4:5]) for name, row in image.proxies.items()],
         leases={lease: row.name for lease, row in image.leases.items()},
         last_lease=meta.get("last_lease", 0),
         connection_count=count,
@@ -102,7 +106,7 @@ def load(state: State, image: Image) -> None:
     for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
         session = state.sessions.by_token[held.token]
         session.leases.add(lease)
-        state.leases[lease] = Lease(session, held.granted, held.wall, held.principals)
+        state.leases[lease] = Lease(session, held.granted, held.wall, held.principals, held.granted)
         if held.name is None:
             state.in_flight[lease] = None
     state.changes.history.restore(image.events)

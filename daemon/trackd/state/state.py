@@ -23,6 +23,7 @@ from trackd.sessions.identity import Peer, Process
 from trackd.sessions.queue import Queue
 from trackd.sessions.sessions import (
     EXPIRED_LEASES,
+    UNSTORED_NOTICES,
     Lease,
     ParkedWatch,
     Remembered,
@@ -43,6 +44,8 @@ from trackd_client.wire.protocol import REPLY, encode
 _NO_LABELS: Final[dict[str, str]] = {}  # shared by all sessions without labels
 #: Seconds between two sweeps while no request waits for a lease.
 SWEEP_INTERVAL = 1.0
+#: Least seconds that an overdue session gets when a sweep comes too late.
+_LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES = 1024
 #: Principals kept of a claim, and claims kept for `explain`.
@@ -90,6 +93,7 @@ class State:
         self.leases: dict[int, Lease] = {}
         self.epoch = 0
         self.tracker_id = ""
+        self.stored_count: int | None = None  # the connection count before this start
         self.cluster = ""  # the cluster whose state this is, as stored
         self.changes = Changes(config.history, effects.now, effects.wall)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
@@ -184,6 +188,7 @@ class State:
         """Move the heartbeat deadline of a session; without effect where its process is watched."""
         if session.process is None:
             session.deadline = self.effects.now() + self.config.heartbeat_ttl
+            session.overdue = False
 
     def remember(
         self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
@@ -220,7 +225,9 @@ class State:
             self.tracker.mention_names(names, ttl)
             for name in names:
                 mentions[name] = number
-            self.changes.records.append(["mention", now + (ttl or default_ttl), names, number])
+            self.changes.records.append(
+                ["mention", now + (ttl or default_ttl), names, number, ttl or default_ttl]
+            )
             self.changes.touched += [("proxy", name) for name in names]
 
     def track(self, session: Session, rows: list[GossipRow]) -> int:
@@ -299,7 +306,7 @@ class State:
         """Return the fields of a reply for a grant, or for a refusal (None)."""
         if lease is None or self.config.claim_timeout <= 0:
             return {"lease": lease}
-        claim_by = self.leases[lease].granted + self.config.claim_timeout
+        claim_by = self.leases[lease].timed_from + self.config.claim_timeout
         return {"lease": lease, "claim_by": claim_by}
 
     def park(self, session: Session, seq: int, deadline: float | None, route: bytes) -> None:
@@ -389,18 +396,31 @@ class State:
         self.changes.record(["done", session.token, [seq, seq]], ("session", session.token))
         return True
 
-    def sweep(self) -> list[Session]:
-        """Do everything that is due by now; return the silent sessions, which were ended."""
+    def sweep(self, late: float = 0.0) -> list[Session]:
+        """Do everything that is due by now; return the silent sessions, which were ended.
+
+        Args:
+            late: seconds by which this sweep comes too late, because the daemon or the host did
+                not run. Heartbeats and claims of that time may still lie in the socket, so
+                whoever seems overdue gets more time, once: a lease all of `claim_timeout`, a
+                session as long as was lost, at least a second, at most its time to live.
+        """
         now = self.effects.now()
         self._swept = now
         self._purge()
         for waiter in self.queue.late(now):
             self._answer(waiter, None)
         silent = self.sessions.silent(now)
+        if late > 0:
+            more = min(max(late, _LEAST_MORE_SECONDS), self.config.heartbeat_ttl)
+            for session in silent:
+                if not session.overdue:
+                    session.overdue, session.deadline = True, now + more
+            silent = self.sessions.silent(now)
         for session in silent:
             self.end_session(session, "no_heartbeat")
         if self.config.claim_timeout > 0:
-            self._expire_leases(now - self.config.claim_timeout)
+            self._expire_leases(now - self.config.claim_timeout, late=late > 0)
         self._forget_ended(now)
         self.changes.touched += [("forgotten", name) for name in self.tombstones.drop_old(now)]
         surplus = self.advice.choose(now)
@@ -408,6 +428,18 @@ class State:
             notice = {"notice": "should_close", "lease": surplus}
             self.notify(self.leases[surplus].session, notice)
         return silent
+
+    def restart_timers(self) -> None:
+        """Give each silent session and each lease in flight its whole time again.
+
+        For when the daemon begins to serve, or can store changes again: what agents sent before
+        was not read or not served.
+        """
+        now = self.effects.now()
+        for session in self.sessions:
+            self.note_sign_of_life(session)
+        for lease in self.in_flight:
+            self.leases[lease].timed_from = now
 
     def next_timer(self) -> float | None:
         """Return when the next sweep will have something to do, or None."""
@@ -419,7 +451,7 @@ class State:
         if self.queue and (wait := self._budget_wait()) is not None:
             times.append(self.effects.now() + wait)
         if self.config.claim_timeout > 0 and self.in_flight:
-            oldest = self.leases[next(iter(self.in_flight))].granted
+            oldest = self.leases[next(iter(self.in_flight))].timed_from
             times.append(oldest + self.config.claim_timeout)
         return min((time for time in times if time is not None), default=None)
 
@@ -439,26 +471,48 @@ class State:
 
     # -- notices ----------------------------------------------------------------------
 
-    def watch(self, session: Session, watch: ParkedWatch) -> None:
-        """Park a `watch_session`; an earlier one of the session gets a reply without notices."""
+    def watch(self, session: Session, watch: ParkedWatch, *, stores: bool = True) -> None:
+        """Park a `watch_session`; an earlier one of the session gets a reply without notices.
+
+        Args:
+            session: whose.
+            watch: the request.
+            stores: whether changes can be stored just now. Otherwise the notices wait for
+                `send_notices`, since that they were sent must be stored.
+        """
         if session.watch is not None and session.watch.seq != watch.seq:
             self._answer_watch(session, {"notices": []})
         session.watch = watch
-        if session.notices:
+        if session.notices and stores:
             self._send_notices(session)
+
+    def send_notices(self) -> None:
+        """Send what waited while nothing could be stored."""
+        for session in self.sessions:
+            if session.notices and session.watch is not None:
+                self._send_notices(session)
 
     def notify(self, session: Session, notice: dict[str, Any]) -> None:
         """Notify a session: at once when it has a parked watch, otherwise when it parks one."""
         if len(session.notices) < MOST_NOTICES:
             session.notices = [*session.notices, notice]
+            if notice["notice"] not in UNSTORED_NOTICES:
+                key = ("session", session.token)
+                self.changes.record(["notice", session.token, notice], key)
         if session.watch is not None:
             self._send_notices(session)
 
     def _send_notices(self, session: Session) -> None:
         notices, session.notices = session.notices, ()
-        self._answer_watch(session, {"notices": notices})
+        stored = any(each["notice"] not in UNSTORED_NOTICES for each in notices)
+        if stored:
+            self.changes.record(["fetched", session.token], ("session", session.token))
+        self._answer_watch(session, {"notices": notices}, stored=stored)
 
-    def _answer_watch(self, session: Session, fields: dict[str, Any]) -> None:
+    def _answer_watch(
+        self, session: Session, fields: dict[str, Any], *, stored: bool = False
+    ) -> None:
+        """Reply to the parked watch, if there is one; a `stored` reply survives a restart."""
         watch = session.watch
         if watch is None:
             return
@@ -466,7 +520,7 @@ class State:
         self.watches_answered.append(watch)
         frame = encode(REPLY, {"seq": watch.seq, "revision": self.changes.revision, **fields})
         if len(session.replies) + len(session.parked) < self.config.max_outstanding:
-            self.remember(session, watch.seq, frame, stored=False, lease=None)
+            self.remember(session, watch.seq, frame, stored=stored, lease=None)
         self.effects.deliver(watch.route, frame)
 
     # -- the store --------------------------------------------------------------------
@@ -478,7 +532,10 @@ class State:
         self.cluster = self.config.cluster_name
 
     def record_epoch(self) -> None:
-        """Record the epoch, the identity of the state and the connection count; emit the start."""
+        """Record the epoch, the identity of the state and the connection count; emit the start.
+
+        A connection count that the configuration has changed is emitted too.
+        """
         values = {
             "epoch": self.epoch,
             "tracker_id": self.tracker_id,
@@ -489,6 +546,10 @@ class State:
         for name, value in values.items():
             self.changes.record(["meta", name, value], ("meta", name))
         self.changes.emit("daemon_started", epoch=self.epoch, server=__version__, pid=os.getpid())
+        before, count = self.stored_count, self.tracker.connection_count
+        if before is not None and before != count:  # another one was configured
+            self.changes.emit("connection_count", count=count, before=before)
+        self.stored_count = None
 
     def batch_ended(self) -> None:
         """Drop what only a failed commit needs: the batch is stored, its replies are sent."""
@@ -557,7 +618,9 @@ class State:
 
     def _own(self, session: Session, lease: int, reason: str) -> None:
         session.leases.add(lease)
-        held = self.leases[lease] = Lease(session, self.effects.now(), self.effects.wall(), [])
+        held = self.leases[lease] = Lease(
+            session, self.effects.now(), self.effects.wall(), [], self.effects.now()
+        )
         self.in_flight[lease] = None
         self.changes.record(
             ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
@@ -618,12 +681,16 @@ class State:
         token = waiter.session.token
         self.changes.record(["unwait", token, waiter.seq], ("session", token))
 
-    def _expire_leases(self, before: float) -> None:
+    def _expire_leases(self, before: float, *, late: bool) -> None:
         while self.in_flight:
             lease = next(iter(self.in_flight))
             held = self.leases[lease]
-            if held.granted >= before:
+            if held.timed_from >= before:
                 return
+            if late and not held.overdue:  # its claim may lie in the socket
+                held.overdue, held.timed_from = True, self.effects.now()
+                self.in_flight.move_to_end(lease)
+                continue
             session = held.session
             expired = session.expired
             if len(expired) >= EXPIRED_LEASES:

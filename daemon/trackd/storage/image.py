@@ -16,12 +16,14 @@ record      fields                                               changes the key
 ``done``    token, done                                          (session, token)
 ``wait``    token, number, order, deadline                       (session, token)
 ``unwait``  token, number                                        (session, token)
+``notice``  token, notice                                        (session, token)
+``fetched`` token                                                (session, token)
 ``expire``  token, lease                                         (session, token), (lease, id)
 ``lease``   id, lease row                                        (lease, id)
 ``free``    id                                                   (lease, id)
 ``gossip``  when, default TTL, proxies as on the wire, session   (proxy, name) for each
 ``drop``    names of proxies that expired                        (proxy, name) for each
-``mention`` expiry, names, session                               (proxy, name) for each
+``mention`` expiry, names, session, TTL                          (proxy, name) for each
 ``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
 ``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
@@ -57,6 +59,7 @@ class SessionRow:
     waits: dict[int, list[Any]] = field(default_factory=dict)  # number: [order, deadline]
     expired: list[int] = field(default_factory=list)
     command: str = ""
+    notices: list[dict[str, Any]] | None = None  # not fetched; None in a file that has none
 
     def values(self) -> list[Any]:
         """Return the fields in order, as they are stored."""
@@ -86,7 +89,7 @@ class Image:
     sessions: dict[bytes, SessionRow] = field(default_factory=dict)
     ended: dict[bytes, list[Any]] = field(default_factory=dict)  # token: [reason, when, uid]
     leases: dict[int, LeaseRow] = field(default_factory=dict)
-    # name: [group, generation, expiry, number of the session that mentioned it last]
+    # name: [group, generation, expiry, number of the session that mentioned it last, TTL]
     proxies: dict[str, list[Any]] = field(default_factory=dict)
     forgotten: dict[str, list[Any]] = field(
         default_factory=dict
@@ -133,18 +136,21 @@ class Image:
             case "gossip":
                 now, default_ttl, proxies, *session = values
                 for name, group, generation, ttl in proxies:
-                    self.proxies[name] = [group, generation, now + (ttl or default_ttl), *session]
+                    self.proxies[name] = [
+                        *(group, generation, now + (ttl or default_ttl)),
+                        *(*session, ttl or default_ttl)[: 2 * len(session)],
+                    ]
                 return [("proxy", proxy[0]) for proxy in proxies]
             case "drop":
                 for name in values[0]:
                     self.proxies.pop(name, None)
                 return [("proxy", name) for name in values[0]]
             case "mention":
-                expiry, names, session_id = values
+                expiry, names, session_id, *ttl = values
                 for name in names:
                     row = self.proxies.get(name)
                     if row is not None:  # else the checkpoint already knows of its end
-                        self.proxies[name] = [*row[:2], expiry, session_id]
+                        self.proxies[name] = [*row[:2], expiry, session_id, *ttl]
                 return [("proxy", name) for name in names]
             case "forget":
                 name, *tombstone = values
@@ -186,6 +192,10 @@ class Image:
             case "wait":
                 seq, order, deadline = rest
                 session.waits[seq] = [order, deadline]
+            case "notice":
+                session.notices = [*(session.notices or []), rest[0]]
+            case "fetched":
+                session.notices = []
             case "unwait":
                 session.waits.pop(rest[0], None)
             case "expire":

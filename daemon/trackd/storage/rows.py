@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trackd.sessions.identity import Peer, Process
-from trackd.sessions.sessions import EXPIRED_LEASES, Lease, Remembered, Session
+from trackd.sessions.sessions import EXPIRED_LEASES, UNSTORED_NOTICES, Lease, Remembered, Session
 from trackd.storage.image import LeaseRow, SessionRow
 from trackd_client.wire.done import Done
 
@@ -36,6 +36,7 @@ def session_row(session: Session) -> SessionRow:
         waits={seq: [waiter.order, waiter.deadline] for seq, waiter in session.parked.items()},
         expired=sorted(session.expired),
         command=session.command,
+        notices=[each for each in session.notices if each["notice"] not in UNSTORED_NOTICES],
     )
 
 
@@ -53,8 +54,10 @@ def session_from(token: bytes, row: SessionRow) -> Session:
         wall=row.wall,
         command=row.command,
         expired=frozenset(sorted(row.expired)[-EXPIRED_LEASES:]),
-        # Whether it was told before the restart is not known; twice does no harm.
-        notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired],
+        # A file without notices does not say which of these were fetched; twice does no harm.
+        notices=[{"notice": "lease_expired", "lease": lease} for lease in row.expired]
+        if row.notices is None
+        else row.notices,
         done=Done(row.done),
         replies={
             seq: Remembered(frame, True, lease) for seq, (frame, lease) in row.replies.items()

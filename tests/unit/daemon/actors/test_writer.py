@@ -332,12 +332,14 @@ def test_notices_of_a_batch_that_got_lost_are_asked_for_again(
     watch = agent.body("watch_session")
     assert desk.ask(watch, agent.peer) is None
     faults.writes = True
-    clock.now += 6
+    clock.now += 5.001
     (answer,) = desk.sweep()  # the lease would have expired; now somebody must ask again
     assert (answer.body["seq"], answer.body["notices"]) == (watch["seq"], [])
     again = agent.body("watch_session")
     assert desk.ask(again, agent.peer) is None
-    (told,) = recover(desk, clock, faults)
+    assert not recover(desk, clock, faults), "the time to claim begins again"
+    clock.now += 5.001
+    (told,) = desk.sweep()
     assert told.body["seq"] == again["seq"]
     assert told.body["notices"] == [{"notice": "lease_expired", "lease": lease}]
     desk.kill()
@@ -447,3 +449,94 @@ def test_a_failure_that_nobody_foresaw_ends_the_daemon_and_keeps_what_was_acknow
     before |= {"epoch": 2, "revision": before["revision"] + 1, "events": now["events"]}
     assert now == before
     again.kill()
+
+
+# time that the daemon lost
+
+
+def due_of(desk: Desk) -> float:
+    """Return when the ticker was asked last to wake the writer."""
+    times = [each.time for each in desk.ticker.messages if isinstance(each, WakeAt)]
+    assert times[-1] is not None
+    return times[-1]
+
+
+def test_heartbeats_that_a_stopped_daemon_did_not_read_keep_their_session(clock: Clock) -> None:
+    desk = Desk(None, clock, heartbeat_ttl=2.0)
+    speaks, silent = AgentOf(1), AgentOf(2)
+    speaks.ask(desk, "open")
+    silent.ask(desk, "open")
+    clock.now = due_of(desk) + 3.0  # the process was stopped
+    desk.sweep()
+    speaks.ask(desk, "heartbeat")  # read after the sweep
+    assert len(desk.state.sessions) == 2
+    clock.now += 2.0
+    speaks.ask(desk, "heartbeat")
+    clock.now += 0.001
+    desk.sweep()
+    assert [session.token for session in desk.state.sessions] == [speaks.token]
+    desk.kill()
+
+
+def test_a_silent_session_ends_though_every_sweep_comes_late(clock: Clock) -> None:
+    desk = Desk(None, clock, heartbeat_ttl=2.0)
+    AgentOf(1).ask(desk, "open")
+    for _ in range(2):
+        assert len(desk.state.sessions) == 1
+        clock.now = due_of(desk) + 5.0
+        desk.sweep()
+    assert not len(desk.state.sessions)
+    desk.kill()
+
+
+def test_a_claim_that_a_stopped_daemon_did_not_read_is_not_too_late(
+    clock: Clock, host: Host
+) -> None:
+    desk = Desk(None, clock, claim_timeout=5.0)
+    agent = open_session(desk, host, 1)
+    agent.ask(desk, "track_expected", proxies=ROWS)
+    leases = [agent.ask(desk, "try_acquire")["lease"] for _ in ROWS]
+    clock.now += 5.0 + 3.0
+    desk.sweep()
+    assert agent.ask(desk, "claim", lease=leases[0], principals=["p1"])["claimed"]
+    clock.now = due_of(desk) + 0.001
+    desk.sweep()
+    assert list(desk.state.leases) == leases[:1], "one that never claims is taken back"
+    desk.kill()
+
+
+def test_the_time_to_claim_begins_when_the_daemon_serves_and_can_store(
+    tmp_path: Path, clock: Clock, host: Host
+) -> None:
+    faults = Faults()
+    desk = Desk(tmp_path, clock, faults, claim_timeout=5.0)
+    agent = open_session(desk, host, 1)
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    desk.kill()
+    clock.now += 60.0  # it was away
+    desk = Desk(tmp_path, clock, faults, claim_timeout=5.0)
+    assert list(desk.state.leases) == [lease]
+    faults.writes = True
+    assert agent.ask(desk, "claim", lease=lease, principals=["p1"])["error"] == Code.UNAVAILABLE
+    clock.now += 60.0
+    faults.writes = False
+    desk.sweep()
+    assert agent.ask(desk, "claim", lease=lease, principals=["p1"])["claimed"]
+    desk.kill()
+
+
+def test_a_notice_comes_when_the_store_works_again(
+    tmp_path: Path, clock: Clock, host: Host
+) -> None:
+    desk = Desk(tmp_path, clock, admin_users=(1000,))
+    agent, admin = open_session(desk, host, 1), open_session(desk, host, 2)
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    admin.ask(desk, "force_release", lease=lease)
+    desk.fail_store("the disk is full")
+    watch = agent.body("watch_session")
+    assert desk.ask(watch, agent.peer) is None
+    replies = [sent.body for sent in desk.sweep() if sent.body["seq"] == watch["seq"]]
+    assert [reply["notices"] for reply in replies] == [
+        [{"notice": "lease_revoked", "lease": lease}]
+    ]
+    desk.kill()

@@ -746,3 +746,88 @@ def test_sweeps_are_a_second_apart_unless_somebody_waits() -> None:
     world.acquire(session)
     world.state.park(session, 1, None, b"route")
     assert world.state.next_timer() == world.clock.now + 0.1
+
+
+# -- what a restart must keep --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("ttl", [3600.0, 20.0, None])
+def test_a_proxy_forgotten_after_a_restart_stays_away_for_its_own_ttl(
+    world: World, ttl: float | None, checkpoint: bool
+) -> None:
+    world.track("p1", ttl=ttl)
+    world.clock.now += 1
+    world.state.mention(world.gossip, [("p1", "", 1, ttl)])
+    if checkpoint:
+        world.take_checkpoint()
+    world.restart()
+    tombstone = world.state.forget("p1", Peer(0, 0, 1))
+    assert tombstone is not None
+    assert tombstone.until == world.clock.now + (ttl or 180.0)
+    world.check()
+
+
+def test_a_connection_count_that_the_configuration_has_changed_is_an_event(world: World) -> None:
+    world.state.set_count(3)
+    world.take_checkpoint()
+    before = world.state.changes.revision
+    world.restart(connection_count=5)
+    world.commit()
+    events = world.state.changes.history.after(before, 100)
+    assert [(event[0], event[3]) for event in events] == [
+        (before + 1, "daemon_started"),
+        (before + 2, "connection_count"),
+    ]
+    assert events[1][4] == {"count": 5, "before": 3}
+    world.restart(connection_count=5)
+    world.commit()
+    last = world.state.changes.history.after(before + 2, 100)
+    assert [event[3] for event in last] == ["daemon_started"]
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_notice_survives_a_restart_until_its_reply_is_done(
+    world: World, checkpoint: bool
+) -> None:
+    def restart() -> Session:
+        if checkpoint:
+            world.take_checkpoint()
+        world.restart()
+        return session_of(world.state, session)
+
+    session = world.open(Process(10, 1))
+    lease = world.acquire(session)
+    world.state.force_release(lease, Peer(0, 0, 1))
+    notice = {"notice": "lease_revoked", "lease": lease}
+    again = restart()
+    assert list(again.notices) == [notice]
+    world.check()
+    world.state.watch(again, ParkedWatch(8, b"route"))
+    ((_, body),) = world.delivered
+    assert body["notices"] == [notice]
+    again = restart()
+    assert not again.notices
+    reply = decode_reply(again.replies[8].frame)
+    assert reply is not None
+    assert reply.body["notices"] == [notice], "a reply that got lost can be fetched once more"
+    world.state.acknowledge(again, [8, 8])
+    world.state.watch(again, ParkedWatch(9, b"route"))
+    again = restart()
+    assert not again.notices
+    world.check()
+
+
+def test_notices_wait_while_that_they_were_sent_cannot_be_stored(world: World) -> None:
+    session = world.open()
+    lease = world.acquire(session)
+    world.state.force_release(lease, Peer(0, 0, 1))
+    world.commit()
+    world.state.watch(session, ParkedWatch(8, b"route"), stores=False)
+    assert not world.delivered
+    assert not world.state.changes
+    world.state.send_notices()
+    assert [body["notices"] for _, body in world.delivered] == [
+        [{"notice": "lease_revoked", "lease": lease}]
+    ]
+    world.check()

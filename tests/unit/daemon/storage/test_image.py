@@ -149,6 +149,8 @@ def test_the_table_names_every_record_and_no_other() -> None:
         "meta": ["meta", "revision", 1],
         "open": ["open", token, SESSION],
         "reply": ["reply", token, 1, b"f", None, []],
+        "notice": ["notice", token, {"notice": "lease_revoked", "lease": 1}],
+        "fetched": ["fetched", token],
         "done": ["done", token, [1, 1]],
         "wait": ["wait", token, 1, 1, None],
         "unwait": ["unwait", token, 1],
@@ -173,6 +175,8 @@ def test_the_table_names_every_record_and_no_other() -> None:
         "open",
         "reply",
         "done",
+        "notice",
+        "fetched",
         "wait",
         "unwait",
     }
