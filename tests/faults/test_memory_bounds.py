@@ -38,7 +38,7 @@ from trackd.sessions.sessions import ENDED_TOKENS
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon, MakeDaemon
-from trackd_client.wire.protocol import FRAME_SLACK
+from trackd_client.wire.protocol import FRAME_SLACK, MAX_LABEL_BYTES, MAX_LABELS
 
 MIB = 1 << 20
 #: A message as large as one may be, whose array of empty maps takes 70 times as much decoded.
@@ -227,6 +227,69 @@ def test_a_peer_that_reads_no_replies_holds_up_nobody_and_is_bounded(
         print(f"slowest ping of another client meanwhile: {slowest * 1000:.1f} ms")
         assert 10_000 * size > bound, "they would not fit into the bound"
         assert peak < bound
+
+
+#: What an attack may make the daemon grow by, at its peak and when the peer has gone.
+MOST_GROWTH = 64 * MIB
+
+
+def fill_sessions(daemon: Daemon, count: int) -> None:
+    """Open sessions with as many and as long labels as they may have."""
+    labels = {f"{i:0{MAX_LABEL_BYTES}}": "v" * MAX_LABEL_BYTES for i in range(MAX_LABELS)}
+    with RawPeer(daemon.endpoint) as peer:
+        for _ in range(count):
+            token = secrets.token_bytes(16)
+            reply = peer.ask({"op": "open", "seq": 1, "token": token, "labels": labels})
+            assert "error" not in reply
+
+
+@pytest.mark.parametrize("fields", [{"op": "snapshot", "of": "sessions"}, {"op": "log"}])
+def test_a_peer_that_reads_no_pages_is_bounded_in_bytes(
+    trackd_daemon: Daemon, fields: dict[str, str]
+) -> None:
+    """Requests of 30 bytes may not hold replies of megabytes in memory."""
+    fill_sessions(trackd_daemon, 1000)
+    base = rss(trackd_daemon.pid)
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as deaf,
+        Tracker(trackd_daemon.endpoint, timeout=PATIENCE) as tracker,
+    ):
+        deaf.linger = 0
+        deaf.rcvhwm, deaf.sndhwm = 1, 0
+        deaf.connect(trackd_daemon.endpoint)
+        before = tracker.status()["requests"]
+        for _ in range(600):
+            deaf.send(pack({**fields, "seq": 1}))
+        wait_until(lambda: tracker.status()["requests"] >= before + 600, 3 * PATIENCE)
+        peak = peak_rss(trackd_daemon.pid)
+        tell(f"600 pages of {fields} to the deaf", base, peak, base + MOST_GROWTH)
+        assert peak < base + MOST_GROWTH
+        assert len(list(tracker.rows("sessions"))) >= 1000, "others read their pages meanwhile"
+    wait_until(lambda: rss(trackd_daemon.pid) < base + MOST_GROWTH / 2)
+
+
+def test_the_subscriptions_of_a_peer_are_bounded(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker, zmq.Context() as context:
+        endpoint = tracker.status()["events"]
+        events = tracker.events()
+        next(events)
+        base = rss(trackd_daemon.pid)
+        with context.socket(zmq.SUB) as greedy:
+            greedy.linger = 0
+            greedy.connect(endpoint)
+            for number in range(40_000):
+                greedy.subscribe(f"{number:0240}".encode())
+            wait_until(lambda: "too many subscriptions" in trackd_daemon.log.read_text())
+            for _ in range(20):
+                tracker.ping()
+                time.sleep(0.05)
+            peak = peak_rss(trackd_daemon.pid)
+        tell("40,000 subscriptions", base, peak, base + MOST_GROWTH)
+        assert peak < base + MOST_GROWTH
+        tracker.track_expected(Proxy("p1"))
+        assert any(event.kind == "proxy_tracked" for event in events), "others are served"
+    wait_until(lambda: rss(trackd_daemon.pid) < base + MOST_GROWTH / 2)
 
 
 class Endless:

@@ -29,6 +29,7 @@ from typing import Any
 import zmq
 
 from trackd.actors.inbox import Envelope
+from trackd.actors.unread import SMALL, UnreadReplies
 from trackd.host.processes import PeerCache
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer
@@ -53,8 +54,8 @@ _POLLIN = int(zmq.POLLIN)
 #: Messages queued inside libzmq for each peer: low, since each may be as large as a frame.
 _RECEIVE_HWM = 64
 _SEND_HWM = 1000
-#: Replies to parked requests that found no room, tried again with the next batch.
-_MAX_UNSENT = 10_000
+#: Small replies that found no room, tried again with the next batch.
+_MAX_UNSENT = 2000
 #: Milliseconds that a connection may take for its handshake.
 _HANDSHAKE_MS = 5000
 _BACKLOG = 4096
@@ -86,6 +87,7 @@ class RouterMailbox:
         self._max_frame = max_frame
         self._peers = PeerCache()
         self._outbox: list[tuple[bytes, bytes]] = []
+        self._unread = UnreadReplies()
         self._unsent: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_UNSENT)
         self._ready: deque[Envelope[Any]] = deque()
         self._local: deque[Envelope[Any]] = deque()
@@ -170,7 +172,7 @@ class RouterMailbox:
         """Send what was answered.
 
         A reply for a peer that has gone is dropped: the client fetches it again over its
-        next connection. One that finds no room is tried once more after the next batch.
+        next connection. A small one that finds no room is tried once more after the next batch.
         """
         if self._unsent:
             again = list(self._unsent)
@@ -178,7 +180,7 @@ class RouterMailbox:
             for message in again:
                 self._send(*message)
         for route, frame in self._outbox:
-            if not self._send(route, frame):
+            if not self._send(route, frame) and len(frame) <= SMALL:
                 self._unsent.append((route, frame))
         self._outbox.clear()
 
@@ -189,6 +191,8 @@ class RouterMailbox:
         self._router.close(linger=_LINGER_MS)
 
     def _send(self, route: bytes, frame: bytes) -> bool:
+        if len(frame) > SMALL and not self._unread.admit(route, len(frame)):
+            return False
         try:
             self._send_frame(route, _MORE_NOW)
             self._send_frame(frame, _NOW)
@@ -197,6 +201,7 @@ class RouterMailbox:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            self._unread.forget_route(route)
         return True
 
     def _receive_batch(self) -> None:
@@ -243,6 +248,7 @@ class RouterMailbox:
         if peer is None and not size:
             self._wake_sent = False  # before the queue is read, so that no wake-up gets lost
             return 0
+        self._unread.note_route(route, frame)
         self._hand_over(route, peer, frame, problem)
         return size
 

@@ -9,16 +9,23 @@ anybody, and what it does not manage to send is no failure.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import select
+import socket
+import struct
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import zmq
 
 from trackd.actors.inbox import Envelope, Inbox
 from trackd.actors.messages import Audience, Bind, Ping, Publish
 from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message
+from trackd.host.logs import fields
 from trackd_client.wire.protocol import event_frame
+
+log = logging.getLogger("trackd.publisher")
 
 #: Messages kept for a subscriber that does not keep up, and the events of one message: what it
 #: can make the daemon hold is the product, of about 150 bytes an event.
@@ -27,6 +34,10 @@ _EVENTS_A_MESSAGE: Final = 256
 #: Bytes of a subscription, and how many wait; ours is empty.
 _MAX_SUBSCRIPTION: Final = 256
 _RECEIVE_HWM: Final = 64
+#: Subscriptions of one connection, after which it is closed, and connections that are counted.
+#: A descriptor of the same peer may be used again: the number allows for its reconnects.
+_MOST_SUBSCRIPTIONS: Final = 64
+_MOST_PEERS: Final = 4096
 _HANDSHAKE_MS: Final = 5000
 _BACKLOG: Final = 1024
 _EVERYTHING: Final = b"\x01"
@@ -38,6 +49,13 @@ class Subscription:
     """From the inbox to its own actor: somebody subscribed, or the last one has gone."""
 
     frame: bytes
+
+
+class PeerOfEvents(NamedTuple):
+    """A connection of the event socket: its descriptor, and who the kernel says is there."""
+
+    descriptor: int
+    address: str
 
 
 class SubscriptionInbox(Inbox):
@@ -53,6 +71,7 @@ class SubscriptionInbox(Inbox):
         self.socket.handshake_ivl = _HANDSHAKE_MS
         self.socket.backlog = _BACKLOG
         self.socket.xpub_verbose = True  # each new subscriber is greeted, not the first only
+        self._subscriptions: dict[PeerOfEvents, int] = {}
         self._epoll.register(self.socket.FD, select.EPOLLIN)
 
     def get(self) -> Envelope[Any]:
@@ -65,7 +84,29 @@ class SubscriptionInbox(Inbox):
     def on_readable(self, descriptor: int) -> None:  # noqa: ARG002 - there is one
         """Take in a subscription."""
         with contextlib.suppress(zmq.Again):
-            self.post(Subscription(self.socket.recv(zmq.DONTWAIT)))
+            frame = self.socket.recv(zmq.DONTWAIT, copy=False)
+            self._count(frame)
+            self.post(Subscription(frame.bytes))
+
+    def _count(self, frame: zmq.Frame) -> None:
+        """Count what one peer subscribes to, and hang up on one that subscribes too much.
+
+        libzmq keeps every subscription, however many, until its connection ends. A client
+        needs one.
+        """
+        try:
+            peer = PeerOfEvents(int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address")))
+        except (zmq.ZMQError, TypeError, ValueError):  # its connection has ended
+            return
+        if not frame.bytes.startswith(_EVERYTHING):
+            return
+        known = self._subscriptions.pop(peer, 0) + 1
+        if known > _MOST_SUBSCRIPTIONS:
+            hang_up(peer)
+            known = 0
+        self._subscriptions[peer] = known
+        while len(self._subscriptions) > _MOST_PEERS:
+            del self._subscriptions[next(iter(self._subscriptions))]
 
     def close(self) -> None:
         """Close the socket. For the server, after the actor's thread has ended."""
@@ -114,3 +155,13 @@ class EventPublisher(SupervisedActor):
     def _send(self, frame: bytes) -> None:
         with contextlib.suppress(zmq.Again):
             self._inbox.socket.send(frame, zmq.DONTWAIT)
+
+
+def hang_up(peer: PeerOfEvents) -> None:
+    """End a connection of libzmq, unless its descriptor belongs to another peer by now."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.descriptor)) as connection:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, gid = struct.unpack("=iII", credentials)
+        if peer.address.endswith(f"{uid}:{gid}:{pid}"):
+            log.warning("too many subscriptions: hung up", extra=fields(uid=uid, pid=pid))
+            connection.shutdown(socket.SHUT_RDWR)

@@ -12,6 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgpack
+
+#: Bytes after which a page ends, whatever its rows.
+PAGE_BYTES: Final = 256 * 1024
 #: Listings under way at the same time; the oldest makes room.
 _MOST: Final = 8
 
@@ -73,9 +77,17 @@ class Listings:
         if listing is None or listing.of != of:
             return None
         self._open.move_to_end(number)
-        found = map(row, listing.keys[offset : offset + limit])
-        rows = [each for each in found if each is not None]
-        following = offset + limit
+        rows = []
+        room = PAGE_BYTES
+        following = offset
+        for key in listing.keys[offset : offset + limit]:
+            following += 1
+            found = row(key)
+            if found is not None:
+                rows.append(found)
+                room -= len(msgpack.packb(found))
+                if room <= 0:
+                    break
         if following < len(listing.keys):
             return Page(listing, rows, [number, following])
         del self._open[number]

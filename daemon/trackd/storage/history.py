@@ -24,6 +24,10 @@ def pack(event: WireEvent) -> bytes:
     return packed
 
 
+#: Bytes of the events of one reply.
+MOST_BYTES: Final = 256 * 1024
+
+
 class History:
     """The newest events, at least as many as the setting `history` says.
 
@@ -91,16 +95,25 @@ class History:
         for revision in sorted(events):
             self.extend(revision, [events[revision]])
 
-    def after(self, revision: int, limit: int) -> list[WireEvent]:
-        """Return the events after a revision, oldest first, at most `limit`."""
+    def after(self, revision: int, limit: int, most_bytes: int = MOST_BYTES) -> list[WireEvent]:
+        """Return the events with later revisions, oldest first.
+
+        Args:
+            revision: after which.
+            limit: events at most.
+            most_bytes: packed bytes after which no further event is added.
+        """
         wanted = max(revision + 1, self._first)
         found: list[WireEvent] = []
         while wanted < self._next and len(found) < limit:
             key = wanted - wanted % CHUNK
             start = wanted - max(key, self._first)
-            part = self._chunks[key][start : start + limit - len(found)]
-            found += map(unpack, part)
-            wanted += len(part)
+            for event in self._chunks[key][start : start + limit - len(found)]:
+                found.append(unpack(event))
+                wanted += 1
+                most_bytes -= len(event)
+                if most_bytes <= 0:
+                    return found
         return found
 
     def _trim(self) -> list[int]:
