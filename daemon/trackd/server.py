@@ -38,6 +38,7 @@ from trackd.config.settings import Config
 from trackd.host.logs import fields, flush
 from trackd.host.places import events_endpoint, take_places
 from trackd.host.systemd import Notifier, listening_socket
+from trackd.operations.runtime import HttpState
 from trackd.overseer import Overseer
 from trackd.probe import Probe
 from trackd.signals import ActorEnded, Events, SignalCame, take_signals
@@ -46,7 +47,7 @@ from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path
 
 if TYPE_CHECKING:
-    from trackd.http.listener import HttpListener
+    from trackd.http.service import HttpService
 
 log = logging.getLogger("trackd")
 
@@ -94,13 +95,14 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     events = events_endpoint(config.endpoint)
     audience = Audience()
     probe: Probe | None = None
-    listener: HttpListener | None = None
+    http: HttpService | None = None
+    http_state = HttpState()
     notifier = overseer.notifier
     try:
-        if config.http:  # what cannot be had is said before any agent is answered
-            from trackd.http.listener import HttpListener
+        if config.http:
+            from trackd.http.service import HttpService
 
-            listener = HttpListener(config, overseer.ended)
+            http = HttpService(config, overseer.ended, http_state)
         tracker = TrackerActor.start(
             overseer.ended,
             context,
@@ -108,6 +110,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             boottime,
             audience=audience,
             ask_reload=overseer.ask_reload,
+            http=http_state,
         )
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)
@@ -132,8 +135,8 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():
                 log.critical("requests are not answered")
                 return exits.FAILED
-        if listener is not None:
-            listener.start()
+        if http is not None:
+            http.start()
         gc.freeze()  # what is there now stays, nearly all of it
         notifier.ready()
         log.info(
@@ -166,8 +169,8 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         log.exception("an actor did not start")
         return exits.FAILED
     finally:
-        if listener is not None and not listener.stop(STOP_SECONDS):
-            _give_up(listener.name)
+        if http is not None and not http.stop(STOP_SECONDS):
+            _give_up(http.name)
         if probe is not None:
             probe.close()
         _stop(actors, overseer.events)

@@ -24,7 +24,7 @@ from helpers.hosts import fill, small_disk
 from helpers.support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
 from helpers.web import Site, free_port, path_of, site, unix_site
 from trackd.config.settings import load
-from trackd.http import listener
+from trackd.http import listener, views
 from trackd.http.listener import HttpListener
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
@@ -280,13 +280,51 @@ def test_the_end_of_the_listener_is_the_end_of_the_daemon(tmp_path: Path) -> Non
 # -- starting and stopping ---------------------------------------------------------------
 
 
-def test_a_port_that_somebody_has_is_said_with_exit_code_5(tcp: Site, tmp_path: Path) -> None:
-    ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http={tcp.address}")
-    assert ran.returncode == 5
-    assert f"cannot serve HTTP on {tcp.address}: address already in use" in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert not (tmp_path / "trackd.sock").exists()
-    assert tcp.ask("/healthz").status == 200
+def test_a_port_that_somebody_has_keeps_no_agent_waiting(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    """Agents first: it is logged, shown in `status`, and tried again until it works."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        daemon = make_trackd_daemon(http=address)
+        with Tracker(daemon.endpoint) as tracker:
+            assert tracker.adopt("p1")
+            problem = tracker.status()["http_problem"]
+            assert f"cannot serve HTTP on {address}: address already in use" in problem
+            wait_until(lambda: "HTTP is not served for now" in daemon.log.read_text())
+    with Tracker(daemon.endpoint) as tracker:
+        wait_until(lambda: tracker.status()["http_problem"] is None)
+    assert Site(daemon, address).ask("/healthz").status == 200
+    assert "Traceback" not in daemon.log.read_text()
+    assert daemon.stop() == 0
+
+
+def test_a_request_without_host_is_answered(tcp: Site) -> None:
+    """Health checks of HTTP/1.0 say none; a browser always does."""
+    for path in (b"/healthz", b"/metrics"):
+        with tcp.connect() as raw:
+            raw.sendall(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+            assert raw.recv(100).split()[1] == b"200"
+
+
+def test_those_who_never_end_their_request_keep_nobody_out(tcp: Site) -> None:
+    with ExitStack() as slow:
+        for _ in range(listener.CONNECTIONS + 50):
+            slow.enter_context(tcp.connect()).sendall(b"GET /metrics HTTP/1.1\r\nHost: loc")
+        began = time.monotonic()
+        assert tcp.ask("/healthz").status == 200
+        assert time.monotonic() - began < listener.REQUEST_SECONDS / 2, "not by their timeout"
+
+
+def test_a_flood_of_requests_for_metrics_asks_the_daemon_little(tcp: Site) -> None:
+    with Tracker(tcp.daemon.endpoint) as tracker:
+        before = tracker.status()["requests"]
+        began = time.monotonic()
+        for _ in range(150):
+            assert tcp.ask("/metrics").status == 200
+            assert tcp.ask("/readyz").status == 200
+        allowed = views.BURST + views.RATE * (time.monotonic() - began)
+        assert tracker.status()["requests"] - before <= allowed + 2
 
 
 def test_the_daemon_s_own_socket_is_not_one_for_http(tmp_path: Path) -> None:
@@ -307,25 +345,26 @@ def test_a_daemon_that_cannot_start_for_another_reason_leaves_nothing_of_it(
 
 
 def test_a_path_that_a_daemon_has_or_that_is_no_socket_is_left_alone(
-    unix: Site, tmp_path: Path
+    unix: Site, tmp_path: Path, make_trackd_daemon: MakeDaemon
 ) -> None:
-    ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http={unix.address}")
-    assert ran.returncode == 5
-    assert f"pid {unix.daemon.pid}" in ran.stderr
+    def problem(path: Path) -> str:
+        daemon = make_trackd_daemon(http=f"unix:{path}")
+        with Tracker(daemon.endpoint) as tracker:
+            said: str = tracker.status()["http_problem"]
+        assert daemon.stop() == 0
+        return said
+
+    assert f"pid {unix.daemon.pid}" in problem(path_of(unix))
     assert unix.ask("/healthz").status == 200
 
     (tmp_path / "precious").write_text("precious")
-    ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http=unix:{tmp_path}/precious")
-    assert ran.returncode == 5
-    assert "is a regular file" in ran.stderr
+    assert "is a regular file" in problem(tmp_path / "precious")
     assert (tmp_path / "precious").read_text() == "precious"
 
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "other"))
         other.listen()
-        ran = run(f"--endpoint={tmp_path}/trackd.sock", f"--http=unix:{tmp_path}/other")
-    assert ran.returncode == 5
-    assert "in use" in ran.stderr
+        assert "in use" in problem(tmp_path / "other")
     assert (tmp_path / "other").is_socket()
 
 

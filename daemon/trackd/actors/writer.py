@@ -50,7 +50,7 @@ from trackd.host.roles import Roles
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.dispatch import Requests
-from trackd.operations.runtime import Runtime
+from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
 from trackd.state.changes import Batch
 from trackd.state.restore import load, value_of
@@ -82,6 +82,7 @@ class TrackerActor(SupervisedActor):
         *,
         audience: Audience | None = None,
         ask_reload: Callable[[], None] | None = None,
+        http: HttpState | None = None,
     ) -> None:
         self._mailbox = RouterMailbox(context, config.max_frame)
         self._mailbox.end_batch = self._end_batch
@@ -93,6 +94,7 @@ class TrackerActor(SupervisedActor):
         self._store_connect = store_connect
         self._store: Store | None = None
         self._runtime = Runtime(boot_id(), clock(), time.time())
+        self._runtime.http = http or self._runtime.http
         self._runtime.ask_reload = ask_reload or self._runtime.ask_reload
         self._state = State(config, self, self._runtime.metrics)
         self._requests = Requests(self._context())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from importlib import resources
@@ -54,7 +55,11 @@ class Reply(NamedTuple):
 
 
 def application(
-    tracker: views.Asked, ready: Callable[[], str | None], *, any_host: bool
+    tracker: views.Asked,
+    ready: Callable[[], str | None],
+    *,
+    any_host: bool,
+    pause: Callable[[float], object] = time.sleep,
 ) -> WSGIApplication:
     """Return the WSGI application.
 
@@ -64,13 +69,17 @@ def application(
             did not work, or None.
         any_host: whether the Host header may be anything, as on a unix socket, which no browser
             can be led to.
+        pause: waits for so many seconds, or until the listener stops.
     """
+    pace = views.Pace()
+    readable = views.Limited(lambda: metrics.exposition(tracker.metrics()["families"]).encode())
+    readiness = views.Limited(ready)
     state = views.Shared(lambda: views.state(tracker))
     proxies = views.Shared(lambda: views.proxies(tracker))
     page = _page()
 
-    def readiness() -> Reply:
-        problem = ready()
+    def show_readiness() -> Reply:
+        problem = readiness.get()
         if problem is None:
             return Reply(b"ready\n")
         return Reply(f"{problem}\n".encode(), status=HTTPStatus.SERVICE_UNAVAILABLE)
@@ -79,15 +88,15 @@ def application(
         "/": lambda: page,
         "/api/state": lambda: Reply(state.get(), _JSON),
         "/api/proxies": lambda: Reply(proxies.get(), _JSON),
-        "/metrics": lambda: Reply(
-            metrics.exposition(tracker.metrics()["families"]).encode(), metrics.CONTENT_TYPE
-        ),
+        "/metrics": lambda: Reply(readable.get(), metrics.CONTENT_TYPE),
         "/healthz": lambda: Reply(b"ok\n"),
-        "/readyz": readiness,
+        "/readyz": show_readiness,
     }
 
     def answer(environ: WSGIEnvironment) -> Reply:
-        if not any_host and not is_local(environ.get("HTTP_HOST", "")):
+        # A browser always says Host, so that only a page of another site can be meant by a wrong
+        # one. Health checks of HTTP/1.0 have none.
+        if not any_host and "HTTP_HOST" in environ and not is_local(environ["HTTP_HOST"]):
             return _refusal(
                 HTTPStatus.FORBIDDEN,
                 "ask for localhost, 127.0.0.1 or [::1]: no other name is served",
@@ -104,6 +113,8 @@ def application(
             return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if wait := pace.take():
+            pause(wait)
         reply = answer(environ)
         start_response(
             f"{reply.status.value} {reply.status.phrase}",

@@ -44,6 +44,11 @@ IDLE_SECONDS: Final = 30
 #: What waitress looks after at a time: connections, and a few descriptors of its own.
 CONNECTIONS: Final = 64
 THREADS: Final = 4
+#: Connections beyond which the oldest idle ones are closed.
+MOST_IDLE: Final = 48
+#: The thread pauses for so many times what it has used, in seconds at most.
+SHARE: Final = 6
+_LONGEST_PAUSE: Final = 0.05
 #: Bytes of answers that wait for one client to take them.
 _MAX_UNREAD: Final = 2 << 20
 _MAX_HEADERS: Final = 16_384
@@ -73,6 +78,7 @@ class HttpListener(threading.Thread):
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards the next, and what it says
         self._wakes = True
+        self._used = 0.0  # processor seconds of the thread, when it last paused
         self._map: dict[int, Any] = {}  # of waitress: what its loop looks after, by descriptor
         self._arrivals: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
         with contextlib.ExitStack() as places:
@@ -81,7 +87,10 @@ class HttpListener(threading.Thread):
         self._tracker = Tracker(config.endpoint, timeout=ANSWER_SECONDS, name="trackd http")
         self._readiness = _Readiness(config.endpoint, self._stopping)
         app = application(
-            self._tracker, self._readiness.problem, any_host=sockets[0].family == socket.AF_UNIX
+            self._tracker,
+            self._readiness.problem,
+            any_host=sockets[0].family == socket.AF_UNIX,
+            pause=self._stopping.wait,
         )
         self._wake = trigger(self._map)
         self._dispatcher = create_server(
@@ -122,6 +131,8 @@ class HttpListener(threading.Thread):
             while not self._stopping.is_set():
                 wasyncore.loop(_LOOK_SECONDS, use_poll=True, map=self._map, count=1)
                 self._hang_up_on_the_slow()
+                self._make_room()
+                self._yield_to_agents()
                 if not all(server.accepting for server in self._servers):
                     raise RuntimeError("a socket listens no more")
         except Exception:
@@ -146,6 +157,22 @@ class HttpListener(threading.Thread):
                 late = unread and moment - channel.last_activity > REQUEST_SECONDS
             if late:
                 channel.handle_close()
+
+    def _make_room(self) -> None:
+        """Close the oldest connections that ask for nothing when there are many.
+
+        Else those who begin a request and never end it would keep everybody else out.
+        """
+        channels = [each for each in self._map.values() if isinstance(each, HTTPChannel)]
+        idle = [each for each in channels if not each.requests and not each.total_outbufs_len]
+        idle.sort(key=lambda channel: channel.creation_time)
+        for channel in idle[: max(0, len(channels) - MOST_IDLE)]:
+            channel.handle_close()
+
+    def _yield_to_agents(self) -> None:
+        """Pause for several times what this thread has used, so that the writer has its share."""
+        used, self._used = time.thread_time() - self._used, time.thread_time()
+        self._stopping.wait(min(_LONGEST_PAUSE, SHARE * used))
 
     def _end(self) -> None:
         """Close everything, in the order that leaves no thread with what is closed."""

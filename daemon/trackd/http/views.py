@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from trackd_client import metrics
 from trackd_client.errors import TrackdError
@@ -28,6 +28,13 @@ MOMENT: Final = 0.5
 #: to the agents.
 SHARE: Final = 20
 
+#: How often a second a view that is not shared may be made, and how often at once.
+RATE: Final = 5.0
+BURST: Final = 20.0
+#: Responses a second, and how many at once: threads that respond take time from the one writer.
+RESPONSES: Final = 50.0
+RESPONSE_BURST: Final = 300.0
+
 #: Unsigned numbers of 64 bits, of which JavaScript's own would lose the last digits.
 _WIDE: Final = frozenset({"generation", "largest", "old_generation"})
 #: What becomes a rate on the page, by the names of the counters without their prefix.
@@ -36,6 +43,9 @@ _COUNTED: Final = ("grants", "claims", "duplicates", "refusals", "releases")
 _WHY: Final = ("reason", "retry_after", "recent")
 #: What a row tells of the session that holds the proxy.
 _HOLDER: Final = ("name", "command", "uid")
+
+
+ValueT = TypeVar("ValueT")
 
 
 class Asked(Protocol):
@@ -89,6 +99,76 @@ class Shared:
             if self._failure is not None:
                 raise self._failure
             return self._value
+
+
+class Limited(Generic[ValueT]):
+    """A view that is made for each request, until there are many; then it is shared.
+
+    So what a request sees is what the daemon knows now, and a flood of requests costs the agents
+    little.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], ValueT],
+        rate: float = RATE,
+        burst: float = BURST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take what makes the view.
+
+        Args:
+            make: asks the daemon.
+            rate: how often a second it may be asked in the long run.
+            burst: how often at once.
+            clock: seconds.
+        """
+        self._make = make
+        self._rate = rate
+        self._burst = self._tokens = burst
+        self._clock = clock
+        self._at = clock()
+        self._lock = threading.Lock()  # guards the rest; held while it is made
+        self._last: list[ValueT] = []
+
+    def get(self) -> ValueT:
+        """Return the view, made now unless there were many requests. Any thread.
+
+        Raises:
+            TrackdError: the daemon did not answer now.
+        """
+        with self._lock:
+            now = self._clock()
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+            self._at = now
+            if self._tokens >= 1 or not self._last:
+                self._tokens -= 1
+                self._last.clear()
+                self._last.append(self._make())
+            return self._last[0]
+
+
+class Pace:
+    """Lets so many responses a second begin, after a burst; the others wait for their turn."""
+
+    def __init__(
+        self,
+        rate: float = RESPONSES,
+        burst: float = RESPONSE_BURST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._turn = 0.0  # when the next response would begin if there had been no burst
+
+    def take(self) -> float:
+        """Return for how many seconds a response has to wait. Any thread."""
+        with self._lock:
+            now = self._clock()
+            self._turn = max(self._turn, now - self._burst / self._rate) + 1 / self._rate
+            return max(0.0, self._turn - now)
 
 
 def state(tracker: Asked) -> bytes:

@@ -76,6 +76,7 @@ def status(context: Context, _call: Call) -> Fields:
         "history": len(state.changes.history),
         "events": runtime.events,
         "http": context.config.http,
+        "http_problem": runtime.http.problem,
         "reloads": runtime.reloads,
         "reload": runtime.reload,
         "group_count": tracker.group_count,

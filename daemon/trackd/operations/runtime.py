@@ -15,6 +15,17 @@ def _not_served() -> None:
 
 
 @dataclass(slots=True)
+class HttpState:
+    """What the HTTP service lets the tracker know; a plain attribute, read when somebody asks.
+
+    Attributes:
+        problem: why HTTP is not served though it is configured, or None.
+    """
+
+    problem: str | None = None
+
+
+@dataclass(slots=True)
 class Runtime:
     """The process, as the actor knows it.
 
@@ -31,6 +42,7 @@ class Runtime:
         reloads: how many were done.
         reload: what came of the last one, as `status` tells it; None before the first.
         logged_max_ttl: the `max_ttl` for which a longer TTL was logged, or None.
+        http: whether HTTP is served.
         metrics: what is counted.
         listings: long tables that somebody is reading.
     """
@@ -47,5 +59,6 @@ class Runtime:
     reloads: int = 0
     reload: dict[str, Any] | None = None
     logged_max_ttl: float | None = None
+    http: HttpState = field(default_factory=HttpState)
     metrics: Metrics = field(default_factory=Metrics)
     listings: Listings = field(default_factory=Listings)

@@ -135,10 +135,10 @@ def test_everything_else_is_not_there(browser: Browser, tracker: Scripted, path:
     assert tracker.asked == []
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:9440", "", None, "10.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9440", "", "10.0.0.1"])
 @pytest.mark.parametrize("path", [*PATHS, "/x"])
 def test_other_names_than_this_host_s_are_refused(
-    browser: Browser, tracker: Scripted, path: str, host: str | None
+    browser: Browser, tracker: Scripted, path: str, host: str
 ) -> None:
     status, _, body = browser.ask(path, host=host)
     assert status == 403
