@@ -35,6 +35,7 @@ ELSEWHERE = {
     "daemon/state/restore.py": "each change survives a restart: state/test_state.py",
     "daemon/storage/rows.py": "each change survives a restart: state/test_state.py",
     "daemon/actors/messages.py": "classes without behaviour",
+    "daemon/operations/runtime.py": "attributes: operations/test_reports.py",
     "daemon/actors/unread.py": "needs the kernel: faults/test_memory_bounds.py",
     "daemon/actors/supervised.py": "tested with an actor: actors/test_ticker.py",
     "daemon/actors/publisher.py": "needs subscribers: integration/test_events.py",

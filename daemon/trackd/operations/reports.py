@@ -50,7 +50,7 @@ def probe(context: Context, call: Call) -> Fields:
 def status(context: Context, _call: Call) -> Fields:
     """Tell the counts of everything."""
     state, tracker, runtime = context.state, context.state.tracker, context.runtime
-    return {
+    fields: Fields = {
         "cluster": tracker.cluster_name,
         "server": __version__,
         "pid": os.getpid(),
@@ -76,7 +76,6 @@ def status(context: Context, _call: Call) -> Fields:
         "history": len(state.changes.history),
         "events": runtime.events,
         "http": context.config.http,
-        "http_problem": runtime.http.problem,
         "reloads": runtime.reloads,
         "reload": runtime.reload,
         "group_count": tracker.group_count,
@@ -91,6 +90,9 @@ def status(context: Context, _call: Call) -> Fields:
             for group in tracker.groups(MOST_GROUPS)
         ],
     }
+    if runtime.http.problem is not None:
+        fields["http_problem"] = runtime.http.problem
+    return fields
 
 
 def explain(context: Context, call: Call) -> Fields:

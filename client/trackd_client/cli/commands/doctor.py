@@ -126,6 +126,7 @@ def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
     yield from _check_clock(tracker, status)
     yield from _check_store(status, settings)
     yield from _check_configuration(status)
+    yield from _check_http(status)
     yield from _check_counts(status, settings)
     yield from _check_process(status["pid"])
 
@@ -216,6 +217,19 @@ def _check_configuration(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "reload", PROBLEM, f"changed in the file, but not live: {refused}", "restart the daemon"
         )
+
+
+def _check_http(status: dict[str, Any]) -> Iterator[Finding]:
+    problem = status.get("http_problem")
+    if problem:
+        yield Finding(
+            "http",
+            PROBLEM,
+            f"the status page and the metrics are not served: {problem}",
+            "free the address or choose another; the daemon tries again by itself",
+        )
+    elif status.get("http"):
+        yield Finding("http", OK, f"served on {status['http']}")
 
 
 def _check_counts(status: dict[str, Any], settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:

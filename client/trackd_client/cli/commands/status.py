@@ -88,7 +88,8 @@ def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "sessions", str(reply["sessions"])
     yield "store", describe_store(reply)
     if reply.get("http"):
-        yield "http", escape(reply["http"])
+        problem = reply.get("http_problem")
+        yield "http", escape(f"not served: {problem}" if problem else reply["http"])
     if (last := reply.get("reload")) is not None:
         yield "reloaded", describe_reload(last)
     yield "daemon", f"{daemon}, epoch {reply['epoch']}, revision {reply['revision']}"
