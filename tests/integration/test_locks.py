@@ -113,7 +113,7 @@ def test_a_second_process_is_told_who_holds_the_lock(
         acquire_lock(directory / "x.lock", "the endpoint ipc://x")
     message = str(caught.value)
     assert message.startswith(f"the endpoint ipc://x is held by pid {holder.pid} (")
-    assert f"({Path(sys.executable).name} -c " in message
+    assert f"({Path(sys.executable).name})" in message
     assert ", cluster 'example.com', started 20" in message
     assert message.endswith("; stop it, or choose another place")
     assert caught.value.code == HELD

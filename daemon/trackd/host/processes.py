@@ -8,7 +8,9 @@ beside it, so that is never used.)
 from __future__ import annotations
 
 import os
+import re
 import select
+from collections.abc import Sequence
 from pathlib import Path
 
 from trackd.sessions.identity import Peer
@@ -16,6 +18,14 @@ from trackd.sessions.identity import Peer
 #: How many words and characters of a command line are shown.
 _COMMAND_WORDS = 3
 _COMMAND_CHARACTERS = 80
+#: Programs whose first words name a script, and not a secret.
+_INTERPRETER = re.compile(
+    r"(?:python|pypy|perl|ruby|node|php|lua|(?:ba|da|z|k|a)?sh)[\d.]*", re.ASCII
+)
+#: Options of interpreters that are followed by no code: not `-c`, `-e`, `-E`, `-p` or `-r`.
+_PLAIN_OPTION = re.compile(r"-[ABIOSXdimqsuvwx]", re.ASCII)
+#: A script's path or a module's name.
+_SCRIPT = re.compile(r"[\w./+][\w./+-]*")
 #: Addresses that are remembered; there is one for each process that connected.
 _CACHE_SIZE = 4096
 
@@ -84,8 +94,9 @@ def has_exited(pid: int) -> bool:
 def command_of(pid: int) -> str:
     """Return the command of a process for people to read, or "" when it is hidden.
 
-    It is the program, with the script that an interpreter runs (`python3 agent.py`), but none of
-    the arguments behind it, since they may be secrets.
+    It is the program, and for an interpreter the script or module that it runs
+    (`python3 agent.py`, `python3 -m agent`). Nothing else of the arguments is shown, since they
+    may be secrets: no code behind `-c`, no assignment, no word of another program.
     """
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -93,11 +104,20 @@ def command_of(pid: int) -> str:
         return ""
     program, *words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
     shown = [os.path.basename(program)]  # noqa: PTH119 - a word, not a path that is used
-    for word in words[:_COMMAND_WORDS]:
-        if word.startswith("--"):
-            break
-        shown.append(word)
-        if not word.startswith("-"):
-            break
+    if _INTERPRETER.fullmatch(shown[0]):
+        shown += _script_words(words)
     text = " ".join(shown)[:_COMMAND_CHARACTERS]
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _script_words(words: Sequence[str]) -> list[str]:
+    """Return the leading words of an interpreter's arguments that name its script."""
+    shown: list[str] = []
+    for word in words[:_COMMAND_WORDS]:
+        if _PLAIN_OPTION.fullmatch(word):
+            shown.append(word)
+        else:
+            if _SCRIPT.fullmatch(word):
+                shown.append(word)
+            break
+    return shown

@@ -145,3 +145,30 @@ def test_a_process_whose_main_thread_has_exited_still_lives() -> None:
         assert process.poll() is None
         process.kill()
     assert found is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["python3", "agent.py", "--password", "s3cret"], "python3 agent.py"),
+        (["/usr/bin/python3", "-u", "/opt/a/agent.py", "s3cret"], "python3 -u /opt/a/agent.py"),
+        (["python3", "-m", "agent", "s3cret"], "python3 -m agent"),
+        (["bash", "-c", "PASSWORD=s3cret agent"], "bash"),
+        (["sh", "-ec", "s3cret"], "sh"),
+        (["perl", "-e", "s3cret"], "perl"),
+        (["python3", "-c", "s3cret"], "python3"),
+        (["python3", "-W", "s3cret", "agent.py"], "python3"),
+        (["bash", "TOKEN=s3cret"], "bash"),
+        (["python3", "s3cret phrase"], "python3"),
+        (["env", "TOKEN=s3cret", "agent"], "env"),
+        (["agent", "s3cret"], "agent"),
+        (["curl", "https://me:s3cret@example.com"], "curl"),
+        (["mysql", "-ps3cret"], "mysql"),
+    ],
+)
+def test_a_command_shows_its_script_and_none_of_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], shown: str
+) -> None:
+    line = "\0".join(words).encode() + b"\0"
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: line)
+    assert command_of(1) == shown
