@@ -155,6 +155,10 @@ def _run(args: argparse.Namespace) -> int:
 def _check_config(file: Path) -> int:
     found = settings.check_file(file)
     print(f"{file} is valid")  # noqa: T201 -- the output of the command
+    from trackd.host.roles import Roles
+
+    for problem in Roles(found.admin_users, found.admin_groups).unknown:
+        print(f"note: {problem}")  # noqa: T201
     if not found.cluster_name:
         print("note: it names no cluster; give --cluster-name or TRACKD_CLUSTER_NAME")  # noqa: T201
     return exits.OK

@@ -139,6 +139,8 @@ class Overseer:
                     "setting not changed: it needs a restart",
                     extra=fields(setting=setting.name, reason=setting.fixed),
                 )
+            for problem in roles.unknown:
+                log.warning("an admin is unknown", extra=fields(reason=problem))
             if refused:
                 self._refused = f"not reloaded: {', '.join(each.name for each in refused)}"
             log.info("reloaded", extra=fields(changed=", ".join(each.name for each in changed)))

@@ -89,6 +89,8 @@ class TrackerActor(SupervisedActor):
         super().__init__(on_end, self._mailbox)
         self._config = config
         self._roles = Roles(config.admin_users, config.admin_groups)
+        for problem in self._roles.unknown:
+            log.warning("an admin is unknown", extra=fields(reason=problem))
         self._clock = clock
         self._moment = clock()
         self._store_connect = store_connect

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import grp
-import pwd
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -35,6 +34,12 @@ DEFAULT_PROXY_EXPIRY: Final = 180.0
 
 _YEAR: Final = 365 * 86_400.0
 _MAX_SHOWN: Final = 80
+#: Variables that others set for their own purpose, and that happen to begin as ours do: Kubernetes
+#: sets some in each pod beside a Service called `trackd`, and `trackctl hold` for its command.
+_FOREIGN_VARIABLES: Final = re.compile(
+    r"TRACKD(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT(_\d+_(TCP|UDP|SCTP)"
+    r"(_(PROTO|PORT|ADDR))?)?)|TRACKD_(LEASE|CLAIM_FD|REPLY_FD)"
+)
 #: For outstanding requests that are not counted: a watch, a heartbeat, the request itself.
 _SPARE_RANGES: Final = 64
 
@@ -184,12 +189,12 @@ class Config:
     )
     admin_users: tuple[str | int, ...] = _setting(
         (),
-        kinds.accounts("user", pwd.getpwnam),
+        kinds.accounts("user"),
         "names or uids of admins, besides root and the daemon's own user",
     )
     admin_groups: tuple[str | int, ...] = _setting(
         (),
-        kinds.accounts("group", grp.getgrnam),
+        kinds.accounts("group"),
         "names or gids of groups whose members are admins",
     )
     count_role: Literal["client", "admin"] = _setting(
@@ -434,6 +439,8 @@ class _Reader:
         for variable, text in sorted(environ.items()):
             where = f"environment: {variable}"
             if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+                continue
+            if _FOREIGN_VARIABLES.fullmatch(variable):
                 continue
             if setting := known.get(variable):
                 if text or setting.kind.takes_empty:

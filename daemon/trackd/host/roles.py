@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 from collections.abc import Iterable
+from typing import Literal
 
 from trackd.sessions.identity import Peer
 
@@ -25,13 +26,26 @@ class Roles:
             groups: names or gids. A peer counts whose process has the group as its own, or
                 whose user is listed as a member of it.
 
-        Raises:
-            ValueError: there is no such user or group.
+        A name that the host does not know gives nobody a right, and stands in `unknown`. It is no
+        error: a user may be deleted while the daemon is down, and must not keep it down.
         """
-        self._uids = {0, os.geteuid(), *(_uid(user) for user in users)}
-        self._groups = frozenset(_group(group) for group in groups)
+        #: Sentences about names that the host does not know.
+        self.unknown: list[str] = []
+        uids = {self._look_up("user", user) for user in users}
+        gids = {self._look_up("group", group) for group in groups}
+        self._uids = {0, os.geteuid(), *(uid for uid in uids if uid is not None)}
+        self._groups = frozenset(gid for gid in gids if gid is not None)
         for group in self._groups:
             self._uids |= _members(group)
+
+    def _look_up(self, word: Literal["user", "group"], name: str | int) -> int | None:
+        if isinstance(name, int):
+            return name
+        try:
+            return pwd.getpwnam(name).pw_uid if word == "user" else grp.getgrnam(name).gr_gid
+        except KeyError:
+            self.unknown.append(f"there is no {word} {name!r} on this host; it gives no rights")
+            return None
 
     def is_admin(self, peer: Peer) -> bool:
         """Return whether a peer has the role admin."""
@@ -49,21 +63,3 @@ def _members(group: int) -> set[int]:
         with contextlib.suppress(KeyError):
             found.add(pwd.getpwnam(name).pw_uid)
     return found
-
-
-def _uid(user: str | int) -> int:
-    if isinstance(user, int):
-        return user
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {user!r} on this host") from None
-
-
-def _group(group: str | int) -> int:
-    if isinstance(group, int):
-        return group
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {group!r} on this host") from None

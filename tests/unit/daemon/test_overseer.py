@@ -232,14 +232,19 @@ def test_the_next_reload_is_compared_with_what_the_last_one_changed() -> None:
     assert [message.outcome.changed for message in world.tracker.asked] == [("max_waiters",), ()]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [ConfigError("line 3: no such setting"), replace(CONFIG, admin_users=("no such user",))],
-    ids=["the file", "a name"],
-)
-def test_a_wrong_configuration_changes_nothing(wrong: Config | Exception) -> None:
+def test_an_admin_who_is_gone_is_logged_and_the_reload_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
-    world.wanted = wrong
+    world.wanted = replace(CONFIG, admin_users=("no such user",))
+    world.reload()
+    assert [message.outcome.changed for message in world.tracker.asked] == [("admin_users",)]
+    assert "an admin is unknown" in caplog.messages
+
+
+def test_a_wrong_configuration_changes_nothing() -> None:
+    world = World()
+    world.wanted = ConfigError("line 3: no such setting")
     world.reload()
     assert world.tracker.asked == []
     (told,) = world.tracker.told
