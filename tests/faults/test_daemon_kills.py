@@ -110,7 +110,7 @@ for line in sys.stdin:
         running = False
         gate.wait_for(lambda: resting == count)
         print(json.dumps([
-            [agent.tracker._conversation.stay.token.hex(), agent.held, agent.granted,
+            [agent.tracker._conversation.session.token.hex(), agent.held, agent.granted,
              agent.calls, agent.refused, len(agent.lost)] for agent in agents
         ]), flush=True)
     sys.stdin.readline()
