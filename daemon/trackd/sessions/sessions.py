@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
 from typing import Any, Final, NamedTuple
 
 from trackd.sessions.identity import Peer, Process
@@ -239,7 +240,9 @@ class Sessions:
         self.last_id = 0
         self.by_id: dict[int, Session] = {}
         self._by_process: dict[Process, set[Session]] = {}
-        self._by_heartbeat: set[Session] = set()
+        # A heap of deadlines, each as it was at some time: deadlines only move into the future, and
+        # an entry is corrected when it comes to the top. So no call walks all sessions.
+        self._heartbeats: list[tuple[float, int, Session]] = []
 
     def __len__(self) -> int:
         return len(self.by_token)
@@ -253,7 +256,8 @@ class Sessions:
         self.by_id[session.id] = session
         self.last_id = max(self.last_id, session.id)
         if session.process is None:
-            self._by_heartbeat.add(session)
+            if session.deadline is not None:
+                heappush(self._heartbeats, (session.deadline, session.id, session))
             return False
         known = self._by_process.setdefault(session.process, set())
         known.add(session)
@@ -266,7 +270,6 @@ class Sessions:
         del self.by_id[session.id]
         self.ended[session.token] = Ended(reason, now, session.peer.uid)
         if session.process is None:
-            self._by_heartbeat.discard(session)
             return False
         known = self._by_process[session.process]
         known.discard(session)
@@ -294,10 +297,28 @@ class Sessions:
         return list(self._by_process)
 
     def silent(self, now: float) -> list[Session]:
-        """Return the sessions whose heartbeat deadline has passed, oldest first."""
-        late = [s for s in self._by_heartbeat if s.deadline is not None and s.deadline < now]
-        return sorted(late, key=lambda session: session.id)
+        """Return the sessions whose heartbeats have stopped for too long, oldest first."""
+        late = []
+        while (first := self._first_heartbeat()) is not None and first[0] < now:
+            late.append(heappop(self._heartbeats))
+        for entry in late:
+            heappush(self._heartbeats, entry)
+        return sorted((session for _, _, session in late), key=lambda session: session.id)
 
     def next_heartbeat(self) -> float | None:
-        """Return the earliest heartbeat deadline of a session, or None."""
-        return min((s.deadline for s in self._by_heartbeat if s.deadline is not None), default=None)
+        """Return when the first session falls silent, or None."""
+        first = self._first_heartbeat()
+        return None if first is None else first[0]
+
+    def _first_heartbeat(self) -> tuple[float, int, Session] | None:
+        """Return the top of the heap, once it holds the present deadline of a living session."""
+        heap = self._heartbeats
+        while heap:
+            deadline, number, session = heap[0]
+            if session.ended or session.deadline is None:
+                heappop(heap)
+            elif session.deadline > deadline:
+                heapreplace(heap, (session.deadline, number, session))
+            else:
+                return heap[0]
+        return None

@@ -145,3 +145,33 @@ def test_silent_sessions_are_those_without_a_process_whose_time_is_up() -> None:
     assert all_sessions.silent(50.1) == [quiet]
     all_sessions.remove(quiet, "no_heartbeat", 50.1)
     assert all_sessions.next_heartbeat() == 60.0
+
+
+def test_the_next_heartbeat_is_found_without_a_look_at_every_session() -> None:
+    """It is asked for after each batch of changes."""
+    compared = 0
+
+    class Counted(float):
+        def __lt__(self, other: float) -> bool:
+            nonlocal compared
+            compared += 1
+            return float(self) < float(other)
+
+        def __gt__(self, other: float) -> bool:
+            nonlocal compared
+            compared += 1
+            return float(self) > float(other)
+
+    all_sessions = Sessions()
+    for number in range(1, 2001):
+        one = session(number)
+        one.deadline = Counted(number)
+        all_sessions.add(one)
+    compared = 0
+    for _ in range(100):
+        assert all_sessions.next_heartbeat() == 1.0
+    assert compared <= 1000
+    next(iter(all_sessions)).deadline = Counted(5000.0)
+    assert all_sessions.next_heartbeat() == 2.0
+    assert [one.id for one in all_sessions.silent(4.0)] == [2, 3]
+    assert [one.id for one in all_sessions.silent(4.0)] == [2, 3], "they are still there"
