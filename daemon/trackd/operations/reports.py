@@ -135,11 +135,17 @@ def explain(context: Context, call: Call) -> Fields:
 def _recent_claims(state: State) -> Fields:
     """Tell how the last claims went: many that met a held proxy speak of the load balancer."""
     met = Counter(claim.name for claim in state.recent if claim.held)
+    expected = since_success = 0.0
+    for claim in state.recent:
+        expected += claim.chance
+        since_success = since_success + claim.chance if claim.held else 0.0
     return {
         "claims": len(state.recent) - met.total(),
         "duplicates": met.total(),
         "since": state.recent[0].time if state.recent else None,
         "met": [list(pair) for pair in met.most_common(MOST_MET)],
+        "expected": expected,
+        "expected_since_success": since_success,
     }
 
 

@@ -73,11 +73,20 @@ class Effects(Protocol):
 
 
 class RecentClaim(NamedTuple):
-    """How a claim went: when, the name that was meant, and whether another lease held it."""
+    """How a claim went.
+
+    Attributes:
+        time: when.
+        name: the name that was meant.
+        held: whether another lease held it.
+        chance: the share of the known proxies that were missing then: the probability that a dial
+            through a fair load balancer reaches one; 0 for an adoption, which is no dial.
+    """
 
     time: float
     name: str
     held: bool
+    chance: float = 0.0
 
 
 class State:
@@ -342,10 +351,11 @@ class State:
             return name, "has_claimed"
         if name is None:
             return None, "no_name"
+        chance = self._chance_of_missing()
         if tracker.claim(lease, principals) is None:
-            self._note_duplicate(name)
+            self._note_duplicate(name, chance)
             return name, "held"
-        self._claimed(session, lease, name, principals)
+        self._claimed(session, lease, name, principals, chance)
         return name, None
 
     def release(self, session: Session, lease: int) -> bool:
@@ -629,7 +639,20 @@ class State:
         self.changes.touched.append(("meta", "last_lease"))
         self.changes.emit("lease_granted", lease=lease, session=session.id, reason=reason)
 
-    def _claimed(self, session: Session, lease: int, name: str, principals: list[str]) -> None:
+    def _chance_of_missing(self) -> float:
+        """Return the share of the known proxies that are desired and missing.
+
+        A claimed proxy that is not desired may be tracked as well; then it counts twice, and the
+        share is a little too small. So nothing is suspected for that.
+        """
+        tracker = self.tracker
+        known = tracker.tracked_count + tracker.claimed_count - tracker.claimed_desired_count
+        missing = tracker.desired_count - tracker.claimed_desired_count
+        return missing / known if known else 0.0
+
+    def _claimed(
+        self, session: Session, lease: int, name: str, principals: list[str], chance: float = 0.0
+    ) -> None:
         self.in_flight.pop(lease, None)
         held = self.leases[lease]
         held.principals = principals[:MOST_ALIASES]
@@ -637,13 +660,13 @@ class State:
             ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
             ("lease", lease),
         )
-        self.recent.append(RecentClaim(self.effects.now(), name, False))
+        self.recent.append(RecentClaim(self.effects.now(), name, False, chance))
         self.changes.emit("proxy_claimed", name=name, lease=lease, session=session.id)
 
-    def _note_duplicate(self, name: str) -> None:
+    def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
         """Count a dial that reached a proxy which another lease holds."""
         self.metrics.duplicates += 1
-        self.recent.append(RecentClaim(self.effects.now(), name, True))
+        self.recent.append(RecentClaim(self.effects.now(), name, True, chance))
 
     def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
         name = self.tracker.lease_name(lease)

@@ -6,6 +6,7 @@ rules, every one of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,12 +41,12 @@ each {"revision", "time", "wall", "kind", "fields"}.
 """
 #: Last events of a proxy that are shown.
 _EVENTS = 10
-#: Claims from which something can be said about chance.
-_FEW = 10
-#: A proxy that this share of all dials reached is reached too often, when there are three or more.
+#: A proxy that more than this share of all dials reached is named, when chance explains it not.
 _STICKY = 0.5
-#: What is less probable than this is no chance.
-_NO_CHANCE = 0.01
+#: What is less probable than this is not chance; two tests of it are made.
+_RARE = 0.002
+#: How strongly each success speaks for the balancer; see `is_suspicious`.
+_RATES = (0.25, 0.5, 1.0, 2.0)
 
 
 @click.command(epilog=_EPILOG)
@@ -151,23 +152,39 @@ def _explain_recent(reply: dict[str, Any]) -> Iterator[Cell]:
     )
     met = [f"{format_value(name)} ({times})" for name, times in recent["met"]]
     yield Cell(f"{text}: {', '.join(met)}.")
-    if reply["target"] <= reply["claimed_desired"] or claims < _FEW:
+    if reply["target"] <= reply["claimed_desired"] or not is_suspicious(recent):
         return
     often, times = recent["met"][0]
-    desired, missing = reply["desired"], reply["missing_count"]
-    chance = (1 - missing / desired) ** duplicates
-    if desired > 2 and times > _STICKY * claims:  # of two, one is half
+    if times > _STICKY * claims:
         yield Cell(
             f"The load balancer sends most dials to {format_value(often)}: look there for affinity"
             " by source address, and for proxies that it does not know.",
             "yellow",
         )
-    elif chance < _NO_CHANCE:
+    else:
         yield Cell(
-            "That so many dials reach none that is missing is no chance: does the load balancer"
-            " know them? trackctl forget drops those that are gone for good.",
+            "Dials reach missing proxies less often than chance explains: look for proxies that"
+            " the load balancer does not know, cannot reach, or is draining.",
             "yellow",
         )
+
+
+def is_suspicious(recent: dict[str, Any]) -> bool:
+    """Return whether claims succeeded less often than chance explains.
+
+    Through a fair load balancer a dial reaches a missing proxy with the probability that is the
+    share of the missing proxies at that time. With S the sum of these probabilities and W the
+    successes, exp(S * (1 - exp(-r)) - r * W) is on average 1 at most, for every r > 0, whenever
+    one looks (a supermartingale). So its mean over some r is 1 / _RARE at most once in 1 / _RARE
+    fair histories. The same, with W = 0, holds for S since the last success.
+
+    A daemon that does not send S is never suspicious.
+    """
+    expected, unlucky = recent.get("expected"), recent.get("expected_since_success")
+    if expected is None or unlucky is None:
+        return False
+    evidence = [math.exp(expected * -math.expm1(-r) - r * recent["claims"]) for r in _RATES]
+    return math.fsum(evidence) / len(evidence) > 1 / _RARE or math.exp(-unlucky) < _RARE
 
 
 # -- one proxy ------------------------------------------------------------------------------

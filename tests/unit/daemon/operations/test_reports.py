@@ -152,3 +152,20 @@ def test_claims_that_met_a_held_proxy_are_told_by_its_name(world: World) -> None
     recent = world.read("explain")["recent"]
     assert (recent["claims"], recent["duplicates"], recent["met"]) == (1, 4, [["p1", 4]])
     assert recent["since"] == world.clock.now
+
+
+def test_the_claims_that_chance_would_bring_go_by_what_was_missing_at_each(world: World) -> None:
+    rows = [[f"p{number}", "", 1, 60] for number in range(4)]
+    world.agent.ask(world.desk, "track_expected", proxies=rows)
+    claimed(world, "p0")  # of four, four were missing
+    lease = world.agent.ask(world.desk, "try_acquire")["lease"]
+    for _ in range(2):  # three of four
+        world.agent.ask(world.desk, "claim", lease=lease, principals=["p0"])
+    world.agent.ask(world.desk, "adopt", principals=["p0"])  # no dial
+    recent = world.read("explain")["recent"]
+    assert recent["expected"] == 1 + 2 * 0.75
+    assert recent["expected_since_success"] == 2 * 0.75
+    world.agent.ask(world.desk, "claim", lease=lease, principals=["p1"])
+    recent = world.read("explain")["recent"]
+    assert recent["expected"] == 1 + 3 * 0.75
+    assert recent["expected_since_success"] == 0
