@@ -18,7 +18,7 @@ def test_status_tells_the_counts_to_people_and_to_scripts(trackd_daemon: Daemon)
         people = trackctl("--endpoint", trackd_daemon.endpoint, "status")
         script = trackctl("--endpoint", trackd_daemon.endpoint, "status", "--json")
     assert people.returncode == script.returncode == 0, people.stderr + script.stderr
-    assert "example.com  1 of 2 proxies has no tunnel; no agent is dialling" in people.stdout
+    assert "example.com  1 of 2 proxies has no tunnel; the last dial began" in people.stdout
     assert "2 tracked, 2 desired" in people.stdout
     assert "\x1b" not in people.stdout, "colours belong on a terminal"
     told = json.loads(script.stdout)

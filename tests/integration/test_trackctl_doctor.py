@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from helpers.support import PATIENCE, python_of, socket_path
 from helpers.trackctl import PLAIN, TRACKCTL, trackctl
 from trackd_client import Proxy, Tracker, __version__
+from trackd_client.cli import host_checks
 from trackd_client.cli.host_checks import Finding, check_unit
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -138,6 +143,98 @@ def test_a_unit_that_failed_is_a_problem_with_something_to_do(tmp_path: Path) ->
         "trackd@x.service: failed (failed), restarted 3 times, because of watchdog"
     )
     assert found[1].do.startswith("journalctl -u trackd@x.service")
+
+
+def test_a_socket_for_its_owner_only_is_not_opened_by_joining_a_group(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    executable, options = python_of(65534)
+    daemon = make_trackd_daemon(socket_mode="0600")
+    for place in socket_path(daemon).parents:
+        if not place.stat().st_mode & 0o001:
+            place.chmod(0o755)
+    done = subprocess.run(
+        [executable, *TRACKCTL[1:], "--endpoint", daemon.endpoint, "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        timeout=PATIENCE,
+        **options,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "usermod" not in done.stdout
+    assert "socket_mode 0660" in done.stdout
+
+
+def test_nobody_is_advised_to_enable_a_cluster_called_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_checks, "RUN", tmp_path)
+    path = tmp_path / "default" / "trackd.sock"
+    endpoint = f"ipc://{path}"
+    (finding,) = [each for each in host_checks.check_host(endpoint, path, given=False) if each.do]
+    assert "default" not in finding.do
+    assert "--cluster" in finding.do
+    with closing(socket.socket(socket.AF_UNIX)) as other:
+        (tmp_path / "example.com").mkdir()
+        other.bind(str(tmp_path / "example.com" / "trackd.sock"))
+        (finding,) = [
+            each for each in host_checks.check_host(endpoint, path, given=False) if each.do
+        ]
+    assert "trackctl --cluster example.com" in finding.do
+
+
+@pytest.mark.parametrize(
+    ("properties", "loops"),
+    [
+        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "1"}, True),
+        ({"ActiveState": "active", "SubState": "running", "NRestarts": "9"}, True),
+        ({"ActiveState": "active", "SubState": "running", "NRestarts": "1"}, False),
+    ],
+)
+def test_a_unit_that_is_restarted_again_and_again_is_a_problem(
+    tmp_path: Path, properties: dict[str, str], loops: bool
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    now = f"ActiveEnterTimestampMonotonic={int(time.monotonic() * 1e6)}"
+    lines = [now, "LoadState=loaded", *(f"{name}={value}" for name, value in properties.items())]
+    systemctl.write_text("#!/bin/sh\n" + "".join(f"echo {line}\n" for line in lines))
+    systemctl.chmod(0o755)
+    found = check_unit(str(systemctl), "trackd@x.service")
+    assert (found.level == "problem") is loops
+    assert ("again and again" in found.said) is loops
+
+
+def test_state_that_was_set_aside_is_a_problem(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        settings = {each["name"]: each["value"] for each in tracker.config()["settings"]}
+    aside = Path(settings["state_dir"]) / "trackd.db.damaged-1"
+    aside.touch()
+    code, found = examined(trackd_daemon)
+    assert (code, found["state files"]["level"]) == (1, "problem")
+    assert aside.name in found["state files"]["said"]
+
+
+def test_missing_tunnels_are_a_problem_and_a_code_for_scripts(trackd_daemon: Daemon) -> None:
+    check = ("--endpoint", trackd_daemon.endpoint, "status", "--check")
+    assert trackctl(*check).returncode == 1, "no proxy is known"
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"))
+        code, found = examined(trackd_daemon)
+        assert (code, found["tunnels"]["level"]) == (1, "problem")
+        assert found["tunnels"]["said"] == "1 of 1 proxy has no tunnel; no agent is dialling"
+        missing = trackctl(*check)
+        assert (missing.returncode, missing.stdout) == (1, f"{found['tunnels']['said']}\n")
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        code, found = examined(trackd_daemon)
+        assert (code, found["tunnels"]["level"]) == (0, "ok")
+        covered = trackctl(*check)
+        assert (covered.returncode, covered.stdout) == (0, "the only proxy has a tunnel\n")
+    trackd_daemon.stop()
+    assert trackctl(*check).returncode == 3
 
 
 PARTS = {"status", "explain", "snapshot", "log", "config", "metrics"}

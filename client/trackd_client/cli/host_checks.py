@@ -8,19 +8,25 @@ import pwd
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
-from trackd_client.wire.places import RUN, SOCKET_NAME
+from trackd_client.wire.places import RUN, SOCKET_NAME, PlaceError, unescape
 
 OK: Final = "ok"
 NOTE: Final = "note"
 PROBLEM: Final = "problem"
 #: Seconds that systemctl may take.
 _ASKED_SECONDS: Final = 5.0
+#: The directory that is tried when no cluster is named.
+DEFAULT: Final = "default"
+#: Restarts by systemd, and seconds since the last one, that show a unit crashing again and again.
+_MANY_RESTARTS: Final = 5
+_FRESH_SECONDS: Final = 600.0
 
 
 class Finding(NamedTuple):
@@ -84,7 +90,7 @@ def _check_socket(endpoint: str, path: Path, *, given: bool) -> Iterator[Finding
     yield Finding("socket", OK, _describe_socket(path, found))
     if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
         yield Finding(
-            "permissions", PROBLEM, "this user may not open the socket", _advise_access(path)
+            "permissions", PROBLEM, "this user may not open the socket", _advise_mode(path, found)
         )
         return
     yield Finding("permissions", OK, "this user may open the socket")
@@ -113,6 +119,8 @@ def _check_group(path: Path) -> Iterator[Finding]:
             f"{user} was put into the group {group}, but this login is older than that",
             f"log in again, or run: newgrp {group}",
         )
+    elif not found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_IWOTH:
+        yield Finding("group", NOTE, f"the socket's mode lets no group in, nor {user}")
     elif found.st_mode & stat.S_IWOTH:
         yield Finding("group", NOTE, f"{user} is not in {group}; everybody may open the socket")
     else:
@@ -143,7 +151,10 @@ def _check_unit(path: Path) -> Iterator[Finding]:
 
 def check_unit(systemctl: str, unit: str) -> Finding:
     """Return how a unit is, as systemctl shows it."""
-    wanted = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText")
+    wanted = (
+        *("LoadState", "ActiveState", "SubState", "Result", "NRestarts", "StatusText"),
+        "ActiveEnterTimestampMonotonic",
+    )
     try:
         done = subprocess.run(  # noqa: S603 - its own path, and a unit's name
             [systemctl, "show", f"--property={','.join(wanted)}", "--", unit],
@@ -170,6 +181,15 @@ def check_unit(systemctl: str, unit: str) -> Finding:
             f"{said}, because of {properties.get('Result', '')}",
             f"journalctl -u {unit}, then: sudo systemctl restart {unit}",
         )
+    restarts = properties.get("NRestarts", "0")
+    begun = properties.get("ActiveEnterTimestampMonotonic", "0")
+    fresh = begun.isdecimal() and time.monotonic() - int(begun) / 1e6 < _FRESH_SECONDS
+    many = restarts.isdecimal() and int(restarts) >= _MANY_RESTARTS
+    loops = properties.get("SubState") == "auto-restart" or (many and fresh)
+    if loops:
+        return Finding(
+            "unit", PROBLEM, f"{said}: it ends again and again", f"journalctl -u {unit} says why"
+        )
     if active != "active" and unit.endswith(".socket"):
         return Finding("unit", PROBLEM, said, f"sudo systemctl enable --now {unit}")
     return Finding("unit", OK, said)
@@ -188,6 +208,18 @@ def _find_closed(directory: Path) -> Path:
     return directory
 
 
+def _advise_mode(path: Path, found: os.stat_result) -> str:
+    """Return what lets this user in: a group helps only where the mode lets the group in."""
+    if found.st_mode & stat.S_IWGRP:
+        return _advise_access(path)
+    owner = _find_user_name(found.st_uid)
+    return (
+        f"only {owner} may open it (mode {stat.S_IMODE(found.st_mode):04o}): run trackctl as"
+        f" {owner} or root; or let its group in: SocketMode=0660 in trackd@.socket, or"
+        " socket_mode 0660, and restart the daemon"
+    )
+
+
 def _advise_access(place: Path) -> str:
     try:
         group = _find_group_name(place.stat().st_gid)
@@ -198,11 +230,29 @@ def _advise_access(place: Path) -> str:
 
 
 def _advise_start(path: Path) -> str:
+    if path == RUN / DEFAULT / SOCKET_NAME:  # nobody named a cluster
+        if others := _list_clusters():
+            return (
+                f"name the cluster: trackctl --cluster {others[0]} (there are: {', '.join(others)})"
+            )
+        return "name the cluster with --cluster; is its unit trackd@CLUSTER.socket enabled?"
     if path.parent.parent == RUN and path.name == SOCKET_NAME:
         return (
             f"sudo systemctl enable --now 'trackd@{path.parent.name}.socket'; or another --cluster"
         )
     return f"trackd run --cluster-name NAME --endpoint ipc://{path}; or another --endpoint"
+
+
+def _list_clusters() -> list[str]:
+    """Return the clusters that have a socket in the usual place."""
+    try:
+        return sorted(
+            escape(unescape(place.name))
+            for place in RUN.iterdir()
+            if (place / SOCKET_NAME).is_socket()
+        )
+    except (OSError, PlaceError):
+        return []
 
 
 def _find_user_name(uid: int) -> str:

@@ -25,6 +25,7 @@ from trackd_client.cli.output.render import (
     format_size,
     format_time,
 )
+from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_dial
 from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
@@ -125,6 +126,8 @@ def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
     yield from _check_versions(status)
     yield from _check_clock(tracker, status)
     yield from _check_store(status, settings)
+    yield from _check_aside(settings)
+    yield from _check_tunnels(tracker, status)
     yield from _check_configuration(status)
     yield from _check_http(status)
     yield from _check_counts(status, settings)
@@ -199,6 +202,46 @@ def _check_store(status: dict[str, Any], settings: dict[str, dict[str, Any]]) ->
     else:
         stored = status.get("store_bytes")
         yield Finding("store", OK, f"ok{'' if stored is None else f', {format_size(stored)}'}")
+
+
+def _check_aside(settings: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Look for state files that a daemon set aside because they were damaged."""
+    directory = settings.get("state_dir", {}).get("value")
+    if not isinstance(directory, str) or not directory:
+        return
+    try:
+        found = sorted(Path(directory).glob("*.damaged-*"))
+    except OSError:
+        return
+    files = [each for each in found if not each.name.endswith(("-wal", "-shm"))]
+    if files:
+        yield Finding(
+            "state files",
+            PROBLEM,
+            f"set aside as damaged: {format_names([each.name for each in files])}",
+            f"the state was lost then: look at the disk and the log, then remove {directory}/"
+            "*.damaged-*",
+        )
+
+
+def _check_tunnels(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
+    """Compare the tunnels that are wanted with those that are there."""
+    ago = None if is_covered(status) else seconds_since_dial(tracker, status["revision"])
+    said = judge(status, ago).text
+    if status["store"] == "failing" or not status["tracked"]:
+        return  # said elsewhere, or nothing is wanted yet
+    if is_covered(status):
+        yield Finding("tunnels", OK, said)
+        return
+    dials = status["inflight"] or ago is not None
+    yield Finding(
+        "tunnels",
+        PROBLEM,
+        said,
+        "trackctl explain says why they are missing"
+        if dials
+        else "start agents (trackctl sessions lists those that run); trackctl explain says more",
+    )
 
 
 def _check_configuration(status: dict[str, Any]) -> Iterator[Finding]:

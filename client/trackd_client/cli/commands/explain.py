@@ -25,7 +25,7 @@ from trackd_client.cli.output.render import (
     format_remaining,
     format_value,
 )
-from trackd_client.cli.output.verdict import decide, describe_proxy
+from trackd_client.cli.output.verdict import decide, describe_proxy, seconds_since_dial
 from trackd_client.core.event import Event
 
 _EPILOG = """\b
@@ -61,10 +61,14 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.explain(proxy)
         if proxy is None:
+            ago = None
+            if reply["target"] > reply["claimed_desired"]:
+                ago = seconds_since_dial(tracker, tracker.status()["revision"])
             if as_json:
-                common.print_json({**reply, "sentences": [s.text for s in write_sentences(reply)]})
+                texts = [sentence.text for sentence in write_sentences(reply, ago)]
+                common.print_json({**reply, "sentences": texts})
             else:
-                show(reply, Page())
+                show(reply, ago, Page())
             return
         events = [
             event
@@ -80,9 +84,9 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
 # -- the whole ------------------------------------------------------------------------------
 
 
-def show(reply: dict[str, Any], page: Page) -> None:
+def show(reply: dict[str, Any], since_dial: float | None, page: Page) -> None:
     """Print for people why a lease would be granted or refused."""
-    first, *more = write_sentences(reply)
+    first, *more = write_sentences(reply, since_dial)
     page.say(first.text, first.style)
     page.line()
     page.pairs(list_numbers(reply))
@@ -112,13 +116,18 @@ def list_numbers(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "first-dial rule", f"{yes[reply['bootstrap']]:>6}  ({first_dial})"
 
 
-def write_sentences(reply: dict[str, Any]) -> list[Cell]:
-    """Return the sentences: first the decision, then what may be wrong."""
-    found = [decide(reply), *_explain_missing(reply), *_explain_recent(reply)]
+def write_sentences(reply: dict[str, Any], since_dial: float | None = None) -> list[Cell]:
+    """Return the sentences: first the decision, then what may be wrong.
+
+    Args:
+        reply: of the daemon.
+        since_dial: as `seconds_since_dial` returns it.
+    """
+    found = [decide(reply), *_explain_missing(reply, since_dial), *_explain_recent(reply)]
     return [sentence for sentence in found if sentence.text]
 
 
-def _explain_missing(reply: dict[str, Any]) -> Iterator[Cell]:
+def _explain_missing(reply: dict[str, Any], since_dial: float | None) -> Iterator[Cell]:
     missing, total = reply["missing"], reply["missing_count"]
     if not missing:
         return
@@ -132,6 +141,9 @@ def _explain_missing(reply: dict[str, Any]) -> Iterator[Cell]:
             " for long, see trackctl leases --in-flight: who holds them, and since when.",
             "yellow",
         )
+    elif reply["reason"] == "need" and not reply["waiting"] and since_dial is not None:
+        ago = format_duration(since_dial)
+        yield Cell(f"The last dial began {ago} ago; agents pause after lost claims.")
     elif reply["reason"] == "need" and not reply["waiting"]:
         yield Cell(
             "No agent asks for a lease at this moment: agents pause after lost claims, or none"

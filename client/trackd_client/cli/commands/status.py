@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trackd_client.cli import common
+from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.output.render import (
     Cell,
     Column,
@@ -20,13 +21,21 @@ from trackd_client.cli.output.render import (
     format_value,
     note_rest,
 )
-from trackd_client.cli.output.verdict import judge
+from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_dial
 from trackd_client.cli.text import escape
 
 _EPILOG = """\b
 Examples:
   trackctl status
   trackctl --cluster example.com status --json | jq .claimed
+  trackctl status --check || mail -s "tunnels are missing" admin
+
+\b
+Exit codes with --check:
+  0  every wanted tunnel is there
+  1  tunnels are missing, no proxy is known, or changes cannot be stored
+  2  wrong usage
+  3  no daemon answers
 
 \b
 JSON: the fields of the operation status in docs/protocol.md, and
@@ -39,21 +48,27 @@ _COLUMNS = (
 
 
 @click.command(epilog=_EPILOG)
+@click.option("--check", is_flag=True, help="Exit with 1 unless every wanted tunnel is there.")
 @common.json_option("Print JSON.")
 @click.pass_obj
-def status(options: common.Options, *, as_json: bool) -> None:
+def status(options: common.Options, *, check: bool, as_json: bool) -> None:
     """Show how things stand, in counts and in words."""
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.status()
+        ago = None if is_covered(reply) else seconds_since_dial(tracker, reply["revision"])
     if as_json:
-        common.print_json({**reply, "verdict": judge(reply).text})
+        common.print_json({**reply, "verdict": judge(reply, ago).text})
+    elif check:
+        click.echo(judge(reply, ago).text)
     else:
-        show(reply, Page())
+        show(reply, ago, Page())
+    if check and not is_covered(reply):
+        raise SystemExit(FAILED)
 
 
-def show(reply: dict[str, Any], page: Page) -> None:
+def show(reply: dict[str, Any], since_dial: float | None, page: Page) -> None:
     """Print a status for people."""
-    sentence = judge(reply)
+    sentence = judge(reply, since_dial)
     cluster = page.paint(escape(reply["cluster"]), "bold")
     page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
     page.pairs(list_counts(reply))

@@ -5,14 +5,47 @@ They stand in this module only; `status`, `top`, `explain` and `proxies` print t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from trackd_client.cli.output.listing import Row
-from trackd_client.cli.output.render import Cell, format_count, format_value
+from trackd_client import Tracker
+from trackd_client.cli.output.listing import Row, seconds_until
+from trackd_client.cli.output.render import Cell, format_count, format_duration, format_value
+
+#: Seconds after a dial began in which agents count as dialling: they pause between dials.
+DIALLING_SECONDS: Final = 10.0
+#: Last events among which the beginning of a dial is looked for.
+_EVENTS: Final = 200
 
 
-def judge(status: dict[str, Any]) -> Cell:
-    """Return the headline of a status: one sentence, and its colour."""
+def seconds_since_dial(tracker: Tracker, revision: int) -> float | None:
+    """Return how long ago a lease was granted last; None when it is too long to count.
+
+    One instant says little: most dials are over within milliseconds.
+    """
+    for event in reversed(tracker.log(after=max(0, revision - _EVENTS))["events"]):
+        if event.kind == "lease_granted":
+            left = seconds_until(tracker, event.time)
+            ago = 0.0 if left is None else max(0.0, -left)
+            return ago if ago <= DIALLING_SECONDS else None
+    return None
+
+
+def is_covered(status: dict[str, Any]) -> bool:
+    """Return whether every wanted connection is there, and changes can be stored."""
+    return bool(
+        status["store"] != "failing"
+        and status["tracked"]
+        and status["claimed_desired"] >= status["target"]
+    )
+
+
+def judge(status: dict[str, Any], since_dial: float | None = None) -> Cell:
+    """Return the headline of a status: one sentence, and its colour.
+
+    Args:
+        status: the daemon's reply.
+        since_dial: as `seconds_since_dial` returns it.
+    """
     missing = status["target"] - status["claimed_desired"]
     if status["store"] == "failing":
         return Cell("changes cannot be stored; agents are refused until they can be", "red")
@@ -24,6 +57,8 @@ def judge(status: dict[str, Any]) -> Cell:
     if dials := status["inflight"]:
         agents = "1 agent is" if dials == 1 else f"{dials} agents are"
         return Cell(f"{lacking}; {agents} dialling", "yellow")
+    if since_dial is not None:
+        return Cell(f"{lacking}; the last dial began {format_duration(since_dial)} ago", "yellow")
     return Cell(f"{lacking}; no agent is dialling", "yellow")
 
 

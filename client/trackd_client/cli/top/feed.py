@@ -50,6 +50,7 @@ class Feed:
         self.rates: dict[str, float] = {}
         self.trouble = ""
         self.failure: Exception | None = None
+        self.granted = float("-inf")  # Unix time of the last lease
         self._tracker = tracker
         self._interval = interval
         self._ending = threading.Event()
@@ -85,6 +86,8 @@ class Feed:
         for event in self._tracker.events():
             with self.lock:
                 self.people.note(event)
+                if event.kind == "lease_granted":
+                    self.granted = event.wall
                 if event.kind == SNAPSHOT:
                     self.mirror = Mirror(event.fields)
                 elif event.kind != GAP:

@@ -20,7 +20,7 @@ from trackd_client.cli.output.render import (
     format_names,
     format_value,
 )
-from trackd_client.cli.output.verdict import describe_desired, judge
+from trackd_client.cli.output.verdict import DIALLING_SECONDS, describe_desired, judge
 from trackd_client.cli.text import escape
 from trackd_client.cli.top.feed import EVENTS, Feed
 
@@ -144,7 +144,8 @@ class View:
         if not status:
             yield Text(self._feed.trouble or "asking the daemon ...", "yellow")
             return
-        words = judge(status)
+        ago = max(0.0, time.time() - self._feed.granted)
+        words = judge(status, ago if ago <= DIALLING_SECONDS else None)
         first = Text.assemble((escape(status["cluster"]), "bold"), "  ", words)
         if self._feed.trouble:
             first = Text(f"no answer: {escape(self._feed.trouble)}", "bold red")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trackd_client.cli.output.verdict import describe_desired, judge
+from trackd_client.cli.output.verdict import describe_desired, is_covered, judge
 
 CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0, "desired": 1}
 
@@ -27,6 +27,19 @@ CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "infligh
 )
 def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], words: str) -> None:
     assert words in judge(CALM | told).text
+
+
+def test_an_agent_that_pauses_between_dials_counts_as_dialling() -> None:
+    status = CALM | {"target": 3}
+    assert judge(status, 2.0).text == "2 of 3 proxies have no tunnel; the last dial began 2s ago"
+
+
+@pytest.mark.parametrize(
+    ("told", "covered"),
+    [({}, True), ({"tracked": 0}, False), ({"target": 2}, False), ({"store": "failing"}, False)],
+)
+def test_scripts_learn_whether_all_is_covered(told: dict[str, object], covered: bool) -> None:
+    assert is_covered(CALM | told) is covered
 
 
 def test_a_proxy_that_is_not_desired_says_why() -> None:
