@@ -90,6 +90,7 @@ class PoolStats:
         failures: dials that reached none, or lost it at once.
         sticky: times that the balancer was found sticky.
         pause: seconds of the pause under way or last.
+        skipped: entries of gossip that no proxy can be.
     """
 
     dialling: int = 0
@@ -100,6 +101,7 @@ class PoolStats:
     failures: int = 0
     sticky: int = 0
     pause: float = 0.0
+    skipped: int = 0
 
 
 @dataclass(slots=True)

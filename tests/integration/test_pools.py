@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import random
 import resource
@@ -11,22 +12,28 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
 
 import pytest
 
 from helpers.both_clients import PATIENCE, Background, Maker
-from helpers.support import wait_until
+from helpers.support import run_script, wait_until
 from trackd_client import (
+    AgentPool,
     AsyncAgentPool,
     AsyncLease,
     AsyncTracker,
     BadPayload,
+    Lease,
     Policy,
     PoolEvent,
     Proxy,
+    TrackdError,
     Tracker,
 )
+from trackd_client.errors import BadArgument
 from trackd_client.policy import Change
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -223,6 +230,139 @@ def test_a_pool_that_may_not_dial_is_a_value_error(
         maker.pool(tracker, print, max_concurrent_dials=max_concurrent_dials)
 
 
+async def dial_in_a_task(lease: AsyncLease) -> None:
+    """Dial nobody."""
+
+
+def dial_in_a_thread(lease: Lease) -> None:
+    """Dial nobody."""
+
+
+@pytest.mark.parametrize(
+    ("pool", "tracker", "dial", "options"),
+    [
+        (AgentPool, None, dial_in_a_thread, {}),
+        (AgentPool, AsyncTracker, dial_in_a_thread, {}),
+        (AgentPool, Tracker, dial_in_a_task, {}),
+        (AgentPool, Tracker, None, {}),
+        (AgentPool, Tracker, dial_in_a_thread, {"max_concurrent_dials": "4"}),
+        (AgentPool, Tracker, dial_in_a_thread, {"policy": 5}),
+        (AgentPool, Tracker, dial_in_a_thread, {"on_event": 5}),
+        (AgentPool, Tracker, dial_in_a_thread, {"drain_timeout": "x"}),
+        (AsyncAgentPool, None, dial_in_a_task, {}),
+        (AsyncAgentPool, Tracker, dial_in_a_task, {}),
+        (AsyncAgentPool, AsyncTracker, dial_in_a_thread, {}),
+        (AsyncAgentPool, AsyncTracker, partial(dial_in_a_thread), {}),
+        (AsyncAgentPool, AsyncTracker, None, {}),
+        (AsyncAgentPool, AsyncTracker, dial_in_a_task, {"drain_timeout": -1.0}),
+    ],
+)
+def test_a_pool_with_a_wrong_argument_is_not_made(
+    pool: Any, tracker: Any, dial: Any, options: dict[str, Any]
+) -> None:
+    given = tracker and tracker("/nowhere/trackd.sock")
+    with pytest.raises(BadArgument):
+        pool(given, dial, **options)
+    if isinstance(given, Tracker):
+        given.close()
+
+
+@pytest.mark.parametrize("maker", ["sync", "asyncio"], indirect=True)
+def test_a_dial_of_the_wrong_kind_that_is_seen_only_when_it_runs_is_logged(
+    daemon: Daemon, maker: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    if maker.loop is None:
+        pool: Any = AgentPool(tracker, lambda lease: dial_in_a_task(cast("AsyncLease", lease)))
+    else:
+        pool = maker.loop.run(AsyncAgentPool, tracker._target, lambda _lease: None)
+    pool.start()
+    wait_until(lambda: "dial returned a coroutine" in caplog.text or "must return" in caplog.text)
+    assert pool.drain(10.0)
+
+
+def test_a_pool_starts_once(daemon: Daemon, maker: Maker) -> None:
+    with Agent(maker, daemon, Network("p0")) as agent:
+        with pytest.raises(TrackdError, match="cannot start"):
+            agent.pool.start()
+        wait_until(lambda: agent.network.connected == 1)
+
+
+def test_a_child_that_leaves_the_block_of_a_pool_does_not_end_its_parents(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    code = """
+import os, sys, threading, time
+from trackd_client import AgentPool, Proxy, Tracker, errors
+claimed = threading.Event()
+def dial(lease):
+    if lease.claim("p0"):
+        claimed.set()
+        lease.should_close.wait()
+with Tracker(sys.argv[1]) as tracker, AgentPool(tracker, dial) as pool:
+    pool.feed(Proxy("p0"))
+    assert claimed.wait(20)
+    child = os.fork()
+    if not child:
+        try:
+            pool.drain()
+        except errors.UsedAfterFork:
+            sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert tracker.is_claimed("p0")
+    assert pool.stats().connected == 1
+    pool.feed(Proxy("p1"))
+    tracker.set_connection_count(0)
+    while pool.stats().dials < 3:  # it dials on
+        time.sleep(0.01)
+print("done")
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_pool_goes_on_after_threads_were_refused(
+    daemon: Daemon, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if maker.is_async:
+        pytest.skip("tasks need no threads")
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("trackd-dial-") and len(refused) < 3:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    network = Network("p0")
+    with Agent(maker, daemon, network) as agent:
+        wait_until(lambda: network.connected == 1)
+        assert (len(refused), agent.pool.stats().failures) == (3, 3)
+        wait_until(lambda: status(daemon)["inflight"] == 0)
+
+
+def test_a_pool_goes_on_after_an_error_that_passes(
+    daemon: Daemon, maker: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind: Any = AsyncTracker if maker.is_async else Tracker
+    name = "acquire" if maker.is_async else "_acquire"
+    acquire, tries = getattr(kind, name), []
+
+    def without_descriptors(*args: Any, **options: Any) -> Any:
+        tries.append(args)
+        if len(tries) <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return acquire(*args, **options)
+
+    monkeypatch.setattr(kind, name, without_descriptors)
+    network = Network("p0")
+    with Agent(maker, daemon, network):
+        wait_until(lambda: network.connected == 1)
+    assert caplog.text.count("the pool cannot ask for a lease now") == 1
+
+
 # -- what goes wrong with a dial ------------------------------------------------------------------
 
 
@@ -365,6 +505,17 @@ def test_a_hook_that_raises_harms_nobody(
     with Agent(maker, daemon, network, on_event=hook):
         wait_until(lambda: network.connected == 4)
     assert "in a hook" in caplog.text
+
+
+def test_a_pool_skips_what_no_proxy_can_be_and_counts_it(daemon: Daemon, maker: Maker) -> None:
+    agent = Agent(maker, daemon, Network())
+    said = {"proxies": [{"metadata": {"name": "p1"}}, None, {"metadata": {"name": ""}}]}
+    assert agent.pool.feed(json.dumps(said), Proxy("p2"), Proxy("x" * 300)) is True
+    assert status(daemon)["tracked"] == 2
+    assert agent.pool.stats().skipped == 3
+    with pytest.raises(BadPayload):
+        agent.pool.feed("{}")
+    assert agent.pool.drain(1.0)
 
 
 # -- gossip ---------------------------------------------------------------------------------------
@@ -609,6 +760,49 @@ def test_open_tunnels_are_adopted_when_the_session_is_lost(
         wait_until(lambda: status(own)["claimed"] == 1)
     assert status(own)["claimed"] == 0
     assert set(network.most.values()) == {1}
+
+
+def test_a_lease_adopted_while_its_dial_ends_is_given_back(
+    make_trackd_daemon: MakeDaemon, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_trackd_daemon(state_dir="")
+    network = Network("p0")
+    broken, adopting, ended = threading.Event(), threading.Event(), threading.Event()
+    kind: Any = AsyncTracker if maker.is_async else Tracker
+    adopt = kind.adopt
+
+    def adopt_slowly(tracker: Any, *principals: str) -> Any:
+        adopted = adopt(tracker, *principals)
+        adopting.set()
+        assert ended.wait(PATIENCE)
+        return adopted
+
+    async def adopt_slowly_in_a_task(tracker: Any, *principals: str) -> Any:
+        adopted = await adopt(tracker, *principals)
+        adopting.set()
+        assert await asyncio.to_thread(ended.wait, PATIENCE)
+        return adopted
+
+    def dial(agent: Agent, lease: Any) -> None:
+        if len(agent.leases) > 1:
+            agent.serve(lease)
+        else:
+            assert lease.claim("p0")
+            assert broken.wait(PATIENCE)
+
+    agent = Agent(maker, own, network, dial=dial)
+    agent.pool.feed(Proxy("p0"))
+    monkeypatch.setattr(kind, "adopt", adopt_slowly_in_a_task if maker.is_async else adopt_slowly)
+    with agent:
+        wait_until(lambda: agent.pool.stats().connected == 1)
+        own.restart()
+        assert adopting.wait(PATIENCE)
+        broken.set()
+        wait_until(lambda: agent.pool.stats().connected == 0)
+        wait_until(lambda: agent.changes(Change.CLOSED))
+        ended.set()
+        wait_until(lambda: network.connected == 1)
+    assert status(own)["claimed"] == 0
 
 
 def test_tunnels_are_adopted_also_when_the_pool_was_not_waiting_for_a_lease(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from helpers.both_clients import Background, Maker
 from helpers.support import run_script, socket_path, wait_until
 from helpers.trackers import acquire, in_thread
-from trackd_client import BadPayload, Proxy, Tracker
+from trackd_client import AsyncTracker, BadPayload, Proxy, Tracker
+from trackd_client.errors import BadArgument, LeaseReleased
 from trackd_client.testing import Daemon
 
 # -- what agents do --------------------------------------------------------------------------
@@ -69,7 +72,8 @@ def test_a_released_lease_keeps_its_name_and_claims_no_more(daemon: Daemon, make
     lease.release()
     assert lease.released
     assert lease.claimed_name == "p1"
-    assert lease.claim("p2") is False
+    with pytest.raises(LeaseReleased):
+        lease.claim("p2")
     assert not lease.lost
     assert not tracker.is_claimed("p2")
 
@@ -83,7 +87,8 @@ def test_releasing_twice_is_releasing_once(tracker: Tracker) -> None:
     assert second.claim("p1")
     first.release()
     assert tracker.is_claimed("p1")
-    assert not first.claim("p2"), "a released lease claims nothing"
+    with pytest.raises(LeaseReleased, match="was released and cannot claim; acquire another"):
+        first.claim("p2")
 
 
 def test_leaving_a_leases_block_releases_it_also_by_an_exception(
@@ -113,7 +118,6 @@ def test_a_proxy_is_claimed_once_and_the_loser_may_try_another(
     assert second.claim("p1") is False
     assert second.claim("p1.example.com") is False
     assert (second.claimed_name, second.released) == (None, False)
-    assert second.claim() is False
     assert second.claim("p2")
     assert second.claim("p3") is False, "a lease claims once"
     assert second.claim("p1") is False, "it has claimed already"
@@ -129,7 +133,6 @@ def test_an_open_tunnel_is_adopted_unless_another_lease_holds_its_proxy(
     adopted = tracker.adopt("p1.example.com", "x")
     assert adopted.claimed_name == "p1"
     assert tracker.adopt("p2").claimed_name == "p2", "whatever the count says"
-    assert tracker.adopt() is None
     assert rival.adopt("p1") is None
     assert tracker.adopt("p1") is None
     adopted.release()
@@ -154,12 +157,85 @@ def test_teleports_gossip_is_understood_and_the_largest_generation_survives(
     assert (status["tracked"], status["desired"]) == (3, 2)
     groups = {group["group"]: group["generation"] for group in status["groups"]}
     assert groups.items() >= {"": 0, "blue": 2**64 - 1}.items()
-    with pytest.raises(BadPayload, match=r"proxies\[0\]\.metadata\.name"):
-        tracker.track_discovery('{"proxies": [{"metadata": {}}]}')
+    assert tracker.track_discovery('{"proxies": [{"metadata": {}}, null]}') == 2
+    with pytest.raises(BadPayload, match='an array "proxies"'):
+        tracker.track_discovery("{}")
     for broken in ("{", b"\xff{"):
         with pytest.raises(BadPayload, match="not JSON"):
             tracker.track_discovery(broken)
     assert tracker.status()["tracked"] == 3
+
+
+def test_one_bad_entry_does_not_cost_the_message(
+    daemon: Daemon, maker: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    entries = [
+        {"metadata": {"name": "p1"}},
+        {"metadata": {"name": ""}},
+        None,
+        {"metadata": {"name": "x" * 300}},
+        {"metadata": {"name": "p2"}, "ggen": "7"},
+        {"Metadata": {"Name": "p3"}},
+    ]
+    for _ in range(3):
+        assert tracker.track_discovery(json.dumps({"proxies": entries})) == 4
+    assert tracker.status()["tracked"] == 2
+    assert caplog.text.count("4 of its entries skipped") == 1, "said once in a while"
+
+
+def test_gossip_that_is_too_large_for_one_message_arrives_whole(
+    daemon: Daemon, maker: Maker
+) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    entries = [{"metadata": {"name": f"p{n}".ljust(200, "x")}} for n in range(10_500)]
+    assert tracker.track_discovery(json.dumps({"proxies": entries})) == 0
+    assert tracker.status()["tracked"] == 10_500
+
+
+def test_a_mistake_is_an_error_of_ours_that_names_it(daemon: Daemon, maker: Maker) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    lease = tracker.try_acquire()
+    mistakes: dict[str, Callable[[], object]] = {
+        "takes Proxy objects, not 'p1'": lambda: tracker.track_expected("p1"),
+        "takes Proxy objects, not 5": lambda: tracker.track_expected(Proxy("p"), 5),
+        "timeout must be a number of seconds, not '3'": lambda: tracker.acquire("3"),
+        "no principals were given": lease.claim,
+        "no principals were given: pass": lease.is_claimed,
+        "no principals were given: pass the": tracker.is_claimed,
+        "no principals were given: pass the names": tracker.adopt,
+        "unpack it with \\*": lambda: lease.claim(["p1", "p2"]),
+        "a principal must be text, not 5": lambda: tracker.adopt("p1", 5),
+    }
+    for words, mistake in mistakes.items():
+        with pytest.raises(BadArgument, match=words):
+            mistake()
+    assert not lease.released
+    lease.release()
+    with pytest.raises(LeaseReleased, match="was released and cannot claim"):
+        lease.claim("p1")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cluster": 5}, "cluster must be text, not 5"),
+        ({"timeout": "3"}, "timeout must be a number of seconds, not '3'"),
+        ({"name": b"x"}, "name must be text"),
+        ({"labels": "ab"}, "labels must be a mapping"),
+        ({"labels": {"a": 1}}, "labels must be a mapping"),
+        ({"on_session_lost": 5}, "on_session_lost must be a function"),
+        ({"on_state_change": "x"}, "on_state_change must be a function"),
+        ({"endpoint": 5}, "endpoint must be text, not 5"),
+        ({"endpoint": "example.com"}, "for a cluster pass cluster='example.com'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Tracker, AsyncTracker])
+def test_a_tracker_with_a_wrong_argument_is_not_made(
+    kind: Callable[..., object], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadArgument, match=words):
+        kind(**options)
 
 
 def test_a_proxy_whose_ttl_has_passed_is_wanted_no_more(tracker: Tracker) -> None:

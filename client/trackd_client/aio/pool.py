@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 from trackd_client.aio.tracker import AsyncLease, AsyncTracker
 from trackd_client.core.base_tracker import log
-from trackd_client.core.pool_core import LATER, Dial, Gossip, PoolCore, proxies_in
-from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
+from trackd_client.core.discovery import Gossip, read_gossip
+from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
+from trackd_client.errors import (
+    BadArgument,
+    SessionLost,
+    TrackdError,
+    TrackerClosed,
+    UsedAfterFork,
+    WrongLoop,
+)
 from trackd_client.policy import Policy, PoolEvent
 
 #: Seconds that a dial may take to end once it is cancelled, before a drain waits no longer.
@@ -33,7 +43,21 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         on_event: Callable[[PoolEvent], None] | None = None,
         drain_timeout: float | None = 30.0,
     ) -> None:
-        """Say how to dial; see `AgentPool`. A dial that does not end in time is cancelled."""
+        """Set how to dial; `start`, or an `async with` block, begins.
+
+        The arguments are those of `AgentPool`. A dial that does not end in time is cancelled.
+
+        Raises:
+            BadArgument: an argument is of the wrong type or out of range: `dial` is not an async
+                function, say, or the tracker is not an `AsyncTracker`.
+        """
+        if not isinstance(tracker, AsyncTracker):
+            raise BadArgument(f"AsyncAgentPool needs an AsyncTracker, not {tracker!r:.100}")
+        if not callable(dial):
+            raise BadArgument(f"dial must be an async function, not {dial!r:.100}")
+        if _is_plain(dial):
+            raise BadArgument("dial is not async; write `async def`, or use AgentPool")
+        check_wait(drain_timeout, "drain_timeout")
         super().__init__(max_concurrent_dials, policy, on_event)
         self._tracker = tracker
         self._dial = dial
@@ -43,29 +67,46 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin to dial, in the running event loop."""
-        self._dispatcher = asyncio.get_running_loop().create_task(
-            self._dispatch(), name="trackd-pool"
-        )
+        """Start to dial, in the running event loop.
+
+        Raises:
+            WrongLoop: no event loop is running.
+            TrackdError: it was started before.
+        """
+        if self._dispatcher is not None:
+            raise TrackdError("the pool cannot start: it was started before")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoop("the pool cannot start: no event loop is running here") from None
+        self._dispatcher = loop.create_task(self._dispatch(), name="trackd-pool")
 
     async def feed(self, *gossip: Gossip) -> bool:
-        """Pass on what a proxy said of the others; see `AgentPool.feed`."""
-        proxies = proxies_in(gossip)
+        """Pass gossip on to the daemon, and return whether it took it; see `AgentPool.feed`."""
+        reading = read_gossip(gossip)
         try:
-            await self._tracker.track_expected(*proxies)
+            return self._fed(await self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
+        except UsedAfterFork:
+            raise
         except TrackdError as error:
             return self._dropped(error)
-        return True
 
     async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as `AgentPool.drain`
-        """Dial no more, advise every tunnel to close, wait until all have, cancel the rest.
+        """Stop dialling, advise every tunnel to close, wait until all have closed, cancel the rest.
 
         Args:
-            timeout: seconds to wait at most, or None for ever.
+            timeout: seconds to wait at most, or None for no limit.
 
         Returns:
             Whether all dials returned in time.
+
+        Raises:
+            UsedAfterFork: this is a forked child; the pool lives on in its parent.
+            BadArgument: `timeout` is not a time.
         """
+        check_wait(timeout, "timeout")
+        if self._inherited:
+            self._tracker._conversation.check_usable()  # noqa: SLF001 - raises what it should
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.wait([self._dispatcher])
@@ -93,10 +134,15 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.drain(self._drain_timeout)
+        if not self._inherited:  # a forked child that leaves has no tunnels to close
+            await self.drain(self._drain_timeout)
+
+    @property
+    def _inherited(self) -> bool:
+        return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
 
     async def _dispatch(self) -> None:
-        """Acquire and dial, for as long as the pool lives."""
+        """Acquire and dial until the pool is drained."""
         try:
             while True:
                 while not self._may_dial():
@@ -106,30 +152,31 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
                 lease = await self._acquire()
                 # No await since the grant: a cancelled dispatcher loses none.
                 if lease is not None and self._pause():
-                    lease.let_go()  # a dial has failed meanwhile; let others have it
+                    lease.let_go()  # a dial has failed meanwhile: leave the lease to others
                 elif lease is not None:
                     self._spawn(self._begin(lease))
         except TrackerClosed:
             log.info("the pool ends: its tracker was closed")
 
     def _spawn(self, dial: Dial[AsyncLease]) -> None:
-        """Let a dial run; its leases are released whatever becomes of its task."""
+        """Run a dial in a task of its own; its leases are released however the task ends."""
         task = asyncio.create_task(self._run(dial), name=f"trackd-dial-{dial.lease.id}")
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._let_go(dial)
-            self._gone(dial)
+            if not self._inherited:  # a forked child that leaves has no lease to release
+                self._let_go(dial)
+                self._gone(dial)
 
         task.add_done_callback(ended)
 
     def _let_go(self, dial: Dial[AsyncLease]) -> None:
-        for lease in dial.leases:
+        for lease in self._leases_of(dial):
             lease.let_go()
 
     async def _acquire(self) -> AsyncLease | None:
-        """Wait for a lease; None when there is a reason to look around first."""
+        """Wait for a lease; None when the loop must check its conditions first."""
         try:
             await self._adopt()
             return await self._tracker.acquire()
@@ -139,16 +186,20 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             raise
         except TrackdError as error:
             self._refused(error)
+        except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
+            self._broke(error)
         return None
 
     async def _adopt(self) -> None:
-        """Take up the open tunnels again whose session was lost."""
+        """Adopt the open tunnels whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
             if name is None:
                 return
             try:
-                self._adopted(dial, await self._tracker.adopt(name))
+                unwanted = self._adopted(dial, await self._tracker.adopt(name))
+                if unwanted is not None:
+                    unwanted.let_go()
             except LATER:
                 raise  # the tunnel stays open meanwhile
             except TrackdError as error:
@@ -157,20 +208,43 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
     async def _run(self, dial: Dial[AsyncLease]) -> None:
         error: BaseException | None = None
         try:
-            await self._dial(dial.lease)
+            result: object = self._dial(dial.lease)
+            if inspect.isawaitable(result):
+                await result
+            else:
+                error = BadArgument(f"dial must return an awaitable, not {result!r:.100}")
         except Exception as raised:  # noqa: BLE001 - whatever a dial raises, its lease is released
             error = raised
         finally:
-            self._end(dial, error)
-        for lease in dial.leases:
+            if not self._inherited:
+                self._end(dial, error)
+        for lease in self._leases_of(dial):
             await lease.release()
         if self._is_suspicious():
             explained: dict[str, Any] = {}
             try:
                 explained = await self._tracker.explain()
             except TrackdError as failed:
-                log.debug("the missing proxies are not known: %s", failed)
+                log.debug("explain did not say what is missing: %s", failed)
             self._judge(explained)
 
     def _changed(self) -> None:
         self._change.set()
+
+
+def _is_plain(dial: object) -> bool:
+    """Return whether a function is a plain `def`, which would hold up the event loop.
+
+    A lambda, a decorated function and one that is annotated with what it returns may give an
+    awaitable all the same.
+    """
+    while isinstance(dial, partial):
+        dial = dial.func
+    function = getattr(dial, "__func__", dial)
+    return (
+        inspect.isfunction(function)
+        and not is_async(function)
+        and function.__name__ != "<lambda>"
+        and not hasattr(function, "__wrapped__")
+        and function.__annotations__.get("return") in (None, "None")
+    )

@@ -17,6 +17,7 @@ import zmq
 import zmq.asyncio
 
 from trackd_client.aio.operators import AsyncOperations
+from trackd_client.core.arguments import principal_list, proxy_rows
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
 from trackd_client.core.conversation import (
     GRANTING,
@@ -27,7 +28,7 @@ from trackd_client.core.conversation import (
     Session,
     read_reply,
 )
-from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.discovery import Reading, messages, read_gossip
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
@@ -108,8 +109,6 @@ class AsyncLease(BaseLease):
             TrackdError: the daemon does not answer, or refuses.
         """
         fields = self._claim_fields(principals)
-        if fields is None:
-            return False
         return self._take_claim(
             await self._tracker._call("claim", fields, session=self._session)  # noqa: SLF001
         )
@@ -119,7 +118,7 @@ class AsyncLease(BaseLease):
 
         A dial may ask as soon as it knows the principals, before a costly handshake ends.
         """
-        fields = {"principals": list(principals)}
+        fields = {"principals": principal_list(principals)}
         return self._take_claimed(
             await self._tracker._call("is_claimed", fields)  # noqa: SLF001
         )
@@ -216,16 +215,24 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Args:
             proxies: at most as many as the daemon takes in one message (10,000).
         """
-        rows = [[p.name, p.group, p.generation, p.ttl] for p in proxies]
-        await self._call("track_expected", {"proxies": rows})
+        await self._call("track_expected", {"proxies": proxy_rows(proxies)})
 
-    async def track_discovery(self, payload: bytes | str) -> None:
-        """Send gossip to the daemon as it came down a tunnel: Teleport's JSON discovery payload.
+    async def track_discovery(self, payload: bytes | str) -> int:
+        """Send gossip as it came down a tunnel, and return how many entries were skipped.
 
-        Raises:
-            BadPayload: the payload cannot be read.
+        See `Tracker.track_discovery`.
         """
-        await self.track_expected(*parse_discovery(payload))
+        return await self._feed(read_gossip([payload]))
+
+    async def _feed(self, reading: Reading) -> int:
+        """Send what gossip mentions, and return how many of its entries were skipped."""
+        if not self._conversation.greeted:
+            await self.ping()  # its limits are known then
+        parts, skipped = messages(reading, self._conversation.limits)
+        self._log_skipped(skipped)
+        for part in parts:
+            await self.track_expected(*part)
+        return len(skipped)
 
     async def set_connection_count(self, count: int) -> None:
         """Set how many connections all agents of this host want together.
@@ -237,7 +244,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     async def is_claimed(self, *principals: str) -> bool:
         """Return whether a lease of any agent holds the proxy with these principals."""
-        answer = await self._call("is_claimed", {"principals": list(principals)})
+        answer = await self._call("is_claimed", {"principals": principal_list(principals)})
         return bool(answer["claimed"])
 
     async def try_acquire(self) -> AsyncLease | None:
@@ -269,7 +276,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
         """
-        return await self._grant("adopt", {"principals": list(principals)})
+        return await self._grant("adopt", {"principals": principal_list(principals)})
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -11,8 +11,11 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Generic
 
+from trackd_client.core.arguments import check_callable, check_labels, check_number, check_type
 from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.discovery import sentence_of
 from trackd_client.core.lease import LeaseT
+from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import BadArgument, SessionLost
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError, client_endpoint
@@ -63,8 +66,16 @@ class BaseTracker(Generic[LeaseT]):
                 An exception of a callback is logged and ignored.
 
         Raises:
-            BadArgument: the timeout, the endpoint or the cluster is wrong.
+            BadArgument: an argument is of the wrong type or out of range, or the endpoint is
+                not a place (a bare name without a slash, say).
         """
+        check_type(endpoint, str, "endpoint", optional=True)
+        check_type(cluster, str, "cluster", optional=True)
+        check_type(name, str, "name", optional=True)
+        check_labels(labels)
+        check_callable(on_session_lost, "on_session_lost")
+        check_callable(on_state_change, "on_state_change")
+        check_number(timeout, "timeout")
         if not 0 < timeout < threading.TIMEOUT_MAX:
             raise BadArgument("timeout must be a finite number greater than 0")
         try:
@@ -72,6 +83,7 @@ class BaseTracker(Generic[LeaseT]):
         except PlaceError as error:
             raise BadArgument(str(error)) from None
         self.timeout = timeout
+        self._limited_log = LimitedLog(log)
         self._conversation = Conversation(cluster=cluster, name=name, labels=labels, clock=boottime)
         self._on_session_lost = on_session_lost
         self._on_state_change = on_state_change
@@ -90,6 +102,10 @@ class BaseTracker(Generic[LeaseT]):
     def state(self) -> ConnectionState:
         """The connection: connected, reconnecting, or lost until the next call."""
         return self._state
+
+    def _log_skipped(self, skipped: list[str]) -> None:
+        if skipped:
+            self._limited_log.warning("skipped", "%s", sentence_of(skipped))
 
     @abstractmethod
     def _make_lease(
@@ -198,7 +214,10 @@ def deadline_of(timeout: float | None) -> float | None:
     Raises:
         BadArgument: `timeout` is not a number, or less than 0.
     """
-    if timeout is None or timeout >= threading.TIMEOUT_MAX:  # three centuries
+    if timeout is None:
+        return None
+    check_number(timeout, "timeout")
+    if timeout >= threading.TIMEOUT_MAX:  # three centuries
         return None
     if not timeout >= 0:
         raise BadArgument("timeout must be a number of at least 0, or None")

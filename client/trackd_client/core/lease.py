@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from trackd_client.core.arguments import principal_list
 from trackd_client.core.conversation import Session
-from trackd_client.errors import SessionLost
+from trackd_client.errors import LeaseReleased, SessionLost
 from trackd_client.wire.clock import boottime
 
 
@@ -54,17 +55,19 @@ class BaseLease:
         state = "lost" if self.lost.is_set() else "released" if self._released else None
         return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
 
-    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return the fields of a claim request, or None when it can only fail.
+    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any]:
+        """Return the fields of a claim request.
 
         Raises:
             SessionLost: the session that owned the lease is gone.
+            LeaseReleased: the lease was released.
+            BadArgument: no principals, or one that is not text.
         """
         if self._session.lost:
             raise SessionLost(f"lease {self.id} is gone with the session that owned it")
         if self._released:
-            return None
-        return {"lease": self.id, "principals": list(principals)}
+            raise LeaseReleased(f"lease {self.id} was released and cannot claim; acquire another")
+        return {"lease": self.id, "principals": principal_list(principals)}
 
     def _take_claim(self, fields: Mapping[str, Any]) -> bool:
         claimed, name = bool(fields["claimed"]), fields["name"]

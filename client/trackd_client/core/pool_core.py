@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from trackd_client.core.arguments import check_callable, check_number, check_type
 from trackd_client.core.base_tracker import log
-from trackd_client.core.discovery import parse_discovery
 from trackd_client.core.lease import BaseLease
+from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import (
     BadArgument,
     DaemonAbsent,
@@ -26,28 +29,10 @@ from trackd_client.errors import (
     TrackdError,
 )
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
-from trackd_client.proxy import Proxy
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)
 #: Errors for which an adoption is tried again later.
 LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable)
-#: An argument of `feed`: a proxy, or Teleport's JSON.
-Gossip = Proxy | bytes | str
-
-
-def proxies_in(gossip: Iterable[Gossip]) -> list[Proxy]:
-    """Return the proxies in the arguments of `feed`.
-
-    Raises:
-        BadPayload: an argument cannot be read.
-    """
-    found: list[Proxy] = []
-    for item in gossip:
-        if isinstance(item, Proxy):
-            found.append(item)
-        else:
-            found.extend(parse_discovery(item))
-    return found
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +45,7 @@ class Dial(Generic[LeaseT]):
         held_name: the proxy that it reached while another lease held it, or None.
         claimed_at: when it claimed, in seconds of time.monotonic, or None.
         abandoned: whether its session was lost and its tunnel cannot be adopted.
+        ended: whether it has ended, so that its leases are being released.
     """
 
     lease: LeaseT
@@ -67,6 +53,7 @@ class Dial(Generic[LeaseT]):
     held_name: str | None = None
     claimed_at: float | None = None
     abandoned: bool = False
+    ended: bool = False
 
 
 class PoolCore(Generic[LeaseT]):
@@ -78,8 +65,12 @@ class PoolCore(Generic[LeaseT]):
         policy: Policy | None,
         on_event: Callable[[PoolEvent], None] | None,
     ) -> None:
+        check_type(max_concurrent_dials, int, "max_concurrent_dials")
         if max_concurrent_dials < 1:
             raise BadArgument("max_concurrent_dials must be at least 1")
+        check_type(policy, Policy, "policy", optional=True)
+        check_callable(on_event, "on_event")
+        self._limited_log = LimitedLog(log)
         self._max_dials = max_concurrent_dials
         self._pace = Pace(policy or Policy())
         self._on_event = on_event
@@ -113,6 +104,13 @@ class PoolCore(Generic[LeaseT]):
         retry_after = error.retry_after if isinstance(error, Refused) else None
         log.warning("no lease for now: %s", error)
         self._back_off(self._pace.failed() if retry_after is None else retry_after)
+
+    def _broke(self, error: Exception) -> None:
+        """Back off after an error that is not the daemon's: no descriptor is left, say."""
+        self._limited_log.warning(
+            type(error).__name__, "the pool cannot ask for a lease now: %r", error, error=error
+        )
+        self._back_off(self._pace.failed())
 
     def _begin(self, lease: LeaseT) -> Dial[LeaseT]:
         """Count a dial that begins, and follow the claims of its lease."""
@@ -158,16 +156,29 @@ class PoolCore(Generic[LeaseT]):
                 and not dial.abandoned
             ]
 
-    def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
-        """Note the lease by which a tunnel was adopted, or None: another lease holds the proxy."""
+    def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> LeaseT | None:
+        """Note the lease by which a tunnel was adopted, or None: another lease holds the proxy.
+
+        Returns:
+            The lease, when the dial has ended in the meantime: release it.
+        """
         if lease is None:
             dial.abandoned = True
             dial.lease.should_close.set()
-            return
-        # The dial has its first lease only: advice for the new one must reach it there.
-        lease.should_close = dial.lease.should_close
+            return None
         with self._lock:
+            if dial.ended:
+                return lease
+            # The dial has its first lease only: advice for the new one must reach it there.
+            lease.should_close = dial.lease.should_close
             dial.leases.append(lease)
+        return None
+
+    def _leases_of(self, dial: Dial[LeaseT]) -> list[LeaseT]:
+        """Return all leases of a dial that has ended, or whose time is up; none is added later."""
+        with self._lock:
+            dial.ended = True
+            return list(dial.leases)
 
     def _not_adopted(self, dial: Dial[LeaseT], error: TrackdError) -> None:
         log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)
@@ -189,6 +200,8 @@ class PoolCore(Generic[LeaseT]):
         """
         lease = dial.lease
         name = lease.claimed_name
+        if error is not None and not self._stopping:
+            self._log_dial(lease.id, error)
         with self._lock:
             self._stats.dialling -= dial.claimed_at is None
             self._stats.connected -= dial.claimed_at is not None
@@ -215,6 +228,17 @@ class PoolCore(Generic[LeaseT]):
                 pause = self._pace.failed()
             self._emit(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
             self._back_off(pause)
+
+    def _log_dial(self, lease: int, error: BaseException) -> None:
+        """Log the exception of a dial; a traceback shows where a mistake in it is."""
+        mistake = None if isinstance(error, OSError | TrackdError) else error
+        self._limited_log.warning(
+            f"dial {type(error).__name__}",
+            "the dial with lease %d raised %r",
+            lease,
+            error,
+            error=mistake,
+        )
 
     def _gone(self, dial: Dial[LeaseT]) -> None:
         """Forget a dial that has ended and whose leases are released."""
@@ -260,6 +284,12 @@ class PoolCore(Generic[LeaseT]):
         self._emit(event)
         self._back_off(policy.sticky_pause)
 
+    def _fed(self, skipped: int) -> bool:
+        """Count the entries of gossip that were skipped."""
+        with self._lock:
+            self._stats.skipped += skipped
+        return True
+
     def _dropped(self, error: TrackdError) -> bool:
         # Without a daemon, gossip comes again; what the daemon refuses, it will refuse again.
         level = (
@@ -275,3 +305,23 @@ class PoolCore(Generic[LeaseT]):
             self._on_event(event)
         except Exception:  # noqa: BLE001 - a failing hook must not cost a lease
             log.exception("the on_event hook of a pool failed at %s", event.change)
+
+
+def check_wait(seconds: float | None, what: str) -> None:
+    """Refuse what is neither a time to wait nor None.
+
+    Raises:
+        BadArgument: it is not a number of at least 0.
+    """
+    if seconds is not None:
+        check_number(seconds, what)
+        if not seconds >= 0:
+            raise BadArgument(f"{what} must be a number of at least 0, or None")
+
+
+def is_async(dial: object) -> bool:
+    """Return whether a function is async, also within `functools.partial` or as `__call__`."""
+    while isinstance(dial, partial):
+        dial = dial.func
+    call = getattr(type(dial), "__call__", None)  # noqa: B004 - looked at, not called
+    return inspect.iscoroutinefunction(dial) or inspect.iscoroutinefunction(call)

@@ -16,6 +16,7 @@ each lease::
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +24,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from trackd_client.core.base_tracker import log
-from trackd_client.core.pool_core import LATER, Dial, Gossip, PoolCore, proxies_in
-from trackd_client.errors import SessionLost, TrackdError, TrackerClosed
+from trackd_client.core.discovery import Gossip, read_gossip
+from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
+from trackd_client.errors import (
+    BadArgument,
+    SessionLost,
+    TrackdError,
+    TrackerClosed,
+    UsedAfterFork,
+)
 from trackd_client.policy import Policy, PoolEvent
 from trackd_client.sync.connection import Wake
 from trackd_client.sync.tracker import Lease, Tracker
@@ -59,8 +67,16 @@ class AgentPool(PoolCore[Lease]):
                 for no limit.
 
         Raises:
-            BadArgument: max_concurrent_dials is not positive.
+            BadArgument: an argument is of the wrong type or out of range: `dial` is an async
+                function, say, or the tracker an `AsyncTracker`.
         """
+        if not isinstance(tracker, Tracker):
+            raise BadArgument(f"AgentPool needs a Tracker, not {tracker!r:.100}")
+        if not callable(dial):
+            raise BadArgument(f"dial must be a function, not {dial!r:.100}")
+        if is_async(dial):
+            raise BadArgument("dial is async; AgentPool runs it in a thread: use AsyncAgentPool")
+        check_wait(drain_timeout, "drain_timeout")
         super().__init__(max_concurrent_dials, policy, on_event)
         self._tracker = tracker
         self._dial = dial
@@ -71,8 +87,15 @@ class AgentPool(PoolCore[Lease]):
         self._dispatcher = threading.Thread(target=self._dispatch, name="trackd-pool", daemon=True)
 
     def start(self) -> None:
-        """Start to dial."""
-        self._dispatcher.start()
+        """Start to dial.
+
+        Raises:
+            TrackdError: it was started before, or the system has no room for a thread.
+        """
+        try:
+            self._dispatcher.start()
+        except RuntimeError as error:  # a second start, or no room for a thread
+            raise TrackdError(f"the pool cannot start: {error}") from None
 
     def feed(self, *gossip: Gossip) -> bool:
         """Pass gossip on to the daemon: `Proxy` objects, or Teleport's JSON.
@@ -83,12 +106,13 @@ class AgentPool(PoolCore[Lease]):
         Raises:
             BadPayload: an argument is neither.
         """
-        proxies = proxies_in(gossip)
+        reading = read_gossip(gossip)
         try:
-            self._tracker.track_expected(*proxies)
+            return self._fed(self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
+        except UsedAfterFork:
+            raise
         except TrackdError as error:
             return self._dropped(error)
-        return True
 
     def drain(self, timeout: float | None = None) -> bool:
         """Stop dialling, advise every tunnel to close, and wait until all have closed.
@@ -100,7 +124,14 @@ class AgentPool(PoolCore[Lease]):
 
         Returns:
             Whether all dials returned in time.
+
+        Raises:
+            UsedAfterFork: this is a forked child; the pool lives on in its parent.
+            BadArgument: `timeout` is not a time.
         """
+        check_wait(timeout, "timeout")
+        if self._inherited:
+            self._tracker._conversation.check_usable()  # noqa: SLF001 - raises what it should
         deadline = None if timeout is None else time.monotonic() + timeout
         self._begin_drain()
         if not self._draining.is_set():
@@ -116,8 +147,7 @@ class AgentPool(PoolCore[Lease]):
             done = self._room.wait_for(lambda: not self._dials, left)
             late = list(self._dials)
         for dial in late:
-            for lease in dial.leases:
-                lease.let_go()
+            self._let_go(dial)
         return done
 
     def __enter__(self) -> Self:
@@ -130,7 +160,12 @@ class AgentPool(PoolCore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.drain(self._drain_timeout)
+        if not self._inherited:  # a forked child that leaves has no tunnels to close
+            self.drain(self._drain_timeout)
+
+    @property
+    def _inherited(self) -> bool:
+        return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
 
     # -- the dispatcher's thread ------------------------------------------------------------
 
@@ -146,12 +181,25 @@ class AgentPool(PoolCore[Lease]):
                 if lease is not None and (self._draining.is_set() or self._pause()):
                     lease.let_go()  # a dial has failed meanwhile: leave the lease to others
                 elif lease is not None:
-                    dial = self._begin(lease)
-                    threading.Thread(
-                        target=self._run, args=(dial,), name=f"trackd-dial-{lease.id}", daemon=True
-                    ).start()
+                    self._spawn(self._begin(lease))
         except TrackerClosed:
             log.info("the pool ends: its tracker was closed")
+
+    def _spawn(self, dial: Dial[Lease]) -> None:
+        """Run a dial in a thread of its own. Without room for a thread the dial has failed."""
+        thread = threading.Thread(
+            target=self._run, args=(dial,), name=f"trackd-dial-{dial.lease.id}", daemon=True
+        )
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            self._end(dial, error)
+            self._let_go(dial)
+            self._gone(dial)
+
+    def _let_go(self, dial: Dial[Lease]) -> None:
+        for lease in self._leases_of(dial):
+            lease.let_go()
 
     def _acquire(self) -> Lease | None:
         """Wait for a lease; None when the loop must check its conditions first."""
@@ -165,6 +213,8 @@ class AgentPool(PoolCore[Lease]):
                 raise
         except TrackdError as error:
             self._refused(error)
+        except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
+            self._broke(error)
         return None
 
     def _adopt(self) -> None:
@@ -174,7 +224,9 @@ class AgentPool(PoolCore[Lease]):
             if name is None or self._draining.is_set():
                 return
             try:
-                self._adopted(dial, self._tracker.adopt(name))
+                unwanted = self._adopted(dial, self._tracker.adopt(name))
+                if unwanted is not None:
+                    unwanted.let_go()
             except LATER:
                 raise  # the tunnel stays open meanwhile
             except TrackdError as error:
@@ -185,17 +237,25 @@ class AgentPool(PoolCore[Lease]):
     def _run(self, dial: Dial[Lease]) -> None:
         error: BaseException | None = None
         try:
-            self._dial(dial.lease)
+            result = self._dial(dial.lease)
+            if inspect.iscoroutine(result):
+                result.close()
+                error = BadArgument("dial returned a coroutine, which a thread cannot run")
         except Exception as raised:  # noqa: BLE001 - whatever a dial raises, its lease is released
             error = raised
         finally:
-            self._end(dial, error)
-            try:
-                for lease in dial.leases:
-                    lease.release()
-            finally:
-                self._gone(dial)
-            self._check_stickiness()
+            if not self._inherited:  # a forked child that leaves has no lease to release
+                self._finish(dial, error)
+
+    def _finish(self, dial: Dial[Lease], error: BaseException | None) -> None:
+        """Count how a dial ended, and release its leases."""
+        self._end(dial, error)
+        try:
+            for lease in self._leases_of(dial):
+                lease.release()
+        finally:
+            self._gone(dial)
+        self._check_stickiness()
 
     def _check_stickiness(self) -> None:
         if self._is_suspicious():

@@ -8,9 +8,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from trackd_client.core.arguments import principal_list, proxy_rows
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
 from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Session, read_reply
-from trackd_client.core.discovery import parse_discovery
+from trackd_client.core.discovery import Reading, messages, read_gossip
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.sockets import no_answer_error
 from trackd_client.errors import (
@@ -72,17 +73,17 @@ class Lease(BaseLease):
 
         Returns:
             True when this lease now holds the proxy. False when another lease holds it, when
-            this lease has claimed already or was released, or when the principals name nothing.
+            this lease has claimed already, or when the principals name nothing.
             After False the lease is as before and may try again.
 
         Raises:
             SessionLost: the lease is gone with its session.
+            LeaseReleased: it was released before.
+            BadArgument: no principals were given, or one that is not text.
             LeaseExpired: it was in flight for longer than the daemon allows.
             TrackdError: the daemon does not answer, or refuses.
         """
         fields = self._claim_fields(principals)
-        if fields is None:
-            return False
         return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
 
     def is_claimed(self, *principals: str) -> bool:
@@ -90,7 +91,7 @@ class Lease(BaseLease):
 
         A dial may ask as soon as it knows the principals, before a costly handshake ends.
         """
-        fields = {"principals": list(principals)}
+        fields = {"principals": principal_list(principals)}
         return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
 
     def release(self) -> None:
@@ -144,16 +145,31 @@ class Tracker(Operations[Lease]):
         Args:
             proxies: at most as many as the daemon takes in one message (10,000).
         """
-        rows = [[p.name, p.group, p.generation, p.ttl] for p in proxies]
-        self._call("track_expected", {"proxies": rows})
+        self._call("track_expected", {"proxies": proxy_rows(proxies)})
 
-    def track_discovery(self, payload: bytes | str) -> None:
+    def track_discovery(self, payload: bytes | str) -> int:
         """Send gossip to the daemon as it came down a tunnel: Teleport's JSON discovery payload.
 
+        An entry that no proxy can be is skipped, and a warning is logged, at most one in half a
+        minute. What is too large for one message is sent in several.
+
+        Returns:
+            How many entries were skipped.
+
         Raises:
-            BadPayload: the payload cannot be read.
+            BadPayload: the payload is not a JSON object with an array "proxies".
         """
-        self.track_expected(*parse_discovery(payload))
+        return self._feed(read_gossip([payload]))
+
+    def _feed(self, reading: Reading) -> int:
+        """Send what gossip mentions, and return how many of its entries were skipped."""
+        if not self._conversation.greeted:
+            self.ping()  # its limits are known then
+        parts, skipped = messages(reading, self._conversation.limits)
+        self._log_skipped(skipped)
+        for part in parts:
+            self.track_expected(*part)
+        return len(skipped)
 
     def set_connection_count(self, count: int) -> None:
         """Set how many connections all agents of this host want together.
@@ -165,7 +181,7 @@ class Tracker(Operations[Lease]):
 
     def is_claimed(self, *principals: str) -> bool:
         """Return whether a lease of any agent holds the proxy with these principals."""
-        return bool(self._call("is_claimed", {"principals": list(principals)})["claimed"])
+        return bool(self._call("is_claimed", {"principals": principal_list(principals)})["claimed"])
 
     def try_acquire(self) -> Lease | None:
         """Return a lease to dial with, or None when no dial is wanted now."""
@@ -194,7 +210,7 @@ class Tracker(Operations[Lease]):
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
         """
-        fields = {"principals": list(principals)}
+        fields = {"principals": principal_list(principals)}
         lease: Lease | None = self._call("adopt", fields, take=self._take_lease)
         return lease
 

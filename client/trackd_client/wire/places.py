@@ -135,10 +135,10 @@ def client_endpoint(
         PlaceError: the endpoint, the variable or the cluster's name cannot be a place.
     """
     if endpoint is not None:
-        return _as_endpoint(endpoint)
+        return _given_endpoint(endpoint)
     if given := environ.get("TRACKD_ENDPOINT"):
         try:
-            return _as_endpoint(given)
+            return _given_endpoint(given)
         except PlaceError as error:
             raise PlaceError(f"$TRACKD_ENDPOINT: {error}") from None
     if cluster == "":
@@ -195,6 +195,17 @@ def daemon_state_dir(endpoint: str) -> Path:
     """
     path = check_ipc_path(endpoint)
     return path.parent if path.name == SOCKET_NAME else path.with_name(f"{path.name}.state")
+
+
+def _given_endpoint(endpoint: str) -> str:
+    """Return an endpoint that a person wrote, who may have meant a cluster."""
+    found = _as_endpoint(endpoint)
+    if "/" not in endpoint and not endpoint.endswith(".sock") and not _is_socket(Path(endpoint)):
+        raise PlaceError(
+            f"{endpoint!r} is a bare name, and no socket here is called that: for a cluster pass "
+            f"cluster={endpoint!r}, for a socket write a path with a slash"
+        )
+    return found
 
 
 def _as_endpoint(endpoint: str) -> str:

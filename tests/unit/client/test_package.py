@@ -63,6 +63,7 @@ PUBLIC = {
         "DaemonFailed",
         "InvalidRequest",
         "LeaseExpired",
+        "LeaseReleased",
         "LimitExceeded",
         "NoAnswer",
         "NotOwner",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
 from trackd_client.core.conversation import Session
+from trackd_client.core.discovery import read_gossip
 from trackd_client.core.lease import BaseLease
-from trackd_client.core.pool_core import Dial, PoolCore, proxies_in
+from trackd_client.core.pool_core import Dial, PoolCore, is_async
 from trackd_client.errors import DaemonAbsent, StoreUnavailable
 from trackd_client.policy import Change
 from trackd_client.sync.tracker import Flag
@@ -258,13 +260,54 @@ def test_counts_hold_when_many_threads_dial() -> None:
 
 def test_gossip_is_proxies_and_teleports_json_in_any_mixture() -> None:
     said = '{"proxies":[{"version":"v2","metadata":{"name":"p2"},"gid":"g","ggen":4}]}'
-    assert proxies_in([Proxy("p1"), said, said.encode()]) == [
+    assert read_gossip([Proxy("p1"), said, said.encode()]).proxies == [
         Proxy("p1"),
         Proxy("p2", group="g", generation=4),
         Proxy("p2", group="g", generation=4),
     ]
     with pytest.raises(BadPayload):
-        proxies_in([Proxy("p1"), "nonsense"])
+        read_gossip([Proxy("p1"), "nonsense"])
+
+
+def test_an_exception_of_a_dial_leaves_one_line_of_its_kind_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    core = Core()
+    for number in range(1, 21):
+        core.end(core.begin(number), TypeError("no such field"))
+        core.end(core.begin(100 + number), OSError("no route"))
+    mistake, trouble = caplog.records
+    assert mistake.getMessage() == "the dial with lease 1 raised TypeError('no such field')"
+    assert mistake.exc_info, "the traceback shows where the mistake is"
+    assert trouble.getMessage() == "the dial with lease 101 raised OSError('no route')"
+    assert not trouble.exc_info
+
+
+def test_a_lease_that_is_granted_when_its_dial_has_ended_is_given_back() -> None:
+    core = Core()
+    dial = core.begin()
+    dial.lease.claims("p1")
+    dial.lease.lost.set()
+    assert core._lost_dials() == [dial]
+    first, second = BareLease(2), BareLease(3)
+    assert core._adopted(dial, first) is None
+    assert core._leases_of(dial) == [dial.lease, first]
+    assert core._adopted(dial, second) is second
+    assert core._leases_of(dial) == [dial.lease, first]
+
+
+async def _coroutine(lease: object) -> None:
+    """Be a dial of tasks."""
+
+
+class _Callable:
+    async def __call__(self, lease: object) -> None:
+        """Be a dial of tasks."""
+
+
+def test_an_async_function_is_seen_through_what_wraps_it() -> None:
+    assert all(map(is_async, (_coroutine, partial(_coroutine, 1), _Callable())))
+    assert not any(map(is_async, (print, partial(print), lambda: _coroutine(1), Core)))
 
 
 def test_a_pool_must_be_allowed_one_dial() -> None:
