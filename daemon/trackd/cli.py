@@ -214,6 +214,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     check = command("check-config", "check a configuration file", _CHECK_EPILOG, "FILE")
     check.add_argument("file", metavar="FILE", type=Path, help="TOML file to check")
 
+    # `trackd.__main__` runs it before this module is imported; here is its line in --help.
+    commands.add_parser("ping", help="ask a daemon for an answer, within milliseconds")
+
     demo = command(
         "demo",
         "show real agents and a daemon at work with simulated proxies",

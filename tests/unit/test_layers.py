@@ -57,7 +57,7 @@ DAEMON = [
     ["trackd.storage"],
     ["trackd.operations"],
     ["trackd.actors"],
-    ["trackd.probe"],
+    ["trackd.probe", "trackd.ping"],
     ["trackd.http"],
     ["trackd.server", "trackd.overseer", "trackd.signals"],
     ["trackd.demo"],
