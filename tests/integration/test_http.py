@@ -29,6 +29,8 @@ from trackd.http.listener import HttpListener
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
 
+#: The labels of a sample that has no others.
+OF_CLUSTER = (("cluster", "example.com"),)
 PATHS = ("/", "/api/state", "/api/proxies", "/metrics", "/healthz", "/readyz")
 
 
@@ -467,10 +469,10 @@ def test_a_daemon_that_cannot_store_is_not_ready_and_says_why(
             assert (answer.status, b"cannot be stored" in answer.body) == (503, True)
             assert tcp.ask("/healthz").status == 200
             assert tcp.json("/api/state")["status"]["store"] == "failing"
-            assert tcp.metrics()["trackd_store_failing", ()] == 1
+            assert tcp.metrics()["trackd_store_failing", OF_CLUSTER] == 1
             full.unlink()
             wait_until(lambda: tcp.ask("/readyz").status == 200)
-            assert tcp.metrics()["trackd_store_failing", ()] == 0
+            assert tcp.metrics()["trackd_store_failing", OF_CLUSTER] == 0
         tcp.daemon.stop()
 
 
@@ -645,9 +647,9 @@ def test_a_crash_counts_as_one_and_says_how_long_its_leases_were_held(tcp: Site)
         assert agent.stdout.readline() == b"held\n"
         agent.kill()
         agent.wait()
-    wait_until(lambda: tcp.metrics()["trackd_sessions", ()] == 0)
+    wait_until(lambda: tcp.metrics()["trackd_sessions", OF_CLUSTER] == 0)
     metrics = tcp.metrics()
     assert metrics["trackd_releases_total", (("cause", "process_exited"),)] == 1
     assert metrics["trackd_sessions_ended_total", (("reason", "process_exited"),)] == 1
-    assert metrics["trackd_crash_to_release_seconds_count", ()] == 1
-    assert 0 < metrics["trackd_crash_to_release_seconds_sum", ()] < PATIENCE
+    assert metrics["trackd_crash_to_release_seconds_count", OF_CLUSTER] == 1
+    assert 0 < metrics["trackd_crash_to_release_seconds_sum", OF_CLUSTER] < PATIENCE
