@@ -193,3 +193,18 @@ def test_no_terminal_obeys_what_an_agent_calls_things(trackd_daemon: Daemon) -> 
     assert "\\u2028p1" in told.stdout
     assert "\\u202egpj" in told.stdout
     assert len(told.stdout.splitlines()) == 2
+
+
+def test_a_terminal_shows_missing_proxies_first(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        command = (*TRACKCTL, "--endpoint", trackd_daemon.endpoint, "proxies")
+        with Terminal(*command, width=200) as terminal:
+            screen = terminal.shows("\np1 ")
+            assert screen.index("\np2 ") < screen.index("\np1 ")
+        with Terminal(*command, "--sort", "name", width=200) as terminal:
+            screen = terminal.shows("\np2 ")
+            assert screen.index("\np1 ") < screen.index("\np2 ")

@@ -195,3 +195,12 @@ def test_without_a_terminal_it_says_what_to_use(trackd_daemon: Daemon) -> None:
     piped = trackctl("--endpoint", trackd_daemon.endpoint, "top")
     assert piped.returncode == 2
     assert "top needs a terminal; proxies, sessions and watch do not" in piped.stderr
+
+
+def test_a_dead_daemon_is_seen_without_waiting_for_a_reply(trackd_daemon: Daemon) -> None:
+    patient = ("--endpoint", trackd_daemon.endpoint, "--timeout", "3600")
+    with Terminal(*TRACKCTL, *patient, "top", "--interval", "3600") as terminal:
+        terminal.shows("example.com")
+        trackd_daemon.kill()
+        terminal.shows("no answer: no trackd daemon")
+        terminal.press("q")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,8 @@ def proxies(
 ) -> None:
     """Show proxies: which are wanted, and who holds them.
 
-    PATTERN is a name, or one with * and ? in it.
+    PATTERN is a name, or one with * and ? in it. A terminal shows the missing ones first, unless
+    --sort says otherwise.
     """
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.snapshot()
@@ -87,6 +89,10 @@ def proxies(
         and all(value is None or row[field] == value for field, value in equal.items())
     ]
     found = listing.sort_rows(found, _SORTS.get(sort, sort), "name", reverse=reverse)
+    context = click.get_current_context()
+    by_default = context.get_parameter_source("sort") is click.core.ParameterSource.DEFAULT
+    if by_default and not as_json and sys.stdout.isatty():  # where rows may be left out
+        found.sort(key=lambda row: not (row["desired"] and row["lease"] is None))
     if as_json:
         document = listing.make_document("proxies", found, limit, revision=reply["revision"])
         common.print_json(document)

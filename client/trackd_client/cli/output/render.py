@@ -125,6 +125,10 @@ def draw_table(
     widths = _widths(columns, rows)
     if most is not None:
         _shrink(widths, columns, most)
+    shared = [
+        _find_shared([text for row in rows if _wide(text := _text(row[i])) > width])
+        for i, width in enumerate(widths)
+    ]
     heading = [Cell(column.name, "dim") for column in columns]
     for row in [heading, *rows]:
         line = []
@@ -132,13 +136,53 @@ def draw_table(
             text, style = (cell.text, cell.style) if isinstance(cell, Cell) else (cell, "")
             blank = width - _wide(text)
             if blank < 0:
-                text = f"{set_cell_size(text, width - 1)}…"
+                text = cut(text, width, *shared[len(line)])
             elif column.right:
                 text = f"{' ' * blank}{text}"
             else:
                 text = f"{text}{' ' * blank}"
             line.append(Cell(f"{text}{_GAP}", style))
         yield line
+
+
+def cut(text: str, width: int, prefix: int, suffix: int) -> str:
+    """Return a text cut to a width, so that it keeps what tells it from the others of its column.
+
+    Args:
+        text: is wider than that.
+        width: in columns of a terminal.
+        prefix: characters that all of them begin with; they are cut second.
+        suffix: characters that all of them end with; they are cut first.
+    """
+    body = text[: len(text) - suffix]
+    if not text.isascii() or (not suffix and not prefix):
+        return f"{set_cell_size(text, width - 1)}…"
+    if len(body) + 1 <= width:
+        return f"{body}…".ljust(width)
+    end = "…" if suffix else ""
+    room = width - 1 - len(end)
+    if len(body) - room <= prefix:
+        return f"…{body[len(body) - room :]}{end}"
+    return f"…{body[prefix : prefix + width - 2]}…"
+
+
+def _find_shared(texts: Sequence[str]) -> tuple[int, int]:
+    """Return how many characters all texts begin with, and end with; none of a single text."""
+    if len(texts) < 2:
+        return 0, 0
+    suffix = _count_shared([text[::-1] for text in texts])
+    least = min(map(len, texts))
+    if suffix == least:  # they differ at the front only, or are equal
+        suffix = 0
+    prefix = _count_shared([text[: len(text) - suffix] for text in texts])
+    return prefix, suffix
+
+
+def _count_shared(texts: Sequence[str]) -> int:
+    """Return how many characters all texts begin with."""
+    first, last = min(texts), max(texts)
+    pairs = zip(first, last, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
 
 
 def note_rest(shown: int, total: int, page: Page) -> None:

@@ -1,7 +1,7 @@
-"""What `trackctl top` knows, fetched by two threads.
+"""What `trackctl top` knows, fetched by three threads.
 
 One follows the events and keeps a mirror of the daemon's state by them; the other asks now and
-then for what no event says.
+then for what no event says; the third sees when nobody listens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from trackd_client.cli.output.event_lines import People
 from trackd_client.cli.output.listing import Row
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 from trackd_client.core.mirror import Mirror
+from trackd_client.core.sockets import absent_error, diagnose
 from trackd_client.errors import TrackdError, TrackerClosed
 from trackd_client.metrics import total
 
+#: Seconds between two looks at whether anybody listens.
+_PROBE_SECONDS: Final = 0.5
 #: Last events that are kept.
 EVENTS: Final = 5
 _RATES: Final = {
@@ -32,7 +35,7 @@ _RATES: Final = {
 
 
 class Feed:
-    """What the daemon says, fetched by two threads."""
+    """What the daemon says, fetched by three threads."""
 
     def __init__(self, tracker: Tracker, interval: float) -> None:
         """Prepare; entering the block begins.
@@ -56,7 +59,7 @@ class Feed:
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
-            for work in (self._follow, self._ask)
+            for work in (self._follow, self._ask, self._probe)
         ]
 
     def __enter__(self) -> None:
@@ -96,6 +99,14 @@ class Feed:
                     continue
                 if event.kind == GAP or not self.events or event[:2] > self.events[-1][:2]:
                     self.events.append(event)
+
+    def _probe(self) -> None:
+        """See at once that nobody listens any longer: a request would wait for its timeout."""
+        endpoint = self._tracker.endpoint
+        while not self._ending.wait(_PROBE_SECONDS):
+            if diagnose(endpoint) is not None:
+                with self.lock:
+                    self.trouble = str(absent_error(endpoint))
 
     def _ask(self) -> None:
         counted: dict[str, float] = {}

@@ -79,3 +79,26 @@ def test_a_narrow_terminal_does_without_what_is_least_wanted() -> None:
     columns = [Column("name"), Column("spare", spare=1), Column("sparest", spare=2)]
     rows = [["x" * 20, "y" * 10, "z" * 10]]
     assert [_kept(columns, rows, most) for most in (44, 43, 31, 5)] == [[0, 1, 2], [0, 1], [0], [0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "width", "expected"),
+    [
+        (
+            ["proxy-0001.eu.example.com", "proxy-0002.eu.example.com"],
+            16,
+            ["proxy-0001…", "proxy-0002…"],
+        ),
+        (["proxy-0001.eu.example.com", "proxy-0002.eu.example.com"], 9, ["…xy-0001…", "…xy-0002…"]),
+        (["a-long-prefix-of-all-1", "a-long-prefix-of-all-2"], 9, ["…of-all-1", "…of-all-2"]),
+        (["7.proxy.example", "8.proxy.example"], 9, ["7…", "8…"]),
+        (["same-long-name-of-two", "same-long-name-of-two"], 9, ["…e-of-two", "…e-of-two"]),
+        (["alone-and-very-long-name", "short"], 9, ["alone-an…", "short"]),
+    ],
+)
+def test_a_cut_name_keeps_what_tells_it_from_the_others(
+    names: list[str], width: int, expected: list[str]
+) -> None:
+    drawn = list(draw_table([Column("n", shrinks=True)], [[name] for name in names], width))
+    assert [line[0].text.strip() for line in drawn[1:]] == expected
+    assert all(len(line[0].text.rstrip()) <= width for line in drawn)
