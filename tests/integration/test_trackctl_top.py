@@ -137,12 +137,12 @@ def test_top_fits_itself_to_the_terminal(terminal: Terminal) -> None:
 
 def test_it_stands_still_when_it_is_told_to(terminal: Terminal, agent: Agent) -> None:
     terminal.press("Space")
-    terminal.shows("STANDS STILL")
+    terminal.shows("PAUSED")
     assert agent.do("claim", 3, "p2") == "p2"
     terminal.press("r")
-    assert "STANDS STILL" in terminal.shows("sort name ▼")
+    assert "PAUSED" in terminal.shows("sort name ▼")
     terminal.press("Space")
-    wait_until(lambda: "STANDS STILL" not in terminal.screen())
+    wait_until(lambda: "PAUSED" not in terminal.screen())
     terminal.shows("2 of 30 wanted")
 
 
