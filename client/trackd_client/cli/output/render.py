@@ -131,7 +131,7 @@ def draw_table(
     ]
     heading = [Cell(column.name, "dim") for column in columns]
     for row in [heading, *rows]:
-        line = []
+        line: list[Cell] = []
         for column, cell, width in zip(columns, row, widths, strict=True):
             text, style = (cell.text, cell.style) if isinstance(cell, Cell) else (cell, "")
             blank = width - _wide(text)
