@@ -26,15 +26,15 @@ log = logging.getLogger("trackd")
 #: Seconds that a reload may take to reach the tracker.
 RELOAD_SECONDS = 5.0
 
-#: Seconds between two looks at how things are, when the watchdog does not ask for more.
+#: Seconds between two probes, when the watchdog does not need more.
 STATUS_SECONDS: Final = 5.0
 
-#: Signs of life within the time that the watchdog allows.
+#: Reports to the watchdog within the time that it allows.
 _SIGNS: Final = 3
 
 
 class Overseer:
-    """The main thread's work while the actors serve: wait, reload, tell systemd how it goes."""
+    """The main thread's work while the actors serve: wait, reload, report to systemd."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Overseer:
         *,
         closable: bool,
     ) -> None:
-        """Take what the server has made.
+        """Set up the overseer.
 
         Args:
-            config: what the daemon goes by.
+            config: the settings.
             reread: reads the configuration again.
-            events: what the signals and the actors tell.
-            notifier: where to tell how it goes.
+            events: signals and ends of actors.
+            notifier: reports to systemd.
             closable: whether the daemon ends when its terminal is closed.
         """
         self.events = events
@@ -63,15 +63,15 @@ class Overseer:
         self._had_terminal = closable and _has_terminal()
 
     def ask_reload(self) -> None:
-        """Read the configuration again as soon as may be. Any thread."""
+        """Ask for a reload as soon as possible. Any thread may call it."""
         self.events.put(SignalCame(signal.SIGHUP))
 
     def ended(self, name: str, thread: threading.Thread) -> None:
-        """Take note of an actor's end. That actor's thread."""
+        """Note the end of an actor. Runs in that actor's thread."""
         self.events.put(ActorEnded(name, thread))
 
     def wait(self, tracker: pykka.ActorRef[Any], probe: Probe | None) -> SignalCame | ActorEnded:
-        """Return what ends the daemon; until then do all that is to be done."""
+        """Wait for the event that ends the daemon, and do the main thread's work meanwhile."""
         interval = (self.notifier.watchdog or STATUS_SECONDS * _SIGNS) / _SIGNS
         while True:
             try:
@@ -89,7 +89,7 @@ class Overseer:
                 self.notifier.alive()
 
     def prove(self, probe: Probe, seconds: float) -> bool:
-        """Send a request through the whole daemon; tell whether it came back."""
+        """Send a request through the whole daemon; return whether its reply came."""
         counts = probe.trip(seconds, give_up=lambda: not self.events.empty())
         if counts is None:
             return False
@@ -113,7 +113,7 @@ class Overseer:
         return True
 
     def reload(self, tracker: pykka.ActorRef[Any]) -> None:
-        """Read the configuration again and change what can change; a wrong one changes nothing."""
+        """Read the configuration again and apply it; an invalid one changes nothing."""
         self.notifier.reloading()
         self._refused = ""
         try:
@@ -149,7 +149,7 @@ class Overseer:
 
 
 def _has_terminal() -> bool:
-    """Tell whether the process has a terminal that controls it, and that is still there."""
+    """Return whether the process has a controlling terminal that is still there."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
     except OSError:

@@ -1,9 +1,9 @@
-"""Probe: the daemon's own client, which shows that requests are answered. Never more than that.
+"""Probe: the daemon's own client, which shows that requests are answered.
 
-A watchdog that is fed by a timer proves that a timer works. This one sends a request over the
-real socket, which goes in through the ROUTER, through the TrackerActor and a commit of the
-store, and comes back: only then is the daemon alive. It runs in the main thread, which does
-nothing else, and is answered to this very process alone (`trackd.operations.dispatch`).
+A watchdog that a timer feeds proves only that a timer works. The probe sends a request over the
+real socket; it goes through the ROUTER, the TrackerActor and a commit of the store, and its reply comes
+back: only then is the daemon alive. The probe runs in the main thread. The daemon answers this
+request to its own process only (`trackd.operations.reports`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Probe:
     """A DEALER on the daemon's own endpoint."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        """Connect.
+        """Connect to the daemon.
 
         Args:
-            context: of this process.
-            endpoint: where the daemon serves.
+            context: the ZeroMQ context of this process.
+            endpoint: the daemon's endpoint.
         """
         self._seq = self._answered = 0
         self._socket = context.socket(zmq.DEALER)
@@ -40,14 +40,14 @@ class Probe:
         self._socket.connect(endpoint)
 
     def trip(self, seconds: float, give_up: Callable[[], bool]) -> Mapping[str, Any] | None:
-        """Send a request all the way in and back.
+        """Send a request through the daemon and wait for its reply.
 
         Args:
-            seconds: how long the answer may take.
-            give_up: asked now and then, whether there is something better to do.
+            seconds: how long the reply may take.
+            give_up: called now and then; returns whether to stop waiting.
 
         Returns:
-            The counts that came back, or None.
+            The counts in the reply, or None.
         """
         self._seq += 1
         with contextlib.suppress(zmq.Again):  # earlier ones wait to be answered; they do as well

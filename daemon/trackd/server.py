@@ -2,9 +2,8 @@
 
 One daemon serves one cluster on one socket. The locks come first, so that a second daemon
 on the same socket or the same state is refused before it touches anything. The main thread
-then only waits: for a signal, or for the end of an actor that nobody asked for, which ends
-the process (systemd starts it again; nothing is restarted in-process). Under systemd it also
-sends a request through the daemon now and then (`trackd.probe`) and tells what came of it.
+then only waits: for a signal, or for the unexpected end of an actor, which ends the process
+(systemd starts it again; nothing is restarted in-process). `trackd.overseer` is that wait.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ log = logging.getLogger("trackd")
 
 #: Seconds that each step of starting may take.
 START_SECONDS = 30.0
-#: Seconds after which an actor that does not stop is taken for one that hangs. Stopping takes
-#: milliseconds; on a machine with far too much to do it must not be taken for that.
+#: Seconds after which an actor that has not stopped counts as hanging. Stopping takes
+#: milliseconds; the rest is for an overloaded machine.
 STOP_SECONDS = 5.0
 #: Objects that are new, collections of those, and of the older ones, after which Python looks for
 #: cyclic garbage.
@@ -65,7 +64,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     """Serve until a signal comes or an actor fails.
 
     Args:
-        config: what to go by.
+        config: the settings.
         reread: reads the configuration again, for a reload.
 
     Returns:
@@ -204,7 +203,7 @@ def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
 
 
 def _give_up(name: str) -> NoReturn:
-    """End the process: a wedged actor holds its sockets, and nothing else frees them."""
+    """End the process at once: an actor that hangs keeps its sockets; nothing else frees them."""
     log.critical("an actor does not stop", extra=fields(actor=name))
     flush()
     os._exit(exits.FAILED)
@@ -212,7 +211,7 @@ def _give_up(name: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _umask_for(mode: int) -> Iterator[None]:
-    """Let nobody connect between bind and chmod whom the socket's mode would keep out."""
+    """Set a umask so that the socket's mode holds from its bind on."""
     before = os.umask(0o777 & ~mode)
     try:
         yield
@@ -221,7 +220,7 @@ def _umask_for(mode: int) -> Iterator[None]:
 
 
 def _let_in(events: Path, config: Config, *, activated: bool) -> None:
-    """Give the socket of events the permissions of the one that agents connect to."""
+    """Give the event socket the permissions of the daemon's socket."""
     if not activated:
         events.chmod(config.socket_mode)
         return
@@ -247,7 +246,7 @@ def _seed_routing_ids() -> None:
 def _calm_collector() -> None:
     """Let Python look for cyclic garbage less often.
 
-    A request leaves none behind, and a message of 10,000 proxies is that many lists for as long
-    as it is handled: to look through them 14 times took half of its time.
+    A request leaves no garbage. A message of 10,000 proxies is 10,000 lists while it is handled;
+    14 collections looked through them, and took half of its time.
     """
     gc.set_threshold(*_COLLECT_AFTER)

@@ -15,7 +15,7 @@ class SignalCame(NamedTuple):
 
 
 class ActorEnded(NamedTuple):
-    """An actor handles no more messages."""
+    """An actor has ended."""
 
     name: str
     thread: threading.Thread
@@ -29,9 +29,9 @@ Events = queue.SimpleQueue[SignalCame | ActorEnded]
 def take_signals(events: Events) -> None:
     """Turn SIGTERM, SIGINT and SIGHUP into events from now on, until the process has ended.
 
-    A handler would not do: Python runs it in the main thread alone, and a signal that comes
-    just before that thread begins to wait is not seen until the wait ends. So the signals are
-    blocked in every thread, and one thread takes them from the kernel.
+    A handler is not enough: Python runs it only in the main thread, and a signal that comes just
+    before that thread begins to wait is not seen until the wait ends. So the signals are blocked
+    in every thread, and one thread takes them from the kernel.
     """
 
     def take() -> None:

@@ -54,12 +54,12 @@ class Inbox:
         self._epoll.register(self._wake, select.EPOLLIN)
 
     def put(self, envelope: Envelope[Any], /) -> None:
-        """Add a message and end the wait. Any thread; after `close` it does nothing more."""
+        """Add a message and end the wait. Any thread may call it; after `close` it does nothing."""
         self._messages.append(envelope)
         os.eventfd_write(self._wake, 1)
 
     def post(self, message: Any) -> None:
-        """Add a message of the inbox itself, to which nobody awaits a reply."""
+        """Add a message of the inbox itself; no caller awaits a reply."""
         self._messages.append(Envelope(message))
 
     def empty(self) -> bool:
@@ -85,7 +85,7 @@ class Inbox:
                     self.on_readable(descriptor)
 
     def on_readable(self, descriptor: int) -> None:
-        """Take in what a descriptor has to say that a subclass has registered."""
+        """Read a descriptor that a subclass has registered."""
         raise NotImplementedError(f"{type(self).__name__} has registered {descriptor}")
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class MailboxFailed:
-    """Receiving failed for good; handling this ends the actor."""
+    """Receiving failed for good; the actor ends when it handles this message."""
 
     error: Exception
 
@@ -122,7 +122,7 @@ class RouterMailbox:
         return not self._local
 
     def get(self) -> Envelope[Any]:
-        """Return the next message; between batches commit, flush, and wait for more."""
+        """Return the next message; between batches commit, flush, and wait."""
         while True:
             if self._ready:
                 return self._ready.popleft()
@@ -140,7 +140,7 @@ class RouterMailbox:
         Args:
             endpoint: where.
             descriptor: a socket that listens there already, which libzmq then only accepts
-                from; its path is left alone, now and at the end.
+                from; its path is never touched.
         """
         if descriptor is not None:
             self._router.use_fd = descriptor
@@ -160,7 +160,7 @@ class RouterMailbox:
         self._outbox.append((route, frame))
 
     def discard(self) -> None:
-        """Forget what the batch answered so far."""
+        """Drop the replies of the batch so far."""
         self._outbox.clear()
 
     @property
@@ -169,7 +169,7 @@ class RouterMailbox:
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Send what was answered.
+        """Send the replies of the batch.
 
         A reply for a peer that has gone is dropped: the client fetches it again over its
         next connection. A small one that finds no room is tried once more after the next batch.
@@ -205,10 +205,10 @@ class RouterMailbox:
         return True
 
     def _receive_batch(self) -> None:
-        """Take what has arrived, or else wait for one message.
+        """Receive what has arrived, or else wait for one message.
 
-        One that had to be waited for is served at once: it came alone, nearly always, and to
-        ask whether there are more takes as long as to read a request.
+        A message that had to be waited for is served at once: nearly always it came alone, and
+        looking for more takes as long as reading a request.
         """
         router = self._router
         if not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator] # an int

@@ -35,9 +35,9 @@ class ReloadOutcome:
     """What a reload did. To the tracker by itself: it did nothing.
 
     Attributes:
-        changed: settings that changed.
-        refused: settings that need a restart, and why.
-        error: why nothing at all could change, or None.
+        changed: the settings that changed.
+        refused: the settings that need a restart, each with the reason.
+        error: why nothing could change, or None.
     """
 
     changed: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """To the tracker: do what is due by now."""
+    """To the tracker: do everything that is due by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class WatchProcess:
     """To the watcher: send a `ProcessExited` when this process exits; at once when it has.
 
     Attributes:
-        process: which.
-        again: whether this was tried before, and failed.
+        process: the process.
+        again: whether an earlier try failed.
     """
 
     process: Process
@@ -97,7 +97,7 @@ class ProcessExited:
     """To the tracker, from the watcher's inbox through the watcher.
 
     Attributes:
-        process: which.
+        process: the process.
         at: when the kernel reported it, in seconds of CLOCK_BOOTTIME.
     """
 
@@ -106,11 +106,11 @@ class ProcessExited:
 
 
 class Audience:
-    """What the tracker may know of the publisher.
+    """The publisher's audience, for the tracker.
 
     Attributes:
-        listening: whether anybody subscribes; a plain attribute, since a batch that ends at the
-            same moment may be published or not: the greeting that follows makes up for it.
+        listening: whether there is a subscriber. A plain attribute: a batch that ends while it
+            changes may be published or not, and the greeting that follows makes up for it.
     """
 
     __slots__ = ("listening",)
@@ -131,10 +131,10 @@ class Publish:
     """To the publisher: these events are stored.
 
     Attributes:
-        epoch: as `hello` returns it.
-        tracker_id: likewise.
-        revision: of the last event.
-        events: packed, in order.
+        epoch: the epoch that `hello` returns.
+        tracker_id: the tracker id that `hello` returns.
+        revision: the revision of the last event.
+        events: the packed events, in order.
     """
 
     epoch: int
@@ -144,4 +144,4 @@ class Publish:
 
 
 class Ping:
-    """Asked of any actor, to see whether it answers."""
+    """To any actor: answer, to show that it serves. Ask."""

@@ -1,9 +1,9 @@
-"""EventPublisher: publishes what has changed, so that the one writer need not wait.
+"""EventPublisher: publishes events, so that the one writer never waits for a subscriber.
 
 An XPUB socket beside the ROUTER. The TrackerActor sends it the events of each batch once they
-are stored, and only while somebody listens (`Audience`). A subscriber that does not keep up
-loses messages inside libzmq, and finds out by the revisions. This actor never asks anything of
-anybody, and what it does not manage to send is no failure.
+are stored, and only while there is a subscriber (`Audience`). A subscriber that does not keep up
+loses messages inside libzmq, and notices it by the revisions. This actor never asks another actor,
+and a message that it cannot send is not a failure.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _NOTHING_MORE: Final = b"\x00"
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """From the inbox to its own actor: somebody subscribed, or the last one has gone."""
+    """From the inbox to its own actor: a client subscribed, or the last one has gone."""
 
     frame: bytes
 
 
 class PeerOfEvents(NamedTuple):
-    """A connection of the event socket: its descriptor, and who the kernel says is there."""
+    """A connection of the event socket: its descriptor, and its peer by the kernel's word."""
 
     descriptor: int
     address: str
@@ -82,7 +82,7 @@ class SubscriptionInbox(Inbox):
         return super().get()
 
     def on_readable(self, descriptor: int) -> None:  # noqa: ARG002 - there is one
-        """Take in a subscription."""
+        """Read a subscription."""
         with contextlib.suppress(zmq.Again):
             frame = self.socket.recv(zmq.DONTWAIT, copy=False)
             self._count(frame)
@@ -141,10 +141,10 @@ class EventPublisher(SupervisedActor):
             refuse_message(self, message)
 
     def _subscribed(self, frame: bytes) -> None:
-        """Begin or cease to publish; greet the new subscriber.
+        """Begin or stop publishing; greet the new subscriber.
 
-        From the greeting on everything is published: a snapshot that is taken after it misses
-        nothing of what follows.
+        From the greeting on everything is published, so a snapshot that is taken after it misses
+        no later event.
         """
         if frame == _EVERYTHING:
             self._audience.listening = True

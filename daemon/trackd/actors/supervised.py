@@ -16,9 +16,9 @@ OnEnd = Callable[[str, threading.Thread], None]
 
 
 class SupervisedActor(pykka.ThreadingActor):
-    """The base of all actors here.
+    """The base of all actors.
 
-    `on_end` is called with the actor's name and thread once it handles no more messages.
+    `on_end` is called with the actor's name and thread after its last message.
     """
 
     def __init__(self, on_end: OnEnd, inbox: ActorInbox) -> None:

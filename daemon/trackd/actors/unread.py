@@ -1,9 +1,9 @@
-"""How much each peer has not read, so that one that never reads costs a bounded amount of memory.
+"""The unread replies of each peer: a peer that never reads costs a bounded amount of memory.
 
-libzmq keeps what a peer does not take, and bounds the number of messages, not their bytes. Small
-replies may rely on that number. Large ones are counted here, and looked at more closely once a
-peer has many: as long as the kernel still holds bytes for it, the peer has not read what came
-before, and gets no more. Its client asks again.
+libzmq keeps the messages that a peer does not read. It bounds their number, not their bytes. That
+is enough for small replies. Large ones are counted here. When a peer has many, and the kernel still
+holds bytes for it, it has not read the earlier ones: further large replies to it are dropped, and
+its client asks again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOOK_SECONDS: Final = 0.1
 
 
 class UnreadReplies:
-    """Bytes of large replies by route, since the peer was last seen to have read everything."""
+    """Bytes of large replies by route, since the peer had read everything."""
 
     def __init__(self) -> None:
         self.refused = 0
@@ -40,7 +40,7 @@ class UnreadReplies:
         self._looked_at = 0.0
 
     def note_route(self, route: bytes, frame: zmq.Frame) -> None:
-        """Remember the connection on which a request came, when it is a new one."""
+        """Remember the connection of a request, if it is a new one."""
         if route in self._descriptors:
             return
         if len(self._descriptors) >= _MOST_ROUTES:
@@ -66,7 +66,7 @@ class UnreadReplies:
         return True
 
     def forget_route(self, route: bytes) -> None:
-        """Forget a connection that has gone."""
+        """Forget a connection that has ended."""
         self._descriptors.pop(route, None)
         self._total -= self._unread.pop(route, 0)
 

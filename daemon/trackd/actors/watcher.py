@@ -39,7 +39,7 @@ class PidfdInbox(Inbox):
         self._later: set[Process] = set()
 
     def on_readable(self, descriptor: int) -> None:
-        """Take in the exit that a pidfd reports."""
+        """Read the exit that a pidfd reports."""
         process = self._process_of.get(descriptor)
         if process is not None:
             self.unwatch(process)
@@ -55,7 +55,7 @@ class PidfdInbox(Inbox):
         """Begin to watch; return whether the process still lives.
 
         Raises:
-            OSError: it cannot be watched just now; it is tried again later.
+            OSError: it cannot be watched now; a later try follows.
         """
         if process in self._pidfd_of:
             return True
@@ -82,7 +82,7 @@ class PidfdInbox(Inbox):
         return True
 
     def unwatch(self, process: Process) -> None:
-        """Stop watching, if it is watched."""
+        """Stop watching a process, if it is watched."""
         self._later.discard(process)
         pidfd = self._pidfd_of.pop(process, None)
         if pidfd is not None:

@@ -4,11 +4,11 @@ Requests of agents, `Sweep` from the ticker, `ProcessExited` from the watcher an
 server asks come in one order through one inbox (`trackd.actors.mailbox`) and are handled in one
 thread. A batch of messages is stored by one commit before anything that it did is visible.
 
-Failures: when a commit fails, the batch never happened. The state is built again from what
-is committed, and the batch's requests are answered from that: changes with `unavailable`,
-reads as ever. Then the store is probed every second until it works again. An exception that
-nobody foresaw discards the batch, answers `internal`, and ends the actor, and with it the
-process: half-changed memory never lives on.
+Failures: when a commit fails, the batch never happened. The state is built again from what is
+committed, and the requests of the batch are served from that: changes get `unavailable`, reads go
+on. Then the store is probed every second until it works again. An
+unexpected exception discards the batch, replies `internal`, and ends the actor and with it the
+process: half-changed memory is never used.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ class TrackerActor(SupervisedActor):
     # -- messages: all of this runs in the actor's thread -----------------------------
 
     def _handle_receive(self, message: Any) -> Any:
-        """Spare requests the look whether they are messages of pykka's own."""
+        """Pass requests on without pykka's checks for messages of its own."""
         return (
             self.on_receive(message) if type(message) is Call else super()._handle_receive(message)
         )
 
     def on_receive(self, message: Any) -> Any:
-        """Handle one message; what it answers is seen once its batch is stored."""
+        """Handle one message; its reply leaves after its batch is stored."""
         if self._failed:
             return None
         self._moment = self._clock()
@@ -144,7 +144,7 @@ class TrackerActor(SupervisedActor):
         return self._recover() if isinstance(message, Recover) else self._serve(message)
 
     def on_stop(self) -> None:
-        """Store and send what the last batch did."""
+        """Commit the last batch and send its replies."""
         try:
             if not self._failed:
                 self._end_batch()
@@ -188,10 +188,10 @@ class TrackerActor(SupervisedActor):
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
     def _end_sessions(self, process: Process) -> int:
-        """End the sessions of a process that is gone; while nothing can be stored, later.
+        """End the sessions of a process that has exited; while the store fails, later.
 
         Returns:
-            How many leases are free now.
+            The number of leases that were released.
         """
         total = 0
         if self._runtime.store_problem is not None:
@@ -227,9 +227,9 @@ class TrackerActor(SupervisedActor):
     # -- the effects that the state needs --------------------------------------
 
     def now(self) -> float:
-        """Return seconds of CLOCK_BOOTTIME: one moment for all that a message does.
+        """Return seconds of CLOCK_BOOTTIME: one moment for the whole handling of a message.
 
-        Else a proxy might expire within one grant, after the purge that counts such proxies.
+        Otherwise a proxy might expire within one grant, after the purge.
         """
         return self._moment
 
@@ -238,23 +238,23 @@ class TrackerActor(SupervisedActor):
         return time.time()
 
     def deliver(self, route: bytes, frame: bytes) -> None:
-        """Answer a request that was parked, together with the batch."""
+        """Send the reply of a parked request together with the batch."""
         self._mailbox.send(route, frame)
 
     def watch(self, process: Process) -> None:
-        """Have the kernel tell when a process exits."""
+        """Watch a process for its exit."""
         if self._watcher is not None:
             send(self._watcher, WatchProcess(process))
 
     def unwatch(self, process: Process) -> None:
-        """No longer."""
+        """Stop watching a process."""
         if self._watcher is not None:
             send(self._watcher, UnwatchProcess(process))
 
     # -- batches ----------------------------------------------------------------------
 
     def _end_batch(self) -> None:
-        """Store what the batch changed and send what it answered; then do all that can wait."""
+        """Commit the batch and send its replies; then do the work that can wait."""
         store = self._store
         if store is None or self._failed:
             return
@@ -278,7 +278,7 @@ class TrackerActor(SupervisedActor):
             self._set_timer()
 
     def _commit(self, store: Store) -> Batch | None:
-        """Store what the batch changed; return it, or None when it could not be stored."""
+        """Commit the changes of the batch; return them, or None when that failed."""
         batch = self._state.changes.take()
         if batch.records:
             began = time.perf_counter()
@@ -292,7 +292,7 @@ class TrackerActor(SupervisedActor):
         return batch
 
     def _tell_events(self, batch: Batch) -> None:
-        """Count what is stored now, and tell it to whoever listens."""
+        """Count the stored events, and pass them to the publisher when there is an audience."""
         self._runtime.metrics.take(batch.kinds)
         if self._crashes:
             now = self._clock()
@@ -305,7 +305,7 @@ class TrackerActor(SupervisedActor):
             send(self._publisher, publish)
 
     def _count_requests(self) -> None:
-        """Count the requests of a batch, and how long they took from their receipt on."""
+        """Count the requests of a batch, and the time from their receipt."""
         metrics = self._runtime.metrics
         metrics.batch_requests.observe(len(self._batch))
         seconds = time.perf_counter() - self._mailbox.batch_began
@@ -314,7 +314,7 @@ class TrackerActor(SupervisedActor):
         self._batch.clear()
 
     def _set_timer(self) -> None:
-        """Have the ticker wake us for the next thing that time brings, if it does not already."""
+        """Ask the ticker for a sweep at the next moment that matters, unless it is set for that."""
         if self._ticker is None:
             return
         now = self._clock()
@@ -329,7 +329,7 @@ class TrackerActor(SupervisedActor):
             send(self._ticker, WakeAt(due))
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:
-        """Answer a batch that could not be stored as if it had never been handled."""
+        """Undo a batch that could not be stored, and serve its requests again without the store."""
         if isinstance(error, DamagedError):
             self._set_aside(str(error))
         log.error("changes cannot be stored", extra=fields(reason=str(error)))
@@ -339,7 +339,7 @@ class TrackerActor(SupervisedActor):
         lost = self._state
         waiters = [*lost.left, *lost.queue]
         routes = {(waiter.session.token, waiter.seq): waiter.route for waiter in waiters}
-        # Notices of this batch are gone; those who wait for some ask again.
+        # Notices of this batch are gone; their sessions ask again.
         watches = [*lost.watches_answered, *(s.watch for s in lost.sessions if s.watch)]
         for watch in watches:
             body = {"seq": watch.seq, "revision": lost.changes.revision, "notices": []}
@@ -354,7 +354,7 @@ class TrackerActor(SupervisedActor):
         self._state.changes.take()  # answering found nothing to change; see Requests
 
     def _probe(self) -> None:
-        """See whether the store works again; then catch up on what was put off."""
+        """Check whether the store works again; if so, do what was put off."""
         assert self._store is not None
         try:
             self._store.append([["meta", "probed", time.time()]], time.time())
@@ -369,7 +369,7 @@ class TrackerActor(SupervisedActor):
         self._state.send_notices()
 
     def _fail(self, message: Any) -> None:
-        """End the process after an exception that nobody foresaw."""
+        """End the process after an unexpected exception."""
         log.exception(  # noqa: LOG004 - called from the handler of that exception
             "unexpected failure; the daemon ends", extra=fields(message=type(message).__name__)
         )
@@ -420,7 +420,7 @@ class TrackerActor(SupervisedActor):
         self._store.touch(touched)
 
     def _set_aside(self, why: str) -> None:
-        """Begin a new, empty state, which its own tracker id tells from the one before."""
+        """Begin a new, empty state with a tracker id of its own."""
         assert self._store is not None
         self._store.set_aside(why)
         self._tracker_id = os.urandom(8).hex()
@@ -440,7 +440,7 @@ class TrackerActor(SupervisedActor):
         self._mailbox.bind(message.endpoint, message.descriptor)
 
     def _end_gone_sessions(self) -> None:
-        """End the sessions of processes that exited while nobody watched; watch the others."""
+        """End the sessions of processes that exited while the daemon was down; watch the others."""
         for process in self._state.sessions.processes():
             gone = False
             with contextlib.suppress(OSError):  # cannot be found out: the watcher tries again

@@ -1,4 +1,4 @@
-"""What admins do: take leases back, end sessions, forget proxies, reload."""
+"""The operations of admins: take leases back, end sessions, forget proxies, reload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trackd_client.wire.checks import check_count, check_name
 
 
 def force_release(context: Context, call: Call, _session: Session) -> Fields:
-    """Take a lease away from its holder."""
+    """Take a lease back from its session."""
     lease = check_count(call.body.get("lease"), "lease", least=1)
     assert call.peer is not None
     released = context.state.force_release(lease, call.peer)
@@ -24,7 +24,7 @@ def force_release(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def end_session(context: Context, call: Call, _session: Session) -> Fields:
-    """End a session, and free its leases."""
+    """End a session and release its leases."""
     number = check_count(call.body.get("session"), "session", least=1)
     ended = context.state.sessions.by_id.get(number)
     if ended is None:
@@ -35,7 +35,7 @@ def end_session(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def forget(context: Context, call: Call, _session: Session) -> Fields:
-    """Drop a proxy from what is tracked, until there is newer gossip of it."""
+    """Stop tracking a proxy until newer gossip mentions it."""
     name = check_name(call.body.get("name"), "name", context.config.max_name)
     assert call.peer is not None
     tombstone = context.state.forget(name, call.peer)
@@ -47,7 +47,7 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def reload(context: Context, call: Call, _session: Session) -> Fields:
-    """Have the configuration read again; `status` tells what came of it."""
+    """Ask for a reload of the configuration; `status` has its outcome."""
     runtime = context.runtime
     runtime.reloads_asked = max(runtime.reloads_asked, runtime.reloads) + 1
     log_act(context, call, "reload")

@@ -29,7 +29,7 @@ _INT64 = 2**63
 
 
 def hello(context: Context, _call: Call) -> Fields:
-    """Tell who the daemon is and what it accepts."""
+    """Return who the daemon is and what it accepts."""
     state, config = context.state, context.config
     return {
         "server": __version__,
@@ -47,7 +47,7 @@ def hello(context: Context, _call: Call) -> Fields:
 
 
 def ping(_context: Context, _call: Call) -> Fields:
-    """Answer, no more."""
+    """Return an empty reply, which shows that the daemon serves."""
     return {}
 
 
@@ -73,7 +73,7 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
     if len(state.sessions) >= context.config.max_sessions:
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
-            f"the daemon has {context.config.max_sessions} sessions; no more are allowed",
+            f"the daemon has {context.config.max_sessions} sessions, which is the limit",
         )
     process = _process_of(peer)
     command = command_of(peer.pid) if peer.pid else ""
@@ -83,7 +83,7 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
 
 
 def open_again(context: Context, call: Call, session: Session) -> Fields:
-    """Open a session that is open: the same one, for the process that opened it."""
+    """Return the session that is open already, to the process that opened it."""
     if call.peer is not None and call.peer.pid != session.peer.pid:
         raise ProtocolError(
             Code.PERMISSION_DENIED,
@@ -98,18 +98,18 @@ def _opened(context: Context, session: Session) -> Fields:
 
 
 def close(context: Context, _call: Call, session: Session) -> Fields:
-    """End the session, and release what it holds."""
+    """End the session and release its leases."""
     context.state.end_session(session, "closed")
     return {}
 
 
 def heartbeat(_context: Context, _call: Call, _session: Session) -> Fields:
-    """Show a sign of life; every request of the session is one."""
+    """Return an empty reply; like every request, this one keeps the session alive."""
     return {}
 
 
 def track_expected(context: Context, call: Call, session: Session) -> Fields:
-    """Take in gossip."""
+    """Track the proxies of a gossip message."""
     entries = call.body.get("proxies")
     if type(entries) is not list:
         raise ProtocolError(Code.INVALID_ARGUMENT, "proxies must be an array")
@@ -131,7 +131,7 @@ def track_expected(context: Context, call: Call, session: Session) -> Fields:
 
 
 def set_connection_count(context: Context, call: Call, _session: Session) -> Fields:
-    """Set how many connections are wanted."""
+    """Set the connection count."""
     count = check_count(call.body.get("count"), "count", least=-_INT64, most=_INT64 - 1)
     assert call.peer is not None
     is_admin = context.roles.is_admin(call.peer)
@@ -148,7 +148,7 @@ def set_connection_count(context: Context, call: Call, _session: Session) -> Fie
 
 
 def is_claimed(context: Context, call: Call, _session: Session) -> Fields:
-    """Tell whether a lease holds the proxy that is meant."""
+    """Return whether a lease holds the proxy that the principals mean."""
     principals = _principals(context, call)
     tracker = context.state.tracker
     name = tracker.resolve(principals)
@@ -156,13 +156,13 @@ def is_claimed(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def try_acquire(context: Context, _call: Call, session: Session) -> Fields:
-    """Grant a lease now, or refuse."""
+    """Grant a lease, or refuse it."""
     _check_leases(context)
     return _granted(context, context.state.try_acquire(session))
 
 
 def acquire(context: Context, call: Call, session: Session) -> Any:
-    """Grant a lease now, or park the request until one can be granted or its deadline."""
+    """Grant a lease, or park the request until one can be granted or its deadline passes."""
     _check_leases(context)
     lease = context.state.try_acquire(session)
     if lease is not None:
@@ -170,7 +170,7 @@ def acquire(context: Context, call: Call, session: Session) -> Any:
     if len(context.state.queue) >= context.config.max_waiters:
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
-            f"{context.config.max_waiters} requests wait for a lease; no more are allowed",
+            f"{context.config.max_waiters} requests wait for a lease, which is the limit",
         )
     context.runtime.metrics.refusals[context.state.refusal()] += 1
     deadline = call.body.get("deadline")
@@ -179,7 +179,7 @@ def acquire(context: Context, call: Call, session: Session) -> Any:
 
 
 def claim(context: Context, call: Call, session: Session) -> Fields:
-    """Claim the proxy that was reached."""
+    """Claim a proxy for a lease."""
     lease = _own_lease(context, call, session)
     if lease in session.expired:
         raise ProtocolError(
@@ -194,12 +194,12 @@ def claim(context: Context, call: Call, session: Session) -> Fields:
 
 
 def release(context: Context, call: Call, session: Session) -> Fields:
-    """Release a lease; a second time is no error."""
+    """Release a lease; a second release is not an error."""
     return {"released": context.state.release(session, _own_lease(context, call, session))}
 
 
 def adopt(context: Context, call: Call, session: Session) -> Fields:
-    """Take up a tunnel that is open already."""
+    """Grant a lease that claims at once, for a tunnel that is open already."""
     principals = _principals(context, call)
     _check_leases(context)
     lease, name = context.state.adopt(session, principals)
@@ -207,22 +207,22 @@ def adopt(context: Context, call: Call, session: Session) -> Fields:
 
 
 def cancel(context: Context, call: Call, session: Session) -> Fields:
-    """Give up an earlier request: what it was granted is taken back, and it never runs."""
+    """Cancel an earlier request: it never runs, and a lease that it was granted is taken back."""
     target = check_count(call.body.get("target"), "target", least=1)
     return {"cancelled": context.state.give_up(session, target)}
 
 
 def watch_session(context: Context, call: Call, session: Session) -> Any:
-    """Park until there is something to tell this session."""
+    """Park the request until there are notices for the session."""
     stores = context.runtime.store_problem is None
     context.state.watch(session, ParkedWatch(call.seq, call.route), stores=stores)
     return PARKED
 
 
 def _check_tracked(context: Context, rows: list[GossipRow]) -> None:
-    """Refuse gossip that would have too many proxies tracked."""
+    """Refuse gossip that would go beyond `max_tracked`."""
     tracker, most = context.state.tracker, context.config.max_tracked
-    if tracker.tracked_count + len(rows) > most:  # else there is room whichever are new
+    if tracker.tracked_count + len(rows) > most:  # otherwise there is room even if all are new
         new = {row[0] for row in rows if tracker.get(row[0]) is None}
         if tracker.tracked_count + len(new) > most:
             raise ProtocolError(
@@ -252,7 +252,7 @@ def _check_leases(context: Context) -> None:
     if len(context.state.leases) >= context.config.max_leases:
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
-            f"{context.config.max_leases} leases are held; no more are allowed",
+            f"{context.config.max_leases} leases are held, which is the limit",
         )
 
 
@@ -284,7 +284,7 @@ def _principals(context: Context, call: Call) -> list[str]:
             f"{len(principals)} principals; {config.max_principals} are allowed",
         )
     for principal in principals:
-        if not (  # nearly all of them are
+        if not (  # the fast way for nearly all
             type(principal) is str
             and 0 < len(principal) <= config.max_name
             and principal.isascii()
@@ -314,14 +314,14 @@ def _row(context: Context, entry: Any, index: int) -> GossipRow:
 
 
 def _process_of(peer: Peer) -> Process | None:
-    """Return the process of a peer, or None when it cannot be seen and must show signs of life.
+    """Return the process of a peer, or None when it is not visible and must send heartbeats.
 
     Raises:
-        ProtocolError: it was gone before its request was read.
+        ProtocolError: the process exited before its request was read.
     """
     if peer.pid == 0:
         return None
-    with contextlib.suppress(OSError):  # no descriptors to look: as if /proc were hidden
+    with contextlib.suppress(OSError):  # without free descriptors: as if /proc were hidden
         start = start_time(peer.pid)
         if start is not None:
             return Process(peer.pid, start)

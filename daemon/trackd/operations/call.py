@@ -1,4 +1,4 @@
-"""One request of a peer, with the handle that its reply goes to."""
+"""A request of a peer, with the handle for its reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Call:
         peer: who sent it, or None when the kernel did not say.
         seq: its number within the session, or 0 when that could not be read.
         body: the fields of the request.
-        op: its operation; "unknown" until it has proved to be one that there is.
+        op: its operation; "unknown" until it is known to exist.
         problem: what is wrong with the message itself, or None.
     """
 
@@ -47,4 +47,4 @@ class Call:
             self._outbox.append((self.route, frame))
 
     def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
-        """Say nothing: at teardown a remote peer resends to whoever comes next."""
+        """Do nothing: at teardown a peer gets no reply, and sends again to the next daemon."""

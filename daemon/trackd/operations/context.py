@@ -1,4 +1,4 @@
-"""What every operation is given beside its call, and what several of them do with it."""
+"""The context of an operation: state, settings, roles, clock; and logging of admin acts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger("trackd.operators")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Context:
-    """What the daemon is at the moment.
+    """The things that every operation may use.
 
     Attributes:
-        state: all that it knows.
-        config: its settings.
+        state: the state.
+        config: the settings.
         roles: who is an admin.
-        runtime: what it knows of its own process.
+        runtime: facts about this process.
         now: returns seconds of CLOCK_BOOTTIME.
     """
 
@@ -36,7 +36,7 @@ class Context:
 
 
 def log_act(context: Context, call: Call, operation: str, **values: object) -> None:
-    """Log and count what an administrator did."""
+    """Log and count an act of an admin."""
     assert call.peer is not None
     context.runtime.metrics.admin_acts[operation] += 1
     who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
@@ -44,14 +44,14 @@ def log_act(context: Context, call: Call, operation: str, **values: object) -> N
 
 
 def log_refused_act(call: Call, operation: str) -> None:
-    """Log that a peer without the role admin asked for an act of one."""
+    """Log an act that was refused because the peer is not an admin."""
     assert call.peer is not None
     who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
     log.warning("admin act refused", extra=about(**who))
 
 
 def store_word(context: Context) -> str:
-    """Return how the store fares: `ok`, `failing`, or `off` without a state directory."""
+    """Return the state of the store: `ok`, `failing`, or `off` without a state directory."""
     if context.runtime.store_problem is not None:
         return "failing"
     return "ok" if context.config.state_dir else "off"

@@ -30,7 +30,7 @@ log = logging.getLogger("trackd.requests")
 _SESSIONLESS = SESSIONLESS | {PROBE}
 #: Seconds after which a mutation that could not be stored is worth another try.
 STORE_RETRY = 1.0
-#: What of a reply tells its outcome, for the log.
+#: The fields of a reply that the log shows as its outcome.
 _OUTCOMES = ("claimed", "released", "cancelled", "changed", "retry_after", "error")
 
 
@@ -44,7 +44,7 @@ class Requests:
         self._max_done_ranges = context.config.max_done_ranges
 
     def answer(self, call: Call) -> bytes | None:
-        """Serve one request; return the frame of its reply, or None when it gets none now."""
+        """Serve one request; return the frame of its reply, or None when it gets no reply now."""
         if call.problem is not None:
             return self._refuse(call, call.problem)
         try:
@@ -69,7 +69,9 @@ class Requests:
         if body.get("namespace", "") != "":
             raise ProtocolError(Code.INVALID_ARGUMENT, 'namespace must be ""')
         if call.peer is None:
-            raise ProtocolError(Code.PERMISSION_DENIED, "the kernel does not say who asks")
+            raise ProtocolError(
+                Code.PERMISSION_DENIED, "the kernel does not say which process sent the request"
+            )
         operation = OPERATIONS[op]
         if op in _SESSIONLESS:
             return self._reply(call, operation.run(self.context, call))
@@ -87,7 +89,7 @@ class Requests:
         session.requests += 1
         if "done" in body:
             done = check_done(body["done"], self._max_done_ranges)
-            # It can end waiting, which the store must know of; it comes again with each request.
+            # It can end a wait, which must be stored; it comes again with each request.
             if self.context.runtime.store_problem is None:
                 self.state.acknowledge(session, done)
 
@@ -122,7 +124,7 @@ class Requests:
         return self._run(session, call, operation)
 
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
-        """Run an operation of a session, and remember what it was answered."""
+        """Run an operation of a session, and remember its reply."""
         state = self.state
         before = len(state.changes.records)
         try:
@@ -139,13 +141,13 @@ class Requests:
             return None
         frame = self._reply(call, fields)
         if operation.changes and not session.ended and self._has_room(session):
-            # What is done without room (release, cancel) may run again and do nothing then.
+            # Operations that run without room (release, cancel) may run again and do nothing then.
             stored = len(state.changes.records) > before
             state.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
         return frame
 
     def _log(self, call: Call, session: Session, fields: Fields) -> None:
-        """Say at debug what a request did: benign, whatever it was."""
+        """Log at debug what a request did."""
         lease = fields.get("lease") or call.body.get("lease")
         told = {
             "operation": call.body["op"],
@@ -159,7 +161,7 @@ class Requests:
         )
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:
-        """Answer a request whose token has no session: `open`, or one that came too late."""
+        """Serve a request whose token has no session: `open`, or one that came too late."""
         ended = self.state.sessions.ended.get(token)
         if ended is not None:
             if ended.uid != peer.uid:

@@ -24,9 +24,9 @@ class Listing(NamedTuple):
     """One listing.
 
     Attributes:
-        of: what it lists.
+        of: the table.
         base: the revision at its beginning.
-        keys: of the rows.
+        keys: the keys of its rows.
     """
 
     of: str
@@ -35,7 +35,7 @@ class Listing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One page: its listing, the rows, and where the next one begins (None: there is none)."""
+    """One page: its listing, its rows, and the cursor of the next page (None after the last)."""
 
     listing: Listing
     rows: list[dict[str, Any]]
@@ -64,13 +64,13 @@ class Listings:
         limit: int,
         row: Callable[[Any], dict[str, Any] | None],
     ) -> Page | None:
-        """Return the page at a cursor, or None when there is no such listing any more.
+        """Return the page at a cursor, or None when the listing is gone.
 
         Args:
-            of: what it must list.
-            cursor: as `begin` or an earlier page returned it.
-            limit: keys of a page.
-            row: gives the row of a key, or None when it is no more.
+            of: the table that the listing must be of.
+            cursor: from `begin` or an earlier page.
+            limit: the number of keys of a page.
+            row: returns the row of a key, or None when it is gone.
         """
         number, offset = cursor
         listing = self._open.get(number)

@@ -20,7 +20,7 @@ Family = list[Any]
 
 
 def metrics(context: Context, call: Call) -> Fields:
-    """Tell what is counted."""
+    """Return the metrics."""
     wanted = names_of(call)
     families = [*_gauges(context), *counter_families(context.runtime.metrics)]
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}

@@ -10,7 +10,7 @@ from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
 
 Fields = dict[str, Any]
-#: A request that waits: its reply comes later.
+#: The result of an operation whose request is parked: its reply comes later.
 PARKED: Final = object()
 
 
@@ -21,7 +21,7 @@ class Operation(NamedTuple):
         run: runs it, given the context, the call and, within a session, the session.
         changes: whether it can change the state; then its reply is remembered.
         repeatable: whether it may run again after a restart, however old it is, without harm.
-        never_stale: whether it is done however late it arrives.
+        never_stale: whether it runs however late it arrives.
         admin: whether it needs the role admin.
     """
 

@@ -1,4 +1,4 @@
-"""How things stand, why, and what has happened: for whoever may open the socket.
+"""The operations that only look: the state, its reasons, the settings, the history.
 
 These operations change nothing and need no session.
 """
@@ -29,11 +29,11 @@ MOST_MET: Final = 5
 
 
 def probe(context: Context, call: Call) -> Fields:
-    """Store something, and answer this very process with the counts that people want."""
+    """Store a record, and return counts to this process itself."""
     if call.peer is None or call.peer.pid != os.getpid():
         raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
     state, tracker = context.state, context.state.tracker
-    context.runtime.requests -= 1  # nobody asked for anything
+    context.runtime.requests -= 1  # not a request of a client
     if context.runtime.store_problem is None:
         state.changes.mark()
     return {
@@ -48,7 +48,7 @@ def probe(context: Context, call: Call) -> Fields:
 
 
 def status(context: Context, _call: Call) -> Fields:
-    """Tell the counts of everything."""
+    """Return the counts of everything."""
     state, tracker, runtime = context.state, context.state.tracker, context.runtime
     fields: Fields = {
         "cluster": tracker.cluster_name,
@@ -96,7 +96,7 @@ def status(context: Context, _call: Call) -> Fields:
 
 
 def explain(context: Context, call: Call) -> Fields:
-    """Tell each number of rule 6 and what it decides now, or all that is known of one name."""
+    """Return the figures of rule 6 and its decision now, or all that is known of one name."""
     if "name" in call.body:
         return _explain_name(
             context, check_name(call.body["name"], "name", context.config.max_name)
@@ -133,7 +133,7 @@ def explain(context: Context, call: Call) -> Fields:
 
 
 def _recent_claims(state: State) -> Fields:
-    """Tell how the last claims went: many that met a held proxy speak of the load balancer."""
+    """Return how the last claims went: many that met a held proxy hint at the load balancer."""
     met = Counter(claim.name for claim in state.recent if claim.held)
     expected = since_success = 0.0
     for claim in state.recent:
@@ -174,7 +174,7 @@ def _explain_name(context: Context, name: str) -> Fields:
 
 
 def config(context: Context, call: Call) -> Fields:
-    """Tell the settings: nothing secret is among them."""
+    """Return the settings; none of them is secret."""
     wanted = names_of(call)
     defaults = {field.name: field.default for field in dataclasses.fields(context.config)}
     return {
@@ -193,7 +193,7 @@ def config(context: Context, call: Call) -> Fields:
 
 
 def history(context: Context, call: Call) -> Fields:
-    """Tell the events after a revision, as far as they are kept."""
+    """Return the events after a revision, as far as they are kept."""
     after = check_count(call.body.get("after", 0), "after")
     kept = context.state.changes.history
     return {

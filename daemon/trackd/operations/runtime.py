@@ -1,4 +1,4 @@
-"""What the actor knows of the process, beside the state: told to whoever asks, stored nowhere."""
+"""Facts about the running process, beside the state; they are never stored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trackd.state.counters import Metrics
 
 
 def _not_served() -> None:
-    """Do nothing: there is nobody yet who could reload anything."""
+    """Do nothing: reloads are not set up yet."""
 
 
 @dataclass(slots=True)
 class HttpState:
-    """What the HTTP service lets the tracker know; a plain attribute, read when somebody asks.
+    """The state of the HTTP service, for the tracker.
 
     Attributes:
         problem: why HTTP is not served though it is configured, or None.
@@ -27,24 +27,24 @@ class HttpState:
 
 @dataclass(slots=True)
 class Runtime:
-    """The process, as the actor knows it.
+    """Facts about the running process.
 
     Attributes:
-        boot_id: of the running kernel.
+        boot_id: the boot id of the running kernel.
         started: when the process began to serve, in seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
-        requests: served since then.
-        store_problem: why changes cannot be stored just now, or None.
+        requests: the number of requests served since then.
+        store_problem: why changes cannot be stored now, or None.
         store_bytes: returns the size of the state file, or None when there is none.
         events: the endpoint of the event stream, or "".
-        ask_reload: asks whoever reads the configuration to read it again.
+        ask_reload: asks the overseer to read the configuration again.
         reloads_asked: the number of the last reload that was asked for.
-        reloads: how many were done.
-        reload: what came of the last one, as `status` tells it; None before the first.
+        reloads: the number of reloads that were done.
+        reload: the outcome of the last one, as `status` has it; None before the first.
         logged_max_ttl: the `max_ttl` for which a longer TTL was logged, or None.
         http: whether HTTP is served.
-        metrics: what is counted.
-        listings: long tables that somebody is reading.
+        metrics: the counters.
+        listings: the listings under way.
     """
 
     boot_id: str

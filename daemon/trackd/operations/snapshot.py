@@ -18,7 +18,7 @@ MOST_ROWS: Final = 1000
 
 
 def snapshot(context: Context, call: Call) -> Fields:
-    """Tell a page of a listing."""
+    """Return a page of a listing."""
     body, state, listings = call.body, context.state, context.runtime.listings
     of = body.get("of")
     if type(of) is not str or of not in _LISTINGS:
@@ -28,7 +28,7 @@ def snapshot(context: Context, call: Call) -> Fields:
     if cursor is None:
         cursor = listings.begin(of, state.changes.revision, keys(state))
     elif type(cursor) is not list or len(cursor) != 2:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must be one that a reply has told")
+        raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must come from an earlier reply")
     else:
         for part in cursor:
             check_count(part, "cursor")
