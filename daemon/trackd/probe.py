@@ -1,9 +1,9 @@
 """Probe: the daemon's own client, which shows that requests are answered.
 
 A watchdog that a timer feeds proves only that a timer works. The probe sends a request over the
-real socket; it goes through the ROUTER, the TrackerActor and a commit of the store, and its reply comes
-back: only then is the daemon alive. The probe runs in the main thread. The daemon answers this
-request to its own process only (`trackd.operations.reports`).
+real socket. It goes through the ROUTER, the TrackerActor and a commit of the store, and its reply
+comes back: only then is the daemon alive. The probe runs in the main thread. The daemon answers
+this request to its own process only (`trackd.operations.reports`).
 """
 
 from __future__ import annotations
