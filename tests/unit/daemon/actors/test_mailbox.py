@@ -328,7 +328,7 @@ def test_an_answer_that_finds_no_room_is_tried_again(
         while not unsent(mailbox):
             sent += 1
             assert sent < 10_000
-            call.set(reply(sent, fill=bytes(10_000)))
+            call.set(reply(sent, fill=bytes(4_000)))
             mailbox.flush()
         for _ in range(sent - 1):
             assert slow.poll(20_000)
@@ -336,7 +336,7 @@ def test_an_answer_that_finds_no_room_is_tried_again(
         mailbox.flush()
         assert not unsent(mailbox)
         assert slow.poll(20_000)
-        assert slow.recv() == reply(sent, fill=bytes(10_000))
+        assert slow.recv() == reply(sent, fill=bytes(4_000))
 
 
 def test_one_peer_without_room_takes_nothing_from_the_others(
