@@ -472,12 +472,13 @@ class ExactlyOnce(RuleBasedStateMachine):
         stayed = [key for key in self.queue if key in now]
         assert now[: len(stayed)] == stayed
         served = [key for key in self.queue if key not in now and key in self.grants.values()]
-        for key in served:
-            granted = self.committed[key]
-            reply = decode_reply(granted)
-            assert reply is not None
-            before = self.queue[: self.queue.index(key)]
-            assert not set(before) & set(now), "somebody was served out of turn"
+        for token, seq in served:
+            before = self.queue[: self.queue.index((token, seq))]
+            own = {key for key in before if key[0] == token}
+            assert not own & set(now), "a session was served out of its order"
+        tags = [waiter.tag for waiter in self.desk.state.queue]
+        first = self.desk.state.queue.first()
+        assert first is None or first is list(self.desk.state.queue)[tags.index(min(tags))]
         self.queue = now
 
     @invariant()

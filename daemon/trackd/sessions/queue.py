@@ -1,4 +1,10 @@
-"""The queue of parked acquires: first come, first served. Pure; it grants nothing itself."""
+"""The queue of parked acquires: fair between sessions (rule 13). Pure; it grants nothing itself.
+
+Each waiter has a tag: 1 + the tag of its session's last waiter, or, when the session has none,
+1 + the largest tag that was served. The lowest tag is served first, the earlier arrival when tags
+are equal. So the waiters of a session are served in their order, and a session that parks many
+requests is served once or twice before any other one that waits.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,24 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from trackd.sessions.sessions import Waiter
+from trackd.sessions.sessions import Session, Waiter
 
 
 class Queue:
-    """Waiters in the order of their arrival, with their deadlines beside it."""
+    """Waiters in the order of their arrival, with their turns and deadlines beside it.
+
+    Attributes:
+        last_order: the highest order of a waiter so far.
+        last_served: the largest tag that was served.
+    """
 
     def __init__(self) -> None:
         self.last_order = 0
+        self.last_served = 0
         self._waiters: OrderedDict[int, Waiter] = OrderedDict()
-        # Entries of waiters that left early stay until they are on top, or too many.
+        # Heaps, by the order of a waiter last. Entries of waiters that left early stay until they
+        # are on top, or too many.
+        self._turns: list[tuple[int, int]] = []
         self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -24,10 +38,19 @@ class Queue:
     def __iter__(self) -> Iterator[Waiter]:
         return iter(self._waiters.values())
 
+    def next_tag(self, session: Session) -> int:
+        """Return the tag of the next waiter of a session."""
+        last = next(reversed(session.parked.values()), None)
+        return 1 + (self.last_served if last is None else last.tag)
+
     def add(self, waiter: Waiter) -> None:
         """Put a waiter at the end. Its order must be higher than all before it."""
         self._waiters[waiter.order] = waiter
         self.last_order = max(self.last_order, waiter.order)
+        heapq.heappush(self._turns, (waiter.tag, waiter.order))
+        if len(self._turns) > 2 * len(self._waiters) + 64:
+            self._turns = [(w.tag, w.order) for w in self._waiters.values()]
+            heapq.heapify(self._turns)
         if waiter.deadline is not None:
             heapq.heappush(self._deadlines, (waiter.deadline, waiter.order))
             if len(self._deadlines) > 2 * len(self._waiters) + 64:
@@ -37,12 +60,18 @@ class Queue:
                 heapq.heapify(self._deadlines)
 
     def first(self) -> Waiter | None:
-        """Return the waiter that has waited longest, or None."""
-        return next(iter(self._waiters.values()), None)
+        """Return the waiter whose turn it is, or None."""
+        while self._turns and self._turns[0][1] not in self._waiters:
+            heapq.heappop(self._turns)
+        return self._waiters[self._turns[0][1]] if self._turns else None
 
     def remove(self, waiter: Waiter) -> None:
         """Take a waiter out, at any place in the queue."""
         del self._waiters[waiter.order]
+
+    def note_served(self, waiter: Waiter) -> None:
+        """Note that a waiter was granted a lease."""
+        self.last_served = max(self.last_served, waiter.tag)
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline of a waiter, or None."""

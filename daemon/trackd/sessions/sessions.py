@@ -60,7 +60,8 @@ class Waiter:
     Attributes:
         session: the session that waits.
         seq: the number of the request.
-        order: its place in the queue, lower first; kept over restarts.
+        order: the number of its arrival; kept over restarts.
+        tag: its turn by rule 13, lower first; kept over restarts.
         deadline: when it stops waiting, or None for never.
         route: the connection to answer, or None until the client has sent it again.
     """
@@ -68,6 +69,7 @@ class Waiter:
     session: Session
     seq: int
     order: int
+    tag: int
     deadline: float | None
     route: bytes | None
 

@@ -5,6 +5,7 @@ Between two checkpoints the state writes a record of each change to the journal.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from trackd.rules.tracker import Place
@@ -60,6 +61,7 @@ def _meta(state: State) -> dict[str, Any]:
         "connection_count": state.tracker.connection_count,
         "configured_count": state.config.connection_count,
         "budget": list(state.budget.level()),
+        "last_served": state.queue.last_served,
     }
 
 
@@ -98,11 +100,7 @@ def load(state: State, image: Image) -> None:
         state.note_sign_of_life(session)
         if state.sessions.add(session) and session.process is not None:
             state.effects.watch(session.process)
-        for seq, (order, deadline) in row.waits.items():
-            session.parked[seq] = Waiter(session, seq, order, deadline, None)
-    waiters = [waiter for session in state.sessions for waiter in session.parked.values()]
-    for waiter in sorted(waiters, key=lambda waiter: waiter.order):
-        state.queue.add(waiter)
+    _restore_queue(state, image)
     for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
         session = state.sessions.by_token[held.token]
         session.leases.add(lease)
@@ -110,3 +108,21 @@ def load(state: State, image: Image) -> None:
         if held.name is None:
             state.in_flight[lease] = None
     state.changes.history.restore(image.events)
+
+
+def _restore_queue(state: State, image: Image) -> None:
+    """Park the waiters again, in the order of their arrival.
+
+    Those of a file without tags are tagged as if they had come before anybody was served.
+    """
+    waits = [
+        (order, token, seq, deadline, *tag)
+        for token, row in image.sessions.items()
+        for seq, (order, deadline, *tag) in row.waits.items()
+    ]
+    for order, token, seq, deadline, *known in sorted(waits, key=itemgetter(0)):
+        session = state.sessions.by_token[token]
+        tag = known[0] if known else state.queue.next_tag(session)
+        waiter = session.parked[seq] = Waiter(session, seq, order, tag, deadline, None)
+        state.queue.add(waiter)
+    state.queue.last_served = image.meta.get("last_served", 0)

@@ -320,15 +320,16 @@ class State:
 
     def park(self, session: Session, seq: int, deadline: float | None, route: bytes) -> None:
         """Put an acquire at the end of the queue."""
-        waiter = Waiter(session, seq, self.queue.last_order + 1, deadline, route)
+        tag = self.queue.next_tag(session)
+        waiter = Waiter(session, seq, self.queue.last_order + 1, tag, deadline, route)
         session.parked[seq] = waiter
         self.queue.add(waiter)
         self.changes.record(
-            ["wait", session.token, seq, waiter.order, deadline], ("session", session.token)
+            ["wait", session.token, seq, waiter.order, deadline, tag], ("session", session.token)
         )
 
     def serve_waiters(self) -> None:
-        """Grant leases to waiters, the longest waiting first, for as long as the rules allow."""
+        """Grant leases to waiters, in their turn by rule 13, for as long as the rules allow."""
         while (waiter := self.queue.first()) is not None:
             lease = self._try_grant(waiter.session)
             if lease is None:
@@ -688,6 +689,10 @@ class State:
         self._leave(waiter)
         if lease is None:
             self.changes.record(["unwait", session.token, seq], ("session", session.token))
+        else:
+            self.queue.note_served(waiter)
+            key = ("meta", "last_served")
+            self.changes.record([*key, self.queue.last_served], key)
         fields = {"seq": seq, "revision": self.changes.revision, **self.grant_fields(lease)}
         frame = encode(REPLY, fields)
         self.remember(session, seq, frame, stored=True, lease=lease)

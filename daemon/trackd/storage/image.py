@@ -14,7 +14,7 @@ record      fields                                               changes the key
 ``end``     token, reason, when, uid                             (session, token), (ended, token)
 ``reply``   token, number, frame, lease or None, done            (session, token)
 ``done``    token, done                                          (session, token)
-``wait``    token, number, order, deadline                       (session, token)
+``wait``    token, number, order, deadline, tag                  (session, token)
 ``unwait``  token, number                                        (session, token)
 ``notice``  token, notice                                        (session, token)
 ``fetched`` token                                                (session, token)
@@ -56,7 +56,7 @@ class SessionRow:
     wall: float
     done: list[int] = field(default_factory=list)
     replies: dict[int, list[Any]] = field(default_factory=dict)  # number: [frame, lease]
-    waits: dict[int, list[Any]] = field(default_factory=dict)  # number: [order, deadline]
+    waits: dict[int, list[Any]] = field(default_factory=dict)  # number: [order, deadline, tag]
     expired: list[int] = field(default_factory=list)
     command: str = ""
     notices: list[dict[str, Any]] | None = None  # not fetched; None in a file that has none
@@ -190,8 +190,8 @@ class Image:
             case "done":
                 self._acknowledge(session, rest[0])
             case "wait":
-                seq, order, deadline = rest
-                session.waits[seq] = [order, deadline]
+                seq, order, deadline, *tag = rest
+                session.waits[seq] = [order, deadline, *tag]
             case "notice":
                 session.notices = [*(session.notices or []), rest[0]]
             case "fetched":

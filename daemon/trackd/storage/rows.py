@@ -33,7 +33,10 @@ def session_row(session: Session) -> SessionRow:
             for seq, reply in session.replies.items()
             if reply.stored
         },
-        waits={seq: [waiter.order, waiter.deadline] for seq, waiter in session.parked.items()},
+        waits={
+            seq: [waiter.order, waiter.deadline, waiter.tag]
+            for seq, waiter in session.parked.items()
+        },
         expired=sorted(session.expired),
         command=session.command,
         notices=[each for each in session.notices if each["notice"] not in UNSTORED_NOTICES],

@@ -16,7 +16,7 @@ SESSION = Session(1, b"\x00" * 16, Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
 
 
 def waiter(order: int, deadline: float | None = None) -> Waiter:
-    return Waiter(SESSION, order, order, deadline, b"route")
+    return Waiter(SESSION, order, order, order, deadline, b"route")
 
 
 def queue_of(*waiters: Waiter) -> Queue:
@@ -80,6 +80,7 @@ def test_early_leavers_with_far_deadlines_do_not_pile_up() -> None:
         queue.add(each)
         queue.remove(each)
     assert len(queue._deadlines) < 200
+    assert len(queue._turns) < 200
 
 
 @given(st.lists(st.tuples(st.sampled_from("arl"), st.integers(0, 50)), max_size=60))
@@ -104,3 +105,77 @@ def test_it_equals_a_plain_list(actions: list[tuple[str, int]]) -> None:
         assert len(queue) == len(model)
         deadlines = [each.deadline for each in model if each.deadline is not None]
         assert queue.next_deadline() == min(deadlines, default=None)
+
+
+def session(number: int) -> Session:
+    return Session(number, bytes([number]) * 16, Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
+
+
+def park(queue: Queue, owner: Session) -> Waiter:
+    order = queue.last_order + 1
+    parked = Waiter(owner, order, order, queue.next_tag(owner), None, None)
+    owner.parked[order] = parked
+    queue.add(parked)
+    return parked
+
+
+def take_out(queue: Queue, leaver: Waiter, *, served: bool) -> None:
+    queue.remove(leaver)
+    del leaver.session.parked[leaver.seq]
+    if served:
+        queue.note_served(leaver)
+
+
+def test_a_session_that_parks_many_is_served_in_turn_with_the_others() -> None:
+    queue, many, one, late = Queue(), session(1), session(2), session(3)
+    for _ in range(1000):
+        park(queue, many)
+    park(queue, one)
+    served = []
+    for i in range(6):
+        first = queue.first()
+        assert first is not None
+        take_out(queue, first, served=True)
+        served.append(first.session.id)
+        if first.session is one:
+            park(queue, one)
+        if i == 1:
+            park(queue, late)
+    assert served == [1, 2, 1, 2, 3, 1]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ppsl"), st.integers(0, 20)), max_size=80))
+def test_it_serves_as_the_rule_says_and_two_to_another_session_at_most(
+    actions: list[tuple[str, int]],
+) -> None:
+    queue, owners = Queue(), [session(n) for n in range(1, 5)]
+    waiting: list[tuple[int, Waiter]] = []  # tag by the rule, in the order of arrival
+    largest_served = 0
+    passed: dict[int, list[int]] = {}  # by who waits: the sessions that were served meanwhile
+    left_early = False
+    for action, number in actions:
+        if action == "p":
+            owner = owners[number % 4]
+            own = [tag for tag, each in waiting if each.session is owner]
+            tag = 1 + (own[-1] if own else largest_served)
+            waiting.append((tag, park(queue, owner)))
+            passed.setdefault(owner.id, [])
+        elif action == "l" and waiting:
+            _, leaver = waiting.pop(number % len(waiting))
+            take_out(queue, leaver, served=False)
+            left_early = True
+        elif waiting:
+            turn = min(waiting, key=lambda each: each[0])
+            assert queue.first() is turn[1]
+            waiting.remove(turn)
+            largest_served = max(largest_served, turn[0])
+            take_out(queue, turn[1], served=True)
+            for owner_id, others in passed.items():
+                if owner_id != turn[1].session.id:
+                    others.append(turn[1].session.id)
+            passed[turn[1].session.id] = []
+        passed = {each.session.id: passed[each.session.id] for _, each in waiting}
+        assert [(each.tag, each) for each in queue] == waiting
+        if not left_early:
+            for others in passed.values():
+                assert all(others.count(other) <= 2 for other in others)

@@ -40,7 +40,7 @@ def test_done_drops_the_replies_that_it_covers_and_tells_who_gave_up(
         if seq % 3:
             one.replies[seq] = Remembered(b"", seq % 3 == 1, None)
         else:
-            one.parked[seq] = Waiter(one, seq, seq, None, None)
+            one.parked[seq] = Waiter(one, seq, seq, seq, None, None)
     repeatable = {seq for seq in range(1, 31) if seq not in kept and seq % 2}
     for seq in repeatable:
         one.note_repeatable(seq, 64)

@@ -831,3 +831,50 @@ def test_notices_wait_while_that_they_were_sent_cannot_be_stored(world: World) -
         [{"notice": "lease_revoked", "lease": lease}]
     ]
     world.check()
+
+
+@pytest.mark.rule(13)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_restart_keeps_whose_turn_it_is(world: World, checkpoint: bool) -> None:
+    many, one = world.open(Process(10, 1)), world.open(Process(11, 1))
+    world.track("p1")
+    lease = world.acquire(many)
+    for seq in (11, 12, 13):
+        world.state.park(many, seq, None, b"many")
+    world.state.park(one, 11, None, b"one")
+    served = []
+    for _ in range(4):
+        if checkpoint:
+            world.take_checkpoint()
+        world.restart()
+        assert world.state.release(world.state.leases[lease].session, lease)
+        (lease,) = served_by(world)
+        served.append(world.state.leases[lease].session.id)
+        world.check()
+    assert served == [many.id, one.id, many.id, many.id]
+    assert world.reloaded().queue.last_served == 3
+
+
+def served_by(world: World) -> list[int]:
+    before = set(world.state.leases)
+    world.state.serve_waiters()
+    return sorted(world.state.leases.keys() - before)
+
+
+@pytest.mark.rule(13)
+def test_waiters_of_a_file_without_tags_are_tagged_in_the_order_of_their_arrival(
+    world: World,
+) -> None:
+    first, second = world.open(), world.open()
+    world.acquire(first)
+    for seq in (11, 12):
+        world.state.park(first, seq, None, b"route")
+    world.state.park(second, 11, None, b"route")
+    world.commit()
+    world.journal = [r[:5] if r[0] == "wait" else r for r in world.journal]
+    state = world.reloaded()
+    assert [(w.session.id, w.seq, w.tag) for w in state.queue] == [
+        (first.id, 11, 1),
+        (first.id, 12, 2),
+        (second.id, 11, 1),
+    ]
