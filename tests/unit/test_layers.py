@@ -43,8 +43,9 @@ CLIENT = [
     ["trackd_client.cli", "trackd_client.cli.man"],
 ]
 DAEMON = [
-    ["trackd", "trackd.config"],
+    ["trackd"],
     ["trackd.rules"],
+    ["trackd.config"],
     ["trackd.sessions"],
     [
         "trackd.storage.records",

@@ -36,6 +36,11 @@ class StartError(Exception):
     code = FAILED
 
 
+def reason_of(error: OSError) -> str:
+    """Return why the system refused something, as part of a sentence: "permission denied"."""
+    return (error.strerror or str(error)).lower()
+
+
 class LockHeldError(StartError):
     """Another daemon holds the endpoint or the state directory."""
 

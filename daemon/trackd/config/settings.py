@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trackd.config import exits, kinds
+from trackd.rules.tracker import DEFAULT_PROXY_EXPIRY
 from trackd_client.wire import places
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 PREFIX: Final = "TRACKD_"
 #: Names the file, like `--config`. It is not a setting, since it cannot stand in the file.
 CONFIG_VARIABLE: Final = "TRACKD_CONFIG"
-DEFAULT_PROXY_EXPIRY: Final = 180.0
 
 _YEAR: Final = 365 * 86_400.0
 _MAX_SHOWN: Final = 80

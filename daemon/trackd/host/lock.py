@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from trackd.config.exits import LockHeldError, UnusableError
+from trackd.config.exits import LockHeldError, UnusableError, reason_of
 from trackd.host.processes import command_of, start_time
 
 #: The lock file in a state directory.
@@ -85,7 +85,7 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
                     f"{what} is held by {holder}; stop it, or choose another place"
                 ) from None
             except OSError as error:
-                raise UnusableError(f"cannot lock {what}: {path}: {_reason(error)}") from error
+                raise UnusableError(f"cannot lock {what}: {path}: {reason_of(error)}") from error
             # If the holder removed the file between our open and our flock, our lock is on a file
             # without a name and protects nothing: try again.
             if _is_at(descriptor, path):
@@ -101,7 +101,7 @@ def _open_lock_file(path: Path, what: str) -> int:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise UnusableError(
-            f"cannot lock {what}: {path}: {_reason(error)}; choose a place that you can write to"
+            f"cannot lock {what}: {path}: {reason_of(error)}; choose a place that you can write to"
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -115,10 +115,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _write_holder(descriptor: int, cluster: str) -> None:

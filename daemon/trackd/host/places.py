@@ -16,8 +16,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trackd.config.exits import LockHeldError, UnusableError
-from trackd.host.lock import STATE_LOCK, _reason, acquire_lock
+from trackd.config.exits import LockHeldError, UnusableError, reason_of
+from trackd.host.lock import STATE_LOCK, acquire_lock
 from trackd_client.wire.places import EVENTS_SUFFIX, SCHEME, PlaceError, check_ipc_path
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def make_directory(directory: Path, what: str, *, levels: int, mode: int) -> Non
         except FileNotFoundError:
             missing.append(place)
         except OSError as error:
-            raise UnusableError(f"no place for {what}: {place}: {_reason(error)}") from error
+            raise UnusableError(f"no place for {what}: {place}: {reason_of(error)}") from error
     if len(missing) > levels:
         raise UnusableError(
             f"no place for {what}: {missing[levels]} does not exist; create it, or choose another "
@@ -82,7 +82,7 @@ def make_directory(directory: Path, what: str, *, levels: int, mode: int) -> Non
             place.chmod(mode)  # whatever the umask
         except OSError as error:
             raise UnusableError(
-                f"no place for {what}: cannot make {place}: {_reason(error)}"
+                f"no place for {what}: cannot make {place}: {reason_of(error)}"
             ) from error
 
 
@@ -111,7 +111,7 @@ def prepare_socket_path(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UnusableError(f"cannot use {path}: {_reason(error)}") from error
+        raise UnusableError(f"cannot use {path}: {reason_of(error)}") from error
 
 
 def take_places(config: Config, *, listening: bool = False) -> contextlib.ExitStack:

@@ -25,7 +25,7 @@ from waitress.trigger import trigger
 
 from trackd.actors.supervised import OnEnd
 from trackd.config.addresses import parse_address
-from trackd.config.exits import LockHeldError, UnusableError
+from trackd.config.exits import LockHeldError, UnusableError, reason_of
 from trackd.config.settings import Config
 from trackd.host.lock import acquire_lock
 from trackd.host.places import lock_path, prepare_socket_path
@@ -235,7 +235,7 @@ def _listen(config: Config, places: contextlib.ExitStack) -> list[socket.socket]
             if sockets:
                 continue  # localhost on a host without IPv6
             raise UnusableError(
-                f"cannot serve HTTP on {config.http}: {_reason(error)}; choose another port, or,"
+                f"cannot serve HTTP on {config.http}: {reason_of(error)}; choose another port, or,"
                 " under systemd, see http-over-tcp.conf"
             ) from None
         sockets.append(bound)
@@ -257,7 +257,7 @@ def _listen_on_path(path: Path, config: Config, places: contextlib.ExitStack) ->
         places.callback(_remove, path, made)
         path.chmod(config.socket_mode)
     except OSError as error:
-        raise UnusableError(f"cannot serve HTTP on {path}: {_reason(error)}") from None
+        raise UnusableError(f"cannot serve HTTP on {path}: {reason_of(error)}") from None
     return bound
 
 
@@ -266,7 +266,3 @@ def _remove(path: Path, made: os.stat_result) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(path.lstat(), made):
             path.unlink()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
