@@ -28,6 +28,7 @@ from typing import Any
 import msgpack
 
 from trackd.host.logs import fields
+from trackd.storage import mark
 from trackd.storage.records import Key, Record, StoredRow
 
 log = logging.getLogger("trackd.store")
@@ -75,6 +76,9 @@ MIGRATIONS = (
     """,
 )
 
+#: The key of the newest row that a checkpoint has deleted; of the store's own kind.
+_NEWEST_DELETED: Key = ("boot", "newest_deleted")
+
 _APPEND = "INSERT INTO journal (id, wall, records) VALUES (?, ?, ?)"
 
 Connect = Callable[[str], sqlite3.Connection]
@@ -116,6 +120,7 @@ class Store:
         self._journal: deque[tuple[int, int]] = deque()  # number and bytes of each of its rows
         self._last_row = 0
         self._rows_since = self._bytes_since = 0
+        self._mark: mark.Mark | None = None
         try:
             self._db = self._open()
         except DamagedError as error:
@@ -147,7 +152,8 @@ class Store:
                 if kind != "boot"
             ]
             batches = []
-            self._last_row = self._rows_since = self._bytes_since = 0
+            self._last_row = self._newest_deleted()
+            self._rows_since = self._bytes_since = 0
             self._journal.clear()
             for number, blob in self._db.execute("SELECT id, records FROM journal ORDER BY id"):
                 batches.append(_unseal(blob))
@@ -160,6 +166,8 @@ class Store:
         except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise DamagedError(f"unreadable: {error}") from None
         self._checkpoint_to = None
+        if self._mark is not None and (newest := self._mark.read()) > self._last_row:
+            raise DamagedError(f"its rows {self._last_row + 1} to {newest} are lost")
         return rows, batches
 
     def append(self, records: list[Record], wall: float) -> None:
@@ -179,6 +187,8 @@ class Store:
             if self._newest_row() < row:
                 raise self._error_for(error) from None
         self._last_row = row
+        if self._mark is not None:
+            self._mark.write(row)
         self._journal.append((row, len(blob)))
         self._rows_since += 1
         self._bytes_since += len(blob)
@@ -238,6 +248,8 @@ class Store:
                         break
                 else:
                     deleted, finished = self._delete_covered(stop)
+                    if finished:
+                        self._keep_newest_deleted()
                 self._db.execute("COMMIT")
             except BaseException:
                 self._end_transaction()
@@ -262,8 +274,12 @@ class Store:
         return total
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._db.close()
+        if self._mark is not None and self._path is not None:
+            wal = self._path.with_name(f"{self._path.name}-wal")
+            self._mark.close(remove=not wal.exists())
+            self._mark = None
 
     def _replace(self, why: str) -> None:
         if self._path is None:
@@ -281,8 +297,15 @@ class Store:
             self._db = self._open()
         except (OSError, DamagedError) as error:
             raise StoreError(f"cannot replace {self._path}: {error}") from None
+        # Nothing that was noted of the old file holds for the new one, a checkpoint under way
+        # least of all: it would delete rows that it does not cover.
+        if self._mark is not None:
+            self._mark.write(0)
         self._dirty.clear()
         self._touched.clear()
+        self._journal.clear()
+        self._checkpoint_to = None
+        self._last_row = self._rows_since = self._bytes_since = 0
 
     def _end_transaction(self) -> None:
         """Roll back what a failed step left open; else the next commit would be part of it."""
@@ -329,6 +352,17 @@ class Store:
         self._delete_to(last)
         return deleted, True
 
+    def _keep_newest_deleted(self) -> None:
+        """Store the number of the newest deleted row: numbers go on from it in an empty journal."""
+        self._write(_NEWEST_DELETED, self._checkpoint_to)
+
+    def _newest_deleted(self) -> int:
+        kind, key = _NEWEST_DELETED[0], _pack(_NEWEST_DELETED[1])
+        found = self._db.execute(
+            "SELECT value FROM state WHERE kind = ? AND key = ?", (kind, key)
+        ).fetchone()
+        return 0 if found is None else int(_unseal(found[0], kind.encode() + key))
+
     def _delete_to(self, last: int) -> None:
         self._db.execute("DELETE FROM journal WHERE id <= ?", (last,))
 
@@ -351,6 +385,11 @@ class Store:
         except DamagedError:
             db.close()
             raise
+        if self._path is not None and self._mark is None:
+            try:
+                self._mark = mark.Mark(self._path.with_name(mark.FILE_NAME), self._boot_id)
+            except OSError as error:  # a full disk, say: the store still has its checksums
+                log.warning("no mark is kept of what is stored", extra=fields(reason=str(error)))
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sqlite3
 import types
@@ -717,3 +718,122 @@ def test_a_failure_to_read_is_told_apart_from_damage(open_store: Open) -> None:
     with pytest.raises(StoreError):
         store.load()
     assert batches_of(store) == [[["meta", "a", 1]]]
+
+
+# -- what is lost is noticed ----------------------------------------------------------------
+
+
+def left_by_a_kill(store: Store, tmp_path: Path) -> Path:
+    """Return a copy of the files as a kill of the process leaves them."""
+    copy = tmp_path / "killed"
+    copy.mkdir()
+    for file in tmp_path.glob("trackd.*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def remove_wal(wal: Path) -> None:
+    wal.unlink()
+
+
+def cut_wal(wal: Path) -> None:
+    os.truncate(wal, wal.stat().st_size - 1)
+
+
+def zero_last_frame(wal: Path) -> None:
+    with wal.open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(bytes(4096))
+
+
+def garble_middle(wal: Path) -> None:
+    with wal.open("r+b") as file:
+        file.seek(wal.stat().st_size // 2)
+        file.write(b"garbled")
+
+
+@pytest.mark.parametrize("damage", [remove_wal, cut_wal, zero_last_frame, garble_middle])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_damaged_or_missing_wal_never_takes_back_acknowledged_changes_silently(
+    open_store: Open, tmp_path: Path, damage: Callable[[Path], None], checkpointed: bool
+) -> None:
+    store = open_store()
+    for number in range(20):
+        store.append([["meta", "a", number]], 0.0)
+    if checkpointed:
+        store.touch([("meta", "a")])
+        finish_checkpoint(store, lambda _: 19)
+        store.append([["meta", "a", 20]], 0.0)
+    killed = left_by_a_kill(store, tmp_path)
+    damage(killed / f"{FILE_NAME}-wal")
+    again = Store(killed, BOOT)
+    with pytest.raises(DamagedError, match="lost"):
+        again.load()
+    again.set_aside("it is behind its mark")
+    again.append([["meta", "a", 1]], 0.0)
+    assert again.load()[1] == [[["meta", "a", 1]]]
+    again.close()
+
+
+@pytest.mark.parametrize("rows_after", [0, 3])
+def test_a_kill_loses_nothing_and_is_no_damage(
+    open_store: Open, tmp_path: Path, rows_after: int
+) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    store.touch([("meta", "a")])
+    finish_checkpoint(store, lambda _: 1)
+    for number in range(rows_after):
+        store.append([["meta", "a", number]], 0.0)
+    again = Store(left_by_a_kill(store, tmp_path), BOOT)
+    rows, batches = again.load()
+    assert rows == [("meta", "a", 1)]
+    assert len(batches) == rows_after
+    again.append([["meta", "b", 1]], 0.0)
+    assert len(again.load()[1]) == rows_after + 1
+    again.close()
+
+
+def test_a_mark_of_another_boot_says_nothing(open_store: Open, tmp_path: Path) -> None:
+    store = open_store()
+    store.append([["meta", "a", 1]], 0.0)
+    again = Store(left_by_a_kill(store, tmp_path), "another boot")
+    assert again.load() == ([], [])
+    again.close()
+
+
+def test_what_is_stored_after_a_store_was_set_aside_is_never_deleted_by_the_old_checkpoint(
+    open_store: Open, steps: None
+) -> None:
+    store = open_store()
+    for number in range(30):
+        store.append([["meta", str(number), number]], 0.0)
+        store.touch([("meta", str(number))])
+    store.checkpoint_step(lambda _: 0)  # begun, and not done
+    assert store.checkpoint_due
+    store.set_aside("damage was found")
+    for number in range(20):
+        store.append([["meta", str(number), number]], 0.0)
+        store.touch([("meta", str(number))])
+    assert not store.checkpoint_due
+    for _ in range(10):
+        store.checkpoint_step(lambda key: int(key[1]))
+    store.close()
+    again = open_store()
+    rows, batches = again.load()
+    names = {row.key for row in rows} | {record[1] for batch in batches for record in batch}
+    assert names == {str(number) for number in range(20)}
+
+
+@pytest.mark.xfail(strict=True, reason="the next redesign of the journal")
+def test_gossip_of_many_proxies_does_not_outgrow_the_checkpoint(
+    open_store: Open, steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_DUE_BYTES", 100_000)
+    store = open_store()
+    names = [f"{number}.proxy.example" for number in range(500)]
+    for _ in range(40):
+        store.append([["gossip", 0.0, 180.0, [[name, "", 0, 0] for name in names]]], 0.0)
+        store.touch(("proxy", name) for name in names)
+        store.checkpoint_step(lambda _: ["", 0, 180.0, 1])
+    assert sum(size for _, size in store._journal) <= 3 * 100_000
