@@ -167,13 +167,19 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
     except (pykka.ActorDeadError, pykka.Timeout):
         log.exception("an actor did not start")
         return exits.FAILED
+    except exits.StartError:
+        raise
+    except Exception:
+        log.exception("unexpected failure; the daemon ends")
+        return exits.FAILED
     finally:
         if http is not None and not http.stop(STOP_SECONDS):
             _give_up(http.name)
         if probe is not None:
             probe.close()
         _stop(actors, overseer.events)
-        context.term()
+        # Closes also the sockets of an actor whose construction failed, for which `term` waits.
+        context.destroy()
         if descriptor is None:  # otherwise it is systemd's, and agents already wait there
             check_ipc_path(config.endpoint).unlink(missing_ok=True)
         if events:

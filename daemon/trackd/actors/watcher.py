@@ -66,6 +66,12 @@ class PidfdInbox(Inbox):
         except ProcessLookupError:
             self._later.remove(process)
             return False
+        except OSError:
+            # Refused for good by a seccomp filter, say. Then each retry looks at the start time.
+            if start_time(process.pid) != process.start:
+                self._later.remove(process)
+                return False
+            raise
         try:
             alive = start_time(process.pid) == process.start
             if alive:

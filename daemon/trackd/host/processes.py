@@ -7,6 +7,7 @@ beside it, so that is never used.)
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -28,6 +29,8 @@ _PLAIN_OPTION = re.compile(r"-[ABIOSXdimqsuvwx]", re.ASCII)
 _SCRIPT = re.compile(r"[\w./+][\w./+-]*")
 #: Addresses that are remembered; there is one for each process that connected.
 _CACHE_SIZE = 4096
+#: How `pidfd_open` fails where a seccomp filter or an old kernel refuses it for good.
+_PIDFD_REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL})
 
 
 class PeerCache(dict[str, Peer | None]):
@@ -83,12 +86,26 @@ def has_exited(pid: int) -> bool:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    except OSError as error:
+        if error.errno not in _PIDFD_REFUSED:
+            raise
+        return not _exists(pid)
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)  # readable once it has exited, reaped or not
         return bool(poll.poll(0))
     finally:
         os.close(pidfd)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def command_of(pid: int) -> str:

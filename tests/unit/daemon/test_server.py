@@ -15,6 +15,7 @@ import pykka
 import pytest
 import zmq
 
+from helpers.support import run_script
 from trackd import server
 from trackd.actors.messages import Bind, Serve
 from trackd.config import exits
@@ -162,7 +163,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(server, "Probe", FakeProbe)
     monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=world.monotonic))
     monkeypatch.setattr("os._exit", world.end_now)
-    context = SimpleNamespace(term=lambda: world.happen("end the context"))
+    context = SimpleNamespace(destroy=lambda: world.happen("end the context"))
     monkeypatch.setattr(zmq, "Context", lambda: context)
     thresholds = gc.get_threshold()
     yield world
@@ -268,3 +269,34 @@ def test_an_actor_that_does_not_stop_ends_the_process_at_once(world: World, wedg
     with pytest.raises(Ended):
         world.serve()
     assert world.record[-2:] == [f"stop {wedged}", f"exit {exits.FAILED} at once"]
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_an_actor_that_cannot_be_constructed_ends_the_daemon_with_a_code(
+    world: World, name: str
+) -> None:
+    world.faults[f"start {name}"] = RuntimeError("a fault of ours")
+    assert world.serve() == exits.FAILED
+    assert world.record[-1] == "end the context"
+
+
+HALF_MADE = """
+import os, queue, sys, threading
+from trackd import server
+from trackd.actors import writer
+from trackd.config.settings import load
+from trackd.overseer import Overseer
+from trackd.host.systemd import Notifier
+
+def fail(*_):
+    raise RuntimeError("a fault of ours")
+
+writer.Roles = fail
+config = load({"cluster_name": "c", "endpoint": sys.argv[1], "state_dir": ""}, {}, None)
+sys.exit(server.run(config, fail))
+"""
+
+
+def test_a_writer_that_fails_with_its_sockets_open_does_not_hang_the_end(tmp_path: Path) -> None:
+    done = run_script(HALF_MADE, f"ipc://{tmp_path}/s")
+    assert done.returncode == exits.FAILED, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from helpers.support import wait_until
+from trackd.actors.watcher import PidfdInbox
 from trackd.host import processes
 from trackd.host.processes import PeerCache, command_of, has_exited, parse_address, start_time
-from trackd.sessions.identity import Peer
+from trackd.sessions.identity import Peer, Process
 
 # -- Peer-Address ------------------------------------------------------------------------
 
@@ -172,3 +174,32 @@ def test_a_command_shows_its_script_and_none_of_its_arguments(
     line = "\0".join(words).encode() + b"\0"
     monkeypatch.setattr(Path, "read_bytes", lambda _path: line)
     assert command_of(1) == shown
+
+
+def test_where_pidfds_are_refused_a_process_that_is_gone_is_noticed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        monkeypatch.setattr(os, "pidfd_open", refuse_pidfd)
+        assert not has_exited(process.pid)
+        process.kill()
+    assert has_exited(process.pid)
+
+
+def test_where_pidfds_are_refused_the_watcher_looks_at_the_start_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "pidfd_open", refuse_pidfd)
+    inbox = PidfdInbox()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        start = start_time(process.pid)
+        assert start is not None
+        with pytest.raises(PermissionError):
+            inbox.watch(Process(process.pid, start))  # alive: tried again later
+        process.kill()
+    assert not inbox.watch(Process(process.pid, start))
+    inbox.close()
+
+
+def refuse_pidfd(pid: int) -> int:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
