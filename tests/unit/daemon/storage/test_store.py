@@ -810,7 +810,7 @@ def test_what_is_stored_after_a_store_was_set_aside_is_never_deleted_by_the_old_
         store.append([["meta", str(number), number]], 0.0)
         store.touch([("meta", str(number))])
     store.checkpoint_step(lambda _: 0)  # begun, and not done
-    assert store.checkpoint_due
+    assert store._checkpoint_to is not None
     store.set_aside("damage was found")
     for number in range(20):
         store.append([["meta", str(number), number]], 0.0)
