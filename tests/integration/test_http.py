@@ -649,7 +649,7 @@ def test_a_crash_counts_as_one_and_says_how_long_its_leases_were_held(tcp: Site)
         agent.wait()
     wait_until(lambda: tcp.metrics()["trackd_sessions", OF_CLUSTER] == 0)
     metrics = tcp.metrics()
-    assert metrics["trackd_releases_total", (("cause", "process_exited"),)] == 1
-    assert metrics["trackd_sessions_ended_total", (("reason", "process_exited"),)] == 1
+    assert metrics["trackd_releases_total", (("cause", "process_exited"), *OF_CLUSTER)] == 1
+    assert metrics["trackd_sessions_ended_total", (*OF_CLUSTER, ("reason", "process_exited"))] == 1
     assert metrics["trackd_crash_to_release_seconds_count", OF_CLUSTER] == 1
     assert 0 < metrics["trackd_crash_to_release_seconds_sum", OF_CLUSTER] < PATIENCE
