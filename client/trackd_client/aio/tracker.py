@@ -47,6 +47,7 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
     TrackerClosed,
+    UsedAfterFork,
     WrongLoop,
 )
 from trackd_client.proxy import Proxy
@@ -130,13 +131,13 @@ class AsyncLease(BaseLease):
         as a daemon is there. Cancelling the call does not undo it.
         """
         if not self.released:
-            self._released = True
+            self._releasing = True
             await self._tracker._release(self)  # noqa: SLF001
 
     def let_go(self) -> None:
         """Release the lease without waiting for the daemon's reply. Not a coroutine."""
         if not self.released:
-            self._released = True
+            self._releasing = True
             self._tracker._release_later(self)  # noqa: SLF001
 
     async def __aenter__(self) -> Self:
@@ -337,7 +338,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         session = await self._open_session(begin_by)
         request = self._conversation.request(op, fields, deadline, session)
         # No await stands between the reply and the lease, so that a cancel cannot lose it there.
-        return self._take_lease(session, await self._exchange(request, deadline, parks=parks))
+        lease = self._take_lease(session, await self._exchange(request, deadline, parks=parks))
+        if lease is not None:
+            self._conversation.settle(request)
+        return lease
 
     async def _call(
         self,
@@ -387,7 +391,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 raise no_answer_error(
                     self.endpoint, request.op, waited, connected=self._connected
                 ) from None
-            return self._conversation.result(request, reply)
+            answer = self._conversation.result(request, reply)
+            if answer.get("lease") is None:
+                self._conversation.settle(request)
+            return answer
         except SessionLost as error:
             if request.session is not None:
                 self._lose(request.session, error)
@@ -448,26 +455,27 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         return AsyncLease(self, session, fields, claim_by)
 
     async def _release(self, lease: AsyncLease) -> None:
-        self._leases.pop(lease.id, None)
         session = lease._session  # noqa: SLF001 - one module
         fields = {"lease": lease.id}
         try:
             await self._call("release", fields, session=session, never_stale=True)
         except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
-            self._errand("release", fields, session)
-        except asyncio.CancelledError:
-            self._errand("release", fields, session)
+            self._release_later(lease)
+        except (SessionLost, TrackerClosed):
+            pass  # the session has released it
+        except UsedAfterFork:
             raise
-        except SessionLost:
-            pass
-        except TrackerClosed:
-            if not self._conversation.closed:
-                raise
+        except BaseException:  # cancelled, for instance
+            self._release_later(lease)
+            raise
+        lease._released = True  # noqa: SLF001 - not before: an exception leaves it to be done
+        self._leases.pop(lease.id, None)
 
     def _release_later(self, lease: AsyncLease) -> None:
-        self._leases.pop(lease.id, None)
         self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
+        lease._released = True  # noqa: SLF001
+        self._leases.pop(lease.id, None)
 
     # -- errands: requests that no call awaits ---------------------------------------------------
 

@@ -26,6 +26,8 @@ log = logging.getLogger("trackd_client")
 BY_TIMEOUT: Final = -1.0
 #: Seconds that `close` waits for a daemon to confirm it.
 CLOSE_SECONDS: Final = 1.0
+#: Times that `insist` tries.
+_TRIES: Final = 5
 
 
 class ConnectionState(StrEnum):
@@ -206,6 +208,25 @@ class BaseTracker(Generic[LeaseT]):
                 log.exception("a callback of the tracker failed")
             finally:
                 self._calling_back = False
+
+
+def insist(act: Callable[[], object]) -> None:
+    """Do what must not be left undone, again when an exception interrupts it.
+
+    A signal handler can raise an exception at any point of the main thread, also within the code
+    that cleans up after the one before. What is done here may be done twice without harm.
+
+    Raises:
+        BaseException: the last exception, when each of several tries met one.
+    """
+    for _ in range(_TRIES):
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - raised below, unless a later try succeeds
+            interruption = error
+        else:
+            return
+    raise interruption
 
 
 def deadline_of(timeout: float | None) -> float | None:

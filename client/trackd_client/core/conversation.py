@@ -119,13 +119,21 @@ class Conversation:
             TrackerClosed: `close` was called.
             UsedAfterFork: this is a forked child of the process that made the tracker.
         """
+        self.check_process()
+        if self.closed:
+            raise TrackerClosed("the tracker is closed; make another")
+
+    def check_process(self) -> None:
+        """Refuse use in a forked child.
+
+        Raises:
+            UsedAfterFork: this is a forked child of the process that made the tracker.
+        """
         if self.inherited:
             raise UsedAfterFork(
                 f"this tracker belongs to the process {self._pid}; make another in this one,"
                 " after the fork"
             )
-        if self.closed:
-            raise TrackerClosed("the tracker is closed; make another")
 
     def request(
         self, op: str, fields: Mapping[str, Any], deadline: float | None, session: Session | None
@@ -175,15 +183,19 @@ class Conversation:
                 request.session.outstanding.discard(request.seq)
 
     def result(self, request: Request, reply: Reply) -> dict[str, Any]:
-        """Return the fields of a reply, and mark its request as done.
+        """Return the fields of a reply, and mark its request as done, unless it grants a lease.
+
+        A request that grants is done once its lease is in good hands, see `settle`: until then,
+        `cancel` can take the lease back.
 
         Raises:
             SessionLost: the daemon does not know the session any more.
             TrackerClosed: the daemon does not know it any more because this side has ended it.
             Refused: the daemon refused the request.
         """
-        self.settle(request)
         code = reply.error
+        if code is not None or request.op not in GRANTING:
+            self.settle(request)
         if code is None:
             return reply.body
         message = str(reply.body.get("message", code))

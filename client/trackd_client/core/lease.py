@@ -32,6 +32,7 @@ class BaseLease:
         self.claimed_name: str | None = fields.get("name")
         self._session = session
         self._claim_by = claim_by
+        self._releasing = False
         self._released = False
         #: Whether an admin has taken it back. Its tunnel must be closed, not adopted.
         self.revoked = False
@@ -65,7 +66,7 @@ class BaseLease:
         """
         if self._session.lost:
             raise SessionLost(f"lease {self.id} is gone with the session that owned it")
-        if self._released:
+        if self._releasing or self._released:
             raise LeaseReleased(f"lease {self.id} was released and cannot claim; acquire another")
         return {"lease": self.id, "principals": principal_list(principals)}
 

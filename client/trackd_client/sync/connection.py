@@ -55,7 +55,8 @@ class Wake:
 
     def set(self) -> None:
         """End every wait that listens, now and until `clear`. Any thread."""
-        os.eventfd_write(self.fd, 1)
+        if not self._file.closed:
+            os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
         """Let waits wait again."""
@@ -82,14 +83,19 @@ class Connection:
         self.connected = False
         self._was_connected = False
         self._wake_fd = wake.fd
+        self._monitor: zmq.Socket[bytes] | None = None
         self._socket = context.socket(zmq.DEALER)
-        self._monitor = configure(self._socket)
-        self._socket.rcvtimeo = _SOON_MS
-        self._send_frame = fast_send(self._socket)
-        self._socket.connect(endpoint)
-        self._poller = zmq.Poller()
-        for waited in (self._socket, self._monitor, self._wake_fd):
-            self._poller.register(waited, zmq.POLLIN)
+        try:
+            self._monitor = configure(self._socket)
+            self._socket.rcvtimeo = _SOON_MS
+            self._send_frame = fast_send(self._socket)
+            self._socket.connect(endpoint)
+            self._poller = zmq.Poller()
+            for waited in (self._socket, self._monitor, self._wake_fd):
+                self._poller.register(waited, zmq.POLLIN)
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, frame: bytes) -> None:
         """Send a frame, now or once the daemon is there."""
@@ -129,11 +135,13 @@ class Connection:
 
     def close(self) -> None:
         """Close the sockets. Only while no other thread uses this connection."""
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close()
+        if self._monitor is not None and not self._monitor.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+        self._socket.close(linger=0)
 
     def _read_monitor(self) -> tuple[Happened, bytes]:
+        assert self._monitor is not None
         self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
         if not self.connected:
             return Happened.DISCONNECTED, b""
@@ -196,32 +204,35 @@ class Connections:
         """
         return Loan(self, wake)
 
-    def take(self, wake: Wake | None) -> Connection:
-        """Do what `lend` says; whatever is taken is given back.
+    def take(self, loan: Loan) -> Connection:
+        """Hand out the connection of a loan.
 
         Raises:
-            TrackerClosed: there will be none any more.
+            TrackerClosed: the tracker is closed.
         """
         with self._lock:
             if self._closed:
                 raise TrackerClosed("the tracker is closed; make another")
             self._lent += 1
-            if self._idle and wake is None:
-                return self._idle.pop()
-        try:
-            return Connection(self._context, self.endpoint, wake or self._closing)
-        except BaseException:
-            self.give_back(None, wake)
-            raise
+            loan.counted = True  # nothing can interrupt between these two
+            if self._idle and loan.wake is None:
+                loan.connection = self._idle[-1]
+                del self._idle[-1]
+                return loan.connection
+        loan.connection = Connection(self._context, self.endpoint, loan.wake or self._closing)
+        return loan.connection
 
-    def give_back(self, lent: Connection | None, wake: Wake | None) -> None:
-        """Take back what was lent; None when it could not be made."""
+    def give_back(self, loan: Loan) -> None:
+        """Take back what was lent, once, however often it is given back."""
         with self._lock:
-            self._lent -= 1
-            if lent is not None and wake is None:
-                self._idle.append(lent)
-            elif lent is not None:
-                lent.close()
+            connection, loan.connection = loan.connection, None
+            if connection is not None and loan.wake is None:
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+            if loan.counted:
+                self._lent -= 1
+                loan.counted = False
             self._close_idle()
 
     def close(self) -> None:
@@ -244,17 +255,34 @@ class Connections:
 
 
 class Loan:
-    """A connection for the time of a `with` block."""
+    """A connection for the time of a `with` block.
 
-    __slots__ = ("_connections", "_lent", "_wake")
+    Attributes:
+        wake: of the borrower, or None.
+        connection: what is lent, while it is.
+        counted: whether the loan is counted as lent.
+    """
+
+    __slots__ = ("_connections", "connection", "counted", "wake")
 
     def __init__(self, connections: Connections, wake: Wake | None) -> None:
         self._connections = connections
-        self._wake = wake
+        self.wake = wake
+        self.connection: Connection | None = None
+        self.counted = False
 
     def __enter__(self) -> Connection:
-        self._lent = self._connections.take(self._wake)
-        return self._lent
+        try:
+            return self._connections.take(self)
+        except BaseException:
+            self._connections.give_back(self)
+            raise
 
     def __exit__(self, *_: object) -> None:
-        self._connections.give_back(self._lent, self._wake)
+        self._connections.give_back(self)
+
+    def __del__(self) -> None:
+        if getattr(
+            self, "counted", False
+        ):  # an exception came between the beginning of the block and its end
+            self._connections.give_back(self)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trackd_client.core.base_tracker import BaseTracker
+from trackd_client.core.base_tracker import BaseTracker, log
 from trackd_client.core.conversation import (
     HEARTBEATS,
     LONGEST_RESEND,
@@ -82,6 +82,12 @@ class Keeper:
         """Release a lease."""
         self._send("release", {"lease": lease}, session)
 
+    def ensure(self) -> None:
+        """Start the thread if there is work for it, and an earlier try failed."""
+        if self._thread is None and self._errands:
+            with self._lock:
+                self._start()
+
     def stop(self) -> None:
         """End the thread. Errands that are left end with the session."""
         with self._lock:
@@ -109,14 +115,35 @@ class Keeper:
             if self._stopping:
                 return
             self._errands[request.seq] = Errand(request, settles, boottime(), pause)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._main, name="trackd-keeper", daemon=True
-                )
-                self._thread.start()
+            self._start()
             self._wake.set()
 
+    def _start(self) -> None:
+        """Start the thread if there is none. Holds the lock."""
+        if self._thread is not None or self._stopping:
+            return
+        thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter ends
+            log.warning("the tracker's thread will be started by a later call: %s", error)
+        else:
+            self._thread = thread
+
+    def _take_office(self) -> bool:
+        """Make this thread the keeper's; return False when it is not needed.
+
+        A start that an exception interrupted may have started it beside another one.
+        """
+        with self._lock:
+            if self._stopping or self._thread not in (None, threading.current_thread()):
+                return False
+            self._thread = threading.current_thread()
+            return True
+
     def _main(self) -> None:
+        if not self._take_office():
+            return
         with self._connections.lend(self._wake) as connection:
             while not self._stopping:
                 self._heartbeat()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from trackd_client.core.arguments import principal_list, proxy_rows
-from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
+from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, insist, log
 from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Session, read_reply
 from trackd_client.core.discovery import Reading, messages, read_gossip
 from trackd_client.core.lease import BaseLease
@@ -23,6 +24,7 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
     TrackerClosed,
+    UsedAfterFork,
 )
 from trackd_client.proxy import Proxy
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
@@ -100,14 +102,21 @@ class Lease(BaseLease):
         A second call does nothing. Without a daemon it does not fail: the release is sent as soon
         as a daemon is there.
         """
-        if not self.released:
-            self._released = True
-            self._tracker._release(self)  # noqa: SLF001
+        try:
+            if not self.released:
+                self._releasing = True
+                self._tracker._release(self)  # noqa: SLF001
+        except UsedAfterFork:
+            raise
+        except BaseException:
+            # By a signal handler, perhaps. The keeper completes it; so does a second call.
+            insist(self.let_go)
+            raise
 
     def let_go(self) -> None:
         """Release the lease without waiting for the daemon's reply."""
         if not self.released:
-            self._released = True
+            self._releasing = True
             self._tracker._release_later(self)  # noqa: SLF001
 
     def __enter__(self) -> Self:
@@ -119,8 +128,12 @@ class Lease(BaseLease):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
-            self.release()
+        try:
+            if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
+                self.release()
+        except BaseException:
+            insist(self.let_go)  # it may have been interrupted before it began
+            raise
 
 
 class Tracker(Operations[Lease]):
@@ -134,6 +147,8 @@ class Tracker(Operations[Lease]):
     def _prepare(self) -> None:
         self._opening = threading.Lock()
         self._closing = threading.Lock()
+        self._close_begun = False
+        self._ending: Session | None = None
         self._connections = Connections(self.endpoint)
         self._keeper = Keeper(self._conversation, self, self._connections)
 
@@ -185,8 +200,7 @@ class Tracker(Operations[Lease]):
 
     def try_acquire(self) -> Lease | None:
         """Return a lease to dial with, or None when no dial is wanted now."""
-        lease: Lease | None = self._call("try_acquire", {}, take=self._take_lease)
-        return lease
+        return self._grant("try_acquire", {})
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Wait for a lease to dial with; the longest waiter is served first.
@@ -197,11 +211,6 @@ class Tracker(Operations[Lease]):
         Raises:
             AcquireTimeout: no lease was granted in time.
         """
-        if timeout == 0:
-            granted = self.try_acquire()
-            if granted is None:
-                raise AcquireTimeout("no lease was granted at once")
-            return granted
         return self._acquire(timeout, None)
 
     def adopt(self, *principals: str) -> Lease | None:
@@ -210,9 +219,7 @@ class Tracker(Operations[Lease]):
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
         """
-        fields = {"principals": principal_list(principals)}
-        lease: Lease | None = self._call("adopt", fields, take=self._take_lease)
-        return lease
+        return self._grant("adopt", {"principals": principal_list(principals)})
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -222,20 +229,33 @@ class Tracker(Operations[Lease]):
         Calls in other threads raise `TrackerClosed`. Without a daemon this gives up after at most
         one second; the session ends with this process in any case.
         """
+        self._conversation.check_process()
+        try:
+            with self._closing:
+                if self._close_begun:
+                    return
+                self._close_begun = True
+            self._end()
+        except BaseException:
+            self._close_begun = False  # interrupted: a second call completes it
+            raise
+
+    def _end(self) -> None:
+        """End the session and close everything; what was done already does no harm again."""
         conversation = self._conversation
-        with self._closing:
-            if conversation.closed:
-                return
-            conversation.check_usable()
-            conversation.closed = True
-        session = conversation.end_session()
-        if session is not None and conversation.lose(session):
+        conversation.closed = True
+        if self._ending is None:
+            self._ending = conversation.end_session()
+        session = self._ending
+        if session is not None:
+            conversation.lose(session)
             self._mark_lost(session)
         self._keeper.stop()
         if session is not None:
             with suppress(TrackdError), self._connections.lend() as connection:
                 request = conversation.request("close", {}, None, session)
-                self._exchange(connection, request, boottime() + min(self.timeout, CLOSE_SECONDS))
+                deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
+                self._exchange(connection, request, deadline)
         self._connections.close()
 
     def __enter__(self) -> Self:
@@ -251,20 +271,53 @@ class Tracker(Operations[Lease]):
             self.close()
 
     def _acquire(self, timeout: float | None, wake: Wake | None) -> Lease:
-        """Wait for a lease; `wake`, when it is set, ends the wait with `TrackerClosed`."""
-        lease: Lease | None = self._call(
-            "acquire",
-            {},
-            take=self._take_lease,
-            deadline=deadline_of(timeout),
-            parks=True,
-            wake=wake,
-        )
-        if lease is None:
-            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
-        return lease
+        """Acquire a lease; a wake ends the wait early, with `TrackerClosed`."""
+        lease: Any
+        if timeout == 0:
+            lease = self._grant("try_acquire", {}, refused="no lease was granted at once")
+        else:
+            deadline = deadline_of(timeout)
+            refused = f"no lease was granted within {timeout} s"
+            lease = self._grant(
+                "acquire", {}, deadline=deadline, parks=True, wake=wake, refused=refused
+            )
+        return lease  # type: ignore[no-any-return]
 
     # -- requests -------------------------------------------------------------------------------
+
+    def _grant(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        *,
+        deadline: float | None = BY_TIMEOUT,
+        parks: bool = False,
+        wake: Wake | None = None,
+        refused: str = "",
+    ) -> Lease | None:
+        """Make a request that may grant a lease; return the lease, or None when it was refused.
+
+        An exception after the reply, by a signal handler for instance, gives the lease back.
+
+        Raises:
+            AcquireTimeout: none was granted, and `refused` is the sentence that says so.
+        """
+        granted: list[Lease] = []
+
+        def take(session: Session, answer: dict[str, Any]) -> None:
+            lease = self._take_lease(session, answer)
+            if lease is not None:
+                granted.append(lease)
+
+        try:
+            self._call(op, fields, take=take, deadline=deadline, parks=parks, wake=wake)
+            if not granted and refused:
+                raise AcquireTimeout(refused)
+            return granted[0] if granted else None
+        except BaseException:
+            for lease in granted:
+                insist(lease.let_go)
+            raise
 
     def _call(
         self,
@@ -298,6 +351,7 @@ class Tracker(Operations[Lease]):
         # A call without a limit waits for a lease for ever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
         self._conversation.check_usable()
+        self._keeper.ensure()
         with self._connections.lend(wake) as connection:
             if not self._conversation.greeted:
                 self._greet(connection, begin_by)
@@ -305,8 +359,7 @@ class Tracker(Operations[Lease]):
                 session = self._open_session(connection, begin_by)
             stale = None if never_stale else deadline
             request = self._conversation.request(op, fields, stale, session)
-            answer = self._exchange(connection, request, deadline, parks=parks)
-            return answer if take is None or session is None else take(session, answer)
+            return self._exchange(connection, request, deadline, parks=parks, take=take)
 
     def _exchange(
         self,
@@ -315,8 +368,9 @@ class Tracker(Operations[Lease]):
         deadline: float | None,
         *,
         parks: bool = False,
-    ) -> dict[str, Any]:
-        """Send a request, and again when needed, and wait for its reply."""
+        take: Callable[[Session, dict[str, Any]], Any] | None = None,
+    ) -> Any:
+        """Send a request, and again when needed, and wait for its reply; return what came of it."""
         started = boottime()
         try:
             resend = None if parks else started + RESEND_SECONDS
@@ -330,7 +384,11 @@ class Tracker(Operations[Lease]):
                 if happened is Happened.REPLY and frame is not None:
                     reply = read_reply(frame)
                     if reply is not None and reply.seq == request.seq:
-                        return self._conversation.result(request, reply)
+                        answer = self._conversation.result(request, reply)
+                        if take is not None and request.session is not None:
+                            answer = take(request.session, answer)
+                        self._conversation.settle(request)
+                        return answer
                     if reply is not None:
                         self._stray(request.session, reply.body)
                 elif happened is Happened.WOKEN:
@@ -354,7 +412,7 @@ class Tracker(Operations[Lease]):
             raise
         except BaseException as error:
             # No answer, interrupted or closed: the daemon may run the request all the same.
-            self._give_up(request)
+            insist(partial(self._give_up, request))
             if parks and isinstance(error, NoAnswer) and deadline is not None:
                 return {"lease": None}
             raise
@@ -403,7 +461,6 @@ class Tracker(Operations[Lease]):
         return Lease(self, session, fields, claim_by)
 
     def _release(self, lease: Lease) -> None:
-        self._leases.pop(lease.id, None)
         session = lease._session  # noqa: SLF001 - one module
         fields = {"lease": lease.id}
         try:
@@ -416,10 +473,14 @@ class Tracker(Operations[Lease]):
         except TrackerClosed:
             if not self._conversation.closed:
                 raise
+        lease._released = True  # noqa: SLF001 - not before: an exception leaves it to be done
+        self._leases.pop(lease.id, None)
 
     def _release_later(self, lease: Lease) -> None:
-        self._leases.pop(lease.id, None)
+        self._conversation.check_process()
         self._keeper.release(lease.id, lease._session)  # noqa: SLF001 - one module
+        lease._released = True  # noqa: SLF001
+        self._leases.pop(lease.id, None)
 
     def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
         """Handle a reply for which no call waits: release the lease that it may grant."""

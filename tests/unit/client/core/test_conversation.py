@@ -283,8 +283,18 @@ def test_a_session_that_could_not_be_opened_is_not_opened_again() -> None:
 def test_a_reply_gives_its_fields_and_makes_its_request_done() -> None:
     talk = conversation()
     session = opened(talk)
+    request = ask(talk, session, "is_claimed")
+    assert talk.result(request, ok(request, claimed=True))["claimed"]
+    assert not session.outstanding
+
+
+def test_a_grant_is_done_once_its_lease_is_in_good_hands() -> None:
+    talk = conversation()
+    session = opened(talk)
     request = ask(talk, session, "try_acquire")
     assert talk.result(request, ok(request, lease=3))["lease"] == 3
+    assert session.outstanding == {request.seq}  # so that `cancel` can still take it back
+    talk.settle(request)
     assert not session.outstanding
 
 
