@@ -136,10 +136,9 @@ class Keeper:
         A start that an exception interrupted may have started it beside another one.
         """
         with self._lock:
-            if self._stopping or self._thread not in (None, threading.current_thread()):
-                return False
-            self._thread = threading.current_thread()
-            return True
+            if self._thread is None and not self._stopping:
+                self._thread = threading.current_thread()
+            return self._thread is threading.current_thread()
 
     def _main(self) -> None:
         if not self._take_office():
