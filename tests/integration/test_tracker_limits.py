@@ -52,10 +52,10 @@ def test_an_argument_that_can_never_be_right_is_an_error_of_ours_and_a_value_err
     assert issubclass(BadArgument, TrackdError)
     tracker = maker.tracker(daemon.endpoint)
     for wrong in (-1.0, math.nan):
-        with pytest.raises(BadArgument, match="seconds"):
+        with pytest.raises(BadArgument, match="timeout must be a"):
             tracker.acquire(timeout=wrong)
     for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(BadArgument, match="seconds"):
+        with pytest.raises(BadArgument, match="timeout must be a"):
             maker.tracker(daemon.endpoint, timeout=wrong)
     for place in ("", "tcp://127.0.0.1:1", "/" + "x" * 107):
         with pytest.raises(BadArgument):
@@ -207,7 +207,6 @@ def test_what_a_client_says_of_itself_is_bounded(shared_daemon: Daemon) -> None:
         Tracker(shared_daemon.endpoint, labels={str(i): "v" for i in range(17)}),
         Tracker(shared_daemon.endpoint, labels={"": "v"}),
         Tracker(shared_daemon.endpoint, labels={"k": "v" * 256}),
-        Tracker(shared_daemon.endpoint, labels={"k": 1}),  # type: ignore[dict-item]
     ):
         with wrong, pytest.raises(Refused):
             wrong.is_claimed("p")

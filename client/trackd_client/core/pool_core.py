@@ -27,6 +27,7 @@ from trackd_client.errors import (
     SessionLost,
     StoreUnavailable,
     TrackdError,
+    TrackerClosed,
 )
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 
@@ -200,7 +201,8 @@ class PoolCore(Generic[LeaseT]):
         """
         lease = dial.lease
         name = lease.claimed_name
-        if error is not None and not self._stopping:
+        # What a claim raises when the session or the tracker is gone is no mistake of the dial.
+        if error and not self._stopping and not isinstance(error, SessionLost | TrackerClosed):
             self._log_dial(lease.id, error)
         with self._lock:
             self._stats.dialling -= dial.claimed_at is None

@@ -14,7 +14,7 @@ from trackd_client.core.conversation import Session
 from trackd_client.core.discovery import read_gossip
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.pool_core import Dial, PoolCore, is_async
-from trackd_client.errors import DaemonAbsent, StoreUnavailable
+from trackd_client.errors import DaemonAbsent, SessionLost, StoreUnavailable
 from trackd_client.policy import Change
 from trackd_client.sync.tracker import Flag
 
@@ -276,6 +276,7 @@ def test_an_exception_of_a_dial_leaves_one_line_of_its_kind_in_a_while(
     for number in range(1, 21):
         core.end(core.begin(number), TypeError("no such field"))
         core.end(core.begin(100 + number), OSError("no route"))
+        core.end(core.begin(200 + number), SessionLost("its tracker says so"))
     mistake, trouble = caplog.records
     assert mistake.getMessage() == "the dial with lease 1 raised TypeError('no such field')"
     assert mistake.exc_info, "the traceback shows where the mistake is"
