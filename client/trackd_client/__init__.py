@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 #: Imported when they are first used, so that a program loads no client that it does not use, and
-#: the daemon none at all: asyncio alone would double the time that an import takes.
+#: the daemon none at all: asyncio would double the time that an import takes.
 _LATE = {
     "AgentPool": "trackd_client.sync.pool",
     "AsyncAgentPool": "trackd_client.aio.pool",

@@ -1,3 +1,3 @@
-"""The version of the distribution: this line alone says it."""
+"""The version of the distribution: it stands in this line only."""
 
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 ::
 
     TrackdError
-    ├── DaemonAbsent        (ConnectionError)  nobody listens on the socket
+    ├── DaemonAbsent        (ConnectionError)  no daemon listens on the socket
     ├── NoAnswer            (TimeoutError)     connected, but no reply before the deadline
     ├── AcquireTimeout      (TimeoutError)     no lease became free in time
     ├── SessionLost                            the session and its leases are gone
@@ -186,7 +186,7 @@ class StoreUnavailable(Refused):
 
 
 class DaemonFailed(Refused):
-    """The daemon met an error of its own; its log tells more."""
+    """The daemon met an error of its own; its log has more."""
 
     codes = (Code.INTERNAL,)
 

@@ -33,7 +33,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvent:
-    """A change of state, as hooks are told of it.
+    """A change of a pool's state, as its hook gets it.
 
     Attributes:
         change: what happened.
@@ -41,7 +41,7 @@ class PoolEvent:
         name: the proxy that was claimed, closed or met.
         error: what a failed dial raised, or None when it only returned.
         pause: seconds until the next dial, of `BACKING_OFF` and `STICKY`.
-        missing: proxies that nobody has reached, of `STICKY`; 100 at the most.
+        missing: proxies that no dial has reached, for `STICKY`; at most 100.
     """
 
     change: Change
@@ -153,7 +153,7 @@ class Pace:
 
         Args:
             desired: proxies that are wanted.
-            missing: how many of them nobody has reached.
+            missing: how many of them no dial has reached.
         """
         needed = self.policy.sticky_after
         if 0 < missing < desired:

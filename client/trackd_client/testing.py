@@ -10,7 +10,7 @@ As a pytest plugin it gives two fixtures; name it in a `conftest.py`::
 
 `trackd_daemon` is a running daemon for the cluster `example.com`; `make_trackd_daemon` makes
 daemons with other settings. Both are gone after the test, whatever it did. Needs
-`trackd[daemon]`, and pytest for the fixtures alone.
+`trackd[daemon]`, and pytest only for the fixtures.
 """
 
 from __future__ import annotations

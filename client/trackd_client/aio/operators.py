@@ -33,7 +33,7 @@ from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
 
 
 class AsyncOperations(BaseTracker[LeaseT]):
-    """The part of a tracker that operators use; docs/protocol.md tells the fields of replies."""
+    """The part of a tracker that operators use; docs/protocol.md lists the fields of replies."""
 
     _context: zmq.asyncio.Context
     _opened: list[AsyncSubscription]
@@ -104,7 +104,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
     # -- what admins do --------------------------------------------------------------------
 
     async def force_release(self, lease: int) -> dict[str, Any]:
-        """Take a lease from whoever holds it; see `Tracker.force_release`."""
+        """Take a lease back from its session, which is notified: it is `lost` there."""
         return own_fields(await self._call("force_release", {"lease": lease}))
 
     async def end_session(self, session: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
         return own_fields(await self._call("end_session", {"session": session}))
 
     async def forget(self, name: str) -> dict[str, Any]:
-        """Have a proxy tracked no more; see `Tracker.forget`."""
+        """Stop tracking a proxy until gossip about it is newer than what is known now."""
         return own_fields(await self._call("forget", {"name": name}))
 
     async def reload(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
     # -- inside ----------------------------------------------------------------------------
 
     async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Any, None]:
-        """Do steps, and tell the events and rows among them; see `Operations._perform`."""
+        """Take the steps of a stream, and yield the events and rows among them."""
         self._begin()
         subscription = AsyncSubscription(self._context)
         self._opened.append(subscription)

@@ -77,4 +77,4 @@ class AsyncSubscription:
 
     def _check(self) -> None:
         if self._closed.done():
-            raise TrackerClosed("the tracker was closed while it told events")
+            raise TrackerClosed("the tracker was closed while it emitted events")

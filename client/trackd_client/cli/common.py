@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TrackerT = TypeVar("TrackerT", "Tracker", "AsyncTracker")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The subcommands as `trackctl --help` lists them: by what somebody wants.
+#: The commands as `trackctl --help` lists them: by purpose.
 SECTIONS: Final = {
     "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top"),
     "See what happens": ("watch", "log", "metrics"),
@@ -77,7 +77,7 @@ class Options:
         """Return a tracker for a daemon that is there.
 
         Raises:
-            DaemonAbsent: nobody listens; said at once, without waiting for a restart.
+            DaemonAbsent: no daemon listens; raised at once, without waiting for a restart.
         """
         return self.make_tracker(Tracker, name="trackctl")
 
@@ -88,11 +88,11 @@ class Options:
 
         Args:
             kind: its class.
-            must_listen: whether it is an error that nobody listens now.
+            must_listen: whether it is an error that no daemon listens now.
             more: what only this kind is given.
 
         Raises:
-            DaemonAbsent: nobody listens; said at once, without waiting for a restart.
+            DaemonAbsent: no daemon listens; raised at once, without waiting for a restart.
         """
         try:
             tracker = kind(self.endpoint, cluster=self.cluster, timeout=self.timeout, **more)

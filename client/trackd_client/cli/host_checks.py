@@ -230,7 +230,7 @@ def _advise_access(place: Path) -> str:
 
 
 def _advise_start(path: Path) -> str:
-    if path == RUN / DEFAULT / SOCKET_NAME:  # nobody named a cluster
+    if path == RUN / DEFAULT / SOCKET_NAME:  # no cluster was named
         if others := _list_clusters():
             return (
                 f"name the cluster: trackctl --cluster {others[0]} (there are: {', '.join(others)})"

@@ -1,9 +1,9 @@
 """One DEALER socket of the synchronous client: send, wait, notice reconnects. I/O only.
 
 A connection means nothing to the daemon, since every request carries its session's token.
-So a tracker keeps a handful of them, and each call uses one alone: a slow call never holds
+So a tracker keeps a handful of them, and each call has one to itself: a slow call never holds
 up another thread's. libzmq reconnects by itself; what it lost meanwhile is sent again after
-the new handshake, which the socket's monitor tells.
+the new handshake, which the socket's monitor reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trackd_client.core.sockets import (
 from trackd_client.errors import TrackerClosed
 from trackd_client.wire.frames import fast_send
 
-#: Milliseconds that a call waits for its reply alone, deaf to all else.
+#: Milliseconds that a call waits only for its reply, before it looks at wake-ups and the monitor.
 _SOON_MS: Final = 20
 # Plain integers: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
@@ -64,7 +64,7 @@ class Wake:
             os.eventfd_read(self.fd)
 
     def close(self) -> None:
-        """Close the descriptor; nobody may listen any more."""
+        """Close the descriptor; no wait may use it any longer."""
         self._file.close()
 
 

@@ -31,7 +31,7 @@ from trackd_client.sync.subscription import Subscription
 
 
 class Operations(BaseTracker[LeaseT]):
-    """The part of a tracker that operators use; docs/protocol.md tells the fields of replies."""
+    """The part of a tracker that operators use; docs/protocol.md lists the fields of replies."""
 
     _connections: Connections
 
@@ -72,7 +72,7 @@ class Operations(BaseTracker[LeaseT]):
         """Return all `proxies`, `leases` and `sessions`, as of one `revision`.
 
         A row that appeared while this was read has nil, or nothing, in those fields of which
-        events do not tell, such as a proxy's `expires`.
+        events do not have, such as a proxy's `expires`.
 
         Raises:
             NoAnswer: they change faster than they can be read, and the history is off.
@@ -118,7 +118,7 @@ class Operations(BaseTracker[LeaseT]):
         """Return what happens from now on, each change once and in order, for ever.
 
         The first event is of the kind `snapshot`; those that follow lead on from it. Events that
-        were lost on the way are fetched. When the daemon has them no more, or has lost its
+        were lost on the way are fetched. When the daemon no longer has them, or has lost its
         state, an event `gap` says so, and another `snapshot` follows. While there is no daemon,
         it waits. `close`, also in another thread, ends it.
 
@@ -127,7 +127,7 @@ class Operations(BaseTracker[LeaseT]):
                 after a gap with what comes.
 
         Raises:
-            DaemonAbsent, NoAnswer: at the beginning alone.
+            DaemonAbsent, NoAnswer: only at the beginning.
             WrongCluster: the daemon serves another cluster.
         """
         return self._perform(Stream(snapshot=snapshot).run(), patient=True)
@@ -135,7 +135,7 @@ class Operations(BaseTracker[LeaseT]):
     # -- what admins do --------------------------------------------------------------------
 
     def force_release(self, lease: int) -> dict[str, Any]:
-        """Take a lease from whoever holds it, who is told: it is `lost` there.
+        """Take a lease back from its session, which is notified: it is `lost` there.
 
         Returns:
             A map: `released`, and whose it was: `session`, and the proxy's `name` or None.
@@ -157,7 +157,7 @@ class Operations(BaseTracker[LeaseT]):
         return own_fields(self._call("end_session", {"session": session}))
 
     def forget(self, name: str) -> dict[str, Any]:
-        """Have a proxy tracked no more, until gossip of it is newer than what is known now.
+        """Stop tracking a proxy until gossip about it is newer than what is known now.
 
         Returns:
             A map: `forgotten`; `claimed`, whether a lease still holds it; `until`, the moment
@@ -169,7 +169,7 @@ class Operations(BaseTracker[LeaseT]):
         return own_fields(self._call("forget", {"name": name}))
 
     def reload(self) -> dict[str, Any]:
-        """Have the daemon read its configuration again; `status` tells what came of it.
+        """Make the daemon read its configuration again; `status` has the outcome.
 
         Returns:
             A map: `reloads`, the number that `status` has when it is done.
@@ -182,7 +182,7 @@ class Operations(BaseTracker[LeaseT]):
     # -- inside ----------------------------------------------------------------------------
 
     def _perform(self, steps: Steps, *, patient: bool) -> Generator[Any, None, None]:
-        """Do steps, and tell the events and rows among them.
+        """Take the steps of a stream, and yield the events and rows among them.
 
         Args:
             steps: as `trackd_client.core.stream` makes them.

@@ -2,7 +2,7 @@
 
 libzmq connects again by itself, and subscribes again when the thread next waits for messages. It
 keeps a bounded number of them for a program that does not read; what comes then is lost, as the
-revisions will tell.
+revisions show it.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Subscription:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
 
-    def receive(self, seconds: float, tell: Callable[[bool], None]) -> bytes | None:
+    def receive(self, seconds: float, notify: Callable[[bool], None]) -> bytes | None:
         """Return the next frame, or None when none came in time.
 
         Args:
             seconds: how long to wait.
-            tell: is called whenever the connection came (True) or went. It is not kept, since
-                its owner could never be dropped then; see `close_when_dropped`.
+            notify: called whenever the connection came (True) or went (False). It is not kept,
+                since its owner could never be garbage collected then.
 
         Raises:
             TrackerClosed: meanwhile.
@@ -70,7 +70,7 @@ class Subscription:
                 raise _closed()
             if self._monitor in ready:
                 assert self._monitor is not None
-                tell(read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT)))
+                notify(read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT)))
             if self._socket in ready:
                 assert self._socket is not None
                 return b"".join(self._socket.recv_multipart(zmq.DONTWAIT))
@@ -95,4 +95,4 @@ class Subscription:
 
 
 def _closed() -> TrackerClosed:
-    return TrackerClosed("the tracker was closed while it told events")
+    return TrackerClosed("the tracker was closed while it emitted events")

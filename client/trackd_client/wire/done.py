@@ -33,7 +33,7 @@ class Done:
         return sum(ranges[1::2]) - sum(ranges[::2]) + len(ranges) // 2
 
     def update(self, more: list[int], most: int | None = None) -> bool:
-        """Add ranges; tell whether that changed anything.
+        """Add ranges; return whether that changed anything.
 
         Args:
             more: ranges, as on the wire.

@@ -18,7 +18,7 @@ from trackd_client.wire.checks import MAX_UINT64
 from trackd_client.wire.errors import ProtocolError
 
 VERSION: Final = 1
-#: Counts additions within version 1; told by `hello`.
+#: Counts additions within version 1; `hello` has it.
 MINOR: Final = 0
 
 REQUEST: Final = 1
@@ -103,8 +103,8 @@ def event_frame(epoch: int, tracker_id: str, revision: int, packed: Sequence[byt
     """Return the frame of a notice that publishes events.
 
     Args:
-        epoch: as `hello` tells it.
-        tracker_id: likewise.
+        epoch: the epoch that `hello` returns.
+        tracker_id: the tracker id that `hello` returns.
         revision: of the last event.
         packed: the events, each in msgpack already.
     """

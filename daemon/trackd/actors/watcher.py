@@ -136,7 +136,7 @@ class ProcessWatcher(SupervisedActor):
         try:
             alive = self._inbox.watch(process)
         except OSError as error:
-            # Out of descriptors, say. Ending the daemon would lose nothing, but help nobody.
+            # For example, no descriptors are free. Ending the daemon would not help.
             if not message.again:
                 reason = fields(pid=process.pid, reason=str(error))
                 log.error("cannot watch a process for now", extra=reason)  # noqa: TRY400 - it says it all

@@ -105,7 +105,9 @@ class TrackerActor(SupervisedActor):
         self._watcher: pykka.ActorRef[Any] | None = None
         self._publisher: pykka.ActorRef[Any] | None = None
         self._audience = audience or Audience()
-        self._crashes: list[float] = []  # when the kernel told of those whose leases are freed
+        self._crashes: list[
+            float
+        ] = []  # when the kernel reported the crashes whose leases are freed
         self._announced: float | None = None  # when the ticker will wake us
         self._timer_due = True  # whether to look when that should be
         self._failed = False

@@ -3,7 +3,7 @@
 | module | what it is |
 | --- | --- |
 | `network` | the simulated load balancer, the proxies behind it, and the ledger of what they saw |
-| `agent` | the agent process, as a user would write it: on `trackd_client` alone |
+| `agent` | the agent process, as a user would write it: only on `trackd_client` |
 | `children` | child processes that cannot outlive the demo |
 | `stage` | one daemon, its agents and the network, and how to wait for something to be true |
 | `scenes` | what is played, and what must be true at the end of each scene |

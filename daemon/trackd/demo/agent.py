@@ -64,7 +64,7 @@ class Agent:
         self.pool = AgentPool(tracker, self.dial, policy=POLICY, on_event=show)
 
     def dial(self, lease: Lease) -> None:
-        """Dials once and, if that reached a proxy which nobody holds, keeps the tunnel.
+        """Dials once and, if that reached a proxy which no lease holds, keeps the tunnel.
 
         The pool releases the lease after this, with the tunnel closed, so that whoever is next
         to claim the proxy cannot overlap with us.

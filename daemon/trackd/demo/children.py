@@ -3,7 +3,7 @@
 Each is started through this module's own command line, which asks the kernel to kill it when its
 parent ends and then becomes the real command: the wish survives exec, and a daemon that knows
 nothing of demos needs no change. Children get a process group of their own, so that a Ctrl-C at
-the terminal reaches the demo alone, which then stops them in order.
+the terminal reaches only the demo, which then stops them in order.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class Child:
         self._log = log
         launcher = [sys.executable, "-m", "trackd.demo.children", str(os.getpid())]
         with log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own commands alone
+            self._process = subprocess.Popen(  # noqa: S603 - only our own commands
                 [*launcher, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -51,7 +51,7 @@ class Child:
         return self._process.poll()
 
     def kill(self) -> None:
-        """Sends SIGKILL and waits for the end, which is then a matter of the kernel alone."""
+        """Sends SIGKILL and waits for the end."""
         self._process.kill()
         self._process.wait()
 

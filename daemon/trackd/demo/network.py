@@ -1,7 +1,7 @@
 """A simulated network: a load balancer on loopback TCP, and the proxies behind it.
 
 Nobody can choose which proxy a dial reaches: the balancer picks one at random. The proxies tell
-the truth for the demo's checks, because they alone see every dial and every tunnel. Nothing in
+the truth for the demo's checks, because only they see every dial and every tunnel. Nothing in
 here talks to the daemon, and nothing trusts an agent: what is checked is what proxies saw.
 
 What goes over a connection, line by line:
@@ -84,7 +84,7 @@ class Ledger:
         return [proxy for proxy, holders in self._kept.items() if agent in holders]
 
     def forget_most_kept(self) -> None:
-        """Starts `most_kept` anew, from what is kept now."""
+        """Starts `most_kept` again, from what is kept now."""
         self.most_kept = self.kept
 
 
@@ -98,7 +98,7 @@ class Proxy:
     host_id: str
 
     def principals(self, cluster: str) -> list[str]:
-        """The names that it presents to whoever dials it.
+        """The names that it presents to an agent that dials it.
 
         Before any gossip the first one decides (rule 7), so it is the one that leads to the name
         which gossip will use.

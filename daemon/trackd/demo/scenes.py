@@ -38,7 +38,7 @@ class Play:
 
     Attributes:
         stage: The daemon, the agents, the network.
-        tell: Tells a person one event.
+        tell: Shows one event to a person.
         agents: How many agents there should be.
         proxies: How many proxies there should be.
     """
@@ -252,7 +252,7 @@ async def play_all(play: Play, view: View, played: list[Played]) -> None:
 
 
 async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -> int:
-    """Sets the stage, plays, clears everything away, and tells how it went.
+    """Sets the stage, plays, clears everything away, and shows the result.
 
     Returns:
         What `trackd.demo.main` returns.
@@ -275,7 +275,7 @@ async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -
             caught.append(number)
             playing.cancel()
 
-        # A signal ends the play alone: clearing away is bounded, and nothing interrupts it.
+        # A signal ends only the play: clearing away is bounded, and nothing interrupts it.
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         await asyncio.wait([playing, drawing], return_when=asyncio.FIRST_COMPLETED)
@@ -284,7 +284,7 @@ async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -
         ends = await asyncio.gather(playing, drawing, return_exceptions=True)
         await stage.close()
     for end in ends:
-        if isinstance(end, Exception):  # a bug of ours, or nobody reads us any more
+        if isinstance(end, Exception):  # a bug of ours, or the output has no reader
             raise end
     if caught:
         print(f"trackd demo: stopped by {signal.Signals(caught[0]).name}")  # noqa: T201

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class SceneFailedError(Exception):
-    """What was expected did not come true; the message tells a person what was seen instead."""
+    """An expected state did not come; the message says what was seen instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Stage:
                 the network as it is then.
 
         Raises:
-            SceneFailedError: when the scene's deadline passes first, or somebody ends who should
+            SceneFailedError: when the scene's deadline passes first, or a process ends that should
                 not.
         """
         while True:

@@ -1,6 +1,6 @@
 """What a person sees: a live display on a terminal, one line an event anywhere else.
 
-A view shows, and decides nothing. `rich` is optional: without it everything is told in lines.
+A view shows, and decides nothing. `rich` is optional: without it the output is plain lines.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class Played:
 
 
 class View(Protocol):
-    """Where the demo tells what happens."""
+    """The display of the demo."""
 
     @property
     def breath(self) -> float:
@@ -216,7 +216,7 @@ class Picture:
 
 
 def cell(agent: str | None) -> tuple[str, str]:
-    """A block of three columns for an agent, or for nobody, and its style."""
+    """A block of three columns for an agent, or an empty one, and its style."""
     if agent is None:
         return " · ", "grey62 on grey23"
     number = int(agent.rpartition("-")[2])

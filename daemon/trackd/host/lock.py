@@ -1,7 +1,7 @@
 """A lock file: one daemon for one endpoint and one state directory.
 
 The kernel drops a lock when the process ends, however it ends, so a lock file that was left
-behind stops nobody. The file names its holder for a second daemon.
+behind stops no daemon. The file names its holder for a second daemon.
 """
 
 from __future__ import annotations

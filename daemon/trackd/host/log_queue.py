@@ -1,6 +1,6 @@
 """A log that never holds up the code that logs: a bounded queue, and a thread that writes.
 
-Standard error may be a pipe that nobody reads, a terminal that somebody has stopped with Ctrl-S,
+Standard error may be a pipe without a reader, a terminal that is stopped with Ctrl-S,
 or a journal that does not keep up. A write to it then waits, maybe for ever. Only the thread
 waits; when the queue is full, lines are dropped and counted. A line that repeats the one before
 it is counted too, and written once with the number of its repetitions.
@@ -45,7 +45,7 @@ class DescriptorHandler(logging.Handler):
             while data:
                 try:
                     data = data[os.write(self._descriptor, data) :]
-                except BlockingIOError:  # somebody else has set O_NONBLOCK
+                except BlockingIOError:  # another program has set O_NONBLOCK
                     poll = select.poll()
                     poll.register(self._descriptor, select.POLLOUT)
                     poll.poll()

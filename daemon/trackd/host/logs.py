@@ -49,7 +49,7 @@ _DEBUG_PRIORITY: Final = 7
 JOURNAL_SOCKET: Final = Path("/run/systemd/journal/socket")
 #: Seconds that a line may wait for a journal that does not keep up; then it is dropped.
 _JOURNAL_PATIENCE: Final = 1.0
-#: The seals of a memory file for journald: nobody can change it any longer.
+#: The seals of a memory file for journald: it cannot be changed any longer.
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _NO_FIELD: Final = re.compile(r"[^A-Z0-9_]")
 
@@ -86,7 +86,7 @@ def _handler(out: TextIO | None, environ: Mapping[str, str], journal: Path) -> l
         return logging.NullHandler()
     try:
         output: logging.Handler = DescriptorHandler(out.fileno())
-    except (OSError, ValueError):  # text in memory, which nobody waits for
+    except (OSError, ValueError):  # text in memory, which never blocks
         output = logging.StreamHandler(out)
         output.setFormatter(LineFormatter())
         return output

@@ -26,8 +26,8 @@ class Roles:
             groups: names or gids. A peer counts whose process has the group as its own, or
                 whose user is listed as a member of it.
 
-        A name that the host does not know gives nobody a right, and stands in `unknown`. It is no
-        error: a user may be deleted while the daemon is down, and must not keep it down.
+        A name that the host does not know gives no rights, and stands in `unknown`. It is not
+        an error: a user may be deleted while the daemon is down, and must not keep it down.
         """
         #: Sentences about names that the host does not know.
         self.unknown: list[str] = []

@@ -5,7 +5,7 @@ every agent does. So nothing that it shows is uncommitted, and no viewer can hol
 
     address.py    where it may listen: loopback addresses and unix sockets
     app.py        what it answers: a WSGI application of plain functions
-    views.py      what the page is told, made once for all viewers
+    views.py      the data of the page, made once for all viewers
     listener.py   the sockets and threads that serve it
     page.html page.css words.js page.js    the page, which is sent as one file
 """

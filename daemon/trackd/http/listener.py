@@ -2,7 +2,7 @@
 
 One thread moves bytes for all connections, so that a slow client costs a buffer and no thread;
 a few more run the application once a request is whole. The server starts it after the daemon
-serves and stops it first. Its end, asked for or not, is told as an actor's is.
+serves and stops it first. Its end is reported like the end of an actor.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class HttpListener(threading.Thread):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     def stop(self, seconds: float) -> bool:
-        """End it; tell whether it has ended in time. Any thread."""
+        """Stop it; return whether it stopped in time. Any thread may call it."""
         self._stopping.set()
         if self.ident is None:  # it was never started
             self._end()
@@ -143,7 +143,7 @@ class HttpListener(threading.Thread):
             self._on_end(self.name, self)
 
     def _hang_up_on_the_slow(self) -> None:
-        """Close connections whose request does not arrive, or whose answer nobody takes.
+        """Close connections whose request does not arrive, or whose answer is not read.
 
         waitress itself is content with a byte now and then, and does not close what it cannot
         write to, though a thread may wait for just that.
@@ -243,7 +243,7 @@ def _listen(config: Config, places: contextlib.ExitStack) -> list[socket.socket]
 
 
 def _listen_on_path(path: Path, config: Config, places: contextlib.ExitStack) -> socket.socket:
-    """Return a socket bound to a path; nobody can connect before its mode says who may."""
+    """Return a socket bound to a path; its mode holds from the bind on."""
     what = f"the socket of HTTP {path}"
     try:
         places.enter_context(acquire_lock(lock_path(path), what, config.cluster_name))

@@ -1,6 +1,6 @@
 """HttpService: HTTP for as long as the daemon runs, and agents first.
 
-An address that somebody else holds, or that cannot be had for another reason, never keeps the
+An address that another program holds, or that cannot be used for another reason, never keeps the
 daemon from serving agents. It is logged, `status` shows it, and it is tried again.
 """
 

@@ -1,8 +1,8 @@
-"""What the page is told: how things stand, and the proxies with their holders. JSON, bounded.
+"""The data of the page: the status, and the proxies with their holders. JSON, bounded.
 
 It is made of what the daemon answers any client, at most once in a moment, and shared by all
 viewers: a hundred of them cost the daemon no more than one. When it takes long to make, because
-there is much to tell, it is made less often.
+there is much of it, it is made less often.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from trackd_client import metrics
 from trackd_client.errors import TrackdError
 from trackd_client.wire.clock import boottime
 
-#: Proxies, and sessions, that are told of; more are only counted.
+#: Proxies, and sessions, that are listed; more are only counted.
 MOST_ROWS: Final = 2_000
-#: Events that are told of, newest last.
+#: Events that are listed, newest last.
 MOST_EVENTS: Final = 50
 #: Seconds for which a view is shared, at least.
 MOMENT: Final = 0.5
@@ -39,9 +39,9 @@ RESPONSE_BURST: Final = 300.0
 _WIDE: Final = frozenset({"generation", "largest", "old_generation"})
 #: What becomes a rate on the page, by the names of the counters without their prefix.
 _COUNTED: Final = ("grants", "claims", "duplicates", "refusals", "releases")
-#: What is told of the decision about a lease.
+#: The fields of the decision about a lease.
 _WHY: Final = ("reason", "retry_after", "recent")
-#: What a row tells of the session that holds the proxy.
+#: The fields of a row about the session that holds the proxy.
 _HOLDER: Final = ("name", "command", "uid")
 
 

@@ -23,7 +23,7 @@ from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS, MINOR, VERS
 
 log = logging.getLogger("trackd.agents")
 
-#: What this daemon can do beyond minor version 0; told by `hello`.
+#: What this daemon can do beyond minor version 0; `hello` lists it.
 FEATURES: tuple[str, ...] = ()
 _INT64 = 2**63
 

@@ -149,7 +149,7 @@ class Requests:
     def _log(self, call: Call, session: Session, fields: Fields) -> None:
         """Log at debug what a request did."""
         lease = fields.get("lease") or call.body.get("lease")
-        told = {
+        shown = {
             "operation": call.body["op"],
             "session": session.id,
             "lease": lease,
@@ -157,7 +157,7 @@ class Requests:
             **{key: fields[key] for key in _OUTCOMES if key in fields},
         }
         log.debug(
-            "request", extra=about(**{key: each for key, each in told.items() if each is not None})
+            "request", extra=about(**{key: each for key, each in shown.items() if each is not None})
         )
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:

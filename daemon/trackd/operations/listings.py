@@ -1,9 +1,9 @@
 """Listings: long tables read in pages, none of which holds the one writer for long. Pure.
 
 A listing begins as a list of keys, which is copied once; each page then looks up a few rows as
-they are at that moment, and skips those that are no more. What changes meanwhile is told by
+they are at that moment, and skips those that are gone. What changes meanwhile is in
 events, and events say what a thing became: so rows that are newer than the listing's beginning do
-no harm to whoever replays the events after it.
+no harm to a client that replays the events after it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count, check_name
 from trackd_client.wire.errors import ProtocolError
 
-#: Groups that `status` and `metrics`, and proxies that `explain` tells by name.
+#: Missing proxies that `explain` names.
 MOST_MISSING: Final = 100
 #: Proxies that `explain` names because lost claims met them most.
 MOST_MET: Final = 5

@@ -3,7 +3,7 @@
 The clock never goes back, so names with the same TTL expire in the order of their mentions: one
 first-in-first-out queue for each TTL in use, nearly always one or two, and a heap over the queues
 by the expiry of their heads. Mentioning a name again moves it to the end of its queue and leaves
-the heap alone, however often it happens.
+only the heap, however often it happens.
 
 The index never reads a clock. Names leave it only through `pop_expired` and `drop`.
 """

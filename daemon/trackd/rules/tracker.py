@@ -83,7 +83,7 @@ class Tracker:
     Args:
         cluster_name: Names that end in `.<cluster_name>` are resolved without it; not empty.
         proxy_expiry: Seconds until a mention without TTL expires; 0 or less means 180.
-        clock: Returns seconds and never goes back. Nothing else tells the tracker the time.
+        clock: Returns seconds and never goes back. The tracker has no other clock.
     """
 
     __slots__ = (

@@ -19,7 +19,7 @@ from trackd_client.wire.done import Done
 #: How long, in seconds, and how many ended tokens are remembered.
 ENDED_SECONDS = 600.0
 ENDED_TOKENS = 10_000
-#: Expired leases that a session remembers, so that a late claim is told from a wrong one.
+#: Expired leases that a session remembers, so that a late claim differs from a wrong one.
 EXPIRED_LEASES = 1024
 
 #: Notices that a restart may forget: the daemon gives such advice again.

@@ -1,6 +1,6 @@
 """What the daemon counts: plain numbers in the one writer, and their names for Prometheus.
 
-Counting costs an addition. Names, labels and text formats are made when somebody asks for the
+Counting costs an addition. Names, labels and text formats are made when a client asks for the
 metrics. Grants, claims, releases and the like are counted from their events, once those are
 stored. Counters begin at 0 with the process, as Prometheus expects; gauges are read from the state.
 """

@@ -295,7 +295,7 @@ class State:
             self._topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
-        """Grant a lease now, or refuse; nobody jumps the queue."""
+        """Grant a lease now, or refuse it while others wait."""
         if self.queue:
             self.serve_waiters()
         return None if self.queue else self._try_grant(session)
@@ -413,7 +413,7 @@ class State:
         Args:
             late: seconds by which this sweep comes too late, because the daemon or the host did
                 not run. Heartbeats and claims of that time may still lie in the socket, so
-                whoever seems overdue gets more time, once: a lease all of `claim_timeout`, a
+                what seems overdue gets more time, once: a lease all of `claim_timeout`, a
                 session as long as was lost, at least a second, at most its time to live.
         """
         now = self.effects.now()

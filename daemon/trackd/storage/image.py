@@ -179,7 +179,7 @@ class Image:
             return [*keys, ("ended", token)]
         session = self.sessions.get(token)
         if session is None:
-            # The checkpoint already knows of its end, which a later record tells again.
+            # The checkpoint has its end already; a later record says it again.
             return keys
         match kind:
             case "reply":

@@ -28,7 +28,7 @@ Examples:
   trackctl dump - | jq .status
   trackctl dump /tmp/before.json
 
-The file is for its owner alone (mode 0600). No secret is in it: tokens of
+Only its owner can read the file (mode 0600). No secret is in it: tokens of
 sessions never leave the daemon, and a command is the name of its program
 only. Names of proxies, agents and users are in it.
 

@@ -101,7 +101,7 @@ def proxies(
 
 
 def make_rows(reply: Mapping[str, Any], tracker: Tracker) -> list[Row]:
-    """Return what a snapshot tells of proxies, with what people want to know of their holders."""
+    """Return the rows of proxies of a snapshot, each with its holder's session."""
     sessions = {row["session"]: row for row in reply["sessions"]}
     return [_make_row(row, sessions, tracker) for row in reply["proxies"]]
 

@@ -121,7 +121,9 @@ def _open_keys() -> Iterator[Callable[[float], list[str]]]:
             if not select.select([descriptor], [], [], seconds)[0]:
                 return []
             came = os.read(descriptor, 1024)
-            return read_keys(came.decode(errors="replace")) if came else ["q"]  # nobody is there
+            return (
+                read_keys(came.decode(errors="replace")) if came else ["q"]
+            )  # the terminal is gone
 
         yield read
     finally:

@@ -17,7 +17,7 @@ from rich.style import Style
 
 from trackd_client.cli.text import escape
 
-#: Rows of a table on a terminal, when nobody says how many.
+#: Rows of a table on a terminal, by default.
 TERMINAL_ROWS: Final = 50
 #: A column is not made narrower than this.
 _LEAST_WIDTH: Final = 8
@@ -146,7 +146,7 @@ def draw_table(
 
 
 def cut(text: str, width: int, prefix: int, suffix: int) -> str:
-    """Return a text cut to a width, so that it keeps what tells it from the others of its column.
+    """Return a text cut to a width, so that it stays different from the others of its column.
 
     Args:
         text: is wider than that.

@@ -1,7 +1,7 @@
 """What `trackctl top` knows, fetched by three threads.
 
 One follows the events and keeps a mirror of the daemon's state by them; the other asks now and
-then for what no event says; the third sees when nobody listens.
+then for what no event says; the third sees when no daemon listens.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Feed:
                     self.events.append(event)
 
     def _probe(self) -> None:
-        """See at once that nobody listens any longer: a request would wait for its timeout."""
+        """See at once that no daemon listens: a request would wait for its timeout."""
         endpoint = self._tracker.endpoint
         while not self._ending.wait(_PROBE_SECONDS):
             if diagnose(endpoint) is not None:
