@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -182,12 +182,12 @@ def report_errors() -> Iterator[None]:
         fail(str(error), NO_DAEMON if isinstance(error, DaemonAbsent | NoAnswer) else FAILED)
 
 
-def fail(sentence: str, code: int = FAILED) -> NoReturn:
+def fail(sentence: str, code: int = FAILED, *, details: Iterable[str] = ()) -> NoReturn:
     """Say on standard error what is wrong, and end with an exit code.
 
-    The sentence may be a daemon's: control characters are escaped.
+    The texts may be a daemon's: control characters are escaped. Each detail is a line of its own.
     """
-    click.echo(f"trackctl: {escape(sentence)}", err=True)
+    click.echo("\n".join([f"trackctl: {escape(sentence)}", *map(escape, details)]), err=True)
     sys.exit(code)
 
 

@@ -38,8 +38,8 @@ def reload(options: common.Options, *, as_json: bool) -> None:
     if as_json:
         common.print_json(outcome)
     if outcome["error"] is not None:
-        problems = "\n".join(map(escape, outcome["error"].split("\n")))
-        common.fail(f"nothing was changed: {problems}")
+        problem, *details = outcome["error"].split("\n")
+        common.fail(f"nothing was changed: {problem}", details=details)
     if not as_json:
         show(outcome, Page())
 
