@@ -33,6 +33,8 @@ ELSEWHERE = {
     "daemon/state/advice.py": "tested with the state: state/test_state.py",
     "daemon/state/changes.py": "tested with the state: state/test_state.py",
     "daemon/state/restore.py": "each change survives a restart: state/test_state.py",
+    "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",
+    "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",
     "daemon/storage/rows.py": "each change survives a restart: state/test_state.py",
     "daemon/actors/messages.py": "classes without behaviour",
     "daemon/operations/runtime.py": "attributes: operations/test_reports.py",

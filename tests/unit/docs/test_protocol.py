@@ -141,6 +141,7 @@ def hear(talk: Conversation, session: Session, asked: dict[int, Request], messag
     request = asked[reply.seq]
     with suppress(TrackdError):
         fields = talk.result(request, reply)
+        talk.settle(request)  # as both clients do once they have taken its lease
         if request.op == "hello":
             talk.take_hello(fields)
         elif request.op == "open":

@@ -272,6 +272,9 @@ class Hold:
         if lease.claimed_name is not None:
             return f"refused this lease has claimed {lease.claimed_name}"
         self._held.clear()
+        refused = "refused the line names no proxy, or the lease is gone"
+        if not principals or lease.released:
+            return refused
         try:
             if await lease.claim(*principals):
                 return f"claimed {lease.claimed_name}"
@@ -279,7 +282,7 @@ class Hold:
             return f"refused {error}"
         if self._held:
             return f"held {self._held[0]}"
-        return "refused the line names no proxy, or the lease is gone"
+        return refused
 
     def _note(self, claimed: bool, name: str | None) -> None:
         if not claimed:
