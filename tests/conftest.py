@@ -19,6 +19,7 @@ settings.load_profile("patient")
 # A shell ignores them for what it runs in the background, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 pytest_plugins = ["trackd_client.testing"]
 

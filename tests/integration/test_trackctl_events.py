@@ -65,7 +65,7 @@ def test_watch_prints_a_line_for_each_change(trackd_daemon: Daemon) -> None:
     said = [re.sub(rf"^{when} +\d+  ", "", line) for line in lines]
     assert re.fullmatch(r"session 1 opened by pid \d+ me, uid \d+", said[0])
     assert re.match(
-        r"p1 is there, generation 3 of group east, says session 1 \(pid \d+ me\)", said[1]
+        r"p1 is tracked, generation 3 of group east, says session 1 \(pid \d+ me\)", said[1]
     )
     assert said[2].startswith("lease 1 granted to session 1 (pid ")
     assert said[3].startswith("p1 claimed by lease 1 of session 1 (pid ")

@@ -183,7 +183,7 @@ def test_signals_are_passed_on_to_the_command(
 ) -> None:
     command = script(f"""trap 'echo got {name}; exit 3' {name}
                          echo ready
-                         while :; do sleep 0.05; done""")
+                         while :; do sleep 0.05; done 2>/dev/null""")
     holding = start_trackctl("--endpoint", trackd_daemon.endpoint, "hold", command)
     assert holding.stdout is not None
     assert holding.stdout.readline() == "ready\n"
