@@ -11,9 +11,9 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import listing
-from trackd_client.cli.output.listing import Row
 from trackd_client.cli.output.render import Cell, Column, format_remaining, format_value
 from trackd_client.cli.output.verdict import describe_desired
+from trackd_client.core.mirror import Row
 
 _EPILOG = """\b
 Examples:

@@ -10,7 +10,6 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output import listing
-from trackd_client.cli.output.listing import Row
 from trackd_client.cli.output.render import (
     Cell,
     Column,
@@ -18,6 +17,7 @@ from trackd_client.cli.output.render import (
     format_remaining,
     format_value,
 )
+from trackd_client.core.mirror import Row
 
 _EPILOG = """\b
 Examples:

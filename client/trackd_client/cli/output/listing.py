@@ -11,9 +11,9 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output.render import Cell, Column, Page, natural_key, note_rest
+from trackd_client.core.mirror import Row
 from trackd_client.wire.clock import boottime
 
-Row = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from trackd_client import Tracker
-from trackd_client.cli.output.listing import Row, seconds_until
+from trackd_client.cli.output.listing import seconds_until
 from trackd_client.cli.output.render import Cell, format_count, format_duration, format_value
+from trackd_client.core.mirror import Row
 
 #: Seconds after a dial began in which agents count as dialling: they pause between dials.
 DIALLING_SECONDS: Final = 10.0

@@ -14,9 +14,8 @@ from typing import Any, Final
 
 from trackd_client import Tracker
 from trackd_client.cli.output.event_lines import People
-from trackd_client.cli.output.listing import Row
 from trackd_client.core.event import GAP, SNAPSHOT, Event
-from trackd_client.core.mirror import Mirror
+from trackd_client.core.mirror import Mirror, Row
 from trackd_client.core.sockets import absent_error, diagnose
 from trackd_client.errors import TrackdError, TrackerClosed
 from trackd_client.metrics import total

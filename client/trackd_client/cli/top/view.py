@@ -10,7 +10,6 @@ from rich.console import Group
 from rich.text import Text
 
 from trackd_client.cli.output import event_lines, listing
-from trackd_client.cli.output.listing import Row
 from trackd_client.cli.output.render import (
     Cell,
     Column,
@@ -23,6 +22,7 @@ from trackd_client.cli.output.render import (
 from trackd_client.cli.output.verdict import DIALLING_SECONDS, describe_desired, judge
 from trackd_client.cli.text import escape
 from trackd_client.cli.top.feed import EVENTS, Feed
+from trackd_client.core.mirror import Row
 
 #: The mirror is sorted again at most in this share of the time, however large it is.
 _SORTING_SHARE: Final = 0.1
