@@ -7,7 +7,6 @@
     ├── NoAnswer            (TimeoutError)     connected, but no reply before the deadline
     ├── AcquireTimeout      (TimeoutError)     no lease became free in time
     ├── SessionLost                            the session and its leases are gone
-    ├── LeaseReleased                          a lease used after release()
     ├── TrackerClosed                          used after close()
     ├── UsedAfterFork                          used in a child of the process that made it
     ├── WrongLoop           (RuntimeError)     used in another event loop than before
@@ -38,7 +37,6 @@ __all__ = [
     "DaemonFailed",
     "InvalidRequest",
     "LeaseExpired",
-    "LeaseReleased",
     "LimitExceeded",
     "NoAnswer",
     "NotOwner",
@@ -95,10 +93,6 @@ class SessionLost(TrackdError):
     The next call opens a fresh session. Tunnels that are still open can be taken
     up again with `Tracker.adopt`.
     """
-
-
-class LeaseReleased(TrackdError):
-    """A lease that was released cannot claim; acquire another."""
 
 
 class TrackerClosed(TrackdError):

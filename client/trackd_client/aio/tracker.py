@@ -110,6 +110,8 @@ class AsyncLease(BaseLease):
             TrackdError: the daemon does not answer, or refuses.
         """
         fields = self._claim_fields(principals)
+        if fields is None:
+            return False
         return self._take_claim(
             await self._tracker._call("claim", fields, session=self._session)  # noqa: SLF001
         )

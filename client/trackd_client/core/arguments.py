@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from trackd_client.errors import BadArgument
 from trackd_client.proxy import Proxy
+
+log = logging.getLogger("trackd_client")
 
 
 def check_type(value: object, kind: type, what: str, *, optional: bool = False) -> None:
@@ -57,11 +60,13 @@ def check_labels(labels: Any) -> None:
 def principal_list(principals: tuple[Any, ...]) -> list[str]:
     """Return the principals of a proxy as they are sent.
 
+    Without any, nothing can be meant: that is logged as a mistake in the program.
+
     Raises:
-        BadArgument: there are none, or one is not text.
+        BadArgument: one is not text.
     """
     if not principals:
-        raise BadArgument("no principals were given: pass the names that the proxy presents")
+        log.warning("no principals were given: pass the names that the proxy presents")
     for principal in principals:
         if not isinstance(principal, str):
             hint = "; unpack it with *" if isinstance(principal, Iterable) else ""

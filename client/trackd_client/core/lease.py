@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from trackd_client.core.arguments import principal_list
 from trackd_client.core.conversation import Session
-from trackd_client.errors import LeaseReleased, SessionLost
+from trackd_client.errors import SessionLost
 from trackd_client.wire.clock import boottime
+
+log = logging.getLogger("trackd_client")
 
 
 class Settable(Protocol):
@@ -56,18 +59,20 @@ class BaseLease:
         state = "lost" if self.lost.is_set() else "released" if self._released else None
         return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
 
-    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any]:
-        """Return the fields of a claim request.
+    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return the fields of a claim request, or None when the lease was released.
+
+        A claim after the release is a mistake in the program: it is logged, and fails.
 
         Raises:
             SessionLost: the session that owned the lease is gone.
-            LeaseReleased: the lease was released.
-            BadArgument: no principals, or one that is not text.
+            BadArgument: a principal is not text.
         """
         if self._session.lost:
             raise SessionLost(f"lease {self.id} is gone with the session that owned it")
         if self._releasing or self._released:
-            raise LeaseReleased(f"lease {self.id} was released and cannot claim; acquire another")
+            log.warning("lease %d was released and cannot claim; acquire another", self.id)
+            return None
         return {"lease": self.id, "principals": principal_list(principals)}
 
     def _take_claim(self, fields: Mapping[str, Any]) -> bool:

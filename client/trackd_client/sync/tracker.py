@@ -80,12 +80,13 @@ class Lease(BaseLease):
 
         Raises:
             SessionLost: the lease is gone with its session.
-            LeaseReleased: it was released before.
-            BadArgument: no principals were given, or one that is not text.
+            BadArgument: a principal is not text.
             LeaseExpired: it was in flight for longer than the daemon allows.
             TrackdError: the daemon does not answer, or refuses.
         """
         fields = self._claim_fields(principals)
+        if fields is None:
+            return False
         return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
 
     def is_claimed(self, *principals: str) -> bool:

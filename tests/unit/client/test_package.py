@@ -63,7 +63,6 @@ PUBLIC = {
         "DaemonFailed",
         "InvalidRequest",
         "LeaseExpired",
-        "LeaseReleased",
         "LimitExceeded",
         "NoAnswer",
         "NotOwner",
