@@ -38,7 +38,7 @@ error. While the daemon is away, what comes is kept, and fed when it is back.
 At the end of the input that is tried for --timeout seconds more.
 
 \b
-JSON: {"proxies": number fed}; with --follow, one such object for each feeding.
+JSON: {"proxies": number fed}; with --follow, one object for each feeding.
 """
 #: Proxies in one message, far below every limit; the daemon takes each proxy for itself.
 _AT_ONCE: Final = 1000
