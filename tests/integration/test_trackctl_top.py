@@ -180,7 +180,7 @@ def test_a_daemon_that_is_gone_is_told_and_awaited(
 def test_a_failure_gives_the_terminal_back_and_is_told(trackd_daemon: Daemon, agent: Agent) -> None:
     broken = (
         "import trackd_client.cli.top.view as view;"
-        "view.View.picture = lambda *_: 1 / 0;"
+        "view.View.draw = lambda *_: 1 / 0;"
         "from trackd_client.cli import main; main()"
     )
     command = [TRACKCTL[0], "-c", broken, "--endpoint", trackd_daemon.endpoint, "top"]
