@@ -48,7 +48,6 @@ ELSEWHERE = {
     "client/core/base_tracker.py": "shared by both clients: integration/test_trackers.py",
     "client/core/lease.py": "shared by both clients: integration/test_trackers.py",
     "client/core/mirror.py": "fed by a stream: core/test_stream.py",
-    "client/core/sockets.py": "needs sockets: integration/test_tracker_outages.py",
 }
 
 

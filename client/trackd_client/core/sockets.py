@@ -49,9 +49,10 @@ def no_answer_error(
 ) -> DaemonAbsent | NoAnswer:
     """Return the error for a request that was not answered in time."""
     if connected or diagnose(endpoint) is None:
+        waited = float(f"{seconds:.2g}")  # two digits: 0.199 s is the caller's 0.2 s
         return NoAnswer(
             f"the daemon on {endpoint} accepts connections but did not answer {op} within"
-            f" {seconds:.3g} s; it may be overloaded or stuck: look at its log"
+            f" {waited:g} s; it may be overloaded or stuck: look at its log"
         )
     return absent_error(endpoint)
 
