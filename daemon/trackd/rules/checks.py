@@ -9,7 +9,7 @@ at types and ranges only, never at whether a lease exists or a name is tracked.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trackd.rules.expiry import GossipRow
+from trackd.rules.mentions import GossipRow
 from trackd_client.proxy import Proxy
 from trackd_client.wire.checks import MAX_UINT64, is_seconds
 

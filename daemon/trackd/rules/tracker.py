@@ -13,7 +13,8 @@ of sessions, waiters or the store. Rule numbers in comments are those of docs/ru
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from trackd.rules.checks import (
     check_str,
 )
 from trackd.rules.desired import Cohort, DesiredSet
-from trackd.rules.expiry import Expiries, GossipRow
+from trackd.rules.mentions import TTL_OF, GossipRow, Mentions
 from trackd_client.proxy import Proxy
 
 __all__ = ["DEFAULT_PROXY_EXPIRY", "GossipRow", "GroupSummary", "Place", "TrackedProxy", "Tracker"]
@@ -91,10 +92,10 @@ class Tracker:
         "_cluster_name",
         "_connection_count",
         "_desired",
-        "_expiries",
         "_holders",
         "_last_lease",
         "_leases",
+        "_mentions",
         "_proxy_expiry",
         "_suffix",
         "_tracked",
@@ -121,7 +122,7 @@ class Tracker:
         self._holders: dict[str, int] = {}  # the lease that claims a name, tracked or not
         self._tracked: dict[str, Cohort] = {}
         self._desired = DesiredSet()
-        self._expiries = Expiries()
+        self._mentions = Mentions()
 
     # -- settings ---------------------------------------------------------------------
 
@@ -200,15 +201,6 @@ class Tracker:
                 found.append(i)
         return found
 
-    def mention_names(self, names: Iterable[str], ttl: float | None) -> None:
-        """Move the expiry of tracked names to their TTL from now; nothing else of them changes.
-
-        Args:
-            names: Tracked proxies; `unknown` has found none of their entries.
-            ttl: Seconds, positive; None means `proxy_expiry`.
-        """
-        self._expiries.mention_names(names, ttl, self._clock(), self._proxy_expiry)
-
     def track_rows(self, rows: Sequence[GossipRow]) -> dict[str, Place | None]:
         """Insert or overwrite each proxy by name (rule 2), without checking any field.
 
@@ -219,41 +211,46 @@ class Tracker:
             The names that are new, or whose group or generation has changed, each with its place
             before the message; None for a new one.
         """
-        if not rows:
-            return {}
+        rows = last_rows(rows)
+        before = {rows[i][0]: place for i, place in self.changed_by(rows)}
         now = self._clock()
-        tracked = self._tracked
-        before: dict[str, Place | None] = {}
-        for name, group, generation, _ in rows:
-            cohort = tracked.get(name)
-            if cohort is not None and cohort.generation == generation and cohort.group == group:
-                continue
-            claimed = name in self._holders
-            tracked[name] = self._desired.add(group, generation, claimed=claimed)
-            if cohort is None:
-                before.setdefault(name, None)
+        self.put(rows)
+        for ttl, names in runs(rows):
+            ttl = self.ttl_used(ttl)  # noqa: PLW2901
+            renewed = self._mentions.renewable(names)
+            if renewed is not None:
+                self._mentions.renew(renewed.number, now + ttl, ttl, 0)
             else:
-                before.setdefault(name, Place(cohort.group, cohort.generation))
-                self._desired.remove(cohort, claimed=claimed)
-        self._expiries.mention(rows, now, self._proxy_expiry)
-        # A message may mention a name twice, and end where it began.
-        return {
-            name: place
-            for name, place in before.items()
-            if place != (tracked[name].group, tracked[name].generation)
-        }
+                self._mentions.add(self._mentions.last + 1, names, now + ttl, ttl, 0)
+        return before
+
+    def changed_by(self, rows: Sequence[GossipRow]) -> list[tuple[int, Place | None]]:
+        """Return what rows of gossip would change, and change nothing.
+
+        Args:
+            rows: One message; no name twice.
+
+        Returns:
+            For each proxy that is new or whose place would change: the index of its row, and its
+            place now, or None.
+        """
+        tracked, found = self._tracked, list[tuple[int, Place | None]]()
+        for i, (name, group, generation, _) in enumerate(rows):
+            cohort = tracked.get(name)
+            if cohort is None:
+                found.append((i, None))
+            elif cohort.generation != generation or cohort.group != group:
+                found.append((i, Place(cohort.group, cohort.generation)))
+        return found
 
     def sweep(self) -> list[str]:
         """Drop the proxies whose expiry has passed, and return their names (rules 3, 4).
 
         A claim on one of them stays (rule 5).
         """
-        return list(self.expire())
-
-    def expire(self) -> dict[str, Place]:
-        """Drop the proxies whose expiry has passed; return them with the places that they had."""
-        expired = self._expiries.pop_expired(self._clock())
-        return {name: self._drop(name) for name in expired} if expired else {}
+        expired = self._mentions.due(self._clock())
+        self.drop(expired)
+        return expired
 
     def forget(self, name: str) -> Place | None:
         """Drop a proxy before its expiry, because an administrator asks; a claim on it stays.
@@ -264,8 +261,53 @@ class Tracker:
         check_str(name, "name")
         if name not in self._tracked:
             return None
-        self._expiries.drop(name)
-        return self._drop(name)
+        place = self.place(name)
+        self.drop([name])
+        return place
+
+    # -- the steps of a change, each without a check ----------------------------------
+
+    @property
+    def mentions(self) -> Mentions:
+        """Which names expire when, and who mentioned them last."""
+        return self._mentions
+
+    def ttl_used(self, ttl: float | None) -> float:
+        """Return the seconds for which a mention holds, given the TTL that it carries."""
+        return self._proxy_expiry if ttl is None or ttl <= 0 else ttl
+
+    def put(self, rows: Iterable[GossipRow]) -> None:
+        """Insert or move proxies; their mentions follow."""
+        tracked = self._tracked
+        for name, group, generation, _ in rows:
+            cohort = tracked.get(name)
+            if cohort is not None and cohort.generation == generation and cohort.group == group:
+                continue
+            claimed = name in self._holders
+            tracked[name] = self._desired.add(group, generation, claimed=claimed)
+            if cohort is not None:
+                self._desired.remove(cohort, claimed=claimed)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Stop tracking proxies, and drop their mentions; a claim on one of them stays."""
+        names = list(names)
+        self._mentions.drop(names)
+        for name in names:
+            self._desired.remove(self._tracked.pop(name), claimed=name in self._holders)
+
+    def grant(self) -> int:
+        """Grant a lease, and return its id."""
+        self._last_lease += 1
+        self._leases[self._last_lease] = None
+        return self._last_lease
+
+    def hold(self, lease: int, name: str) -> None:
+        """Let a lease that is in flight hold a name that no lease holds."""
+        self._leases[lease] = name
+        self._holders[name] = lease
+        cohort = self._tracked.get(name)
+        if cohort is not None:
+            self._desired.claim(cohort)
 
     # -- leases -----------------------------------------------------------------------
 
@@ -276,7 +318,7 @@ class Tracker:
             The id of the lease, in flight; None when no further connection is wanted now.
         """
         self.sweep()
-        return self._grant() if self.bootstrap or self.need else None
+        return self.grant() if self.bootstrap or self.need else None
 
     def claim(self, lease: int, principals: Sequence[str]) -> str | None:
         """Let a lease that is in flight hold the proxy that presents these names (rule 8).
@@ -293,7 +335,7 @@ class Tracker:
         name = self.resolve(principals)
         if self._leases.get(lease, _UNKNOWN) is not None or name is None or name in self._holders:
             return None
-        self._hold(lease, name)
+        self.hold(lease, name)
         return name
 
     def adopt(self, principals: Sequence[str]) -> tuple[int, str] | None:
@@ -307,8 +349,8 @@ class Tracker:
         name = self.resolve(principals)
         if name is None or name in self._holders:
             return None
-        lease = self._grant()
-        self._hold(lease, name)
+        lease = self.grant()
+        self.hold(lease, name)
         return lease, name
 
     def release(self, lease: int) -> bool:
@@ -391,7 +433,7 @@ class Tracker:
     @property
     def next_expiry(self) -> float | None:
         """The earliest expiry of a tracked proxy, in seconds of the clock; None without any."""
-        return self._expiries.next_expiry()
+        return self._mentions.next_expiry()
 
     # -- who and what -----------------------------------------------------------------
 
@@ -425,7 +467,7 @@ class Tracker:
 
     def ttl_of(self, name: str) -> float:
         """Return the TTL, in seconds, with which a tracked proxy was mentioned last."""
-        return self._expiries.ttl_of(name) or self._proxy_expiry
+        return self._mentions.of(name).ttl
 
     def is_desired(self, name: str) -> bool:
         """Return whether a name, exactly as written, is a desired proxy."""
@@ -439,13 +481,13 @@ class Tracker:
         cohort = self._tracked.get(name)
         if cohort is None:
             return None
-        return TrackedProxy(name, cohort.group, cohort.generation, self._expiries.expiry_of(name))
+        return TrackedProxy(name, cohort.group, cohort.generation, self._mentions.of(name).expiry)
 
     def __iter__(self) -> Iterator[TrackedProxy]:
         """Iterate over the tracked proxies, in no particular order: for snapshots."""
         for name, cohort in self._tracked.items():
             yield TrackedProxy(
-                name, cohort.group, cohort.generation, self._expiries.expiry_of(name)
+                name, cohort.group, cohort.generation, self._mentions.of(name).expiry
             )
 
     @property
@@ -533,23 +575,21 @@ class Tracker:
         self._connection_count = connection_count
         for name, (group, generation, *_) in rows.items():
             self._tracked[name] = self._desired.add(group, generation, claimed=name in holders)
-        self._expiries.restore((expiry, name, ttl) for name, (_, _, expiry, ttl) in rows.items())
+        mentioned = sorted(
+            (expiry, self.ttl_used(ttl), name) for name, (_, _, expiry, ttl) in rows.items()
+        )
+        for (expiry, ttl), run in groupby(mentioned, itemgetter(0, 1)):
+            number = self._mentions.last + 1
+            self._mentions.add(number, [name for _, _, name in run], expiry, ttl, 0)
 
-    # -- inside -----------------------------------------------------------------------
 
-    def _drop(self, name: str) -> Place:
-        cohort = self._tracked.pop(name)
-        self._desired.remove(cohort, claimed=name in self._holders)
-        return Place(cohort.group, cohort.generation)
+def last_rows(rows: Sequence[GossipRow]) -> Sequence[GossipRow]:
+    """Return rows of which no name is there twice: the last one of each."""
+    last = {row[0]: row for row in rows}
+    return rows if len(last) == len(rows) else list(last.values())
 
-    def _grant(self) -> int:
-        self._last_lease += 1
-        self._leases[self._last_lease] = None
-        return self._last_lease
 
-    def _hold(self, lease: int, name: str) -> None:
-        self._leases[lease] = name
-        self._holders[name] = lease
-        cohort = self._tracked.get(name)
-        if cohort is not None:
-            self._desired.claim(cohort)
+def runs(rows: Iterable[GossipRow]) -> Iterator[tuple[float | None, list[str]]]:
+    """Yield the names of neighbours that carry the same TTL, and that TTL."""
+    for ttl, run in groupby(rows, TTL_OF):
+        yield ttl, [row[0] for row in run]

@@ -146,8 +146,8 @@ def test_refreshing_one_proxy_over_and_over_grows_nothing() -> None:
     for _ in range(100_000):
         clock.now += 0.001
         tracker.track_rows(row)
-    assert len(tracker._expiries._heap) == 1
-    assert sum(map(len, tracker._expiries._queues.values())) == SMALL
+    assert len(tracker.mentions.by_number) == 2
+    assert len(tracker.mentions._heap) == 2
     assert len(tracker._desired._groups[""].heap) == 1
 
 
@@ -155,8 +155,8 @@ def test_a_proxy_with_another_ttl_in_every_message_grows_nothing() -> None:
     tracker = filled(SMALL)
     for ttl in range(1, 20_000):
         tracker.track_rows([("p1", "", 5, 1000.0 + ttl)])
-        assert len(tracker._expiries._queues) <= 32
-        assert len(tracker._expiries._heap) <= 32
+        assert len(tracker.mentions.by_number) == 2
+        assert len(tracker.mentions._heap) <= 2 * 2 + 65
 
 
 def test_generations_that_come_and_go_below_the_largest_grow_nothing() -> None:
@@ -183,8 +183,9 @@ def test_what_has_expired_leaves_nothing() -> None:
     tracker.track_rows([(f"q{i}", f"g{i}", i, 1.0 + i) for i in range(1000)])
     clock.now = 5000.0
     assert len(tracker.sweep()) == SMALL + 1000
-    expiries = tracker._expiries
-    assert (expiries._queues, expiries._heap, expiries._queue_of) == ({}, [], {})
+    mentions = tracker.mentions
+    assert tracker.next_expiry is None
+    assert (mentions.by_number, mentions._heap, mentions._of) == ({}, [], {})
     assert (tracker._desired._groups, tracker._tracked) == ({}, {})
 
 
