@@ -22,11 +22,10 @@ from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer, Process
-from trackd.state.counters import Metrics
-from trackd.state.restore import load
+from trackd.state import changes
+from trackd.state.restore import load, replay
 from trackd.state.state import State
-from trackd.storage.image import Image
-from trackd.storage.store import Connect, connect
+from trackd.storage.store import Connect, Store, connect
 from trackd_client.wire.done import Done
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
@@ -211,13 +210,14 @@ class Desk:
         """Return the state that a restart at this moment would find."""
         store = self.actor._store
         assert store is not None
-        image = Image()
-        rows, batches = store.load()
-        image.take(rows)
-        for record in itertools.chain.from_iterable(batches):
-            image.replay(record)
-        state = State(self.actor._config, self.actor, Metrics())
-        load(state, image)
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        store._db.backup(copy)
+        reader = Store(None, self.actor._runtime.boot_id, lambda _: copy)
+        reader.begin_reading()
+        state = self.actor._empty_state()
+        load(state, reader.rows, reader.touch)
+        for packed in reader.batches():
+            replay(state, changes.unpack(packed), reader.touch)
         return state
 
 
@@ -305,7 +305,7 @@ def observe(state: State) -> dict[str, Any]:
     """Return all of a state that must survive a restart, but for what requests are done."""
     tracker = state.tracker
     return {
-        "revision": state.changes.revision,
+        "revision": state.revision,
         "epoch": state.epoch,
         "tracker_id": state.tracker_id,
         "cluster": state.cluster,
@@ -321,7 +321,7 @@ def observe(state: State) -> dict[str, Any]:
                 tracker.lease_name(lease),
                 held.granted,
                 held.wall,
-                held.principals,
+                list(held.principals),
             )
             for lease, held in state.leases.items()
         },
@@ -341,14 +341,21 @@ def observe(state: State) -> dict[str, Any]:
                 sorted(session.leases),
                 sorted(session.expired),
                 sorted(session.parked),
-                [each for each in session.notices if each["notice"] != "should_close"],
+                session.done.ranges,
+                {seq: tuple(reply) for seq, reply in session.replies.items()},
+                list(session.notices),
             )
             for session in state.sessions
         },
         "ended": dict(state.sessions.ended),
-        "mentions": dict(state.mentions),
+        "mentions": {
+            proxy.name: (tracker.mentions.of(proxy.name).by, tracker.mentions.of(proxy.name).ttl)
+            for proxy in tracker
+        },
         "forgotten": dict(state.tombstones),
-        "events": state.changes.history.after(0, 1_000_000),
+        "events": state.history.after(0, 1_000_000, 1 << 40),
+        "budget": state.budget.level(),
+        "last_served": state.queue.last_served,
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
 
@@ -389,32 +396,9 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
     return {"proxies": proxies, "leases": leases, "sessions": sessions, "epoch": epoch}
 
 
-def remembered(state: State) -> dict[tuple[bytes, int], tuple[bytes, int | None]]:
-    """Return the replies that must survive a restart, by session and number."""
-    return {
-        (session.token, seq): (reply.frame, reply.lease)
-        for session in state.sessions
-        for seq, reply in session.replies.items()
-        if reply.stored
-    }
-
-
-def assert_same_after_reload(now: State, reloaded: State, now_at: float) -> None:
+def assert_same_after_reload(now: State, reloaded: State) -> None:
     """Check that a restart forgets nothing, and makes nothing up."""
-    # What a start does about time gone by.
-    for name in reloaded.tracker.sweep():
-        del reloaded.mentions[name]
-    reloaded.sessions.forget_ended(now_at)
-    reloaded.tombstones.drop_old(now_at)
     assert observe(reloaded) == observe(now)
-    before, after = remembered(now), remembered(reloaded)
-    assert {key: after.get(key) for key in before} == before
-    done = {session.token: session.done for session in now.sessions}
-    for token, seq in after.keys() - before.keys():
-        assert seq in done[token]  # told by a read, which stores nothing: harmless
-    for session in reloaded.sessions:
-        known = Done(done[session.token].ranges)
-        assert not known.update(session.done.ranges), "done that nobody said"
 
 
 def through_msgpack(value: Any) -> Any:

@@ -50,12 +50,15 @@ from trackd.host.roles import Roles
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.dispatch import Requests
+from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
-from trackd.state.changes import Batch
-from trackd.state.restore import load, value_of
-from trackd.state.state import SWEEP_INTERVAL, State
-from trackd.storage.image import Image
+from trackd.state import changes
+from trackd.state.changes import Moment
+from trackd.state.decide import SWEEP_INTERVAL, Decisions
+from trackd.state.events import pack_events
+from trackd.state.restore import add_events, load, replay, row_of
+from trackd.state.state import State
 from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
 from trackd_client.errors import Code
 from trackd_client.wire.clock import boot_id
@@ -98,8 +101,7 @@ class TrackerActor(SupervisedActor):
         self._runtime = Runtime(boot_id(), clock(), time.time())
         self._runtime.http = http or self._runtime.http
         self._runtime.ask_reload = ask_reload or self._runtime.ask_reload
-        self._state = State(config, self, self._runtime.metrics)
-        self._requests = Requests(self._context())
+        self._build(State(config.cluster_name))
         self._batch: list[Call] = []
         self._ticker: pykka.ActorRef[Any] | None = None
         self._watcher: pykka.ActorRef[Any] | None = None
@@ -108,6 +110,8 @@ class TrackerActor(SupervisedActor):
         self._crashes: list[
             float
         ] = []  # when the kernel reported the crashes whose leases are freed
+        self._stored_count: int | None = None  # the connection count before this start
+        self._published = 0  # the revision of the last event in the history
         self._announced: float | None = None  # when the ticker will wake us
         self._timer_due = True  # whether to look when that should be
         self._failed = False
@@ -119,8 +123,35 @@ class TrackerActor(SupervisedActor):
         """The inbox; the server closes it after the actor's thread has ended."""
         return self._mailbox
 
+    def _build(self, state: State) -> None:
+        """Begin to decide about a state, and to answer requests from it."""
+        self._state = state
+        store = self._store
+        touch = (lambda _key: None) if store is None else store.touch
+        self._decide = Decisions(state, self._config, self._runtime.metrics, touch)
+        self._decide.begin(self._moment)
+        self._replies = Replies(self._decide, self._mailbox.send, self._config.max_outstanding)
+        self._requests = Requests(self._context())
+
     def _context(self) -> Context:
-        return Context(self._state, self._config, self._roles, self._runtime, self._clock)
+        return Context(
+            self._state,
+            self._decide,
+            self._replies,
+            self._config,
+            self._roles,
+            self._runtime,
+            self._clock,
+        )
+
+    def _empty_state(self) -> State:
+        config = self._config
+        return State(
+            config.cluster_name,
+            dial_rate=config.dial_rate,
+            dial_burst=config.dial_burst,
+            history=config.history,
+        )
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
@@ -135,6 +166,7 @@ class TrackerActor(SupervisedActor):
         if self._failed:
             return None
         self._moment = self._clock()
+        self._decide.begin(self._moment)
         try:
             if isinstance(message, Call):
                 return self._answer(message)
@@ -159,8 +191,7 @@ class TrackerActor(SupervisedActor):
         self._runtime.requests += 1
         self._batch.append(call)
         answer = self._requests.answer(call)
-        if self._state.queue:
-            self._serve_waiters()
+        self._serve_waiters()
         return answer
 
     def _handle(self, message: Any) -> None:
@@ -186,7 +217,7 @@ class TrackerActor(SupervisedActor):
         if self._runtime.store_problem is not None:
             self._probe()
         if self._runtime.store_problem is None:
-            for session in self._state.sweep(late if late > LATE_SECONDS else 0.0):
+            for session in self._decide.sweep(late if late > LATE_SECONDS else 0.0):
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
     def _end_sessions(self, process: Process) -> int:
@@ -199,7 +230,7 @@ class TrackerActor(SupervisedActor):
         if self._runtime.store_problem is not None:
             return total
         for session in self._state.sessions.of_process(process):
-            freed = self._state.end_session(session, "process_exited")
+            freed = self._decide.end_session(session, "process_exited")
             log.info(
                 "session ended",
                 extra=fields(
@@ -212,7 +243,11 @@ class TrackerActor(SupervisedActor):
     def _reload(self, message: Reload) -> None:
         self._config, self._roles = message.config, message.roles
         self._mailbox.limit_frames(message.config.max_frame)
-        self._state.reconfigure(message.config)
+        for chunk in self._state.history.dropped_by(message.config.history):
+            self._decide.touch(("history", chunk))
+        self._state.history.keep(message.config.history)
+        self._decide.reconfigure(message.config)
+        self._replies = Replies(self._decide, self._mailbox.send, message.config.max_outstanding)
         self._announced = None  # the next thing may be due earlier
         self._timer_due = True
         self._requests = Requests(self._context())
@@ -223,35 +258,16 @@ class TrackerActor(SupervisedActor):
         self._runtime.reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
 
     def _serve_waiters(self) -> None:
-        if self._runtime.store_problem is None:
-            self._state.serve_waiters()
-
-    # -- the effects that the state needs --------------------------------------
+        """Grant what can be granted, and answer the parked requests that are ready."""
+        stores = self._runtime.store_problem is None
+        if stores and self._state.queue:
+            self._decide.serve_waiters()
+        if self._decide.finished or self._decide.noticed:
+            self._replies.settle(stores=stores)
 
     def now(self) -> float:
-        """Return seconds of CLOCK_BOOTTIME: one moment for the whole handling of a message.
-
-        Otherwise a proxy might expire within one grant, after the purge.
-        """
+        """Return the moment of the message that is handled: seconds of CLOCK_BOOTTIME."""
         return self._moment
-
-    def wall(self) -> float:
-        """Return Unix time."""
-        return time.time()
-
-    def deliver(self, route: bytes, frame: bytes) -> None:
-        """Send the reply of a parked request together with the batch."""
-        self._mailbox.send(route, frame)
-
-    def watch(self, process: Process) -> None:
-        """Watch a process for its exit."""
-        if self._watcher is not None:
-            send(self._watcher, WatchProcess(process))
-
-    def unwatch(self, process: Process) -> None:
-        """Stop watching a process."""
-        if self._watcher is not None:
-            send(self._watcher, UnwatchProcess(process))
 
     # -- batches ----------------------------------------------------------------------
 
@@ -260,51 +276,70 @@ class TrackerActor(SupervisedActor):
         store = self._store
         if store is None or self._failed:
             return
-        state = self._state
-        changed = bool(state.changes)
+        changed = bool(self._decide.batch)
         stored = self._commit(store) if changed else None
         self._mailbox.flush()
         if stored is not None:
-            store.touch(stored.touched)
-            self._tell_events(stored)
-        self._state.batch_ended()
+            self._publish(store, stored)
+            self._watch_processes(stored)
+        self._replies.batch_ended()
         if self._batch:
             self._count_requests()
-        if store.checkpoint_due and self._runtime.store_problem is None:
+        if store.has_work and self._runtime.store_problem is None:
             try:
-                store.checkpoint_step(functools.partial(value_of, self._state))
+                store.step()
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
         if changed or self._timer_due:
             self._timer_due = False
             self._set_timer()
 
-    def _commit(self, store: Store) -> Batch | None:
+    def _commit(self, store: Store) -> list[Moment] | None:
         """Commit the changes of the batch; return them, or None when that failed."""
-        batch = self._state.changes.take()
-        if batch.records:
-            began = time.perf_counter()
-            try:
-                store.append(batch.records, time.time())
-            except (StoreError, DamagedError) as error:
-                self._lose_batch(error)
-                return None
-            self._runtime.metrics.commit_seconds.observe(time.perf_counter() - began)
-            self._epoch_stored = True
+        batch = self._decide.take()
+        began = time.perf_counter()
+        try:
+            store.append(changes.pack(batch))
+        except (StoreError, DamagedError) as error:
+            self._lose_batch(error)
+            return None
+        self._runtime.metrics.commit_seconds.observe(time.perf_counter() - began)
+        self._epoch_stored = True
         return batch
 
-    def _tell_events(self, batch: Batch) -> None:
-        """Count the stored events, and pass them to the publisher when there is an audience."""
-        self._runtime.metrics.take(batch.kinds)
+    def _publish(self, store: Store, batch: list[Moment]) -> None:
+        """Count what was stored, and pass its events to the history and to the publisher."""
+        self._runtime.metrics.take(batch)
         if self._crashes:
             now = self._clock()
             for crashed in self._crashes:
                 self._runtime.metrics.crash_seconds.observe(now - crashed)
             self._crashes.clear()
-        if batch.events and self._audience.listening and self._publisher is not None:
-            state = self._state
-            publish = Publish(state.epoch, state.tracker_id, state.changes.revision, batch.events)
+        state = self._state
+        packed = pack_events(batch, self._published + 1)
+        if not packed:
+            return
+        add_events(state, self._published + 1, packed, store.touch)
+        self._published = state.revision
+        if self._audience.listening and self._publisher is not None:
+            publish = Publish(state.epoch, state.tracker_id, state.revision, packed)
             send(self._publisher, publish)
+
+    def _watch_processes(self, batch: list[Moment]) -> None:
+        """Watch the processes of sessions that were opened, and those that have none no longer."""
+        for moment in batch:
+            for change in moment.changes:
+                if (
+                    isinstance(change, changes.SessionOpened | changes.SessionEnded)
+                    and change.start is not None
+                ):
+                    self._watch(Process(change.pid, change.start))
+
+    def _watch(self, process: Process) -> None:
+        """Let the watcher watch a process while it has sessions."""
+        if self._watcher is not None:
+            watched = self._state.sessions.has_process(process)
+            send(self._watcher, WatchProcess(process) if watched else UnwatchProcess(process))
 
     def _count_requests(self) -> None:
         """Count the requests of a batch, and the time from their receipt."""
@@ -323,7 +358,7 @@ class TrackerActor(SupervisedActor):
         if self._runtime.store_problem is not None:
             due: float | None = now + PROBE_SECONDS
         else:
-            due = self._state.next_timer()
+            due = self._decide.next_timer()
         if self._mailbox.has_unsent:
             due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
@@ -338,37 +373,47 @@ class TrackerActor(SupervisedActor):
         self._runtime.store_problem = str(error)
         self._crashes.clear()
         self._mailbox.discard()
-        lost = self._state
-        waiters = [*lost.left, *lost.queue]
-        routes = {(waiter.session.token, waiter.seq): waiter.route for waiter in waiters}
-        # Notices of this batch are gone; their sessions ask again.
-        watches = [*lost.watches_answered, *(s.watch for s in lost.sessions if s.watch)]
-        for watch in watches:
-            body = {"seq": watch.seq, "revision": lost.changes.revision, "notices": []}
-            self._mailbox.send(watch.route, encode(REPLY, body))
-        self._load()
-        if not self._epoch_stored:
-            self._state.begin_epoch(self._tracker_id)
-        for waiter in self._state.queue:
-            waiter.route = routes.get((waiter.session.token, waiter.seq))
+        self._reload_state()
+        if not self._epoch_stored:  # as it will be once the store works; `_probe` stores it
+            self._decide.begin_epoch(self._tracker_id, self._stored_count)
         for call in self._batch:
             call.set(self._requests.answer(call))
-        self._state.changes.take()  # answering found nothing to change; see Requests
+        self._decide.take()  # answering found nothing to change; see Requests
+
+    def _reload_state(self) -> None:
+        """Build the state from what is committed, and keep the connections of parked requests."""
+        lost, replies = self._state, self._replies
+        routes = {(token, seq): route for token, seq, route in replies.left}
+        for session in lost.sessions:
+            for seq, route in session.live.routes.items():
+                routes[session.token, seq] = route
+        # Notices of this batch are gone; their sessions ask again.
+        watches = [session.live.watch for session in lost.sessions]
+        for watch in (*replies.watches, *watches):
+            if watch is not None:
+                self._mailbox.send(watch.route, replies.frame(watch.seq, {"notices": []}))
+        self._load()
+        for waiter in self._state.queue:
+            route = routes.get((waiter.session.token, waiter.seq))
+            if route is not None:
+                waiter.session.live.routes[waiter.seq] = route
 
     def _probe(self) -> None:
         """Check whether the store works again; if so, do what was put off."""
         assert self._store is not None
         try:
-            self._store.append([["meta", "probed", time.time()]], time.time())
+            self._store.append(
+                changes.pack([Moment(self._moment, time.time(), [changes.Probed()])])
+            )
         except StoreError:
             return
         log.warning("changes can be stored again")
         self._runtime.store_problem = None
         if not self._epoch_stored:
-            self._state.record_epoch()
-        self._state.restart_timers()
+            self._reload_state()
+            self._decide.begin_epoch(self._tracker_id, self._stored_count)
+        self._decide.restart_timers()
         self._end_gone_sessions()
-        self._state.send_notices()
 
     def _fail(self, message: Any) -> None:
         """End the process after an unexpected exception."""
@@ -380,7 +425,7 @@ class TrackerActor(SupervisedActor):
         for call in self._batch:
             body = error_body(
                 call.seq,
-                self._state.changes.revision,
+                self._state.revision,
                 Code.INTERNAL,
                 "the daemon met an error of its own and restarts; its log tells more",
             )
@@ -399,27 +444,29 @@ class TrackerActor(SupervisedActor):
         if self._state.cluster not in ("", self._config.cluster_name):
             self._set_aside(f"it belongs to the cluster {self._state.cluster!r}")
             self._load()
-        self._state.begin_epoch(self._tracker_id)
-        self._state.record_epoch()
+        self._decide.begin_epoch(self._tracker_id, self._stored_count)
         self._end_batch()
 
     def _load(self) -> None:
         """Build the state from what is committed."""
-        assert self._store is not None
-        state = State(self._config, self, self._runtime.metrics)
         try:
-            rows, batches = self._store.load()
-            image = Image()
-            image.take(rows)
-            touched = [key for batch in batches for record in batch for key in image.replay(record)]
-            load(state, image)
+            self._read()
         except (DamagedError, ValueError, TypeError, LookupError, AttributeError) as error:
             self._set_aside(f"cannot be read: {error}")
-            state, touched = State(self._config, self, self._runtime.metrics), []
-            load(state, Image())
-        self._state = state
-        self._requests = Requests(self._context())
-        self._store.touch(touched)
+            self._read()
+
+    def _read(self) -> None:
+        store, state = self._store, self._empty_state()
+        assert store is not None
+        store.begin_reading()
+        store.row_of = functools.partial(row_of, state)
+        load(state, store.rows, store.touch)
+        for packed in store.batches():
+            replay(state, changes.unpack(packed), store.touch)
+        known = state.configured_count is not None
+        self._stored_count = state.tracker.connection_count if known else None
+        self._published = state.revision
+        self._build(state)
 
     def _set_aside(self, why: str) -> None:
         """Begin a new, empty state with a tracker id of its own."""
@@ -434,9 +481,10 @@ class TrackerActor(SupervisedActor):
         self._publisher = message.publisher
         self._runtime.events = message.events
         self._end_gone_sessions()
-        self._state.restart_timers()
+        self._decide.restart_timers()
         if self._runtime.store_problem is None:
-            self._state.sweep()
+            self._decide.sweep()
+        self._serve_waiters()
         self._end_batch()
         self._timer_due = True
         self._mailbox.bind(message.endpoint, message.descriptor)
@@ -450,4 +498,4 @@ class TrackerActor(SupervisedActor):
             if gone:
                 self._end_sessions(process)
             else:
-                self.watch(process)
+                self._watch(process)

@@ -15,7 +15,7 @@ def force_release(context: Context, call: Call, _session: Session) -> Fields:
     """Take a lease back from its session."""
     lease = check_count(call.body.get("lease"), "lease", least=1)
     assert call.peer is not None
-    released = context.state.force_release(lease, call.peer)
+    released = context.decide.force_release(lease, call.peer)
     if released is None:
         return {"released": False, "session": None, "name": None}
     session, name = released
@@ -29,7 +29,7 @@ def end_session(context: Context, call: Call, _session: Session) -> Fields:
     ended = context.state.sessions.by_id.get(number)
     if ended is None:
         return {"ended": False, "freed": []}
-    freed = context.state.end_session(ended, "admin", call.peer)
+    freed = context.decide.end_session(ended, "admin", call.peer)
     log_act(context, call, "end_session", session=number, freed=len(freed))
     return {"ended": True, "freed": freed}
 
@@ -38,7 +38,7 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
     """Stop tracking a proxy until newer gossip mentions it."""
     name = check_name(call.body.get("name"), "name", context.config.max_name)
     assert call.peer is not None
-    tombstone = context.state.forget(name, call.peer)
+    tombstone = context.decide.forget(name, call.peer)
     claimed = context.state.tracker.holder(name) is not None
     if tombstone is None:
         return {"forgotten": False, "claimed": claimed, "until": None}

@@ -12,6 +12,7 @@ from trackd.operations import admin
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
 from trackd.operations.operation import PARKED, Fields, Operation
+from trackd.operations.replies import grant_fields
 from trackd.rules.tracker import GossipRow
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
@@ -78,7 +79,8 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
     process = _process_of(peer)
     command = command_of(peer.pid) if peer.pid else ""
     return _opened(
-        context, state.open_session(token, peer, process, name, version, labels, command)
+        context,
+        context.decide.open_session(token, peer, process, name, version, labels, command),
     )
 
 
@@ -99,7 +101,7 @@ def _opened(context: Context, session: Session) -> Fields:
 
 def close(context: Context, _call: Call, session: Session) -> Fields:
     """End the session and release its leases."""
-    context.state.end_session(session, "closed")
+    context.decide.end_session(session, "closed")
     return {}
 
 
@@ -120,14 +122,14 @@ def track_expected(context: Context, call: Call, session: Session) -> Fields:
         )
     unknown = context.state.tracker.unknown(entries, context.config.max_ttl)  # nearly always: none
     if not unknown:
-        context.state.mention(session, entries)
+        context.decide.mention(session, entries)
         return {"changed": 0}
     rows: list[GossipRow] = list(entries)
     for i in unknown:
         rows[i] = _row(context, entries[i], i)
     _check_tracked(context, rows)
     _limit_ttls(context, session, rows)
-    return {"changed": context.state.track(session, rows)}
+    return {"changed": context.decide.track(session, rows)}
 
 
 def set_connection_count(context: Context, call: Call, _session: Session) -> Fields:
@@ -143,7 +145,7 @@ def set_connection_count(context: Context, call: Call, _session: Session) -> Fie
     if count != context.state.tracker.connection_count:
         if is_admin:  # an agent that sets it does its own work, as often as it likes
             log_act(context, call, "set_connection_count", count=count)
-        context.state.set_count(count)
+        context.decide.set_count(count)
     return {}
 
 
@@ -158,13 +160,13 @@ def is_claimed(context: Context, call: Call, _session: Session) -> Fields:
 def try_acquire(context: Context, _call: Call, session: Session) -> Fields:
     """Grant a lease, or refuse it."""
     _check_leases(context)
-    return _granted(context, context.state.try_acquire(session))
+    return _granted(context, context.decide.try_acquire(session))
 
 
 def acquire(context: Context, call: Call, session: Session) -> Any:
     """Grant a lease, or park the request until one can be granted or its deadline passes."""
     _check_leases(context)
-    lease = context.state.try_acquire(session)
+    lease = context.decide.try_acquire(session)
     if lease is not None:
         return _granted(context, lease)
     if len(context.state.queue) >= context.config.max_waiters:
@@ -172,9 +174,9 @@ def acquire(context: Context, call: Call, session: Session) -> Any:
             Code.LIMIT_EXCEEDED,
             f"{context.config.max_waiters} requests wait for a lease, which is the limit",
         )
-    context.runtime.metrics.refusals[context.state.refusal()] += 1
+    context.runtime.metrics.refusals[context.decide.refusal()] += 1
     deadline = call.body.get("deadline")
-    context.state.park(session, call.seq, deadline, call.route)
+    context.decide.park(session, call.seq, deadline, call.route)
     return PARKED
 
 
@@ -187,7 +189,7 @@ def claim(context: Context, call: Call, session: Session) -> Fields:
             f"lease {lease} did not claim within"
             f" {context.config.claim_timeout:g} s and was taken back; acquire another",
         )
-    name, reason = context.state.claim(session, lease, _principals(context, call))
+    name, reason = context.decide.claim(session, lease, _principals(context, call))
     if reason is not None:
         return {"claimed": False, "name": name, "reason": reason}
     return {"claimed": True, "name": name}
@@ -195,27 +197,26 @@ def claim(context: Context, call: Call, session: Session) -> Fields:
 
 def release(context: Context, call: Call, session: Session) -> Fields:
     """Release a lease; a second release is not an error."""
-    return {"released": context.state.release(session, _own_lease(context, call, session))}
+    return {"released": context.decide.release(session, _own_lease(context, call, session))}
 
 
 def adopt(context: Context, call: Call, session: Session) -> Fields:
     """Grant a lease that claims at once, for a tunnel that is open already."""
     principals = _principals(context, call)
     _check_leases(context)
-    lease, name = context.state.adopt(session, principals)
+    lease, name = context.decide.adopt(session, principals)
     return {"lease": lease, "name": name}
 
 
 def cancel(context: Context, call: Call, session: Session) -> Fields:
     """Cancel an earlier request: it never runs, and a lease that it was granted is taken back."""
     target = check_count(call.body.get("target"), "target", least=1)
-    return {"cancelled": context.state.give_up(session, target)}
+    return {"cancelled": context.decide.give_up(session, target)}
 
 
 def watch_session(context: Context, call: Call, session: Session) -> Any:
     """Park the request until there are notices for the session."""
-    stores = context.runtime.store_problem is None
-    context.state.watch(session, ParkedWatch(call.seq, call.route), stores=stores)
+    context.replies.watch(session, ParkedWatch(call.seq, call.route))
     return PARKED
 
 
@@ -257,10 +258,10 @@ def _check_leases(context: Context) -> None:
 
 
 def _granted(context: Context, lease: int | None) -> Fields:
-    fields = context.state.grant_fields(lease)
+    fields = grant_fields(context.decide, lease)
     if lease is None:
-        context.runtime.metrics.refusals[context.state.refusal()] += 1
-        if (wait := context.state.retry_after()) is not None:
+        context.runtime.metrics.refusals[context.decide.refusal()] += 1
+        if (wait := context.decide.retry_after()) is not None:
             fields["retry_after"] = wait
     return fields
 

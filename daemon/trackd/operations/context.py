@@ -10,7 +10,9 @@ from trackd.config.settings import Config
 from trackd.host.logs import fields as about
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
+from trackd.operations.replies import Replies
 from trackd.operations.runtime import Runtime
+from trackd.state.decide import Decisions
 from trackd.state.state import State
 
 log = logging.getLogger("trackd.operators")
@@ -21,7 +23,9 @@ class Context:
     """The things that every operation may use.
 
     Attributes:
-        state: the state.
+        state: the state, for reading.
+        decide: makes changes of it.
+        replies: makes the replies.
         config: the settings.
         roles: who is an admin.
         runtime: facts about this process.
@@ -29,6 +33,8 @@ class Context:
     """
 
     state: State
+    decide: Decisions
+    replies: Replies
     config: Config
     roles: Roles
     runtime: Runtime

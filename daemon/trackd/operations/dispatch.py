@@ -41,6 +41,8 @@ class Requests:
         self.context = context
         self.config = context.config
         self.state = context.state
+        self.decide = context.decide
+        self.replies = context.replies
         self._max_done_ranges = context.config.max_done_ranges
 
     def answer(self, call: Call) -> bytes | None:
@@ -54,7 +56,7 @@ class Requests:
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
         self.context.runtime.metrics.errors[error.code] += 1
-        body = error_body(call.seq, self.state.changes.revision, error.code, str(error))
+        body = error_body(call.seq, self.state.revision, error.code, str(error))
         body.update(error.fields)
         if error.code == Code.UNAVAILABLE:
             body["retry_after"] = STORE_RETRY
@@ -85,26 +87,27 @@ class Requests:
         if session.peer.uid != call.peer.uid:
             raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
         if session.process is None:
-            self.state.note_sign_of_life(session)
-        session.requests += 1
+            self.decide.note_sign_of_life(session)
+        session.live.requests += 1
         if "done" in body:
             done = check_done(body["done"], self._max_done_ranges)
             # It can end a wait, which must be stored; it comes again with each request.
             if self.context.runtime.store_problem is None:
-                self.state.acknowledge(session, done)
+                self.decide.acknowledge(session, done)
 
-        seq = call.seq
-        if seq in session.done:
+        seq, live = call.seq, session.live
+        if seq in live.done:
             return None
-        remembered = session.replies.get(seq)
-        if remembered is not None:
-            return remembered.frame
-        if session.watch is not None and session.watch.seq == seq:
-            session.watch = ParkedWatch(seq, call.route)
+        kept = session.replies.get(seq)
+        if kept is not None:
+            return kept.frame
+        if seq in live.refusals:
+            return live.refusals[seq]
+        if live.watch is not None and live.watch.seq == seq:
+            live.watch = ParkedWatch(seq, call.route)
             return None
-        waiter = session.parked.get(seq)
-        if waiter is not None:
-            waiter.route = call.route
+        if seq in session.parked:
+            live.routes[seq] = call.route
             return None
         if not operation.never_stale and self._is_stale(call):
             return None
@@ -113,7 +116,7 @@ class Requests:
             raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()
-            if not self._has_room(session) and not operation.never_stale:
+            if not self.replies.has_room(session) and not operation.never_stale:
                 raise ProtocolError(
                     Code.LIMIT_EXCEEDED,
                     f"the session has {self.config.max_outstanding} requests that wait or whose"
@@ -125,25 +128,24 @@ class Requests:
 
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
         """Run an operation of a session, and remember its reply."""
-        state = self.state
-        before = len(state.changes.records)
+        before = self.decide.made
         try:
             fields = operation.run(self.context, call, session)
         except ProtocolError as error:
             frame = self._refuse(call, error)
             self._log(call, session, {"error": error.code})
-            if operation.changes and self._has_room(session):
-                state.remember(session, call.seq, frame, stored=False, lease=None)
+            if operation.changes and self.replies.has_room(session):
+                self.decide.remember(session, call.seq, frame, stored=False, lease=None)
             return frame
         if log.isEnabledFor(logging.DEBUG):
             self._log(call, session, {} if fields is PARKED else fields)
         if fields is PARKED:
             return None
         frame = self._reply(call, fields)
-        if operation.changes and not session.ended and self._has_room(session):
+        if operation.changes and not session.ended and self.replies.has_room(session):
             # Operations that run without room (release, cancel) may run again and do nothing then.
-            stored = len(state.changes.records) > before
-            state.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
+            stored = self.decide.made > before
+            self.decide.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
         return frame
 
     def _log(self, call: Call, session: Session, fields: Fields) -> None:
@@ -185,7 +187,7 @@ class Requests:
         return self._reply(call, fields)
 
     def _reply(self, call: Call, fields: Fields) -> bytes:
-        return encode(REPLY, {"seq": call.seq, "revision": self.state.changes.revision, **fields})
+        return self.replies.frame(call.seq, fields)
 
     def _check_store(self) -> None:
         if self.context.runtime.store_problem is not None:
@@ -198,9 +200,6 @@ class Requests:
     def _is_stale(self, call: Call) -> bool:
         deadline = call.body.get("deadline")
         return deadline is not None and check_seconds(deadline, "deadline") < self.context.now()
-
-    def _has_room(self, session: Session) -> bool:
-        return len(session.replies) + len(session.parked) < self.config.max_outstanding
 
 
 OPERATIONS: Final[dict[str, Operation]] = {

@@ -16,7 +16,8 @@ from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import MOST_GROUPS, metrics
 from trackd.operations.operation import PROBE, Fields, Operation, names_of
 from trackd.operations.snapshot import limit_of, proxy_row, snapshot
-from trackd.state.state import State
+from trackd.state.changes import Probed
+from trackd.state.decide import Decisions
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count, check_name
@@ -35,7 +36,7 @@ def probe(context: Context, call: Call) -> Fields:
     state, tracker = context.state, context.state.tracker
     context.runtime.requests -= 1  # not a request of a client
     if context.runtime.store_problem is None:
-        state.changes.mark()
+        context.decide.do(Probed())
     return {
         "desired": tracker.desired_count,
         "claimed_desired": tracker.claimed_desired_count,
@@ -73,7 +74,7 @@ def status(context: Context, _call: Call) -> Fields:
         "store": store_word(context),
         "store_problem": runtime.store_problem,
         "store_bytes": runtime.store_bytes(),
-        "history": len(state.changes.history),
+        "history": len(state.history),
         "events": runtime.events,
         "http": context.config.http,
         "reloads": runtime.reloads,
@@ -103,7 +104,7 @@ def explain(context: Context, call: Call) -> Fields:
         )
     state, tracker = context.state, context.state.tracker
     bootstrap, need = tracker.bootstrap, tracker.need
-    retry_after = state.retry_after()
+    retry_after = context.decide.retry_after()
     if context.runtime.store_problem is not None:
         reason = "store"
     elif state.queue:
@@ -127,22 +128,22 @@ def explain(context: Context, call: Call) -> Fields:
         "waiting": len(state.queue),
         "missing": tracker.missing(MOST_MISSING),
         "missing_count": tracker.desired_count - tracker.claimed_desired_count,
-        "recent": _recent_claims(state),
+        "recent": _recent_claims(context.decide),
     }
     return fields if retry_after is None else {**fields, "retry_after": retry_after}
 
 
-def _recent_claims(state: State) -> Fields:
+def _recent_claims(decide: Decisions) -> Fields:
     """Return how the last claims went: many that met a held proxy hint at the load balancer."""
-    met = Counter(claim.name for claim in state.recent if claim.held)
+    met = Counter(claim.name for claim in decide.recent if claim.held)
     expected = since_success = 0.0
-    for claim in state.recent:
+    for claim in decide.recent:
         expected += claim.chance
         since_success = since_success + claim.chance if claim.held else 0.0
     return {
-        "claims": len(state.recent) - met.total(),
+        "claims": len(decide.recent) - met.total(),
         "duplicates": met.total(),
-        "since": state.recent[0].time if state.recent else None,
+        "since": decide.recent[0].time if decide.recent else None,
         "met": [list(pair) for pair in met.most_common(MOST_MET)],
         "expected": expected,
         "expected_since_success": since_success,
@@ -195,11 +196,11 @@ def config(context: Context, call: Call) -> Fields:
 def history(context: Context, call: Call) -> Fields:
     """Return the events after a revision, as far as they are kept."""
     after = check_count(call.body.get("after", 0), "after")
-    kept = context.state.changes.history
+    kept = context.state.history
     return {
         "events": kept.after(after, limit_of(call)),
         "oldest": kept.oldest,
-        "newest": context.state.changes.revision,
+        "newest": context.state.revision,
         "history": kept.most,
     }
 

@@ -26,13 +26,13 @@ def snapshot(context: Context, call: Call) -> Fields:
     keys, row = _LISTINGS[of]
     cursor = body.get("cursor")
     if cursor is None:
-        cursor = listings.begin(of, state.changes.revision, keys(state))
+        cursor = listings.begin(of, state.revision, keys(state))
     elif type(cursor) is not list or len(cursor) != 2:
         raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must come from an earlier reply")
     else:
         for part in cursor:
             check_count(part, "cursor")
-    page = listings.page(of, cursor, limit_of(call), lambda key: row(state, key))
+    page = listings.page(of, cursor, limit_of(call), lambda key: row(context, key))
     if page is None:
         raise ProtocolError(
             Code.INVALID_ARGUMENT, "cursor belongs to no listing any more; begin another one"
@@ -63,21 +63,21 @@ def proxy_row(state: State, name: str) -> Fields:
         "lease": lease,
         "session": None if holder is None else holder.id,
         "pid": None if holder is None else holder.peer.pid,
-        "mentioned_by": state.mentions.get(name),
+        "mentioned_by": None if proxy is None else tracker.mentions.of(name).by,
     }
 
 
-def _listed_proxy(state: State, name: str) -> Fields | None:
-    row = proxy_row(state, name)
+def _listed_proxy(context: Context, name: str) -> Fields | None:
+    row = proxy_row(context.state, name)
     return row if row["tracked"] or row["lease"] is not None else None
 
 
-def _lease_row(state: State, lease: int) -> Fields | None:
+def _lease_row(context: Context, lease: int) -> Fields | None:
+    state = context.state
     held = state.leases.get(lease)
     if held is None:
         return None
     name = state.tracker.lease_name(lease)
-    timeout = state.config.claim_timeout
     return {
         "lease": lease,
         "session": held.session.id,
@@ -85,12 +85,13 @@ def _lease_row(state: State, lease: int) -> Fields | None:
         "name": name,
         "granted": held.granted,
         "wall": held.wall,
-        "claim_by": held.timed_from + timeout if timeout > 0 and name is None else None,
+        "claim_by": context.decide.claim_by(lease) if name is None else None,
         "principals": held.principals,
     }
 
 
-def _session_row(state: State, number: int) -> Fields | None:
+def _session_row(context: Context, number: int) -> Fields | None:
+    state = context.state
     session = state.sessions.by_id.get(number)
     if session is None:
         return None
@@ -109,9 +110,9 @@ def _session_row(state: State, number: int) -> Fields | None:
         "leases": len(session.leases),
         "inflight": sum(lease in state.in_flight for lease in session.leases),
         "waiting": len(session.parked),
-        "requests": session.requests,
-        "gossip": session.gossip,
-        "deadline": session.deadline,
+        "requests": session.live.requests,
+        "gossip": session.live.gossip,
+        "deadline": session.live.deadline,
     }
 
 
@@ -121,7 +122,7 @@ def limit_of(call: Call) -> int:
 
 
 _Keys = Callable[[State], Any]
-_Row = Callable[[State, Any], Fields | None]
+_Row = Callable[[Context, Any], Fields | None]
 _LISTINGS: Final[dict[str, tuple[_Keys, _Row]]] = {
     "proxies": (lambda state: state.tracker.names(), _listed_proxy),
     "leases": (lambda state: state.leases, _lease_row),

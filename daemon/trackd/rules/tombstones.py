@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from trackd.rules.tracker import GossipRow, Place
@@ -47,14 +48,20 @@ class Tombstones:
         """Return the tombstone of a proxy, or None."""
         return self._tombstones.get(name)
 
-    def add(self, name: str, place: Place, until: float) -> list[str]:
-        """Set a tombstone; return the names of the oldest ones that were dropped to make room."""
+    def add(self, name: str, place: Place, until: float) -> None:
+        """Set a tombstone, as the newest one."""
         self._tombstones[name] = Tombstone(*place, until)
         self._tombstones.move_to_end(name)
-        dropped = []
-        while len(self._tombstones) > _MOST:
-            dropped.append(self._tombstones.popitem(last=False)[0])
-        return dropped
+
+    def drop(self, name: str) -> None:
+        """Drop a tombstone; KeyError when there is none."""
+        del self._tombstones[name]
+
+    def too_many(self, name: str) -> list[str]:
+        """Return the names of the oldest ones that must make room for one of a name."""
+        others = len(self._tombstones) - (name in self._tombstones)
+        oldest = (each for each in self._tombstones if each != name)
+        return list(islice(oldest, max(0, others + 1 - _MOST)))
 
     def keeps_away(self, row: GossipRow, now: float) -> bool:
         """Return whether this mention of a proxy is to be ignored."""
@@ -67,9 +74,6 @@ class Tombstones:
             and tombstone.until >= now
         )
 
-    def drop_old(self, now: float) -> list[str]:
-        """Drop the tombstones that no longer hold at `now`; return their names."""
-        over = [name for name, tombstone in self._tombstones.items() if tombstone.until < now]
-        for name in over:
-            del self._tombstones[name]
-        return over
+    def past(self, now: float) -> list[str]:
+        """Return the names of the tombstones that no longer hold at `now`."""
+        return [name for name, tombstone in self._tombstones.items() if tombstone.until < now]

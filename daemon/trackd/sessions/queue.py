@@ -69,10 +69,6 @@ class Queue:
         """Take a waiter out, at any place in the queue."""
         del self._waiters[waiter.order]
 
-    def note_served(self, waiter: Waiter) -> None:
-        """Note that a waiter was granted a lease."""
-        self.last_served = max(self.last_served, waiter.tag)
-
     def next_deadline(self) -> float | None:
         """Return the earliest deadline of a waiter, or None."""
         while self._deadlines and self._deadlines[0][1] not in self._waiters:

@@ -8,7 +8,7 @@ each of them happen once, however often it is sent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Any, Final, NamedTuple
@@ -39,17 +39,10 @@ def sentence_of(reason: str) -> str:
     return f"the session has ended: {REASONS.get(reason, reason)}"
 
 
-class Remembered(NamedTuple):
-    """The reply that a request got.
-
-    Attributes:
-        frame: as it was sent.
-        stored: whether the store holds it too: the reply of a mutation.
-        lease: the lease that it granted, or None.
-    """
+class KeptReply(NamedTuple):
+    """The reply that a request got, and the lease that it granted, or None."""
 
     frame: bytes
-    stored: bool
     lease: int | None
 
 
@@ -60,10 +53,9 @@ class Waiter:
     Attributes:
         session: the session that waits.
         seq: the number of the request.
-        order: the number of its arrival; kept over restarts.
-        tag: its turn by rule 13, lower first; kept over restarts.
+        order: the number of its arrival.
+        tag: its turn by rule 13, lower first.
         deadline: when it stops waiting, or None for never.
-        route: the connection to answer, or None until the client has sent it again.
     """
 
     session: Session
@@ -71,7 +63,6 @@ class Waiter:
     order: int
     tag: int
     deadline: float | None
-    route: bytes | None
 
 
 class ParkedWatch(NamedTuple):
@@ -81,25 +72,39 @@ class ParkedWatch(NamedTuple):
     route: bytes
 
 
-class Acknowledged(NamedTuple):
-    """What `done` of a request has changed.
+@dataclass(slots=True, eq=False)
+class Live:
+    """What a restart forgets of a session, since its client brings it again or nobody needs it.
 
     Attributes:
-        given_up: numbers of parked requests that it covers, which the client has given up.
-        unstored: whether it covers a number that would run again after a restart, unless the
-            store takes it in: one that was refused, or that has never come.
+        requests: made since this daemon started.
+        gossip: how many of those were gossip.
+        deadline: when it ends unless a heartbeat comes, or None.
+        overdue: whether its deadline has passed once without a look at what waits in the socket.
+        done: numbers of requests whose replies the client has, or has given up; it runs ahead of
+            the session's, which the next change of the session brings up.
+        refusals: the replies that changed nothing, by the number of their request.
+        repeatable: numbers of answered requests that may run again without harm, as reads may.
+        routes: the connections of parked acquires whose clients have asked this daemon.
+        watch: its parked `watch_session`, or None.
+        advice: notices that the daemon gives again by itself.
     """
 
-    given_up: list[int]
-    unstored: bool
-
-
-_NOTHING_ACKNOWLEDGED: Final = Acknowledged([], unstored=False)
+    requests: int = 0
+    gossip: int = 0
+    deadline: float | None = None
+    overdue: bool = False
+    done: Done = field(default_factory=Done)
+    refusals: dict[int, bytes] = field(default_factory=dict)
+    repeatable: set[int] = field(default_factory=set)
+    routes: dict[int, bytes] = field(default_factory=dict)
+    watch: ParkedWatch | None = None
+    advice: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What the daemon keeps for one client. There may be very many, so empty fields cost little.
+    """What the daemon keeps for one client, over restarts. There may be very many.
 
     Attributes:
         id: its number, for people.
@@ -112,19 +117,14 @@ class Session:
         opened: seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
         command: what its process ran at that moment, for people; "" when that is hidden.
-        requests: made since this daemon started.
-        gossip: how many of those were gossip.
-        deadline: when it ends unless a heartbeat comes, or None.
         leases: ids of the leases that it owns.
         expired: leases that were taken back from it because they never claimed.
-        done: numbers of requests whose replies the client has, or has given up.
-        replies: the replies to its other requests, by number.
-        repeatable: numbers of answered requests that may run again without harm, as reads may.
+        done: numbers of requests that it is done with, as far as that is stored.
+        replies: the replies to its other requests that changed something, by number.
         parked: its acquires that wait, by number.
-        watch: its parked `watch_session`, or None.
         notices: what the next `watch_session` will be answered with.
-        overdue: whether its deadline has passed once without a look at what waits in the socket.
         ended: whether it has ended.
+        live: what a restart forgets.
     """
 
     id: int
@@ -137,70 +137,34 @@ class Session:
     opened: float
     wall: float
     command: str = ""
-    requests: int = 0
-    gossip: int = 0
-    deadline: float | None = None
     leases: set[int] = field(default_factory=set)
     expired: frozenset[int] = frozenset()
     done: Done = field(default_factory=Done)
-    replies: dict[int, Remembered] = field(default_factory=dict)
-    repeatable: set[int] = field(default_factory=set)
+    replies: dict[int, KeptReply] = field(default_factory=dict)
     parked: dict[int, Waiter] = field(default_factory=dict)
-    watch: ParkedWatch | None = None
     notices: Sequence[dict[str, Any]] = ()
-    overdue: bool = False
     ended: bool = False
+    live: Live = field(default_factory=Live)
 
     def note_repeatable(self, seq: int, most: int) -> None:
         """Note that a request may run again without harm, unless `most` such are noted."""
-        if len(self.repeatable) < most:
-            self.repeatable.add(seq)
+        if len(self.live.repeatable) < most:
+            self.live.repeatable.add(seq)
 
-    def acknowledge(self, ranges: list[int], most: int | None = None) -> Acknowledged:
-        """Take in `done` of a request; drop the replies that it covers.
+    def unanswered(self) -> int:
+        """Return how many requests wait, or have a reply that the session is not done with."""
+        done = self.live.done
+        kept = len(self.replies)
+        if kept and self.done.ranges != done.ranges:
+            kept = sum(seq not in done for seq in self.replies)
+        return kept + len(self.live.refusals) + len(self.parked)
 
-        Args:
-            ranges: as on the wire.
-            most: ranges that may be remembered after that; None for any number.
-
-        Raises:
-            ProtocolError: `limit_exceeded`; then nothing has changed.
-        """
-        before, size = self.done.ranges, self.done.size()
-        known = before[1] if len(before) == 2 and before[0] == 1 else 0
-        if not self.done.update(ranges, most):
-            return _NOTHING_ACKNOWLEDGED
-        harmless = self._drop_covered(known) if self.replies or self.repeatable else 0
-        if self.watch is not None and self.watch.seq in self.done:
-            self.watch = None
-        given_up = [seq for seq in self.parked if seq in self.done] if self.parked else []
-        return Acknowledged(given_up, unstored=self.done.size() - size > harmless)
-
-    def _drop_covered(self, known: int) -> int:
-        """Drop what is kept of the requests that are done.
-
-        Args:
-            known: the requests from 1 to this number were done before.
-
-        Returns:
-            For how many of them a restart does no harm.
-        """
-        done, now = self.done, self.done.ranges
-        kept = len(self.replies) + len(self.repeatable)
-        covered: Iterable[int]
-        if len(now) == 2 and now[0] == 1 and now[1] - known <= kept:  # nearly always
-            covered = range(known + 1, now[1] + 1)
-        else:
-            covered = [seq for seq in (*self.replies, *self.repeatable) if seq in done]
-        harmless = 0
-        for seq in covered:
-            reply = self.replies.pop(seq, None)
-            if reply is not None:
-                harmless += reply.stored
-            elif seq in self.repeatable:
-                self.repeatable.discard(seq)
-                harmless += 1
-        return harmless
+    def covered(self) -> list[int]:
+        """Return the numbers of kept replies that the session is done with by now."""
+        if not self.replies or self.done.ranges == self.live.done.ranges:
+            return []
+        done = self.live.done
+        return [seq for seq in self.replies if seq in done]
 
 
 @dataclass(slots=True, eq=False)
@@ -213,14 +177,14 @@ class Lease:
         wall: the same moment in Unix time.
         principals: the first few of the names that its claim presented.
         timed_from: when `claim_timeout` began to run: at the grant, or later when the daemon
-            could not serve claims meanwhile.
+            could not serve claims meanwhile; a restart forgets it.
         overdue: whether that has passed once without a look at what waits in the socket.
     """
 
     session: Session
     granted: float
     wall: float
-    principals: list[str]
+    principals: Sequence[str]
     timed_from: float
     overdue: bool = False
 
@@ -252,41 +216,39 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(self.by_token.values())
 
-    def add(self, session: Session) -> bool:
-        """Add a session; return whether it is the first one of its process."""
+    def add(self, session: Session) -> None:
+        """Add a session."""
         self.by_token[session.token] = session
         self.by_id[session.id] = session
         self.last_id = max(self.last_id, session.id)
-        if session.process is None:
-            if session.deadline is not None:
-                heappush(self._heartbeats, (session.deadline, session.id, session))
-            return False
-        known = self._by_process.setdefault(session.process, set())
-        known.add(session)
-        return len(known) == 1
+        if session.process is not None:
+            self._by_process.setdefault(session.process, set()).add(session)
 
-    def remove(self, session: Session, reason: str, now: float) -> bool:
-        """Remove a session and remember its end; return whether its process has no other one."""
+    def remove(self, session: Session, reason: str, now: float) -> None:
+        """Remove a session and remember its end."""
         session.ended = True
         del self.by_token[session.token]
         del self.by_id[session.id]
         self.ended[session.token] = Ended(reason, now, session.peer.uid)
-        if session.process is None:
-            return False
-        known = self._by_process[session.process]
-        known.discard(session)
-        if not known:
-            del self._by_process[session.process]
-        return not known
+        if session.process is not None:
+            known = self._by_process[session.process]
+            known.discard(session)
+            if not known:
+                del self._by_process[session.process]
 
-    def forget_ended(self, now: float) -> list[bytes]:
-        """Forget the ended sessions that are too old or too many; return their tokens."""
+    def expect_heartbeat(self, session: Session, deadline: float) -> None:
+        """End a session at its deadline unless a heartbeat comes before."""
+        if session.live.deadline is None:
+            heappush(self._heartbeats, (deadline, session.id, session))
+        session.live.deadline, session.live.overdue = deadline, False
+
+    def long_ended(self, now: float) -> list[bytes]:
+        """Return the tokens of the ended sessions that are too old or too many, oldest first."""
+        too_many = len(self.ended) - ENDED_TOKENS
         gone = []
-        while self.ended:
-            token, ended = next(iter(self.ended.items()))
-            if len(self.ended) <= ENDED_TOKENS and ended.at + ENDED_SECONDS >= now:
+        for i, (token, ended) in enumerate(self.ended.items()):
+            if i >= too_many and ended.at + ENDED_SECONDS >= now:
                 break
-            del self.ended[token]
             gone.append(token)
         return gone
 
@@ -297,6 +259,10 @@ class Sessions:
     def processes(self) -> list[Process]:
         """Return every process that has a session."""
         return list(self._by_process)
+
+    def has_process(self, process: Process) -> bool:
+        """Return whether a process has a session."""
+        return process in self._by_process
 
     def silent(self, now: float) -> list[Session]:
         """Return the sessions whose heartbeats have stopped for too long, oldest first."""
@@ -317,10 +283,11 @@ class Sessions:
         heap = self._heartbeats
         while heap:
             deadline, number, session = heap[0]
-            if session.ended or session.deadline is None:
+            due = session.live.deadline
+            if session.ended or due is None:
                 heappop(heap)
-            elif session.deadline > deadline:
-                heapreplace(heap, (session.deadline, number, session))
+            elif due > deadline:
+                heapreplace(heap, (due, number, session))
             else:
                 return heap[0]
         return None

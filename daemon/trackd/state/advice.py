@@ -65,7 +65,7 @@ class Advice:
         tracker = self._tracker
         chosen: int | None = None
         for lease, name in tracker.leases.items():
-            if name is None or self._leases[lease].session.watch is None:
+            if name is None or self._leases[lease].session.live.watch is None:
                 continue
             if not tracker.is_desired(name):
                 chosen = lease

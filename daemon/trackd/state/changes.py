@@ -1,89 +1,459 @@
-"""What a batch has changed: records for the store, and an event with a revision for each change.
+# ruff: noqa: D102 - `edits` is described once, in `Change`
+"""Every kind of change of the durable state, as a value.
 
-The state records each change here when it makes it. At the end of the batch the actor takes all of
-it, stores it, and then publishes the events. Pure.
+A change is made, stored, replayed and published from the same value:
+
+- `trackd.state.decide` decides which changes a request makes;
+- `trackd.state.apply` applies them, in the living daemon and at a restart alike;
+- the changes of a batch, packed, are its row in the journal;
+- `trackd.state.events` derives the events of a change.
+
+So a change carries what its events need. `edits` returns the keys of the checkpoint that it edits.
+In the journal a kind is known by its code, which never changes; a new field comes last and has a
+default. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from trackd.storage.history import History, pack
-from trackd.storage.records import Key, Record
+import msgpack
+
+#: A thing of the checkpoint: its kind, and its key, which is text, bytes, an integer or a list.
+Key = tuple[str, Any]
+Keys = Iterable[Key]
+#: The administrator who asked for something: uid and pid.
+By = tuple[int, int] | None
+
+#: The key of the counters and small values of the state.
+META: Final[Key] = ("meta", "")
+
+KINDS: Final[dict[int, type[Any]]] = {}
+CODES: Final[dict[type[Any], int]] = {}
+
+_Kind = TypeVar("_Kind")
 
 
-class Batch(NamedTuple):
-    """What a batch has changed.
+class Change(Protocol):
+    """A change, as a tuple of its fields."""
+
+    def edits(self) -> Keys:
+        """Return the keys of the checkpoint that the change edits."""
+
+    def __iter__(self) -> Any:
+        """Iterate over the fields."""
+
+
+def _kind(code: int) -> Callable[[type[_Kind]], type[_Kind]]:
+    """Register a kind of change under its code."""
+
+    def register(kind: type[_Kind]) -> type[_Kind]:
+        assert code not in KINDS
+        KINDS[code], CODES[kind] = kind, code
+        return kind
+
+    return register
+
+
+# -- the daemon -----------------------------------------------------------------------
+
+
+@_kind(1)
+class EpochBegan(NamedTuple):
+    """The daemon started. `before` is the connection count before that; None in an empty state."""
+
+    epoch: int
+    tracker_id: str
+    cluster: str
+    connections: int
+    configured: int
+    before: int | None
+    server: str
+    pid: int
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+@_kind(2)
+class CountSet(NamedTuple):
+    """The connection count was set."""
+
+    connections: int
+    before: int
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+@_kind(3)
+class Configured(NamedTuple):
+    """The configuration has another connection count."""
+
+    connections: int
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+@_kind(4)
+class Probed(NamedTuple):
+    """Nothing changed: the store was written to, to see whether it works."""
+
+    def edits(self) -> Keys:
+        return ()
+
+
+# -- sessions -------------------------------------------------------------------------
+
+
+@_kind(10)
+class SessionOpened(NamedTuple):
+    """A session began; `start` is None when its process is not visible."""
+
+    token: bytes
+    number: int
+    uid: int
+    gid: int
+    pid: int
+    start: int | None
+    name: str
+    version: str
+    labels: dict[str, str]
+    command: str
+
+    def edits(self) -> Keys:
+        return (("session", self.token), META)
+
+
+@_kind(11)
+class SessionEnded(NamedTuple):
+    """A session ended; its leases and parked requests have gone before.
 
     Attributes:
-        records: for the journal.
-        touched: what the next checkpoint must take in.
-        events: packed, for subscribers.
-        kinds: the kind and the reason of each event, for the metrics.
+        replies: numbers of the replies that were kept for it.
     """
 
-    records: list[Record]
-    touched: list[Key]
-    events: list[bytes]
-    kinds: list[tuple[str, str]]
+    token: bytes
+    number: int
+    reason: str
+    name: str
+    pid: int
+    start: int | None
+    uid: int
+    replies: Sequence[int]
+    by: By
+
+    def edits(self) -> Keys:
+        return (
+            ("session", self.token),
+            ("ended", self.token),
+            META,
+            *(("reply", (self.token, seq)) for seq in self.replies),
+        )
 
 
-class Changes:
-    """The changes of the batch under way, and the events of those before.
+@_kind(12)
+class EndedDropped(NamedTuple):
+    """Sessions that ended long ago are remembered no longer."""
+
+    tokens: Sequence[bytes]
+
+    def edits(self) -> Keys:
+        return [("ended", token) for token in self.tokens]
+
+
+@_kind(13)
+class Replied(NamedTuple):
+    """A request got its reply, which is kept until the session is done with it.
 
     Attributes:
-        revision: that of the last change, over restarts.
-        history: the last events.
-        records: of this batch.
-        touched: keys whose values differ from those in the checkpoint.
+        lease: the lease that the reply grants, or None.
+        done: the numbers that the session is done with, as on the wire.
+        covered: numbers of the kept replies that `done` covers.
     """
 
-    def __init__(self, history: int, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        """Begin without changes.
+    token: bytes
+    seq: int
+    frame: bytes
+    lease: int | None
+    done: Sequence[int]
+    covered: Sequence[int]
 
-        Args:
-            history: how many events to keep.
-            clock: seconds of CLOCK_BOOTTIME.
-            wall: Unix time, for people.
-        """
-        self.revision = 0
-        self.history = History(history)
-        self.records: list[Record] = []
-        self.touched: list[Key] = []
-        self._events: list[bytes] = []
-        self._kinds: list[tuple[str, str]] = []
-        self._clock = clock
-        self._wall = wall
+    def edits(self) -> Keys:
+        token = self.token
+        keys: list[Key] = [("session", token), ("reply", (token, self.seq))]
+        if self.covered:
+            keys += [("reply", (token, seq)) for seq in self.covered]
+        return keys
 
-    def __bool__(self) -> bool:
-        return bool(self.records or self.touched or self._events)
 
-    def record(self, record: Record, key: Key) -> None:
-        """Add a record to the journal, and mark the key that it changes."""
-        self.records.append(record)
-        self.touched.append(key)
+@_kind(14)
+class Acknowledged(NamedTuple):
+    """A session is done with requests; the fields are as in `Replied`."""
 
-    def emit(self, kind: str, **fields: Any) -> None:
-        """Emit an event, with the next revision."""
-        self.revision += 1
-        self._events.append(pack((self.revision, self._clock(), self._wall(), kind, fields)))
-        self._kinds.append((kind, fields.get("reason") or fields.get("cause") or ""))
+    token: bytes
+    done: Sequence[int]
+    covered: Sequence[int]
 
-    def mark(self) -> None:
-        """Add a record that changes nothing, so that the store is written to."""
-        self.records.append(["meta", "probed", self._wall()])
+    def edits(self) -> Keys:
+        token = self.token
+        return (("session", token), *(("reply", (token, seq)) for seq in self.covered))
 
-    def take(self) -> Batch:
-        """Return what the batch has changed, and begin a new one."""
-        if self._events:
-            kept = self._events[-self.history.most :] if self.history.most else []
-            first = self.revision - len(kept) + 1
-            if kept:
-                chunks = self.history.extend(first, kept)
-                self.records.append(["events", first, kept])
-                self.touched += [("history", chunk) for chunk in chunks]
-            self.record(["meta", "revision", self.revision], ("meta", "revision"))
-        batch = Batch(self.records, self.touched, self._events, self._kinds)
-        self.records, self.touched, self._events, self._kinds = [], [], [], []
-        return batch
+
+@_kind(15)
+class Parked(NamedTuple):
+    """An acquire waits; its place in the queue is given by `order`, its turn by `tag`."""
+
+    token: bytes
+    seq: int
+    order: int
+    deadline: float | None
+    tag: int
+
+    def edits(self) -> Keys:
+        return (("session", self.token),)
+
+
+@_kind(16)
+class Unparked(NamedTuple):
+    """An acquire waits no longer; `served` when it was granted a lease."""
+
+    token: bytes
+    seq: int
+    served: bool
+
+    def edits(self) -> Keys:
+        return (("session", self.token), META)
+
+
+@_kind(17)
+class Notified(NamedTuple):
+    """A session has another notice to fetch."""
+
+    token: bytes
+    notice: dict[str, Any]
+
+    def edits(self) -> Keys:
+        return (("session", self.token),)
+
+
+@_kind(18)
+class Fetched(NamedTuple):
+    """A session was sent all its notices."""
+
+    token: bytes
+
+    def edits(self) -> Keys:
+        return (("session", self.token),)
+
+
+# -- leases ---------------------------------------------------------------------------
+
+
+@_kind(30)
+class Granted(NamedTuple):
+    """A session was granted a lease; `number` is the session's."""
+
+    lease: int
+    token: bytes
+    number: int
+    reason: str
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
+@_kind(31)
+class Claimed(NamedTuple):
+    """A lease holds a name; `principals` are the first few that its claim presented."""
+
+    lease: int
+    number: int
+    name: str
+    principals: Sequence[str]
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
+@_kind(32)
+class Released(NamedTuple):
+    """A lease is gone; `name` is what it held, or None."""
+
+    lease: int
+    number: int
+    name: str | None
+    cause: str
+    by: By
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
+@_kind(33)
+class ClaimTimedOut(NamedTuple):
+    """A session remembers that a lease was taken back because it claimed nothing."""
+
+    token: bytes
+    lease: int
+
+    def edits(self) -> Keys:
+        return (("session", self.token),)
+
+
+@_kind(34)
+class DialSpent(NamedTuple):
+    """The dial budget has so many tokens left, at this time."""
+
+    tokens: float
+    at: float
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+# -- proxies --------------------------------------------------------------------------
+
+
+@_kind(50)
+class Tracked(NamedTuple):
+    """Gossip named proxies that are new or have moved, perhaps beside others.
+
+    Attributes:
+        first: the number of the first mention; each run of rows with one TTL is a mention.
+        by: the number of the session that sent the message.
+        default_ttl: seconds, for rows without a TTL.
+        rows: as on the wire; no name is there twice.
+        changed: the index of each row that changes something; with the group and generation
+            before when its proxy has moved.
+        leaves: numbers of the mentions that the names leave.
+    """
+
+    first: int
+    by: int
+    default_ttl: float
+    rows: Sequence[Any]
+    changed: Sequence[int | tuple[int, str, int]]
+    leaves: Sequence[int]
+
+    def edits(self) -> Keys:
+        ttls = 1 + sum(
+            before[3] != after[3] for before, after in zip(self.rows, self.rows[1:], strict=False)
+        )
+        numbers = [*self.leaves, *range(self.first, self.first + ttls)]
+        return (META, *_mention_keys(numbers))
+
+
+@_kind(51)
+class Mentioned(NamedTuple):
+    """Gossip named tracked proxies, in other company than before; all have the same TTL."""
+
+    number: int
+    by: int
+    ttl: float
+    names: Sequence[str]
+    leaves: Sequence[int]
+
+    def edits(self) -> Keys:
+        return _mention_keys([*self.leaves, self.number])
+
+
+@_kind(52)
+class Renewed(NamedTuple):
+    """Gossip repeated the names of a mention."""
+
+    number: int
+    by: int
+    ttl: float
+
+    def edits(self) -> Keys:
+        return (("mention", self.number),)
+
+
+@_kind(53)
+class Expired(NamedTuple):
+    """Gossip has stopped to mention proxies; each row is a name, its group and generation."""
+
+    rows: Sequence[tuple[str, str, int]]
+    leaves: Sequence[int]
+
+    def edits(self) -> Keys:
+        return (META, *_mention_keys(self.leaves))
+
+
+@_kind(54)
+class Forgotten(NamedTuple):
+    """An administrator had a proxy forgotten; old gossip is ignored until a time.
+
+    Attributes:
+        dropped: names of the oldest tombstones, which made room.
+    """
+
+    name: str
+    group: str
+    generation: int
+    until: float
+    leaves: Sequence[int]
+    dropped: Sequence[str]
+    by: By
+
+    def edits(self) -> Keys:
+        names = (self.name, *self.dropped)
+        return (META, *_mention_keys(self.leaves), *(("tombstone", name) for name in names))
+
+
+@_kind(55)
+class TombstonesDropped(NamedTuple):
+    """Tombstones do not hold any longer."""
+
+    names: Sequence[str]
+
+    def edits(self) -> Keys:
+        return [("tombstone", name) for name in self.names]
+
+
+def _mention_keys(numbers: Iterable[int]) -> list[Key]:
+    return [(kind, number) for number in numbers for kind in ("mention", "names")]
+
+
+# -- in the journal -------------------------------------------------------------------
+
+
+class Moment(NamedTuple):
+    """The changes of one moment.
+
+    Attributes:
+        at: seconds of CLOCK_BOOTTIME.
+        wall: Unix time, for people.
+        changes: in order.
+    """
+
+    at: float
+    wall: float
+    changes: list[Change]
+
+
+def pack(batch: Sequence[Moment]) -> bytes:
+    """Return a batch as it stands in the journal."""
+    packed: bytes = msgpack.packb(
+        [
+            (at, wall, [(CODES[type(change)], *change) for change in changes])
+            for at, wall, changes in batch
+        ]
+    )
+    return packed
+
+
+def unpack(packed: bytes) -> list[Moment]:
+    """Return a batch that `pack` has packed; ValueError or TypeError for anything else."""
+    batch = []
+    for at, wall, changes in msgpack.unpackb(packed, strict_map_key=False):
+        known = []
+        for code, *values in changes:
+            if code not in KINDS:
+                raise ValueError(f"there is no change {code!r}")
+            known.append(KINDS[code](*values))
+        batch.append(Moment(at, wall, known))
+    return batch

@@ -14,6 +14,9 @@ from itertools import accumulate
 from typing import Any, Final
 
 from trackd.sessions.sessions import REASONS
+from trackd.state import changes
+from trackd.state.changes import Moment
+from trackd.state.events import count_events
 
 #: Upper bounds in seconds: what a request takes, a commit, and a crashed agent's leases.
 _REQUEST_SECONDS: Final = (
@@ -102,22 +105,23 @@ class Metrics:
             histogram = self.request_seconds[op] = Histogram(_REQUEST_SECONDS)
         histogram.observe(seconds)
 
-    def take(self, kinds: Sequence[tuple[str, str]]) -> None:
-        """Count events by kind and reason, once they are stored."""
-        self.events += len(kinds)
-        for kind, reason in kinds:
-            match kind:
-                case "lease_granted":
-                    self.grants[reason] += 1
-                case "proxy_claimed":
-                    self.claims += 1
-                case "lease_released":
-                    self.releases[reason] += 1
-                case "session_opened":
-                    self.sessions_opened += 1
-                case "session_ended":
-                    self.sessions_ended[reason] += 1
-                case "proxy_expired":
-                    self.expiries += 1
-                case _:
-                    pass
+    def take(self, batch: Sequence[Moment]) -> None:
+        """Count the changes of a batch, once they are stored."""
+        for moment in batch:
+            for change in moment.changes:
+                self.events += count_events(change)
+                match change:
+                    case changes.Granted():
+                        self.grants[change.reason] += 1
+                    case changes.Claimed():
+                        self.claims += 1
+                    case changes.Released():
+                        self.releases[change.cause] += 1
+                    case changes.SessionOpened():
+                        self.sessions_opened += 1
+                    case changes.SessionEnded():
+                        self.sessions_ended[change.reason] += 1
+                    case changes.Expired():
+                        self.expiries += len(change.rows)
+                    case _:
+                        pass

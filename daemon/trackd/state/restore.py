@@ -1,128 +1,244 @@
-"""From the state to the checkpoint (`value_of`), and from the stored image to a state (`load`).
+"""Between the durable state and the store: rows of a checkpoint, and what a restart makes of it.
 
-Between two checkpoints the state writes a record of each change to the journal. No I/O.
+`row_of` returns the row of a key as it is now, `load` reads all rows into an empty state, and
+`replay` applies a batch of the journal, by the code of the living daemon. No I/O.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 from trackd.rules.tracker import Place
-from trackd.sessions.sessions import Ended, Lease, Waiter
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
+from trackd.state.apply import NO_LABELS, apply
+from trackd.state.changes import META, Key, Moment
+from trackd.state.events import pack_events
 from trackd.state.state import State
-from trackd.storage.image import Image
-from trackd.storage.records import Key
-from trackd.storage.rows import lease_row, session_from, session_row
+from trackd_client.wire.done import Done
+
+#: Returns the rows of a kind: the key and the value of each, as they were packed.
+RowsOf = Callable[[str], Iterable[tuple[Any, Any]]]
 
 
-def value_of(state: State, key: Key) -> Any:
-    """Return the value that the checkpoint stores under a key, or None when there is none."""
+def row_of(state: State, key: Key) -> Any:
+    """Return the value that a checkpoint stores under a key, or None when there is none."""
     kind, name = key
     match kind:
         case "session":
             session = state.sessions.by_token.get(name)
-            return None if session is None else session_row(session).values()
+            return None if session is None else _session_row(session)
+        case "reply":
+            token, seq = name
+            session = state.sessions.by_token.get(token)
+            return None if session is None else session.replies.get(seq)
         case "lease":
-            lease = state.leases.get(name)
-            return (
-                None if lease is None else lease_row(state.tracker.lease_name(name), lease).values()
-            )
-        case "proxy":
-            proxy = state.tracker.get(name)
-            if proxy is None:
+            held = state.leases.get(name)
+            if held is None:
                 return None
-            return [
-                *(proxy.group, proxy.generation, proxy.expiry),
-                *(state.mentions.get(name), state.tracker.ttl_of(name)),
-            ]
-        case "forgotten":
-            tombstone = state.tombstones.get(name)
-            return None if tombstone is None else list(tombstone)
+            claimed = state.tracker.lease_name(name)
+            return [held.session.token, claimed, held.granted, held.wall, held.principals]
+        case "mention":
+            mention = state.tracker.mentions.by_number.get(name)
+            return None if mention is None else [mention.expiry, mention.ttl, mention.by]
+        case "names":
+            return _names_row(state, name)
+        case "tombstone":
+            return state.tombstones.get(name)
         case "ended":
-            ended = state.sessions.ended.get(name)
-            return None if ended is None else list(ended)
+            return state.sessions.ended.get(name)
         case "history":
-            return state.changes.history.chunk(name)
+            return state.history.chunk(name)
         case "meta":
-            return _meta(state).get(name)
+            return _meta(state)
         case _:
-            return None
+            raise ValueError(f"there are no rows of {kind!r}")
+
+
+def _session_row(session: Session) -> list[Any]:
+    return [
+        session.id,
+        *session.peer,
+        None if session.process is None else session.process.start,
+        session.name,
+        session.version,
+        session.labels,
+        session.opened,
+        session.wall,
+        session.command,
+        session.done.ranges,
+        [
+            [waiter.seq, waiter.order, waiter.deadline, waiter.tag]
+            for waiter in session.parked.values()
+        ],
+        sorted(session.expired),
+        session.notices,
+    ]
+
+
+def _names_row(state: State, number: int) -> Any:
+    """Return the living names of a mention with their places: runs of group, generation, names."""
+    mentions = state.tracker.mentions
+    if number not in mentions.by_number:
+        return None
+    place = state.tracker.place
+    return [
+        [group, generation, list(names)]
+        for (group, generation), names in groupby(mentions.living(number), place)
+    ]
 
 
 def _meta(state: State) -> dict[str, Any]:
     return {
-        "revision": state.changes.revision,
+        "revision": state.revision,
         "epoch": state.epoch,
         "tracker_id": state.tracker_id,
         "cluster": state.cluster,
         "last_lease": state.tracker.last_lease,
         "last_session": state.sessions.last_id,
         "connection_count": state.tracker.connection_count,
-        "configured_count": state.config.connection_count,
-        "budget": list(state.budget.level()),
+        "configured_count": state.configured_count,
+        "budget": state.budget.level(),
         "last_served": state.queue.last_served,
     }
 
 
-def load(state: State, image: Image) -> None:
-    """Load what an earlier process stored into a new state.
+def load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
+    """Load a checkpoint into an empty state.
 
-    All sessions that were open are open again; the caller ends those whose process is gone.
+    Args:
+        state: empty.
+        rows_of: returns the rows of a kind.
+        touch: called with the keys of rows that are not needed: a setting is smaller now.
+
+    Raises:
+        LookupError, TypeError, ValueError: the rows make no sense.
     """
-    meta, now = image.meta, state.effects.now()
-    state.changes.revision = meta.get("revision", 0)
-    state.epoch = meta.get("epoch", 0)
-    state.tracker_id = meta.get("tracker_id", "")
-    state.cluster = meta.get("cluster", "")
-    state.sessions.last_id = meta.get("last_session", 0)
-    if "budget" in meta:
-        state.budget.restore(*meta["budget"])
-    state.advice.changed(now)
-    state.stored_count = meta.get("connection_count")
-    count = state.config.connection_count
-    if meta.get("configured_count") == count:
-        count = meta.get("connection_count", count)
-    state.tracker.restore(
-        proxies=[(name, *row[:3], *row[4:5]) for name, row in image.proxies.items()],
-        leases={lease: row.name for lease, row in image.leases.items()},
-        last_lease=meta.get("last_lease", 0),
-        connection_count=count,
-    )
-    state.mentions = {name: row[3] for name, row in image.proxies.items() if row[3:]}
-    for name, tombstone in sorted(image.forgotten.items(), key=lambda item: item[1][2]):
-        group, generation, until = tombstone
-        state.tombstones.add(name, Place(group, generation), until)
-    for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
+    meta: dict[str, Any] = next((value for _, value in rows_of(META[0])), {})
+    for token, row in rows_of("session"):
+        state.sessions.add(_session_from(token, row))
+    for (token, seq), reply in rows_of("reply"):
+        state.sessions.by_token[token].replies[seq] = KeptReply(*reply)
+    _load_queue(state)
+    _load_leases(state, rows_of, meta)
+    _load_proxies(state, rows_of)
+    for token, ended in sorted(rows_of("ended"), key=lambda row: row[1][1]):
         state.sessions.ended[token] = Ended(*ended)
-    for token, row in image.sessions.items():
-        session = session_from(token, row)
-        state.note_sign_of_life(session)
-        if state.sessions.add(session) and session.process is not None:
-            state.effects.watch(session.process)
-    _restore_queue(state, image)
-    for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
-        session = state.sessions.by_token[held.token]
-        session.leases.add(lease)
-        state.leases[lease] = Lease(session, held.granted, held.wall, held.principals, held.granted)
-        if held.name is None:
-            state.in_flight[lease] = None
-    state.changes.history.restore(image.events)
+    chunks = sorted(rows_of("history"))
+    for _, (first, events) in chunks:
+        state.history.extend(first, events)
+    for key, _ in chunks:
+        if state.history.chunk(key) is None:
+            touch(("history", key))
+    if not meta:
+        return
+    state.revision = meta["revision"]
+    state.epoch = meta["epoch"]
+    state.tracker_id = meta["tracker_id"]
+    state.cluster = meta["cluster"]
+    state.configured_count = meta["configured_count"]
+    state.sessions.last_id = meta["last_session"]
+    state.queue.last_served = meta["last_served"]
+    state.budget.restore(*meta["budget"])
 
 
-def _restore_queue(state: State, image: Image) -> None:
-    """Park the waiters again, in the order of their arrival.
+def _session_from(token: bytes, row: Sequence[Any]) -> Session:
+    number, uid, gid, pid, start, name, version, labels, opened, wall, command, *rest = row
+    done, waits, expired, notices = rest[:4]
+    session = Session(
+        id=number,
+        token=token,
+        peer=Peer(uid, gid, pid),
+        process=None if start is None else Process(pid, start),
+        name=name,
+        version=sys.intern(version),
+        labels=labels or NO_LABELS,
+        opened=opened,
+        wall=wall,
+        command=sys.intern(command),
+        expired=frozenset(expired),
+        done=Done(done),
+        notices=notices,
+    )
+    session.live.done = Done(done)
+    for seq, order, deadline, tag in waits:
+        session.parked[seq] = Waiter(session, seq, order, tag, deadline)
+    return session
 
-    Those of a file without tags are tagged as if they had come before anybody was served.
-    """
-    waits = [
-        (order, token, seq, deadline, *tag)
-        for token, row in image.sessions.items()
-        for seq, (order, deadline, *tag) in row.waits.items()
-    ]
-    for order, token, seq, deadline, *known in sorted(waits, key=itemgetter(0)):
-        session = state.sessions.by_token[token]
-        tag = known[0] if known else state.queue.next_tag(session)
-        waiter = session.parked[seq] = Waiter(session, seq, order, tag, deadline, None)
+
+def _load_queue(state: State) -> None:
+    waiters = [waiter for session in state.sessions for waiter in session.parked.values()]
+    for waiter in sorted(waiters, key=lambda waiter: waiter.order):
         state.queue.add(waiter)
-    state.queue.last_served = image.meta.get("last_served", 0)
+
+
+def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
+    claimed: dict[int, str | None] = {}
+    for lease, (token, name, granted, wall, principals) in sorted(rows_of("lease")):
+        session = state.sessions.by_token[token]
+        session.leases.add(lease)
+        state.leases[lease] = Lease(session, granted, wall, principals, granted)
+        claimed[lease] = name
+        if name is None:
+            state.in_flight[lease] = None
+    state.tracker.restore(
+        proxies=(),
+        leases=claimed,
+        last_lease=meta.get("last_lease", 0),
+        connection_count=meta.get("connection_count", 0),
+    )
+
+
+def _load_proxies(state: State, rows_of: RowsOf) -> None:
+    tracker = state.tracker
+    mentioned = dict(rows_of("mention"))
+    for number, found in sorted(rows_of("names"), key=itemgetter(0)):
+        expiry, ttl, by = mentioned[number]
+        for group, generation, names in found:
+            tracker.put([(name, group, generation, None) for name in names])
+        tracker.mentions.add(
+            number, [name for _, _, names in found for name in names], expiry, ttl, by
+        )
+    for name, (group, generation, until) in sorted(rows_of("tombstone"), key=lambda row: row[1][2]):
+        state.tombstones.add(name, Place(group, generation), until)
+
+
+def replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None]) -> None:
+    """Apply a batch of the journal.
+
+    Args:
+        state: as it was before the batch.
+        batch: the changes.
+        touch: called with each key that they edit, before that.
+
+    Raises:
+        LookupError, TypeError, ValueError: the batch is not one of this state.
+    """
+    first = state.revision + 1
+    for moment in batch:
+        for change in moment.changes:
+            for key in change.edits():
+                touch(key)
+            apply(state, change, moment.at, moment.wall)
+    add_events(state, first, pack_events(batch, first), touch)
+
+
+def add_events(
+    state: State, first: int, packed: Sequence[bytes], touch: Callable[[Key], None]
+) -> None:
+    """Add the events of a batch to the history.
+
+    Args:
+        state: its revision counts them already.
+        first: the revision of the first one.
+        packed: the events.
+        touch: called with each key of the history that they edit, before that.
+    """
+    assert state.revision == first + len(packed) - 1
+    for chunk in state.history.edited_by(first, len(packed)):
+        touch(("history", chunk))
+    state.history.extend(first, packed)

@@ -1,15 +1,19 @@
 """The store: an SQLite file in the runtime directory. It must outlive the process, not the boot.
 
-One batch of messages becomes one row of the *journal*, by one statement: what changed, in order.
-Beside it stands the *checkpoint*: a table of keys and values, each the state of one thing (a
-session, a lease, a proxy) at some moment since the last row that was taken out of the journal.
-Replaying the journal over the checkpoint gives the state. A record says what a thing became, so
-replaying it over a newer value does no harm: later records bring the newer value back.
+The changes of one batch are one row of the *journal*, written by one statement. Beside it stands
+the *checkpoint*: the state as it was after one row of the journal, the base, as one row for each
+thing (a session, a lease, a mention). The checkpoint and the rows after its base give the state.
 
-The checkpoint moves forward in small steps between batches (`checkpoint_step`), and journal rows
-that it covers are deleted. The file uses a WAL without fsync: the kernel keeps what was written
-when the process dies. A file of another boot is emptied. The store does not know what its records
-mean (`trackd.storage.image` does). Only the actor's thread uses it.
+The next checkpoint is written in small steps between batches, as a *generation*: only the things
+that were edited since the base, a row without a value for what is gone. Whoever edits something
+calls `touch` before, so that its value at the new base is kept for the step that writes it. When
+all is written, one small transaction makes the generation and its base valid. Then its older rows
+and the journal that it covers are deleted, also in steps. A process that dies in between leaves
+rows of no valid generation, which the next checkpoint writes over.
+
+The file uses a WAL without fsync: the kernel keeps what was written when the process dies. A file
+of another boot is emptied. The store does not know what its rows mean. Only the actor's thread
+uses it.
 """
 
 from __future__ import annotations
@@ -21,33 +25,38 @@ import sqlite3
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from trackd.host.logs import fields
-from trackd.storage import mark
-from trackd.storage.records import Key, Record, StoredRow
+from trackd.storage import mark, v1
 
 log = logging.getLogger("trackd.store")
 
 FILE_NAME = "trackd.db"
 #: Marks the file as trackd's ("trkd"); a file with another mark is set aside.
 _APPLICATION_ID = 0x74726B64
-#: Seconds that one checkpoint step may take before its commit, which takes several times that
+_VERSION: Final = 2
+#: Seconds that a step of a checkpoint may take before its commit, which takes several times that
 #: (2 ms for both, measured), and the rows between two looks at the clock.
 _STEP_SECONDS = 0.0003
 _STEP_ROWS = 50
-#: A checkpoint begins when the journal has grown by this much.
+#: A checkpoint begins when the journal has grown by this much. When it grows by as much again
+#: before the checkpoint is done, the rest is done at once; so the journal is bounded.
 _DUE_ROWS = 4096
-_DUE_BYTES = 8 * 1024 * 1024
+_DUE_BYTES = 4 * 1024 * 1024
+#: How much longer the steps are just before that.
+_HASTE = 16
 #: Journal rows are deleted in parts of so many bytes; each row counts some bytes extra.
 _PART_BYTES = 16 * 1024
 _ROW_BYTES = 256
-#: Pages of the WAL that SQLite copies back at once: less than a millisecond's work.
+#: Pages of the WAL that SQLite copies back at once: less than a millisecond's work; and bytes to
+#: which its file is cut down after a large commit.
 _WAL_PAGES = 200
+_WAL_BYTES = 4 * 1024 * 1024
 
 #: SQLite's result codes that are about the disk or permissions, not about the file's content.
 _OUTSIDE = frozenset(
@@ -67,20 +76,18 @@ _OUTSIDE = frozenset(
     }
 )
 
-#: Schema changes, oldest first; `user_version` counts those that a file has.
-MIGRATIONS = (
-    """
-    CREATE TABLE journal (id INTEGER PRIMARY KEY, wall REAL NOT NULL, records BLOB NOT NULL);
-    CREATE TABLE state (kind TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,
-                        PRIMARY KEY (kind, key)) WITHOUT ROWID;
-    """,
-)
+_SCHEMA: Final = """
+    CREATE TABLE head (boot BLOB NOT NULL, generation INTEGER NOT NULL, base INTEGER NOT NULL);
+    CREATE TABLE journal (id INTEGER PRIMARY KEY, changes BLOB NOT NULL);
+    CREATE TABLE state (kind TEXT NOT NULL, key BLOB NOT NULL, generation INTEGER NOT NULL,
+                        value BLOB, PRIMARY KEY (kind, key, generation)) WITHOUT ROWID;
+"""
+_APPEND: Final = "INSERT INTO journal (id, changes) VALUES (?, ?)"
+_WRITE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)"
 
-#: The key of the newest row that a checkpoint has deleted; of the store's own kind.
-_NEWEST_DELETED: Key = ("boot", "newest_deleted")
-
-_APPEND = "INSERT INTO journal (id, wall, records) VALUES (?, ?, ?)"
-
+#: A thing of the checkpoint: its kind, and its key, which msgpack can pack.
+Key = tuple[str, Any]
+RowOf = Callable[[Key], Any]
 Connect = Callable[[str], sqlite3.Connection]
 
 
@@ -92,13 +99,21 @@ class DamagedError(Exception):
     """The file is not a database, not one of trackd, or its content cannot be read."""
 
 
+class NewerError(StoreError):
+    """The file was written by a newer trackd."""
+
+
 def connect(path: str) -> sqlite3.Connection:
     """Open an SQLite file in autocommit mode; the store begins its transactions itself."""
     return sqlite3.connect(path, isolation_level=None, timeout=0.0)
 
 
 class Store:
-    """An open state file, or a database in memory."""
+    """An open state file, or a database in memory.
+
+    Attributes:
+        row_of: returns the present value of a key, or None when the thing is gone.
+    """
 
     def __init__(self, directory: Path | None, boot_id: str, connect: Connect = connect) -> None:
         """Open or create the file; set a damaged or foreign one aside.
@@ -109,22 +124,30 @@ class Store:
             connect: opens an SQLite connection in autocommit mode.
 
         Raises:
+            NewerError: a newer trackd has written the file.
             StoreError: the file can be neither opened nor created.
         """
+        self.row_of: RowOf = _nothing
         self._connect = connect
         self._boot_id = boot_id
         self._path = directory / FILE_NAME if directory is not None else None
-        self._dirty: dict[Key, None] = {}
-        self._touched: dict[Key, None] = {}
-        self._checkpoint_to: int | None = None
-        self._journal: deque[tuple[int, int]] = deque()  # number and bytes of each of its rows
-        self._last_row = 0
-        self._rows_since = self._bytes_since = 0
         self._mark: mark.Mark | None = None
+        self._reset()
         try:
             self._db = self._open()
         except DamagedError as error:
             self._replace(str(error))
+
+    def _reset(self) -> None:
+        """Forget what is known of the file."""
+        self._generation = self._base = self._last_row = 0
+        self._dirty: dict[Key, None] = {}  # edited since the base, or since the next one
+        self._todo: dict[Key, None] = {}  # of the checkpoint under way: not written yet
+        self._aside: dict[Key, bytes | None] = {}  # of these, values at its base
+        self._next_base: int | None = None
+        self._old: list[Key] = []  # rows of generations before are to be deleted
+        self._journal: deque[tuple[int, int]] = deque()  # number and bytes of each of its rows
+        self._rows_since = self._bytes_since = 0
 
     def set_aside(self, why: str) -> None:
         """Set the file aside, and start with an empty one.
@@ -137,51 +160,98 @@ class Store:
         self.close()
         self._replace(why)
 
-    def load(self) -> tuple[list[StoredRow], list[list[Record]]]:
-        """Return the checkpoint, and the journal's batches of records, oldest first.
+    # -- what is stored ---------------------------------------------------------------
+
+    def rows(self, kind: str) -> Iterator[tuple[Any, Any]]:
+        """Yield the checkpoint's rows of a kind: key and value.
 
         Raises:
             StoreError: reading failed; a later try may succeed.
             DamagedError: the content cannot be read.
         """
-        try:
-            self._end_transaction()
-            rows = [
-                StoredRow(kind, _unpack(key), _unseal(value, kind.encode() + key))
-                for kind, key, value in self._db.execute("SELECT kind, key, value FROM state")
-                if kind != "boot"
-            ]
-            batches = []
-            self._last_row = self._newest_deleted()
-            self._rows_since = self._bytes_since = 0
-            self._journal.clear()
-            for number, blob in self._db.execute("SELECT id, records FROM journal ORDER BY id"):
-                batches.append(_unseal(blob))
-                self._journal.append((number, len(blob)))
+        sql = (
+            "SELECT key, value FROM state WHERE kind = ? AND generation <= ?"
+            " ORDER BY key, generation"
+        )
+        with self._reading():
+            last, sealed, several = None, None, False
+            for key, value in self._db.execute(sql, (kind, self._generation)):
+                if key == last:
+                    several = True
+                elif last is not None:
+                    yield from self._row(kind, last, sealed, old=several)
+                    several = False
+                last, sealed = key, value
+            if last is not None:
+                yield from self._row(kind, last, sealed, old=several)
+
+    def _row(
+        self, kind: str, key: bytes, sealed: bytes | None, *, old: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        name = _unpack(key)
+        if old or sealed is None:
+            self._old.append((kind, name))
+        if sealed is not None:
+            yield name, _unpack(_unseal(sealed, kind.encode() + key))
+
+    def batches(self) -> Iterator[bytes]:
+        """Yield the journal's batches after the base, oldest first; for `append` to go on from.
+
+        Raises:
+            StoreError: reading failed; a later try may succeed.
+            DamagedError: the content cannot be read.
+        """
+        self._last_row = self._base
+        self._journal.clear()
+        self._rows_since = self._bytes_since = 0
+        with self._reading():
+            for number, sealed in self._db.execute("SELECT id, changes FROM journal ORDER BY id"):
+                self._journal.append((number, len(sealed)))
+                if number <= self._base:
+                    continue
+                if number != self._last_row + 1:
+                    raise DamagedError(f"its row {self._last_row + 1} is lost")
                 self._last_row = number
                 self._rows_since += 1
-                self._bytes_since += len(blob)
+                self._bytes_since += len(sealed)
+                yield _unseal(sealed)
+        if self._mark is not None and (newest := self._mark.read()) > self._last_row:
+            raise DamagedError(f"its rows {self._last_row + 1} to {newest} are lost")
+
+    def begin_reading(self) -> None:
+        """Forget the checkpoint under way, and look at what the file holds; before `rows`.
+
+        Raises:
+            StoreError: reading failed; a later try may succeed.
+            DamagedError: the content cannot be read.
+        """
+        with self._reading():
+            self._end_transaction()
+            generation, base = self._db.execute("SELECT generation, base FROM head").fetchone()
+        self._reset()
+        self._generation, self._base = generation, base
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise self._error_for(error) from None
         except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise DamagedError(f"unreadable: {error}") from None
-        self._checkpoint_to = None
-        if self._mark is not None and (newest := self._mark.read()) > self._last_row:
-            raise DamagedError(f"its rows {self._last_row + 1} to {newest} are lost")
-        return rows, batches
 
-    def append(self, records: list[Record], wall: float) -> None:
+    def append(self, changes: bytes) -> None:
         """Store the changes of one batch, all of them or none.
 
         Raises:
             StoreError: nothing was stored; a later try may succeed.
             DamagedError: nothing was stored, and the file is damaged.
         """
-        blob = _seal(records)
+        sealed = _seal(changes)
         row = self._last_row + 1
         try:
             self._end_transaction()
-            self._db.execute(_APPEND, (row, wall, blob))
+            self._db.execute(_APPEND, (row, sealed))
         except sqlite3.Error as error:
             # An error may come after the commit; then the batch has happened.
             if self._newest_row() < row:
@@ -189,9 +259,9 @@ class Store:
         self._last_row = row
         if self._mark is not None:
             self._mark.write(row)
-        self._journal.append((row, len(blob)))
+        self._journal.append((row, len(sealed)))
         self._rows_since += 1
-        self._bytes_since += len(blob)
+        self._bytes_since += len(sealed)
 
     def _newest_row(self) -> int:
         """Return the number of the newest committed row, or 0 when that is unknown."""
@@ -202,66 +272,139 @@ class Store:
             return 0
         return row or 0
 
-    def touch(self, keys: Iterable[Key]) -> None:
-        """Note the keys that journal records changed, for the next checkpoint."""
-        touched = self._touched
-        for key in keys:
-            touched[key] = None
+    # -- the checkpoint ---------------------------------------------------------------
+
+    def touch(self, key: Key) -> None:
+        """Note that the thing of a key is about to be edited."""
+        self._dirty[key] = None
+        if key in self._todo and key not in self._aside:
+            self._aside[key] = self._packed(key)
 
     @property
-    def checkpoint_due(self) -> bool:
-        """Whether a checkpoint is under way, or the journal is long enough to begin one."""
-        return (
-            self._checkpoint_to is not None
-            or self._rows_since >= _DUE_ROWS
-            or self._bytes_since >= _DUE_BYTES
-        )
+    def has_work(self) -> bool:
+        """Whether a step would do something: `step` is worth a call, now or in an idle moment."""
+        return self._next_base is not None or bool(self._old) or self._covered() or self._is_due()
 
-    def checkpoint_step(self, value_of: Callable[[Key], Any]) -> None:
-        """Take one small step of the checkpoint, of at most a millisecond or two.
+    def _is_due(self) -> bool:
+        return self._rows_since >= _DUE_ROWS or self._bytes_since >= _DUE_BYTES
 
-        Args:
-            value_of: returns the present value of a key, or None when the thing is gone.
+    def _covered(self) -> bool:
+        return bool(self._journal) and self._journal[0][0] <= self._base
+
+    def step(self) -> None:
+        """Take a step of the checkpoint: begin it, write some rows, finish it, or tidy up.
+
+        A step takes a millisecond or two; longer when the journal grows faster than the checkpoint
+        is written. Call it between batches.
 
         Raises:
             StoreError: nothing of this step was stored; the next step tries again.
         """
-        if self._checkpoint_to is None:
-            self._checkpoint_to = self._last_row
-            self._rows_since = self._bytes_since = 0
-            if self._dirty:
-                self._dirty.update(self._touched)
-            else:
-                self._dirty = self._touched
-            self._touched = {}
-        stop = time.perf_counter() + _STEP_SECONDS
-        written: list[Key] = []
-        deleted, finished = 0, False
+        stop = time.perf_counter() + _STEP_SECONDS * self._haste()
         try:
-            self._end_transaction()
-            try:
-                self._db.execute("BEGIN")
-                for key in self._dirty:
-                    self._write(key, value_of(key))
-                    written.append(key)
-                    if len(written) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
-                        break
-                else:
-                    deleted, finished = self._delete_covered(stop)
-                    if finished:
-                        self._keep_newest_deleted()
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._end_transaction()
-                raise
+            if self._next_base is not None:
+                self._write(stop)
+                if not self._todo:
+                    self._finish()
+            elif self._old or self._covered():
+                self._tidy(stop)
+            elif self._is_due():
+                self._begin()
         except sqlite3.Error as error:
             raise StoreError(str(error)) from None
-        for key in written:
-            del self._dirty[key]
+
+    def _haste(self) -> float:
+        if self._next_base is None and not self._old and not self._covered():
+            return 1.0
+        grown = max(self._bytes_since / _DUE_BYTES, self._rows_since / _DUE_ROWS)
+        return float("inf") if grown >= 1.0 else 1.0 + _HASTE * grown
+
+    def _begin(self) -> None:
+        """Begin a checkpoint of the present state, which all rows so far have made."""
+        self._next_base = self._last_row
+        self._todo, self._dirty = self._dirty, {}
+        self._rows_since = self._bytes_since = 0
+
+    def _write(self, stop: float) -> None:
+        """Write things that were edited before the new base began."""
+        taken: list[Key] = []
+        generation = self._generation + 1
+        try:
+            with self._transaction():
+                while self._todo:
+                    key, _ = self._todo.popitem()
+                    taken.append(key)
+                    sealed = self._aside[key] if key in self._aside else self._packed(key)
+                    self._db.execute(_WRITE, (key[0], _pack(key[1]), generation, sealed))
+                    if len(taken) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
+                        break
+        except BaseException:
+            self._todo.update(dict.fromkeys(taken))
+            raise
+        for key in taken:
+            self._aside.pop(key, None)
+        self._old += taken
+
+    def _finish(self) -> None:
+        """Make the new generation and its base valid."""
+        assert self._next_base is not None
+        with self._transaction():
+            self._db.execute(
+                "UPDATE head SET generation = ?, base = ?", (self._generation + 1, self._next_base)
+            )
+        self._generation += 1
+        self._base, self._next_base = self._next_base, None
+
+    def _tidy(self, stop: float) -> None:
+        """Delete what the checkpoint supersedes: its older rows, and the journal up to the base."""
+        taken: list[Key] = []
+        deleted = 0
+        with self._transaction():
+            for key in reversed(self._old):
+                taken.append(key)
+                kind, name = key[0], _pack(key[1])
+                self._db.execute(
+                    "DELETE FROM state WHERE kind = ? AND key = ? AND (generation < (SELECT"
+                    " max(generation) FROM state WHERE kind = ? AND key = ? AND generation <= ?)"
+                    " OR (generation <= ? AND value IS NULL))",
+                    (kind, name, kind, name, self._generation, self._generation),
+                )
+                if len(taken) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
+                    break
+            else:
+                deleted = self._delete_covered(stop)
+        del self._old[len(self._old) - len(taken) :]
         for _ in range(deleted):
             self._journal.popleft()
-        if finished:
-            self._checkpoint_to = None
+
+    def _delete_covered(self, stop: float) -> int:
+        """Delete journal rows that the checkpoint covers; return how many.
+
+        One large row takes half of the time of a step, so the rows are deleted in small parts.
+        """
+        deleted, last, room = 0, 0, _PART_BYTES
+        for number, size in self._journal:
+            if number > self._base:
+                break
+            if room <= 0:
+                self._delete_to(last)
+                if time.perf_counter() >= stop:
+                    return deleted
+                room = _PART_BYTES
+            last = number
+            deleted += 1
+            room -= size + _ROW_BYTES
+        self._delete_to(last)
+        return deleted
+
+    def _delete_to(self, last: int) -> None:
+        self._db.execute("DELETE FROM journal WHERE id <= ?", (last,))
+
+    def _packed(self, key: Key) -> bytes | None:
+        value = self.row_of(key)
+        return None if value is None else _seal(_pack(value), key[0].encode() + _pack(key[1]))
+
+    # -- the file ---------------------------------------------------------------------
 
     def size(self) -> int | None:
         """Return the bytes of the file and its WAL; None without a file."""
@@ -297,15 +440,23 @@ class Store:
             self._db = self._open()
         except (OSError, DamagedError) as error:
             raise StoreError(f"cannot replace {self._path}: {error}") from None
-        # Nothing that was noted of the old file holds for the new one, a checkpoint under way
+        # Nothing that was known of the old file holds for the new one, a checkpoint under way
         # least of all: it would delete rows that it does not cover.
         if self._mark is not None:
             self._mark.write(0)
-        self._dirty.clear()
-        self._touched.clear()
-        self._journal.clear()
-        self._checkpoint_to = None
-        self._last_row = self._rows_since = self._bytes_since = 0
+        self._reset()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commit what the block does, or nothing of it."""
+        self._end_transaction()
+        try:
+            self._db.execute("BEGIN")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._end_transaction()
+            raise
 
     def _end_transaction(self) -> None:
         """Roll back what a failed step left open; else the next commit would be part of it."""
@@ -321,51 +472,6 @@ class Store:
             return StoreError(str(error))
         return DamagedError(f"unreadable: {error}")
 
-    def _write(self, key: Key, value: Any) -> None:
-        kind, name = key[0], _pack(key[1])
-        if value is None:
-            self._db.execute("DELETE FROM state WHERE kind = ? AND key = ?", (kind, name))
-        else:
-            self._db.execute(
-                "INSERT OR REPLACE INTO state (kind, key, value) VALUES (?, ?, ?)",
-                (kind, name, _seal(value, kind.encode() + name)),
-            )
-
-    def _delete_covered(self, stop: float) -> tuple[int, bool]:
-        """Delete journal rows that the checkpoint covers; return how many, and if that was all.
-
-        One large row takes half of the time of a step, so the rows are deleted in small parts.
-        """
-        assert self._checkpoint_to is not None
-        deleted, last, room = 0, 0, _PART_BYTES
-        for number, size in self._journal:
-            if number > self._checkpoint_to:
-                break
-            if room <= 0:
-                self._delete_to(last)
-                if time.perf_counter() >= stop:
-                    return deleted, False
-                room = _PART_BYTES
-            last = number
-            deleted += 1
-            room -= size + _ROW_BYTES
-        self._delete_to(last)
-        return deleted, True
-
-    def _keep_newest_deleted(self) -> None:
-        """Store the number of the newest deleted row: numbers go on from it in an empty journal."""
-        self._write(_NEWEST_DELETED, self._checkpoint_to)
-
-    def _newest_deleted(self) -> int:
-        kind, key = _NEWEST_DELETED[0], _pack(_NEWEST_DELETED[1])
-        found = self._db.execute(
-            "SELECT value FROM state WHERE kind = ? AND key = ?", (kind, key)
-        ).fetchone()
-        return 0 if found is None else int(_unseal(found[0], kind.encode() + key))
-
-    def _delete_to(self, last: int) -> None:
-        self._db.execute("DELETE FROM journal WHERE id <= ?", (last,))
-
     def _open(self) -> sqlite3.Connection:
         try:
             if self._path is not None:
@@ -379,10 +485,11 @@ class Store:
         except sqlite3.Error as error:
             db.close()
             raise self._error_for(error) from None
-        except ValueError as error:  # a message of SQLite that quotes bytes which are not UTF-8
+        except (ValueError, TypeError, LookupError) as error:
+            # A message of SQLite that quotes bytes which are not UTF-8, or a damaged old file.
             db.close()
             raise DamagedError(f"unreadable: {error}") from None
-        except DamagedError:
+        except (DamagedError, NewerError):
             db.close()
             raise
         if self._path is not None and self._mark is None:
@@ -393,7 +500,7 @@ class Store:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Check that the file is trackd's, migrate its schema, empty it after a reboot."""
+        """Check that the file is trackd's, bring its schema up to date, empty it after a reboot."""
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA synchronous = OFF")
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -401,24 +508,45 @@ class Store:
         if tables and application != _APPLICATION_ID:
             raise DamagedError("the file is an SQLite database of another program")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise DamagedError(f"written by a newer trackd (schema {version})")
+        if version > _VERSION:
+            raise NewerError(
+                f"{self._path} was written by a newer trackd (schema {version}; this one knows"
+                f" {_VERSION}): install that version again, or move the file aside and start empty:"
+                f" mv {self._path} {self._path}.newer"
+            )
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         if application != _APPLICATION_ID:  # otherwise write nothing: the disk may be full
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-            db.executescript(f"BEGIN; {migration}; PRAGMA user_version = {number}; COMMIT")
-        boot = _pack("boot_id")
-        found = db.execute(
-            "SELECT value FROM state WHERE kind = 'boot' AND key = ?", (boot,)
-        ).fetchone()
-        if found is None or found[0] != _pack(self._boot_id):
+        boot = _pack(self._boot_id)
+        if version < _VERSION:
+            self._migrate(db, boot, version)
+        elif db.execute("SELECT boot FROM head").fetchone() != (boot,):
             db.execute("BEGIN")
             db.execute("DELETE FROM journal")
             db.execute("DELETE FROM state")
-            db.execute("INSERT INTO state VALUES ('boot', ?, ?)", (boot, _pack(self._boot_id)))
+            db.execute("UPDATE head SET boot = ?, generation = 0, base = 0", (boot,))
             db.execute("COMMIT")
+
+    def _migrate(self, db: sqlite3.Connection, boot: bytes, version: int) -> None:
+        """Create the schema, with the state of version 1 as its first checkpoint."""
+        kept = v1.read(db, boot) if version == 1 else v1.NOTHING
+        db.execute("BEGIN")
+        for table in ("journal", "state") if version == 1 else ():
+            db.execute(f"DROP TABLE {table}")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute("INSERT INTO head VALUES (?, 1, ?)", (boot, kept.last_row))
+        for kind, key, value in kept.rows:
+            name = _pack(key)
+            db.execute(_WRITE, (kind, name, 1, _seal(_pack(value), kind.encode() + name)))
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute("COMMIT")
+
+
+def _nothing(_key: Key) -> None:
+    """Return no value: nothing was loaded yet."""
 
 
 def _pack(value: Any) -> bytes:
@@ -427,22 +555,21 @@ def _pack(value: Any) -> bytes:
 
 
 def _unpack(blob: bytes) -> Any:
-    return msgpack.unpackb(blob, strict_map_key=False)
+    return msgpack.unpackb(blob, strict_map_key=False, use_list=False)
 
 
-def _seal(value: Any, place: bytes = b"") -> bytes:
-    """Pack a value with a checksum, since SQLite has none: a damaged value is never used.
+def _seal(packed: bytes, place: bytes = b"") -> bytes:
+    """Return bytes with a checksum, since SQLite has none: a damaged value is never used.
 
     Args:
-        value: the value.
-        place: where it is stored; the checksum is wrong at any other place.
+        packed: the bytes.
+        place: where they are stored; the checksum is wrong at any other place.
     """
-    packed = _pack(value)
     return zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") + packed
 
 
-def _unseal(blob: bytes, place: bytes = b"") -> Any:
-    packed = blob[4:]
-    if zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") != blob[:4]:
+def _unseal(sealed: bytes, place: bytes = b"") -> bytes:
+    packed = sealed[4:]
+    if zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") != sealed[:4]:
         raise ValueError("a checksum is wrong")
-    return _unpack(packed)
+    return packed

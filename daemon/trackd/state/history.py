@@ -7,7 +7,8 @@ dropped as a whole, so that the history keeps a few more events than the setting
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import msgpack
@@ -16,12 +17,6 @@ from trackd_client.wire.protocol import WireEvent
 
 #: Revisions of one chunk.
 CHUNK: Final = 128
-
-
-def pack(event: WireEvent) -> bytes:
-    """Pack an event for the journal, the event socket and replies."""
-    packed: bytes = msgpack.packb(event)
-    return packed
 
 
 #: Bytes of the events of one reply.
@@ -54,46 +49,49 @@ class History:
         """The revision of the oldest event that is kept; None without events."""
         return self._first if len(self) else None
 
-    def extend(self, first: int, packed: Sequence[bytes]) -> list[int]:
+    def edited_by(self, first: int, count: int) -> list[int]:
+        """Return the keys of the chunks that `extend` with so many events would edit or drop."""
+        if not self.most or not count:
+            return []
+        following = first + count
+        keys = {
+            revision - revision % CHUNK
+            for revision in (*range(first, following, CHUNK), following - 1)
+        }
+        dropped = self._chunks if first != self._next else self._too_old(following)
+        return sorted(keys.union(dropped))
+
+    def extend(self, first: int, packed: Sequence[bytes]) -> None:
         """Add the next events.
 
         Args:
             first: the revision of the first one. After a gap, older events are dropped.
             packed: the events.
-
-        Returns:
-            The keys of the chunks that changed or were dropped; a key may stand there twice.
         """
         if not self.most or not packed:
-            return []
-        changed: list[int] = []
+            return
         if first != self._next:
-            changed += self._chunks
             self._chunks.clear()
             self._first = first
         self._next = first
         for event in packed:
-            key = self._next - self._next % CHUNK
-            if not changed or changed[-1] != key:
-                changed.append(key)
-            self._chunks.setdefault(key, []).append(event)
+            self._chunks.setdefault(self._next - self._next % CHUNK, []).append(event)
             self._next += 1
-        return changed + self._trim()
+        self._trim()
 
-    def keep(self, most: int) -> list[int]:
-        """Change how many events are kept; return the keys of the chunks that were dropped."""
+    def dropped_by(self, most: int) -> list[int]:
+        """Return the keys of the chunks that `keep` would drop."""
+        return self._too_old(self._next, most)
+
+    def keep(self, most: int) -> None:
+        """Change how many events are kept."""
         self.most = most
-        return self._trim()
+        self._trim()
 
     def chunk(self, key: int) -> list[Any] | None:
         """Return a chunk for the checkpoint: [first revision, events]; None when it was dropped."""
         events = self._chunks.get(key)
         return None if events is None else [max(key, self._first), events]
-
-    def restore(self, events: Mapping[int, bytes]) -> None:
-        """Fill an empty history with events by their revision."""
-        for revision in sorted(events):
-            self.extend(revision, [events[revision]])
 
     def after(self, revision: int, limit: int, most_bytes: int = MOST_BYTES) -> list[WireEvent]:
         """Return the events with later revisions, oldest first.
@@ -116,17 +114,17 @@ class History:
                     return found
         return found
 
-    def _trim(self) -> list[int]:
-        dropped = []
-        while self._chunks:
-            key = next(iter(self._chunks))
+    def _too_old(self, following: int, most: int | None = None) -> list[int]:
+        """Return the keys of the chunks that are not needed when `following` comes next."""
+        most = self.most if most is None else most
+        ascending = iter(self._chunks)
+        return list(takewhile(lambda key: not most or following - key - CHUNK >= most, ascending))
+
+    def _trim(self) -> None:
+        for key in self._too_old(self._next):
             left = self._next - min(key + CHUNK, self._next)
-            if self.most and left < self.most:
-                break
             del self._chunks[key]
             self._first = self._next - left
-            dropped.append(key)
-        return dropped
 
 
 def unpack(packed: bytes) -> WireEvent:

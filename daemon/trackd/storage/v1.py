@@ -1,10 +1,8 @@
-"""The stored state: plain values by kind, and what each journal record does to them.
+"""Reads a state file of version 1, as trackd 0.1.0 wrote it. This module never changes.
 
-A restart reads an `Image`: the rows of the checkpoint, then the journal's records in order.
-`trackd.state.state` makes the records, and `trackd.state.restore` turns an image into a state.
-
-Every record says what a thing became (never "add one"). So replaying it over a newer value of the
-checkpoint does no harm: later records bring the newer value back.
+Its checkpoint held values from various moments after its base, so that its journal had to be
+replayed over newer values: every record says what a thing became. `read` returns the state as the
+rows of a checkpoint of version 2. Pure but for the reading.
 
 =========== ==================================================== =======================
 record      fields                                               changes the key
@@ -31,13 +29,80 @@ record      fields                                               changes the key
 
 from __future__ import annotations
 
+import sqlite3
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
-from trackd.storage.history import CHUNK
-from trackd.storage.records import Key, Record, StoredRow
+import msgpack
+
 from trackd_client.wire.done import Done
+
+#: Revisions of one chunk of the history.
+_CHUNK: Final = 128
+
+Record = list[Any]
+
+
+class Kept(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        rows: the kind, key and value of each row.
+        last_row: the number of the last row of its journal.
+    """
+
+    rows: list[tuple[str, Any, Any]]
+    last_row: int
+
+
+NOTHING: Final = Kept([], 0)
+
+
+def read(db: sqlite3.Connection, boot: bytes) -> Kept:
+    """Return what a file of version 1 holds; nothing when it is of another boot.
+
+    Args:
+        db: the file.
+        boot: the boot id of the running kernel, packed.
+
+    Raises:
+        sqlite3.Error: the file cannot be read.
+        ValueError, TypeError, LookupError: its content makes no sense.
+    """
+    found = {
+        (kind, key): value for kind, key, value in db.execute("SELECT kind, key, value FROM state")
+    }
+    if found.pop(("boot", msgpack.packb("boot_id")), None) != boot:
+        return NOTHING
+    newest = ("boot", msgpack.packb("newest_deleted"))
+    last_row = int(_unseal(found[newest], b"boot" + newest[1])) if newest in found else 0
+    found.pop(newest, None)
+    image = Image()
+    image.take(
+        (kind, _unpack(key), _unseal(value, kind.encode() + key))
+        for (kind, key), value in found.items()
+    )
+    for number, blob in db.execute("SELECT id, records FROM journal ORDER BY id"):
+        for record in _unseal(blob):
+            image.replay(record)
+        last_row = number
+    return Kept(image.rows(), last_row)
+
+
+def _unpack(blob: bytes) -> Any:
+    return msgpack.unpackb(blob, strict_map_key=False)
+
+
+def _unseal(blob: bytes, place: bytes = b"") -> Any:
+    packed = blob[4:]
+    if zlib.crc32(packed, zlib.crc32(place)).to_bytes(4, "big") != blob[:4]:
+        raise ValueError("a checksum is wrong")
+    return _unpack(packed)
 
 
 @dataclass(slots=True)
@@ -61,10 +126,6 @@ class SessionRow:
     command: str = ""
     notices: list[dict[str, Any]] | None = None  # not fetched; None in a file that has none
 
-    def values(self) -> list[Any]:
-        """Return the fields in order, as they are stored."""
-        return [getattr(self, name) for name in self.__slots__]
-
 
 @dataclass(slots=True)
 class LeaseRow:
@@ -75,10 +136,6 @@ class LeaseRow:
     granted: float
     wall: float
     principals: list[str] = field(default_factory=list)
-
-    def values(self) -> list[Any]:
-        """Return the fields in order, as they are stored."""
-        return [self.token, self.name, self.granted, self.wall, self.principals]
 
 
 @dataclass(slots=True)
@@ -96,7 +153,7 @@ class Image:
     )  # name: [group, generation, until]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
 
-    def take(self, rows: Iterable[StoredRow]) -> None:
+    def take(self, rows: Iterable[tuple[str, Any, Any]]) -> None:
         """Read the checkpoint."""
         for kind, key, value in rows:
             match kind:
@@ -117,22 +174,19 @@ class Image:
                 case _:
                     pass  # the store's own, or of a newer version
 
-    def replay(self, record: Record) -> list[Key]:
-        """Apply one journal record; return the keys that it changed."""
+    def replay(self, record: Record) -> None:
+        """Apply one journal record."""
         kind, *values = record
         match kind:
             case "meta":
                 name, value = values
                 self.meta[name] = value
-                return [("meta", name)]
             case "lease":
                 lease, row = values
                 self.leases[lease] = LeaseRow(*row)
                 self.meta["last_lease"] = max(lease, self.meta.get("last_lease", 0))
-                return [("lease", lease), ("meta", "last_lease")]
             case "free":
                 self.leases.pop(values[0], None)
-                return [("lease", values[0])]
             case "gossip":
                 now, default_ttl, proxies, *session = values
                 for name, group, generation, ttl in proxies:
@@ -140,47 +194,39 @@ class Image:
                         *(group, generation, now + (ttl or default_ttl)),
                         *(*session, ttl or default_ttl)[: 2 * len(session)],
                     ]
-                return [("proxy", proxy[0]) for proxy in proxies]
             case "drop":
                 for name in values[0]:
                     self.proxies.pop(name, None)
-                return [("proxy", name) for name in values[0]]
             case "mention":
                 expiry, names, session_id, *ttl = values
                 for name in names:
                     row = self.proxies.get(name)
                     if row is not None:  # else the checkpoint already knows of its end
                         self.proxies[name] = [*row[:2], expiry, session_id, *ttl]
-                return [("proxy", name) for name in names]
             case "forget":
                 name, *tombstone = values
                 self.proxies.pop(name, None)
                 self.forgotten[name] = tombstone
-                return [("proxy", name), ("forgotten", name)]
             case "events":
-                return [("history", chunk) for chunk in self._take_events(*values)]
+                self._take_events(*values)
             case _:
-                return self._replay_of_session(kind, values)
+                self._replay_of_session(kind, values)
 
-    def _take_events(self, first: int, packed: list[bytes]) -> set[int]:
-        """Take in events; return the chunks that hold them."""
+    def _take_events(self, first: int, packed: list[bytes]) -> None:
         self.events.update(enumerate(packed, first))
-        return {revision - revision % CHUNK for revision in range(first, first + len(packed))}
 
-    def _replay_of_session(self, kind: str, values: list[Any]) -> list[Key]:
+    def _replay_of_session(self, kind: str, values: list[Any]) -> None:
         token, *rest = values
-        keys: list[Key] = [("session", token)]
         if kind == "open":
             self.sessions[token] = SessionRow(*rest[0])
-            return keys
+            return
         if kind == "end":
             self.sessions.pop(token, None)
             self.ended[token] = rest
-            return [*keys, ("ended", token)]
+            return
         session = self.sessions.get(token)
         if session is None:
-            # The checkpoint has its end already; a later record says it again.
-            return keys
+            return  # the checkpoint has its end already; a later record says it again
         match kind:
             case "reply":
                 seq, frame, lease, done = rest
@@ -201,10 +247,8 @@ class Image:
             case "expire":
                 session.expired.append(rest[0])
                 self.leases.pop(rest[0], None)
-                keys.append(("lease", rest[0]))
             case _:
                 pass
-        return keys
 
     @staticmethod
     def _acknowledge(session: SessionRow, ranges: list[int]) -> None:
@@ -213,3 +257,87 @@ class Image:
         session.done = done.ranges
         for seq in [seq for seq in session.replies if seq in done]:
             del session.replies[seq]
+
+    # -- as version 2 has it ----------------------------------------------------------
+
+    def rows(self) -> list[tuple[str, Any, Any]]:
+        """Return the rows of a checkpoint of version 2."""
+        meta = {
+            "revision": 0,
+            "epoch": 0,
+            "tracker_id": "",
+            "cluster": "",
+            "last_lease": 0,
+            "last_session": 0,
+            "connection_count": 0,
+            "configured_count": None,
+            "budget": [0.0, 0.0],
+            "last_served": 0,
+            **self.meta,
+        }
+        rows: list[tuple[str, Any, Any]] = [("meta", "", meta)] if self.meta else []
+        for token, session in self.sessions.items():
+            rows.append(("session", token, self._session_row(session)))
+            rows += [("reply", [token, seq], reply) for seq, reply in session.replies.items()]
+        for lease, row in self.leases.items():
+            values = [row.token, row.name, row.granted, row.wall, row.principals]
+            rows.append(("lease", lease, values))
+        rows += [("ended", token, ended) for token, ended in self.ended.items()]
+        rows += [("tombstone", name, tombstone) for name, tombstone in self.forgotten.items()]
+        return rows + self._history_rows() + self._mention_rows()
+
+    def _session_row(self, session: SessionRow) -> list[Any]:
+        last_served = self.meta.get("last_served", 0)
+        waits = []
+        for i, (seq, (order, deadline, *tag)) in enumerate(
+            sorted(session.waits.items(), key=lambda wait: wait[1][0])
+        ):
+            # A file without tags: as if each had come before anybody was served.
+            waits.append([seq, order, deadline, tag[0] if tag else last_served + 1 + i])
+        # A file without notices does not say which of these were fetched; twice does no harm.
+        notices = session.notices
+        if notices is None:
+            notices = [{"notice": "lease_expired", "lease": lease} for lease in session.expired]
+        return [
+            session.id,
+            session.uid,
+            session.gid,
+            session.pid,
+            session.start,
+            session.name,
+            session.version,
+            session.labels,
+            session.opened,
+            session.wall,
+            session.command,
+            session.done,
+            waits,
+            sorted(session.expired)[-1024:],
+            notices,
+        ]
+
+    def _history_rows(self) -> list[tuple[str, Any, Any]]:
+        newest = self.meta.get("revision", 0)
+        chunks: dict[int, list[int]] = defaultdict(list)
+        for revision in sorted(self.events, reverse=True):
+            if revision != newest:
+                break  # a gap: what is older belongs to another history
+            chunks[revision - revision % _CHUNK].insert(0, revision)
+            newest -= 1
+        return [
+            ("history", key, [revisions[0], [self.events[each] for each in revisions]])
+            for key, revisions in chunks.items()
+        ]
+
+    def _mention_rows(self) -> list[tuple[str, Any, Any]]:
+        rows: list[tuple[str, Any, Any]] = []
+        default = 180.0
+        mentioned = sorted(
+            (row[2], row[4] if row[4:] else default, row[3] if row[3:] else 0, *row[:2], name)
+            for name, row in self.proxies.items()
+        )
+        for number, (said, run) in enumerate(groupby(mentioned, itemgetter(0, 1, 2)), 1):
+            places = groupby(run, itemgetter(3, 4))
+            names = [[*place, [row[5] for row in rows]] for place, rows in places]
+            rows += [("mention", number, list(said)), ("names", number, names)]
+        return rows

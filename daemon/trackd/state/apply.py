@@ -1,0 +1,242 @@
+"""Applies changes to the durable state: the only code that edits it. Pure.
+
+The living daemon and a restart run the same code. It is strict: a change that does not fit the
+state raises, since then the journal is not that of this state.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from trackd.rules.tracker import Place, runs
+from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import EXPIRED_LEASES, KeptReply, Lease, Session, Waiter
+from trackd.state import changes
+from trackd.state.changes import Change
+from trackd.state.events import count_events
+from trackd.state.state import State
+
+#: The labels of all sessions without labels.
+NO_LABELS: Final[dict[str, str]] = {}
+
+
+def apply(state: State, change: Change, at: float, wall: float) -> None:
+    """Apply a change.
+
+    Args:
+        state: what to edit.
+        change: the change.
+        at: its moment, in seconds of CLOCK_BOOTTIME.
+        wall: the same moment in Unix time.
+
+    Raises:
+        KeyError, ValueError: the change does not fit the state.
+    """
+    _APPLY[type(change)](state, change, at, wall)
+    state.revision += count_events(change)
+
+
+# -- the daemon -----------------------------------------------------------------------
+
+
+def _epoch_began(state: State, change: changes.EpochBegan, _at: float, _wall: float) -> None:
+    state.epoch = change.epoch
+    state.tracker_id = change.tracker_id
+    state.cluster = change.cluster
+    state.configured_count = change.configured
+    state.tracker.set_connection_count(change.connections)
+
+
+def _count_set(state: State, change: changes.CountSet, _at: float, _wall: float) -> None:
+    state.tracker.set_connection_count(change.connections)
+
+
+def _configured(state: State, change: changes.Configured, _at: float, _wall: float) -> None:
+    state.configured_count = change.connections
+
+
+def _probed(_state: State, _change: changes.Probed, _at: float, _wall: float) -> None:
+    """Change nothing."""
+
+
+# -- sessions -------------------------------------------------------------------------
+
+
+def _session_opened(state: State, change: changes.SessionOpened, at: float, wall: float) -> None:
+    if change.token in state.sessions.by_token or change.number in state.sessions.by_id:
+        raise ValueError(f"session {change.number} is there already")
+    state.sessions.add(
+        Session(
+            id=change.number,
+            token=change.token,
+            peer=Peer(change.uid, change.gid, change.pid),
+            process=None if change.start is None else Process(change.pid, change.start),
+            name=change.name,
+            version=sys.intern(change.version),
+            labels=change.labels or NO_LABELS,
+            opened=at,
+            wall=wall,
+            command=sys.intern(change.command),
+        )
+    )
+
+
+def _session_ended(state: State, change: changes.SessionEnded, at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    if session.leases or session.parked:
+        raise ValueError(f"session {change.number} still has leases or waits")
+    state.sessions.remove(session, change.reason, at)
+
+
+def _ended_dropped(state: State, change: changes.EndedDropped, _at: float, _wall: float) -> None:
+    for token in change.tokens:
+        del state.sessions.ended[token]
+
+
+def _replied(state: State, change: changes.Replied, _at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    if change.done != session.done.ranges:
+        _acknowledge(session, change)
+    session.replies[change.seq] = KeptReply(change.frame, change.lease)
+
+
+def _acknowledged(state: State, change: changes.Acknowledged, _at: float, _wall: float) -> None:
+    _acknowledge(state.sessions.by_token[change.token], change)
+
+
+def _acknowledge(session: Session, change: changes.Replied | changes.Acknowledged) -> None:
+    session.done.ranges = list(change.done)
+    for seq in change.covered:
+        del session.replies[seq]
+
+
+def _parked(state: State, change: changes.Parked, _at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    waiter = Waiter(session, change.seq, change.order, change.tag, change.deadline)
+    session.parked[change.seq] = waiter
+    state.queue.add(waiter)
+
+
+def _unparked(state: State, change: changes.Unparked, _at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    waiter = session.parked.pop(change.seq)
+    state.queue.remove(waiter)
+    if change.served:
+        state.queue.last_served = max(state.queue.last_served, waiter.tag)
+
+
+def _notified(state: State, change: changes.Notified, _at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    session.notices = [*session.notices, change.notice]
+
+
+def _fetched(state: State, change: changes.Fetched, _at: float, _wall: float) -> None:
+    state.sessions.by_token[change.token].notices = ()
+
+
+# -- leases ---------------------------------------------------------------------------
+
+
+def _granted(state: State, change: changes.Granted, at: float, wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    if state.tracker.grant() != change.lease:
+        raise ValueError(f"lease {change.lease} is not the next one")
+    session.leases.add(change.lease)
+    state.leases[change.lease] = Lease(session, at, wall, (), at)
+    state.in_flight[change.lease] = None
+
+
+def _claimed(state: State, change: changes.Claimed, _at: float, _wall: float) -> None:
+    if state.tracker.holder(change.name) is not None:
+        raise ValueError(f"{change.name} is claimed already")
+    del state.in_flight[change.lease]
+    state.tracker.hold(change.lease, change.name)
+    state.leases[change.lease].principals = change.principals
+
+
+def _released(state: State, change: changes.Released, _at: float, _wall: float) -> None:
+    lease = state.leases.pop(change.lease)
+    lease.session.leases.remove(change.lease)
+    if change.name is None:
+        del state.in_flight[change.lease]
+    state.tracker.release(change.lease)
+
+
+def _claim_timed_out(state: State, change: changes.ClaimTimedOut, _at: float, _wall: float) -> None:
+    session = state.sessions.by_token[change.token]
+    expired = session.expired
+    if len(expired) >= EXPIRED_LEASES:
+        expired -= {min(expired)}
+    session.expired = expired | {change.lease}
+
+
+def _dial_spent(state: State, change: changes.DialSpent, _at: float, _wall: float) -> None:
+    state.budget.restore(change.tokens, change.at)
+
+
+# -- proxies --------------------------------------------------------------------------
+
+
+def _tracked(state: State, change: changes.Tracked, at: float, _wall: float) -> None:
+    tracker, rows = state.tracker, change.rows
+    tracker.put(rows[each if isinstance(each, int) else each[0]] for each in change.changed)
+    for number, (ttl, names) in enumerate(runs(rows), change.first):
+        used = change.default_ttl if ttl is None or ttl <= 0 else ttl
+        tracker.mentions.add(number, names, at + used, used, change.by)
+
+
+def _mentioned(state: State, change: changes.Mentioned, at: float, _wall: float) -> None:
+    ttl = change.ttl
+    state.tracker.mentions.add(change.number, change.names, at + ttl, ttl, change.by)
+
+
+def _renewed(state: State, change: changes.Renewed, at: float, _wall: float) -> None:
+    state.tracker.mentions.renew(change.number, at + change.ttl, change.ttl, change.by)
+
+
+def _expired(state: State, change: changes.Expired, _at: float, _wall: float) -> None:
+    state.tracker.drop(row[0] for row in change.rows)
+
+
+def _forgotten(state: State, change: changes.Forgotten, _at: float, _wall: float) -> None:
+    state.tracker.drop([change.name])
+    for name in change.dropped:
+        state.tombstones.drop(name)
+    state.tombstones.add(change.name, Place(change.group, change.generation), change.until)
+
+
+def _tombstones_dropped(
+    state: State, change: changes.TombstonesDropped, _at: float, _wall: float
+) -> None:
+    for name in change.names:
+        state.tombstones.drop(name)
+
+
+_APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
+    changes.EpochBegan: _epoch_began,
+    changes.CountSet: _count_set,
+    changes.Configured: _configured,
+    changes.Probed: _probed,
+    changes.SessionOpened: _session_opened,
+    changes.SessionEnded: _session_ended,
+    changes.EndedDropped: _ended_dropped,
+    changes.Replied: _replied,
+    changes.Acknowledged: _acknowledged,
+    changes.Parked: _parked,
+    changes.Unparked: _unparked,
+    changes.Notified: _notified,
+    changes.Fetched: _fetched,
+    changes.Granted: _granted,
+    changes.Claimed: _claimed,
+    changes.Released: _released,
+    changes.ClaimTimedOut: _claim_timed_out,
+    changes.DialSpent: _dial_spent,
+    changes.Tracked: _tracked,
+    changes.Mentioned: _mentioned,
+    changes.Renewed: _renewed,
+    changes.Expired: _expired,
+    changes.Forgotten: _forgotten,
+    changes.TombstonesDropped: _tombstones_dropped,
+}

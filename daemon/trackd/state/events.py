@@ -1,0 +1,153 @@
+"""Derives the events of a change. Pure: the living daemon and a restart get the same events.
+
+Each event has a revision of its own, and the revisions have no gap. docs/protocol.md describes the
+kinds and their fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgpack
+
+from trackd.state import changes
+from trackd.state.changes import By, Change, Moment
+
+#: An event without its revision and time: its kind and its fields.
+Event = tuple[str, dict[str, Any]]
+
+
+def count_events(change: Change) -> int:
+    """Return how many events a change has."""
+    match change:
+        case changes.Tracked():
+            return len(change.changed)
+        case changes.Expired():
+            return len(change.rows)
+        case changes.EpochBegan():
+            return 1 + (change.before not in (None, change.connections))
+        case _:
+            return int(type(change) in _ONE)
+
+
+def pack_events(batch: Iterable[Moment], first: int) -> list[bytes]:
+    """Return the events of a batch, packed for the history, subscribers and replies.
+
+    Args:
+        batch: the changes.
+        first: the revision of the first event.
+    """
+    packed: list[bytes] = []
+    for at, wall, made in batch:
+        for change in made:
+            for kind, fields in derive_events(change):
+                packed.append(msgpack.packb((first + len(packed), at, wall, kind, fields)))
+    return packed
+
+
+def derive_events(change: Change) -> Iterator[Event]:
+    """Yield the events of a change, in order."""
+    match change:
+        case changes.SessionOpened():
+            yield (
+                "session_opened",
+                {
+                    "session": change.number,
+                    "uid": change.uid,
+                    "pid": change.pid,
+                    "name": change.name,
+                    "command": change.command,
+                },
+            )
+        case changes.SessionEnded():
+            yield (
+                "session_ended",
+                {
+                    "session": change.number,
+                    "reason": change.reason,
+                    "name": change.name,
+                    "pid": change.pid,
+                    **_act_of(change.by),
+                },
+            )
+        case changes.Granted():
+            yield (
+                "lease_granted",
+                {"lease": change.lease, "session": change.number, "reason": change.reason},
+            )
+        case changes.Claimed():
+            yield (
+                "proxy_claimed",
+                {"name": change.name, "lease": change.lease, "session": change.number},
+            )
+        case changes.Released():
+            yield (
+                "lease_released",
+                {
+                    "lease": change.lease,
+                    "session": change.number,
+                    "name": change.name,
+                    "cause": change.cause,
+                    **_act_of(change.by),
+                },
+            )
+        case changes.Tracked():
+            yield from _events_of_gossip(change)
+        case changes.Expired():
+            for name, group, generation in change.rows:
+                yield (
+                    "proxy_expired",
+                    {"name": name, "group": group, "generation": generation},
+                )
+        case changes.Forgotten():
+            yield (
+                "proxy_forgotten",
+                {
+                    "name": change.name,
+                    "group": change.group,
+                    "generation": change.generation,
+                    **_act_of(change.by),
+                },
+            )
+        case changes.CountSet():
+            yield "connection_count", {"count": change.connections, "before": change.before}
+        case changes.EpochBegan():
+            yield (
+                "daemon_started",
+                {"epoch": change.epoch, "server": change.server, "pid": change.pid},
+            )
+            if change.before not in (None, change.connections):
+                yield "connection_count", {"count": change.connections, "before": change.before}
+        case _:
+            pass
+
+
+def _events_of_gossip(change: changes.Tracked) -> Iterator[Event]:
+    for each in change.changed:
+        index = each if isinstance(each, int) else each[0]
+        name, group, generation, _ = change.rows[index]
+        place = {"name": name, "group": group, "generation": generation}
+        if isinstance(each, int):
+            yield "proxy_tracked", {**place, "session": change.by}
+        else:
+            old = {"old_group": each[1], "old_generation": each[2]}
+            yield "proxy_changed", {**place, **old, "session": change.by}
+
+
+def _act_of(by: By) -> dict[str, Any]:
+    """Return the fields of an event that name the administrator, or none."""
+    return {} if by is None else {"by_uid": by[0], "by_pid": by[1]}
+
+
+_ONE = frozenset(
+    {
+        changes.SessionOpened,
+        changes.SessionEnded,
+        changes.Granted,
+        changes.Claimed,
+        changes.Released,
+        changes.Forgotten,
+        changes.CountSet,
+    }
+)
