@@ -441,11 +441,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @invariant()
     def the_events_tell_all_that_has_happened(self) -> None:
-        if (
-            not self.batch
-            and hasattr(self, "desk")
-            and self.desk.state.revision != self.told
-        ):
+        if not self.batch and hasattr(self, "desk") and self.desk.state.revision != self.told:
             state = self.desk.state
             self.told = state.revision
             events = state.history.after(0, 1_000_000)
