@@ -1,6 +1,7 @@
 """The operations that only look: the state, its reasons, the settings, the history.
 
-These operations change nothing and need no session.
+These operations need no session. They change nothing, but for the daemon's own `probe`, which
+writes to the store to see whether it works.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A restart reads an `Image`: the rows of the checkpoint, then the journal's recor
 `trackd.state.state` makes the records, and `trackd.state.restore` turns an image into a state.
 
 Every record says what a thing became (never "add one"). So replaying it over a newer value of the
-checkpoint does no harm: later records bring the newer value back.
+checkpoint does no harm: later records bring the newer value back. Only a notice may be there twice.
 
 =========== ==================================================== =======================
 record      fields                                               changes the key

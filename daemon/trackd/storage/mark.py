@@ -1,7 +1,7 @@
 """The mark: the number of the newest journal row, in a file of its own beside the store.
 
 SQLite believes a WAL up to the first frame that is not valid, and a missing WAL is an empty one.
-So a WAL that was damaged, cut or removed would take acknowledged changes back without a word. The
+So a WAL that was damaged, cut or removed would take acknowledged changes back silently. The
 mark is written after each commit and before its replies; a store that is behind its mark has lost
 something. Like the store it must outlive the process, not the boot.
 """
