@@ -1,14 +1,14 @@
 """RouterMailbox: a ZeroMQ ROUTER as the inbox of the TrackerActor.
 
-This inbox (`trackd.actors.inbox` has the others) receives from a ROUTER, so that a request of
-a remote agent is an ordinary pykka *ask*: the envelope's message is a `Call`, and its reply
-handle is that same `Call`: pykka's loop passes what the actor returns to `Call.set`, which puts
-the reply into the outbox. Actors of this process put into a local
-queue and wake the one blocking receive through an inproc DEALER. So all messages have one
-order, and one thread handles them.
+This inbox (`trackd.actors.inbox` has the others) receives from a ROUTER, so that a request of a
+remote agent is an ordinary pykka *ask*: the envelope's message is a `Call`, and its reply handle is
+that same `Call`: pykka's loop passes what the actor returns to `Call.set`, which puts the reply
+into the outbox. Actors of this process put into a local queue and wake the one blocking receive
+through an inproc DEALER. So all messages have one order, and one thread handles them.
 
-Messages come in *batches*: what has arrived, up to a bound. Before the mailbox receives
-again it calls `end_batch`, which commits and then calls `flush`, which sends the outbox. Nothing that a batch did can be seen from outside before that.
+Messages come in *batches*: what has arrived, up to a bound. Before the mailbox receives again it
+calls `end_batch`, which commits and then calls `flush`, which sends the outbox. Nothing that a
+batch did can be seen from outside before that.
 
 The mailbox never looks into a request beyond its frame: what is wrong with one is handed
 over in `Call.problem`. `get` never raises, since pykka would leave the actor half dead: a

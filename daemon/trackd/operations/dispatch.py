@@ -175,7 +175,8 @@ class Requests:
         if op != "open":
             raise ProtocolError(
                 Code.SESSION_UNKNOWN,
-                "the daemon does not know this session; it was opened before the daemon lost its state",
+                "the daemon does not know this session; it was opened before the daemon lost its"
+                " state",
             )
         if self._is_stale(call):
             return None

@@ -441,7 +441,7 @@ class State:
         return silent
 
     def restart_timers(self) -> None:
-        """Give each session that lives by heartbeats, and each lease in flight, its whole time again.
+        """Give sessions that need heartbeats, and leases in flight, their whole time again.
 
         For when the daemon begins to serve, or can store changes again: what agents sent before
         was not read or not served.
