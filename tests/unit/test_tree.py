@@ -42,6 +42,7 @@ ELSEWHERE = {
     "daemon/actors/publisher.py": "needs subscribers: integration/test_events.py",
     "daemon/actors/watcher.py": "needs the kernel: faults/test_watcher.py",
     "daemon/config/kinds.py": "kinds of settings: config/test_settings.py",
+    "daemon/storage/files.py": "needs a daemon whose files go: faults/test_removed_files.py",
     "daemon/host/lock.py": "needs other processes: integration/test_locks.py",
     "daemon/host/places.py": "needs other processes: integration/test_locks.py",
     "client/core/base_tracker.py": "shared by both clients: integration/test_trackers.py",
