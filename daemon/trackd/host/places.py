@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from trackd.config.exits import LockHeldError, UnusableError, reason_of
 from trackd.host.lock import STATE_LOCK, Lock, acquire_lock
+from trackd.host.own_files import find_directory_problem
 from trackd.host.own_paths import OwnPaths
 from trackd_client.wire.places import EVENTS_SUFFIX, SCHEME, PlaceError, check_ipc_path
 
@@ -159,12 +160,14 @@ class Place(NamedTuple):
         what: what it protects, for errors: "the endpoint ipc:///...".
         levels: how many directories may be made when the daemon starts.
         mode: the permissions of a directory that is made.
+        private: whether nobody else may write to the directory.
     """
 
     lock: Path
     what: str
     levels: int
     mode: int
+    private: bool = False
 
 
 class Places:
@@ -190,7 +193,7 @@ class Places:
         self._state: Place | None = None
         if config.state_dir:
             what = f"the state directory {config.state_dir}"
-            self._state = Place(Path(config.state_dir) / STATE_LOCK, what, 1, 0o700)
+            self._state = Place(Path(config.state_dir) / STATE_LOCK, what, 1, 0o700, private=True)
 
     def take(self) -> None:
         """Make the directories, take the locks, and clear the paths of the sockets.
@@ -252,6 +255,8 @@ class Places:
             with contextlib.suppress(OSError):
                 os.chown(directory, -1, before.st_gid)
                 directory.chmod(stat.S_IMODE(before.st_mode))
+        if place.private:
+            _check_trusted(directory, place.what)
         self._locks[place] = acquire_lock(place.lock, place.what, self._cluster)
         try:
             self.own.add(place.lock, "lock")
@@ -296,6 +301,18 @@ def take_places(config: Config, *, listening: bool = False) -> Places:
         places.close()
         raise
     return places
+
+
+def _check_trusted(directory: Path, what: str) -> None:
+    try:
+        problem = find_directory_problem(directory)
+    except OSError as error:
+        raise UnusableError(f"no place for {what}: {directory}: {reason_of(error)}") from error
+    if problem:
+        raise UnusableError(
+            f"{what} {problem}; give it to the daemon's user with mode 0700, or choose another"
+            " with --state-dir"
+        )
 
 
 def _is_listened_on(path: Path) -> bool:

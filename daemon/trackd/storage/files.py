@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from trackd.host.own_files import check_own_path, open_own_file
 from trackd.host.own_paths import OwnPaths
 from trackd.storage import mark
 
@@ -41,14 +42,16 @@ class StateFiles:
         self._beside = [directory / f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES]
 
     def create(self) -> None:
-        """Create the file of the database unless it exists.
+        """Create the file of the database unless it exists; check those that are there.
 
         It holds the tokens of sessions. SQLite gives its other files the same mode.
 
         Raises:
-            OSError: it cannot be created or opened.
+            OSError: it cannot be created or opened, or one of the files is somebody else's.
         """
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        for path in (*self._beside, self.mark):
+            check_own_path(path)
+        os.close(open_own_file(self.path))
 
     def create_new(self) -> Path:
         """Create an empty file beside the database, and return its path.
@@ -57,7 +60,7 @@ class StateFiles:
             OSError: it cannot be created.
         """
         new = self.path.with_name(f"{FILE_NAME}.new-{time.time_ns()}")
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(open_own_file(new, os.O_EXCL))
         self._own.add(new, "state")
         return new
 

@@ -14,6 +14,8 @@ import struct
 import zlib
 from pathlib import Path
 
+from trackd.host.own_files import open_own_file
+
 FILE_NAME = "trackd.mark"
 _ROW = struct.Struct(">Q")
 _SUM = struct.Struct(">I")
@@ -34,8 +36,7 @@ class Mark:
         """
         self._path = path
         self._seed = zlib.crc32(boot_id.encode())
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._descriptor = os.open(path, flags, 0o600)
+        self._descriptor = open_own_file(path)
 
     def read(self) -> int:
         """Return the number of the newest row that was committed; 0 when that is not known."""

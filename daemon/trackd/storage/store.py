@@ -411,8 +411,10 @@ class Store:
             if files is not None:
                 files.create()
             db = self._connect(path)
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error as error:
             raise StoreError(f"{error}: {path}") from None
+        except OSError as error:
+            raise StoreError(str(error) if error.filename else str(error.strerror)) from None
         try:
             self._prepare(db)
         except sqlite3.Error as error:
