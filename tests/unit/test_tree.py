@@ -27,7 +27,6 @@ SMALL = 60
 #: Modules whose tests stand elsewhere, and why.
 ELSEWHERE = {
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
-    "daemon/rules/desired.py": "a part of the tracker: rules/test_tracker.py",
     "daemon/rules/expiry.py": "a part of the tracker: rules/test_tracker.py",
     "daemon/rules/tombstones.py": "what `forget` leaves: operations/test_admin.py",
     "daemon/state/changes.py": "tested with the state: state/test_state.py",

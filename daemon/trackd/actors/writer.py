@@ -52,7 +52,7 @@ from trackd.host.processes import start_time
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
 from trackd.operations.context import Context
-from trackd.operations.dispatch import Requests
+from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
 from trackd.state.changes import Batch
@@ -88,7 +88,7 @@ class TrackerActor(SupervisedActor):
         http: HttpState | None = None,
         own: OwnPaths | None = None,
     ) -> None:
-        self._mailbox = RouterMailbox(context, config.max_frame)
+        self._mailbox = RouterMailbox(context, config.max_frame, COSTLY)
         self._mailbox.end_batch = self._end_batch
         super().__init__(on_end, self._mailbox)
         self._config = config

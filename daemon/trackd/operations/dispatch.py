@@ -210,3 +210,5 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **reports.OPERATIONS,
     **admin.OPERATIONS,
 }
+#: The operations whose requests the mailbox hands over one at a time.
+COSTLY: Final = frozenset(name for name, operation in OPERATIONS.items() if operation.costly)
