@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ RELOAD_SECONDS = 5.0
 
 #: Seconds between two probes, when the watchdog does not need more.
 STATUS_SECONDS: Final = 5.0
+
+#: Seconds between two looks at the files that the daemon created.
+LOOK_SECONDS: Final = 1.0
 
 #: Reports to the watchdog within the time that it allows.
 _SIGNS: Final = 3
@@ -70,23 +74,34 @@ class Overseer:
         """Note the end of an actor. Runs in that actor's thread."""
         self.events.put(ActorEnded(name, thread))
 
-    def wait(self, tracker: pykka.ActorRef[Any], probe: Probe | None) -> SignalCame | ActorEnded:
-        """Wait for the event that ends the daemon, and do the main thread's work meanwhile."""
+    def wait(
+        self, tracker: pykka.ActorRef[Any], probe: Probe | None, look: Callable[[], None]
+    ) -> SignalCame | ActorEnded:
+        """Wait for the event that ends the daemon, and do the main thread's work meanwhile.
+
+        Args:
+            tracker: applies a reload.
+            probe: proves that requests are answered, for systemd.
+            look: looks at the daemon's files; what it raises ends the wait.
+        """
         interval = (self.notifier.watchdog or STATUS_SECONDS * _SIGNS) / _SIGNS
+        probe_at = time.monotonic() + interval
         while True:
             try:
-                event = self.events.get(timeout=None if probe is None else interval)
+                event = self.events.get(timeout=min(LOOK_SECONDS, interval))
             except queue.Empty:
-                if probe is not None and self.prove(probe, interval):
-                    self.notifier.alive()
-                continue
-            if not isinstance(event, SignalCame) or event.number != signal.SIGHUP:
-                return event
-            if self._had_terminal and not _has_terminal():
-                return event  # not a request to reload: the terminal was closed
-            self.reload(tracker)
+                look()
+                if time.monotonic() < probe_at:
+                    continue
+            else:
+                if not isinstance(event, SignalCame) or event.number != signal.SIGHUP:
+                    return event
+                if self._had_terminal and not _has_terminal():
+                    return event  # not a request to reload: the terminal was closed
+                self.reload(tracker)
             if probe is not None and self.prove(probe, interval):
                 self.notifier.alive()
+            probe_at = time.monotonic() + interval
 
     def prove(self, probe: Probe, seconds: float) -> bool:
         """Send a request through the whole daemon; return whether its reply came."""

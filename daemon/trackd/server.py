@@ -19,8 +19,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
@@ -34,8 +33,9 @@ from trackd.actors.watcher import ProcessWatcher
 from trackd.actors.writer import TrackerActor
 from trackd.config import exits
 from trackd.config.settings import Config
+from trackd.guard import PlaceGuard
 from trackd.host.logs import fields, flush
-from trackd.host.places import events_endpoint, take_places
+from trackd.host.places import Places, events_endpoint, take_places
 from trackd.host.systemd import Notifier, listening_socket
 from trackd.operations.runtime import HttpState
 from trackd.overseer import Overseer
@@ -80,18 +80,26 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         faulthandler.enable()  # the watchdog's SIGABRT then logs where each thread stood
     take_signals(events)
     descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
-    with take_places(config, listening=descriptor is not None):
+    with take_places(config, listening=descriptor is not None) as places:
         overseer = Overseer(config, reread, events, notifier, closable=closable)
-        return _serve(config, descriptor, overseer)
+        return _serve(config, places, descriptor, overseer)
 
 
-def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
-    """Start everything in order, wait, stop in reverse."""
+def _serve(config: Config, places: Places, descriptor: int | None, overseer: Overseer) -> int:
+    """Start everything in order, wait, stop in reverse.
+
+    Args:
+        config: the settings.
+        places: the locked places of the daemon.
+        descriptor: the socket on which systemd listens, or None.
+        overseer: waits for the end.
+    """
     _seed_routing_ids()
     _calm_collector()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     actors: list[pykka.ActorRef[Any]] = []
     events = events_endpoint(config.endpoint)
+    path = check_ipc_path(config.endpoint)
     audience = Audience()
     probe: Probe | None = None
     http: HttpService | None = None
@@ -101,7 +109,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         if config.http:
             from trackd.http.service import HttpService
 
-            http = HttpService(config, overseer.ended, http_state)
+            http = HttpService(config, overseer.ended, http_state, places.own)
         tracker = TrackerActor.start(
             overseer.ended,
             context,
@@ -110,6 +118,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             audience=audience,
             ask_reload=overseer.ask_reload,
             http=http_state,
+            own=places.own,
         )
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)
@@ -121,14 +130,18 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         actors.append(publisher)
         for actor in actors:
             actor.ask(Ping(), timeout=START_SECONDS)
-        serve = Serve(config.endpoint, ticker, watcher, publisher, events, descriptor)
-        with _umask_for(config.socket_mode):
-            if events:
-                publisher.ask(Bind(events), timeout=START_SECONDS)
-                _let_in(check_ipc_path(events), config, activated=descriptor is not None)
-            tracker.ask(serve, timeout=START_SECONDS)
+        if events:
+            _serve_events(events, config, places, publisher, activated=descriptor is not None)
         if descriptor is None:
-            check_ipc_path(config.endpoint).chmod(config.socket_mode)
+            listener = places.listen(path, config.socket_mode)
+        else:
+            listener = descriptor
+            places.own.add(path, "socket")
+        tracker.ask(
+            Serve(config.endpoint, ticker, watcher, publisher, events, listener),
+            timeout=START_SECONDS,
+        )
+        guard = PlaceGuard(config, places, tracker, publisher, activated=descriptor is not None)
         if notifier.wanted:
             probe = Probe(context, config.endpoint)
             if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():
@@ -152,7 +165,7 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
             log.warning("no events are published: the socket's path is too long for a second one")
         if not config.state_dir:
             log.warning("state is kept in memory alone: a restart forgets who holds what")
-        event = overseer.wait(tracker, probe)
+        event = overseer.wait(tracker, probe, guard.check)
         notifier.stopping()
         if isinstance(event, SignalCame):
             log.info("stopping", extra=fields(signal=signal.Signals(event.number).name))
@@ -181,9 +194,9 @@ def _serve(config: Config, descriptor: int | None, overseer: Overseer) -> int:
         # Closes also the sockets of an actor whose construction failed, for which `term` waits.
         context.destroy()
         if descriptor is None:  # otherwise it is systemd's, and agents already wait there
-            check_ipc_path(config.endpoint).unlink(missing_ok=True)
+            places.own.remove(path)
         if events:
-            check_ipc_path(events).unlink(missing_ok=True)
+            places.own.remove(check_ipc_path(events))
 
 
 def _stop(actors: list[pykka.ActorRef[Any]], events: Events) -> None:
@@ -215,29 +228,23 @@ def _give_up(name: str) -> NoReturn:
     os._exit(exits.FAILED)
 
 
-@contextlib.contextmanager
-def _umask_for(mode: int) -> Iterator[None]:
-    """Set a umask so that the socket's mode holds from its bind on."""
-    before = os.umask(0o777 & ~mode)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _let_in(events: Path, config: Config, *, activated: bool) -> None:
-    """Give the event socket the permissions of the daemon's socket."""
-    if not activated:
-        events.chmod(config.socket_mode)
-        return
-    like = check_ipc_path(config.endpoint).stat()
-    if events.stat().st_gid == like.st_gid:
-        events.chmod(stat.S_IMODE(like.st_mode))
-    else:  # the unit forbids chown, whatever the group
-        log.warning(
-            "events are for the daemon's own user: its group is not that of the socket",
-            extra=fields(gid=like.st_gid),
-        )
+def _serve_events(
+    events: str, config: Config, places: Places, publisher: pykka.ActorRef[Any], *, activated: bool
+) -> None:
+    """Serve the event socket, with the permissions of the daemon's socket."""
+    path = check_ipc_path(events)
+    listener = places.listen(path, config.socket_mode)
+    if activated:
+        like = check_ipc_path(config.endpoint).stat()
+        if path.stat().st_gid == like.st_gid:
+            path.chmod(stat.S_IMODE(like.st_mode))
+            places.own.add(path, "socket")
+        else:  # the unit forbids chown, whatever the group
+            log.warning(
+                "events are for the daemon's own user: its group is not that of the socket",
+                extra=fields(gid=like.st_gid),
+            )
+    publisher.ask(Bind(events, listener), timeout=START_SECONDS)
 
 
 def _seed_routing_ids() -> None:

@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import growth, load, single
+from benchmarks import floods, growth, load, single
 from benchmarks.peers import KINDS, absent
 from benchmarks.report import Results
 from benchmarks.targets import QUICK, of_load
 
 #: What the quick run measures: the columns that targets speak of.
 _QUICK_COLUMNS = ("echo", "wire", "library")
+#: What is measured with a daemon of its own, by name.
+_PARTS = {**single.PARTS, **floods.PARTS}
 #: How often the guard measures again what is far off.
 _MORE_TRIES = 2
 
@@ -81,7 +83,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _names() -> list[str]:
     cases = dict.fromkeys(case.shape.name for case in load.CASES)
     mixes = dict.fromkeys(str(case.mix) for case in load.CASES)
-    return [*cases, *mixes, *single.PARTS, *(f"growth: {axis.name}" for axis in growth.AXES)]
+    return [*cases, *mixes, *_PARTS, *(f"growth: {axis.name}" for axis in growth.AXES)]
 
 
 def _wanted(args: argparse.Namespace, name: str) -> bool:
@@ -115,7 +117,7 @@ def _load(
 
 
 def _the_rest(args: argparse.Namespace, results: Results) -> None:
-    for name, part in single.PARTS.items():
+    for name, part in _PARTS.items():
         if _wanted(args, name):
             progress(name)
             results.figures += part(progress, args.scale)

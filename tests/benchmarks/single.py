@@ -219,7 +219,7 @@ def _others(daemon: Daemon, seconds: float, meanwhile: Callable[[], None]) -> Se
         seconds=seconds,
         prepare=int(70_000 * seconds) + 100,
     )
-    with _program("benchmarks.worker") as worker:
+    with program("benchmarks.worker") as worker:
         assert worker(json.dumps(asdict(job))) == "ready\n", "the worker failed"
         doing = threading.Thread(target=meanwhile)
         doing.start()
@@ -229,7 +229,7 @@ def _others(daemon: Daemon, seconds: float, meanwhile: Callable[[], None]) -> Se
 
 
 @contextmanager
-def _program(module: str, *args: str) -> Iterator[Callable[..., str]]:
+def program(module: str, *args: str) -> Iterator[Callable[..., str]]:
     """Run a module as a program that answers each line with a line."""
     command = [sys.executable, "-m", module, *args]
     with subprocess.Popen(
@@ -250,7 +250,7 @@ def kills(progress: Progress, scale: float) -> list[Figure]:
     times = []
     with running(connection_count=1) as daemon, dealer(daemon) as client, ExitStack() as stack:
         track(client, 1)
-        victims = stack.enter_context(_program("benchmarks.victims", daemon.endpoint))
+        victims = stack.enter_context(program("benchmarks.victims", daemon.endpoint))
         for number in range(count):
             if not number % 50:
                 progress(f"kills: {number} of {count}")

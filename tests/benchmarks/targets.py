@@ -132,4 +132,7 @@ TARGETS: Mapping[str, Target] = {
     "restart": Target(bound=1.5),
     "wakeups": Target(bound=1.0),
     "idle_cpu": Target(bound=0.1),
+    "behind_status": Target(bound=20.0),
+    "beside_pages": Target(bound=20.0),
+    "beside_metrics": Target(bound=0.8, least=True),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import growth, load, single
+from benchmarks import floods, growth, load, single
 from benchmarks.__main__ import main
 from benchmarks.mixes import Mix
 from benchmarks.peers import absent
@@ -43,13 +43,22 @@ def test_everything_else_is_measured_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = [case.name for case in load.CASES if case.shape is not load.ONE]
-    written = small(tmp_path, *shapes, *single.PARTS, "growth")
+    written = small(tmp_path, *shapes, *single.PARTS, *floods.PARTS, "growth")
     printed = capsys.readouterr().out
     assert set(shapes) <= {row["case"] for row in written["load"]}
     curves = {(curve["axis"], curve["operation"]) for curve in written["growth"]}
     assert curves == {(axis.name, step) for axis in growth.AXES for step in axis.steps}
     assert all(figure["name"] in printed for figure in written["figures"])
-    for word in ("idle", "memory", "gossip", "SIGKILL", "restart", "throughput"):
+    for word in (
+        "idle",
+        "memory",
+        "gossip",
+        "SIGKILL",
+        "restart",
+        "queued",
+        "/metrics",
+        "throughput",
+    ):
         assert any(word in figure["name"] for figure in written["figures"]), word
 
 

@@ -375,7 +375,7 @@ BREAKAGES = {
         "actor=TrackerActor",
     ),
     "the mailbox": (
-        "from trackd.actors.mailbox import RouterMailbox; fail_after(9, RouterMailbox, '_receive_batch')",  # noqa: E501
+        "from trackd.actors.mailbox import RouterMailbox; fail_after(9, RouterMailbox, '_begin_batch')",  # noqa: E501
         "actor=TrackerActor",
     ),
 }

@@ -24,6 +24,7 @@ from helpers.hosts import fill, small_disk
 from helpers.support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
 from helpers.web import Site, free_port, path_of, site, unix_site
 from trackd.config.settings import load
+from trackd.host.own_paths import OwnPaths
 from trackd.http import listener, views
 from trackd.http.listener import HttpListener
 from trackd_client import Lease, Proxy, Tracker
@@ -183,7 +184,7 @@ def own(trackd_daemon: Daemon) -> Iterator[tuple[HttpListener, Site]]:
     """A listener in this process, a client of a real daemon, to be stopped or broken."""
     address = f"127.0.0.1:{free_port()}"
     flags = {"cluster_name": "x", "endpoint": trackd_daemon.endpoint, "http": address}
-    made = HttpListener(load(flags, {}, None), lambda *_: None)
+    made = HttpListener(load(flags, {}, None), lambda *_: None, OwnPaths())
     made.start()
     yield made, Site(trackd_daemon, address)
     assert made.stop(PATIENCE)

@@ -234,6 +234,19 @@ def test_advice_to_close_reaches_the_lease(make_trackd_daemon: MakeDaemon, maker
     assert sum(bool(lease.should_close) for lease in leases) == 1
 
 
+@pytest.mark.slow
+def test_another_holder_is_advised_when_the_first_does_not_react(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    own = make_trackd_daemon(disconnect_threshold=0.05)
+    with Tracker(own.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        leases = [tracker.adopt("p1"), tracker.adopt("p2")]
+        tracker.set_connection_count(1)
+        wait_until(lambda: any(lease and lease.should_close for lease in leases))
+        wait_until(lambda: all(lease and lease.should_close for lease in leases), seconds=60.0)
+
+
 def test_callbacks_tell_each_state_and_one_that_raises_harms_nobody(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:

@@ -354,12 +354,49 @@ def test_a_reader_of_the_screen_hears_what_is_there(open_page: Open, tracker: Tr
         assert {"status", "list", "main", "banner"} <= {role for role, _ in told}
 
 
-def test_many_proxies_are_shown_in_part_and_it_says_so(open_page: Open, tracker: Tracker) -> None:
+@pytest.mark.parametrize("width", [375, 1280])
+def test_of_3_000_proxies_the_page_shows_those_first_that_are_missing(
+    open_page: Open, tracker: Tracker, width: int
+) -> None:
+    everything = [f"proxy-{number:04d}.east.prod.example.com" for number in range(3000)]
     for begin in range(0, 3000, 1000):
-        tracker.track_expected(*(Proxy(f"p{begin + n}", f"g{n % 3}") for n in range(1000)))
-    page = open_page()
+        tracker.track_expected(*(Proxy(name, "g") for name in everything[begin : begin + 1000]))
+    for name in everything[:2980]:
+        assert tracker.adopt(name)
+    missing = everything[2980:]
+    page = open_page(width=width)
+    say(page, "20 of 3,000 proxies have no tunnel; no agent is dialling")
     page.wait_for("document.querySelectorAll('.cells .cell').length === 2000")
+    assert cells(page, "missing") == 20
+    assert names(page)[:20] == missing
+    states = page.get("[...document.querySelectorAll('td.state')].map(cell => cell.innerText)")
+    assert states == ["missing"] * 20 + ["claimed"] * 80
     assert page.text("#tracked") == "3,000"
-    assert page.text("#shown") == "the first 2,000; trackctl proxies lists all"
-    page.get("document.querySelector('#all').click()")
-    assert page.get("document.querySelectorAll('#rows tr').length") == 2000
+    shown = "the first 2,000, missing ones first; trackctl proxies lists all"
+    assert page.text("#shown") == shown
+    assert page.text("#all") == "Show all 2,000"
+
+
+def test_on_a_narrow_screen_a_name_loses_what_it_shares_with_the_others_first(
+    open_page: Open, tracker: Tracker
+) -> None:
+    tail = ".edge-tunnels.eu-central-1.production.infrastructure.example.com"
+    whole = [f"proxy-{number:03d}{tail}" for number in range(30)]
+    tracker.track_expected(*map(Proxy, [*whole, "stranger.example.org"]))
+    page = open_page(width=375)
+    page.wait_for("document.querySelectorAll('#rows tr').length === 31")
+    assert names(page) == [*whole, "stranger.example.org"], "copied and searched as a whole"
+    own = page.get("[...document.querySelectorAll('td.name bdi')].map(b => b.firstChild.data)")
+    assert own == [name.removesuffix(tail) for name in whole] + ["stranger.example.org"]
+    seen = page.get("""[...document.querySelectorAll('td.name bdi')].map((bdi) => {
+      const range = document.createRange();
+      range.selectNodeContents(bdi.firstChild);
+      const [part, ...more] = range.getClientRects();
+      return more.length === 0 && part.left >= 0 && part.right <= innerWidth;
+    })""")
+    assert seen == [True] * 31, "each of them in one line, within the window"
+    cut = page.get(
+        "[...document.querySelectorAll('td.name')]"
+        ".filter(each => each.scrollWidth > each.clientWidth).length"
+    )
+    assert cut == 30, "and what they share is cut"

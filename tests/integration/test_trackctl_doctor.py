@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import stat
 import subprocess
@@ -348,3 +349,19 @@ def test_metrics_are_what_prometheus_reads(trackd_daemon: Daemon) -> None:
     assert text.stdout.endswith("\n")
     families = {family[0]: family for family in json.loads(told.stdout)["families"]}
     assert families["trackd_desired_proxies"][4] == [[[], 2]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_dump_writes_into_no_file_that_somebody_else_has(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    theirs, twice = tmp_path / "theirs.json", tmp_path / "twice.json"
+    for file in (theirs, twice):
+        file.write_text("precious")
+    os.chown(theirs, 65534, 65534)
+    (tmp_path / "again").hardlink_to(twice)
+    for file in (theirs, twice):
+        done = trackctl("--endpoint", trackd_daemon.endpoint, "dump", str(file))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"cannot write {file}: it is not yours alone; remove it first" in done.stderr
+        assert file.read_text() == "precious"

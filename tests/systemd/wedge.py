@@ -21,7 +21,7 @@ from trackd.storage.store import Store
 PARTS: dict[str, tuple[type, str]] = {
     "actor": (TrackerActor, "on_receive"),
     "store": (Store, "append"),
-    "mailbox": (RouterMailbox, "_receive_batch"),
+    "mailbox": (RouterMailbox, "_begin_batch"),
 }
 
 

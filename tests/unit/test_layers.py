@@ -60,7 +60,7 @@ DAEMON = [
     ["trackd.actors"],
     ["trackd.probe", "trackd.ping"],
     ["trackd.http"],
-    ["trackd.server", "trackd.overseer", "trackd.signals"],
+    ["trackd.server", "trackd.overseer", "trackd.guard", "trackd.signals"],
     ["trackd.demo"],
     ["trackd.cli"],
     ["trackd.__main__"],

@@ -27,10 +27,8 @@ SMALL = 60
 #: Modules whose tests stand elsewhere, and why.
 ELSEWHERE = {
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
-    "daemon/rules/desired.py": "a part of the tracker: rules/test_tracker.py",
     "daemon/rules/expiry.py": "a part of the tracker: rules/test_tracker.py",
     "daemon/rules/tombstones.py": "what `forget` leaves: operations/test_admin.py",
-    "daemon/state/advice.py": "tested with the state: state/test_state.py",
     "daemon/state/changes.py": "tested with the state: state/test_state.py",
     "daemon/state/restore.py": "each change survives a restart: state/test_state.py",
     "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",
@@ -43,6 +41,7 @@ ELSEWHERE = {
     "daemon/actors/publisher.py": "needs subscribers: integration/test_events.py",
     "daemon/actors/watcher.py": "needs the kernel: faults/test_watcher.py",
     "daemon/config/kinds.py": "kinds of settings: config/test_settings.py",
+    "daemon/storage/files.py": "needs a daemon whose files go: faults/test_removed_files.py",
     "daemon/host/lock.py": "needs other processes: integration/test_locks.py",
     "daemon/host/places.py": "needs other processes: integration/test_locks.py",
     "client/core/base_tracker.py": "shared by both clients: integration/test_trackers.py",

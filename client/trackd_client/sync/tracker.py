@@ -75,8 +75,8 @@ class Lease(BaseLease):
 
         Returns:
             True when this lease now holds the proxy. False when another lease holds it, when
-            this lease has claimed already, or when the principals name nothing.
-            After False the lease is as before and may try again.
+            the principals name nothing, when this lease has claimed already, or when it was
+            released. A lease that is still in flight may try again.
 
         Raises:
             SessionLost: the lease is gone with its session.

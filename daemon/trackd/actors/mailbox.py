@@ -1,17 +1,22 @@
 """RouterMailbox: a ZeroMQ ROUTER as the inbox of the TrackerActor.
 
-This inbox (`trackd.actors.inbox` has the others) receives from a ROUTER, so that a request of
-a remote agent is an ordinary pykka *ask*: the envelope's message is a `Call`, and its reply
-handle is that same `Call`, which replies to the peer. Actors of this process put into a local
-queue and wake the one blocking receive through an inproc DEALER. So all messages have one
-order, and one thread handles them.
+This inbox (`trackd.actors.inbox` has the others) receives from a ROUTER, so that a request of a
+remote agent is an ordinary pykka *ask*: the envelope's message is a `Call`, and its reply handle is
+that same `Call`: pykka's loop passes what the actor returns to `Call.set`, which puts the reply
+into the outbox. Actors of this process put into a local queue and wake the one blocking receive
+through an inproc DEALER. So all messages have one order, and one thread handles them.
 
-Messages come in *batches*: what has arrived, up to a bound. Before the mailbox receives
-again it calls `end_batch`, which commits, and then `flush` sends what the batch answered.
-Nothing that a batch did can be seen from outside before that.
+Messages come in *batches*: what has arrived, up to a number, to bytes, and to a time. At its end
+the mailbox calls `end_batch`, which commits and then calls `flush`, which sends the outbox. Nothing
+that a batch did can be seen from outside before that.
 
-The mailbox never looks into a request beyond its frame: what is wrong with one is handed
-over in `Call.problem`. `get` never raises, since pykka would leave the actor half dead: a
+A batch is received in *parts*, each handled before the next one is received. A costly request ends
+its part, so at most one of them waits here. All others wait in the ROUTER, which takes from its
+connections in turn. So a peer that asks for much delays others by one costly request for each of
+theirs, and by the time of a batch, however much it has sent.
+
+Of a request the mailbox reads the frame, the number and the operation. What is wrong with it is
+handed over in `Call.problem`. `get` never raises, since pykka would leave the actor half dead: a
 failure becomes a `MailboxFailed` message.
 """
 
@@ -22,7 +27,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +49,11 @@ BATCH = 128
 #: Bytes after which a batch ends. A message takes up to 80 times its size once it is decoded
 #: (an array of a million empty maps), so that a batch of the largest would take 10 GiB.
 BATCH_BYTES = 1024 * 1024
+#: Seconds after which a batch ends, so that its replies leave. Long enough for a hundred cheap
+#: requests to share a commit.
+BATCH_SECONDS = 0.004
+#: Bytes after which a part of a batch ends: gossip costs as much as it is long.
+PART_BYTES = 64 * 1024
 #: Messages of a batch up to which it is asked whether there is another.
 _FEW = 8
 # Plain integers: the flags of pyzmq are enums, whose `|` and `&` cost more than the calls.
@@ -74,22 +84,33 @@ class MailboxFailed:
 class RouterMailbox:
     """The inbox: `put` from any thread; all else in the actor's thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], max_frame: int) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        max_frame: int,
+        costly: Collection[str] = (),
+    ) -> None:
         """Create the sockets; nothing outside this process can reach them until `bind`.
 
         Args:
             context: the process's ZeroMQ context.
             max_frame: bytes of the largest frame that is served.
+            costly: the operations whose requests may cost as much as a hundred others.
         """
         self.end_batch: Callable[[], None] = lambda: None
         self.received = 0
         self.batch_began = 0.0  # by time.perf_counter
         self._max_frame = max_frame
+        self._costly = frozenset(costly)
         self._peers = PeerCache()
         self._outbox: list[tuple[bytes, bytes]] = []
         self._unread = UnreadReplies()
         self._unsent: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_UNSENT)
         self._ready: deque[Envelope[Any]] = deque()
+        self._taken = 0  # messages of the batch
+        self._room = 0  # bytes that the batch may still take; 0: nothing more
+        self._ends = 0.0  # when the batch ends, by time.perf_counter
+        self._part_over = False
         self._local: deque[Envelope[Any]] = deque()
         self._wake_lock = threading.Lock()
         self._wake_sent = False
@@ -124,15 +145,21 @@ class RouterMailbox:
     def get(self) -> Envelope[Any]:
         """Return the next message; between batches commit, flush, and wait."""
         while True:
-            if self._ready:
+            in_time = time.perf_counter() < self._ends
+            if self._ready and in_time:
                 return self._ready.popleft()
             if self._local:
                 return self._local.popleft()
             try:
+                if in_time and self._room > 0 and self._taken < BATCH:
+                    self._receive_part()
+                    continue
                 self.end_batch()
-                self._receive_batch()
+                self._begin_batch()
             except Exception as error:  # noqa: BLE001 - raising here would leave a dead actor alive
                 return Envelope(MailboxFailed(error))
+            if self._ready:  # one at least, however slow the machine is
+                return self._ready.popleft()
 
     def bind(self, endpoint: str, descriptor: int | None = None) -> None:
         """Serve an endpoint. Runs in the actor's thread, once its state is recovered.
@@ -204,27 +231,40 @@ class RouterMailbox:
             self._unread.forget_route(route)
         return True
 
-    def _receive_batch(self) -> None:
-        """Receive what has arrived, or else wait for one message.
+    def _begin_batch(self) -> None:
+        """Begin with what the last batch left over, or with what has arrived, or wait for it.
 
-        A message that had to be waited for is served at once: nearly always it came alone, and
+        A message that had to be waited for is a batch by itself: nearly always it came alone, and
         looking for more takes as long as reading a request.
         """
-        router = self._router
-        if not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator] # an int
+        self._taken = len(self._ready)
+        self._room = 0
+        if not self._ready:
+            if self._router.get(_EVENTS) & _POLLIN:  # type: ignore[operator] # an int
+                self.batch_began = time.perf_counter()
+                self._room = BATCH_BYTES
+                self._receive_part()
+                self._ends = self.batch_began + BATCH_SECONDS
+                return
             self._receive(0)
-            self.batch_began = time.perf_counter()
-            return
         self.batch_began = time.perf_counter()
-        room = BATCH_BYTES
+        self._ends = self.batch_began + BATCH_SECONDS
+
+    def _receive_part(self) -> None:
+        """Receive what has arrived, up to a costly request and the bounds of a batch."""
+        router = self._router
+        self._part_over = False
+        stop = self._room - PART_BYTES
         with contextlib.suppress(zmq.Again):
-            for taken in range(1, BATCH + 1):
-                room -= self._receive(_NOW)
-                if room <= 0:
-                    return
+            while self._taken < BATCH:
                 # Where there are many, finding out by trying is cheaper in the end.
-                if taken < _FEW and not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator]
+                if self._taken < _FEW and not router.get(_EVENTS) & _POLLIN:  # type: ignore[operator]
+                    break
+                self._room -= self._receive(_NOW)
+                self._taken += 1
+                if self._part_over or self._room <= max(0, stop):
                     return
+        self._room = 0  # nothing more had arrived
 
     def _receive(self, flags: int) -> int:
         """Receive one message; return the bytes of its first frame.
@@ -276,5 +316,7 @@ class RouterMailbox:
                 problem = error.with_traceback(None)
                 problem.__context__ = None
                 seq = error.seq
+        op = body.get("op")
+        self._part_over = type(op) is str and op in self._costly
         call = Call(self._outbox, route, peer, seq, body, problem)
         self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # set and set_exception are all that pykka's loop asks of a reply handle

@@ -31,6 +31,11 @@ class Serve:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreFiles:
+    """To the tracker: the state files were removed or replaced; create them again. Ask."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadOutcome:
     """What a reload did. To the tracker by itself: it did nothing.
 
@@ -121,9 +126,15 @@ class Audience:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """To the publisher: serve this endpoint. Ask; errors are raised there."""
+    """To the publisher or the tracker: serve this endpoint. Ask; errors are raised there.
+
+    Attributes:
+        endpoint: where.
+        descriptor: a socket that listens there.
+    """
 
     endpoint: str
+    descriptor: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class EventPublisher(SupervisedActor):
         elif isinstance(message, Subscription):
             self._subscribed(message.frame)
         elif isinstance(message, Bind):
+            self._inbox.socket.use_fd = message.descriptor
             self._inbox.socket.bind(message.endpoint)
         elif not isinstance(message, Ping):
             refuse_message(self, message)

@@ -30,12 +30,14 @@ import zmq
 from trackd.actors.mailbox import MailboxFailed, RouterMailbox
 from trackd.actors.messages import (
     Audience,
+    Bind,
     Ping,
     ProcessExited,
     Publish,
     Recover,
     Reload,
     ReloadOutcome,
+    RestoreFiles,
     Serve,
     Sweep,
     UnwatchProcess,
@@ -45,11 +47,12 @@ from trackd.actors.messages import (
 from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, send
 from trackd.config.settings import Config
 from trackd.host.logs import fields
+from trackd.host.own_paths import OwnPaths
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
 from trackd.operations.context import Context
-from trackd.operations.dispatch import Requests
+from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
@@ -86,8 +89,9 @@ class TrackerActor(SupervisedActor):
         audience: Audience | None = None,
         ask_reload: Callable[[], None] | None = None,
         http: HttpState | None = None,
+        own: OwnPaths | None = None,
     ) -> None:
-        self._mailbox = RouterMailbox(context, config.max_frame)
+        self._mailbox = RouterMailbox(context, config.max_frame, COSTLY)
         self._mailbox.end_batch = self._end_batch
         super().__init__(on_end, self._mailbox)
         self._config = config
@@ -97,6 +101,7 @@ class TrackerActor(SupervisedActor):
         self._clock = clock
         self._moment = clock()
         self._store_connect = store_connect
+        self._own = own
         self._store: Store | None = None
         self._runtime = Runtime(boot_id(), clock(), time.time())
         self._runtime.http = http or self._runtime.http
@@ -206,6 +211,10 @@ class TrackerActor(SupervisedActor):
             self._reload(message)
         elif isinstance(message, ReloadOutcome):
             self._reloaded(message)
+        elif isinstance(message, RestoreFiles):
+            self._restore_files()
+        elif isinstance(message, Bind):
+            self._mailbox.bind(message.endpoint, message.descriptor)
         elif not isinstance(message, Ping):
             refuse_message(self, message)
         self._serve_waiters()
@@ -256,6 +265,19 @@ class TrackerActor(SupervisedActor):
     def _reloaded(self, outcome: ReloadOutcome) -> None:
         self._runtime.reloads += 1
         self._runtime.reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
+
+    def _restore_files(self) -> None:
+        """Create the state files again; while that fails, changes fail as `unavailable`."""
+        assert self._store is not None
+        try:
+            self._store.restore_files()
+        except StoreError as error:
+            if self._runtime.store_problem is None:
+                self._runtime.store_problem = str(error)
+                self._timer_due = True
+                log.error("changes cannot be stored", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
+        else:
+            log.warning("state files created again; nothing is lost")
 
     def _serve_waiters(self) -> None:
         """Grant what can be granted, and answer the parked requests that are ready."""
@@ -394,9 +416,9 @@ class TrackerActor(SupervisedActor):
                 self._mailbox.send(watch.route, replies.frame(watch.seq, {"notices": []}))
         self._load()
         for waiter in self._state.queue:
-            route = routes.get((waiter.session.token, waiter.seq))
-            if route is not None:
-                waiter.session.live.routes[waiter.seq] = route
+            known = routes.get((waiter.session.token, waiter.seq))
+            if known is not None:
+                waiter.session.live.routes[waiter.seq] = known
 
     def _probe(self) -> None:
         """Check whether the store works again; if so, do what was put off."""
@@ -438,7 +460,7 @@ class TrackerActor(SupervisedActor):
     def _recover(self) -> None:
         state_dir = self._config.state_dir
         directory = Path(state_dir) if state_dir else None
-        self._store = Store(directory, self._runtime.boot_id, self._store_connect)
+        self._store = Store(directory, self._runtime.boot_id, self._store_connect, self._own)
         self._runtime.store_bytes = self._store.size
         self._load()
         if self._state.cluster not in ("", self._config.cluster_name):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from trackd.config.exits import LockHeldError, UnusableError, reason_of
+from trackd.host.own_files import check_own_descriptor, open_own_file
 from trackd.host.processes import command_of, start_time
 
 #: The lock file in a state directory.
@@ -89,6 +89,10 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
             # If the holder removed the file between our open and our flock, our lock is on a file
             # without a name and protects nothing: try again.
             if _is_at(descriptor, path):
+                try:
+                    check_own_descriptor(descriptor, path)
+                except OSError as error:
+                    raise UnusableError(f"cannot lock {what}: {error.strerror}") from None
                 undo.pop_all()
                 _write_holder(descriptor, cluster)
                 return Lock(path, descriptor)
@@ -96,17 +100,13 @@ def acquire_lock(path: Path, what: str, cluster: str = "") -> Lock:
 
 def _open_lock_file(path: Path, what: str) -> int:
     try:
-        # O_NONBLOCK: a FIFO in its place must not hang us.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags, 0o600)
+        return open_own_file(path)
     except OSError as error:
+        if error.filename is None:  # its text says which file, and what to do
+            raise UnusableError(f"cannot lock {what}: {error.strerror}") from error
         raise UnusableError(
             f"cannot lock {what}: {path}: {reason_of(error)}; choose a place that you can write to"
         ) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UnusableError(f"cannot lock {what}: {path} is not a regular file; move it away")
-    return descriptor
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import threading
 import time
@@ -28,7 +27,8 @@ from trackd.config.addresses import parse_address
 from trackd.config.exits import LockHeldError, UnusableError, reason_of
 from trackd.config.settings import Config
 from trackd.host.lock import acquire_lock
-from trackd.host.places import lock_path, prepare_socket_path
+from trackd.host.own_paths import OwnPaths
+from trackd.host.places import listen_at, lock_path
 from trackd.http.app import application
 from trackd.probe import Probe
 from trackd_client import Tracker
@@ -61,20 +61,29 @@ _END_SECONDS: Final = 0.5
 
 
 class HttpListener(threading.Thread):
-    """Serves HTTP from `start` to `stop`."""
+    """Serves HTTP from `start` to `stop`.
 
-    def __init__(self, config: Config, on_end: OnEnd) -> None:
+    Attributes:
+        lost: whether it ended because its socket was removed or replaced.
+    """
+
+    def __init__(self, config: Config, on_end: OnEnd, own: OwnPaths) -> None:
         """Listen; nothing is answered before `start`, for which the daemon must serve.
 
         Args:
             config: says where.
             on_end: called with a name and this thread once nothing is served any more.
+            own: where to note the socket and its lock.
 
         Raises:
             UnusableError: the address or the path cannot be listened on.
         """
         super().__init__(name=type(self).__name__, daemon=True)
+        self.lost = False
         self._on_end = on_end
+        self._own = own
+        path = parse_address(config.http).path
+        self._files = [] if path is None else [path, lock_path(path)]
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards the next, and what it says
         self._wakes = True
@@ -82,7 +91,7 @@ class HttpListener(threading.Thread):
         self._map: dict[int, Any] = {}  # of waitress: what its loop looks after, by descriptor
         self._arrivals: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
         with contextlib.ExitStack() as places:
-            sockets = _listen(config, places)
+            sockets = _listen(config, places, own)
             self._places = places.pop_all()
         self._tracker = Tracker(config.endpoint, timeout=ANSWER_SECONDS, name="trackd http")
         self._readiness = _Readiness(config.endpoint, self._stopping)
@@ -133,6 +142,9 @@ class HttpListener(threading.Thread):
                 self._hang_up_on_the_slow()
                 self._make_room()
                 self._yield_to_agents()
+                if not all(self._own.is_own(path) for path in self._files):
+                    self.lost = True
+                    break
                 if not all(server.accepting for server in self._servers):
                     raise RuntimeError("a socket listens no more")
         except Exception:
@@ -215,7 +227,7 @@ class _Readiness:
             self._context.term()
 
 
-def _listen(config: Config, places: contextlib.ExitStack) -> list[socket.socket]:
+def _listen(config: Config, places: contextlib.ExitStack, own: OwnPaths) -> list[socket.socket]:
     """Return bound sockets, which `places` closes.
 
     Raises:
@@ -223,7 +235,7 @@ def _listen(config: Config, places: contextlib.ExitStack) -> list[socket.socket]
     """
     address = parse_address(config.http)
     if address.path is not None:
-        return [_listen_on_path(address.path, config, places)]
+        return [_listen_on_path(address.path, config, places, own)]
     sockets: list[socket.socket] = []
     for host in address.hosts:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -242,27 +254,19 @@ def _listen(config: Config, places: contextlib.ExitStack) -> list[socket.socket]
     return sockets
 
 
-def _listen_on_path(path: Path, config: Config, places: contextlib.ExitStack) -> socket.socket:
-    """Return a socket bound to a path; its mode holds from the bind on."""
+def _listen_on_path(
+    path: Path, config: Config, places: contextlib.ExitStack, own: OwnPaths
+) -> socket.socket:
+    """Return a socket that listens on a path; its mode holds from the bind on."""
     what = f"the socket of HTTP {path}"
     try:
         places.enter_context(acquire_lock(lock_path(path), what, config.cluster_name))
-        prepare_socket_path(path)
+        own.add(lock_path(path), "lock of HTTP")
+        places.callback(own.discard, lock_path(path))
+        bound = places.enter_context(listen_at(path, config.socket_mode, own, "socket of HTTP"))
     except LockHeldError as error:
         raise UnusableError(str(error)) from None
-    bound = places.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    try:
-        bound.bind(os.fspath(path))
-        made = path.lstat()
-        places.callback(_remove, path, made)
-        path.chmod(config.socket_mode)
     except OSError as error:
         raise UnusableError(f"cannot serve HTTP on {path}: {reason_of(error)}") from None
+    places.callback(own.remove, path)
     return bound
-
-
-def _remove(path: Path, made: os.stat_result) -> None:
-    """Remove our socket, unless something else has taken its place."""
-    with contextlib.suppress(OSError):
-        if os.path.samestat(path.lstat(), made):
-            path.unlink()

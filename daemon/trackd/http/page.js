@@ -17,7 +17,7 @@ let listingAt = -Infinity;
 let ahead = 0; // how far the daemon's clock is ahead of this page's, in seconds
 let lastSeen = null; // performance.now() of the last answer
 let samples = [];
-let sortBy = "name";
+let sortBy = ""; // missing first, then by name
 let descending = false;
 let showAll = false;
 const seenEvents = new Set();
@@ -185,17 +185,18 @@ function showCount(node, group, total) {
 }
 
 function showGenerations(box, generations, group, size, kept) {
+  const listed = listing.more ? "the listed " : "";
   const blocks = generations.map(([generation, proxies], i) => {
     const block = box.children[i] || make("div", "generation", make("p"), make("div", "cells"));
     const held = proxies.filter((proxy) => proxy.lease !== null).length;
     const now = group && String(group.generation) === String(generation);
     const words = generation === "" ? "gossip of them has expired, their tunnels are held" :
-      now ? `generation ${generation}` : `generation ${generation}, old: ${number.format(held)} of ${number.format(proxies.length)} held`;
+      now ? `generation ${generation}` : `generation ${generation}, old: ${number.format(held)} of ${listed}${number.format(proxies.length)} held`;
     setText(block.firstChild, words);
     const grid = block.lastChild;
     grid.style.setProperty("--size", `${size}px`);
     grid.setAttribute("role", "img");
-    grid.setAttribute("aria-label", `${held} of ${proxies.length} held; the table below has each`);
+    grid.setAttribute("aria-label", `${held} of ${listed}${proxies.length} held; the table below has each`);
     proxies.sort((a, b) => natural.compare(a.name, b.name));
     arrange(grid, proxies.map((proxy) => cellOf(proxy, kept)));
     return block;
@@ -226,6 +227,7 @@ function arrange(parent, children) {
 // -- the table ------------------------------------------------------------------------------------
 
 const ORDER = ["missing", "question", "held", "claimed", "old"];
+const byDefault = { of: (proxy) => Number(stateOf(proxy) !== "missing") };
 const COLUMNS = [
   { key: "name", title: "Proxy", of: (proxy) => proxy.name, compare: natural.compare },
   { key: "state", title: "State", of: (proxy) => STATES[stateOf(proxy)][1], sort: (proxy) => ORDER.indexOf(stateOf(proxy)) },
@@ -264,7 +266,7 @@ function makeColumns() {
 
 function chosen() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const column = COLUMNS.find((each) => each.key === sortBy);
+  const column = COLUMNS.find((each) => each.key === sortBy) || byDefault;
   const key = column.sort || column.of;
   const compare = column.compare || ((a, b) => a - b);
   const sign = descending ? -1 : 1;
@@ -290,10 +292,11 @@ function showTable() {
   const found = chosen();
   const most = showAll ? found.length : SHOWN;
   const body = byId("rows");
-  found.slice(0, most).forEach((proxy, i) => showRow(body.children[i] || body.appendChild(makeRow()), proxy));
+  const tail = sharedTail(listing.proxies.map((proxy) => proxy.name));
+  found.slice(0, most).forEach((proxy, i) => showRow(body.children[i] || body.appendChild(makeRow()), proxy, tail));
   while (body.children.length > Math.min(most, found.length)) body.lastChild.remove();
   const all = listing.proxies.length;
-  const what = listing.more ? `the first ${number.format(all)}; trackctl proxies lists all` : number.format(all);
+  const what = listing.more ? `the first ${number.format(all)}, missing ones first; trackctl proxies lists all` : number.format(all);
   setText(byId("shown"), byId("filter").value.trim() ? `${number.format(found.length)} of ${what}` : what);
   byId("all").hidden = found.length <= SHOWN;
   setText(byId("all"), showAll ? `Show the first ${SHOWN}` : `Show all ${number.format(found.length)}`);
@@ -312,7 +315,7 @@ function makeRow() {
   return row;
 }
 
-function showRow(row, proxy) {
+function showRow(row, proxy, tail) {
   const [className] = STATES[stateOf(proxy)];
   if (row.className !== className) row.className = className;
   COLUMNS.forEach((column, i) => {
@@ -327,12 +330,13 @@ function showRow(row, proxy) {
       const command = listing.holders[proxy.session]?.command || "";
       if (command !== text) small = command;
     }
-    const key = `${text}\n${small}`;
+    const key = `${text}\n${small}\n${column.key === "name" ? tail : ""}`;
     if (cell.dataset.key === key) return;
     cell.dataset.key = key;
     cell.title = column.key === "holder" ? plain(small || text) : "";
     const named = column.key === "name" || (column.key === "group" && value);
-    cell.replaceChildren(...(text ? [named ? name(text) : plain(text)] : []), ...(small ? [make("small", "", column.key === "holder" ? name(small) : small)] : []));
+    const shown = column.key === "name" ? proxyName(text, tail) : named ? name(text) : plain(text);
+    cell.replaceChildren(...(text ? [shown] : []), ...(small ? [make("small", "", column.key === "holder" ? name(small) : small)] : []));
   });
 }
 

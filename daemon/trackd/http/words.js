@@ -3,6 +3,8 @@
 // missing, what an event tells. It shows nothing by itself; page.js does.
 
 const FEW = 10; // claims from which something can be said
+const ONE_LINE = 20; // characters that fit into one line of the narrowest column of names
+const MOST_LABELS = 8; // of a domain that names share
 
 const byId = (id) => document.getElementById(id);
 const natural = new Intl.Collator("en", { numeric: true });
@@ -37,6 +39,29 @@ function make(tag, className = "", ...children) {
 }
 
 const name = (text) => make("bdi", "", plain(text)); // a name, whichever way it is written
+
+// The longest domain, as ".prod.example.com", that more than half of the names end with; or "".
+function sharedTail(names) {
+  const counts = new Map();
+  for (const each of names) {
+    let dot = each.length;
+    for (let labels = 0; labels < MOST_LABELS; labels++) {
+      dot = dot > 0 ? each.lastIndexOf(".", dot - 1) : -1;
+      if (dot < 1) break;
+      const tail = each.slice(dot);
+      if (/^[!-~]+$/.test(tail)) counts.set(tail, (counts.get(tail) || 0) + 1);
+    }
+  }
+  const shared = [...counts].filter(([, count]) => 2 * count > names.length && count > 1).map(([tail]) => tail);
+  return shared.reduce((longest, tail) => (tail.length > longest.length ? tail : longest), "");
+}
+
+// The name of a proxy: what makes it different stays whole, and what it shares is cut when narrow.
+function proxyName(text, tail) {
+  if (!tail || !text.endsWith(tail)) return name(text);
+  const own = plain(text.slice(0, -tail.length));
+  return make("bdi", own.length <= ONE_LINE ? "short" : "", own, make("span", "tail", tail));
+}
 
 // -- what things are ------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from trackd.host.logs import fields as about
 from trackd.host.processes import command_of, has_exited, start_time
-from trackd.operations import admin
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
 from trackd.operations.operation import PARKED, Fields, Operation
@@ -335,7 +334,7 @@ def _process_of(peer: Peer) -> Process | None:
 OPERATIONS: Final[dict[str, Operation]] = {
     "hello": Operation(hello),
     "ping": Operation(ping),
-    **admin.OPERATIONS,
+    # Only for a session that is open already; `dispatch` opens new ones.
     "open": Operation(open_again, repeatable=True),
     "heartbeat": Operation(heartbeat, repeatable=True),
     "watch_session": Operation(watch_session),

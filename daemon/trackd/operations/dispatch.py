@@ -1,9 +1,10 @@
-"""The way of a request: from the wire to a change of the state, and back to a reply.
+"""The path of a request: from the wire to a change of the state, and back to a reply.
 
-`Requests.answer` is the whole way of one request: who asks, for which session, has it been
+`Requests.answer` is the whole path of one request: who asks, for which session, has it been
 answered before, is it stale, what does it want. The operations are functions: those of agents in
 `trackd.operations.agents`, those that anybody may ask for in `trackd.operations.reports`, those
-of admins in `trackd.operations.admin`. All of it runs in the actor's thread and does no I/O. What
+of admins in `trackd.operations.admin`. All of it runs in the actor's thread. Its only I/O is to
+read /proc and the sizes of files. What
 the peer got wrong is a `ProtocolError`; any other exception is a fault of ours.
 """
 
@@ -176,7 +177,8 @@ class Requests:
         if op != "open":
             raise ProtocolError(
                 Code.SESSION_UNKNOWN,
-                "the daemon does not know this session; it was opened at another state of it",
+                "the daemon does not know this session; it was opened before the daemon lost its"
+                " state",
             )
         if self._is_stale(call):
             return None
@@ -207,3 +209,5 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **reports.OPERATIONS,
     **admin.OPERATIONS,
 }
+#: The operations whose requests the mailbox hands over one at a time.
+COSTLY: Final = frozenset(name for name, operation in OPERATIONS.items() if operation.costly)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from trackd.host.logs import count_dropped
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields, names_of
+from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
 from trackd_client import __version__
-
-#: Groups that `status` and `metrics` name.
-MOST_GROUPS: Final = 100
 
 Family = list[Any]
 
@@ -28,7 +26,7 @@ def metrics(context: Context, call: Call) -> Fields:
 
 def _gauges(context: Context) -> list[Family]:
     state, tracker, runtime = context.state, context.state.tracker, context.runtime
-    groups = tracker.groups(MOST_GROUPS)
+    groups = tracker.first_groups()
     tracked = [[[group.name], group.tracked] for group in groups]
     desired = [[[group.name], group.generation] for group in groups]
     claimed = [[[group.name], group.claimed] for group in groups]

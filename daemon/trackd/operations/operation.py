@@ -23,6 +23,8 @@ class Operation(NamedTuple):
         repeatable: whether it may run again after a restart, however old it is, without harm.
         never_stale: whether it runs however late it arrives.
         admin: whether it needs the role admin.
+        costly: whether one request may cost as much as a hundred others: its reply may be large,
+            or it walks.
     """
 
     run: Callable[..., Any]
@@ -30,6 +32,7 @@ class Operation(NamedTuple):
     repeatable: bool = False
     never_stale: bool = False
     admin: bool = False
+    costly: bool = False
 
 
 #: The daemon's own request to itself; not a part of the protocol.

@@ -1,6 +1,7 @@
 """The operations that only look: the state, its reasons, the settings, the history.
 
-These operations change nothing and need no session.
+These operations need no session. They change nothing, but for the daemon's own `probe`, which
+writes to the store to see whether it works.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
-from trackd.operations.metrics import MOST_GROUPS, metrics
+from trackd.operations.metrics import metrics
 from trackd.operations.operation import PROBE, Fields, Operation, names_of
 from trackd.operations.snapshot import limit_of, proxy_row, snapshot
 from trackd.state.changes import Probed
@@ -88,7 +89,7 @@ def status(context: Context, _call: Call) -> Fields:
                 "desired": group.desired,
                 "claimed": group.claimed,
             }
-            for group in tracker.groups(MOST_GROUPS)
+            for group in tracker.first_groups()
         ],
     }
     if runtime.http.problem is not None:
@@ -207,10 +208,10 @@ def history(context: Context, call: Call) -> Fields:
 
 OPERATIONS: Final[dict[str, Operation]] = {
     PROBE: Operation(probe),
-    "status": Operation(status),
-    "explain": Operation(explain),
-    "snapshot": Operation(snapshot),
-    "log": Operation(history),
-    "metrics": Operation(metrics),
-    "config": Operation(config),
+    "status": Operation(status, costly=True),
+    "explain": Operation(explain, costly=True),
+    "snapshot": Operation(snapshot, costly=True),
+    "log": Operation(history, costly=True),
+    "metrics": Operation(metrics, costly=True),
+    "config": Operation(config, costly=True),
 }

@@ -31,7 +31,7 @@ class Runtime:
 
     Attributes:
         boot_id: the boot id of the running kernel.
-        started: when the process began to serve, in seconds of CLOCK_BOOTTIME.
+        started: when the process started, in seconds of CLOCK_BOOTTIME.
         wall: the same moment in Unix time.
         requests: the number of requests served since then.
         store_problem: why changes cannot be stored now, or None.

@@ -15,6 +15,8 @@ from trackd_client.wire.errors import ProtocolError
 
 #: Rows of a page, and events of one reply.
 MOST_ROWS: Final = 1000
+#: Missing proxies that come first in a long listing, so that readers of its beginning see them.
+MOST_FIRST: Final = 2000
 
 
 def snapshot(context: Context, call: Call) -> Fields:
@@ -65,6 +67,15 @@ def proxy_row(state: State, name: str) -> Fields:
         "pid": None if holder is None else holder.peer.pid,
         "mentioned_by": None if proxy is None else tracker.mentions.of(name).by,
     }
+
+
+def _proxy_keys(state: State) -> list[str]:
+    """Return the names of a listing; one of several pages begins with missing proxies."""
+    names = state.tracker.names()
+    if len(names) <= MOST_ROWS:
+        return names
+    missing = dict.fromkeys(state.tracker.missing(MOST_FIRST))
+    return [*missing, *(name for name in names if name not in missing)] if missing else names
 
 
 def _listed_proxy(context: Context, name: str) -> Fields | None:
@@ -124,7 +135,7 @@ def limit_of(call: Call) -> int:
 _Keys = Callable[[State], Any]
 _Row = Callable[[Context, Any], Fields | None]
 _LISTINGS: Final[dict[str, tuple[_Keys, _Row]]] = {
-    "proxies": (lambda state: state.tracker.names(), _listed_proxy),
+    "proxies": (_proxy_keys, _listed_proxy),
     "leases": (lambda state: state.leases, _lease_row),
     "sessions": (lambda state: state.sessions.by_id, _session_row),
 }

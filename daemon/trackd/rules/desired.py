@@ -5,9 +5,53 @@ index counts them by group and generation and keeps the two totals up to date wi
 It never walks proxies, and knows no names, expiries or leases.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Final, NamedTuple
+
+#: Groups that `DesiredSet.first_groups` returns at most.
+MOST_GROUPS: Final = 100
+
+
+class GroupCounts(NamedTuple):
+    """The proxies of one group, counted.
+
+    Attributes:
+        name: The group's name.
+        generation: Its largest generation, whose proxies are desired.
+        tracked: Number of tracked proxies of all generations.
+        desired: Number of tracked proxies of the largest generation.
+        claimed: Number of desired proxies that a lease holds.
+    """
+
+    name: str
+    generation: int
+    tracked: int
+    desired: int
+    claimed: int
+
+
+class GroupSummary(NamedTuple):
+    """`GroupCounts`, and all generations.
+
+    Attributes:
+        name: The group's name.
+        generation: Its largest generation, whose proxies are desired.
+        tracked: Number of tracked proxies of all generations.
+        desired: Number of tracked proxies of the largest generation.
+        claimed: Number of desired proxies that a lease holds.
+        generations: Number of tracked proxies by generation.
+    """
+
+    name: str
+    generation: int
+    tracked: int
+    desired: int
+    claimed: int
+    generations: dict[int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +80,7 @@ class Cohort:
 class _Group:
     cohorts: dict[int, Cohort] = field(default_factory=dict)
     largest: Cohort | None = None
+    tracked: int = 0
     # Negated generations: the root is the largest. Those that left stay until they reach the root
     # or until `open` has too many of them.
     heap: list[int] = field(default_factory=list)
@@ -53,6 +98,55 @@ class _Group:
         return self.cohorts[-self.heap[0]]
 
 
+class _FirstNames:
+    """The first names of a set that changes, in order, without a walk over all of it.
+
+    The first ones are a sorted list. The others are a heap. A name that has left the set stays in
+    the heap until it reaches the root or until there are too many of them.
+    """
+
+    __slots__ = ("_all", "_first", "_others")
+
+    def __init__(self, names: Collection[str]) -> None:
+        """Watch a set, whose changes `add` and `remove` report."""
+        self._all = names
+        self._first: list[str] = []
+        self._others: list[str] = []
+
+    def names(self) -> list[str]:
+        """Return the first `MOST_GROUPS` names."""
+        return list(islice(self._first, MOST_GROUPS))
+
+    def add(self, name: str) -> None:
+        """Take over a name that is now in the set."""
+        first = self._first
+        if not self._others or name < first[-1]:
+            insort(first, name)
+            if len(first) <= 2 * MOST_GROUPS:
+                return
+            name = first.pop()
+        if len(self._others) > 2 * len(self._all) + 8:
+            self._others = [each for each in set(self._others) if each in self._all]
+            heapify(self._others)
+        heappush(self._others, name)
+
+    def remove(self, name: str) -> None:
+        """Take over that a name has left the set."""
+        first, others = self._first, self._others
+        place = bisect_left(first, name)
+        if place == len(first) or first[place] != name:
+            return
+        last = first[-1]
+        del first[place]
+        while others and len(first) < MOST_GROUPS:
+            following = heappop(others)
+            # Others are larger than the first ones: a smaller or equal one left the set, and may
+            # have come back since.
+            if following > last and following in self._all:
+                first.append(following)
+                last = following
+
+
 class DesiredSet:
     """Counts of tracked and claimed proxies by group and generation.
 
@@ -64,10 +158,11 @@ class DesiredSet:
         claimed: How many of those a lease holds.
     """
 
-    __slots__ = ("_groups", "claimed", "count")
+    __slots__ = ("_first", "_groups", "claimed", "count")
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
+        self._first = _FirstNames(self._groups)
         self.count = 0
         self.claimed = 0
 
@@ -76,6 +171,7 @@ class DesiredSet:
         members = self._groups.get(group)
         if members is None:
             members = self._groups[group] = _Group()
+            self._first.add(group)
         cohort = members.cohorts.get(generation)
         if cohort is None:
             cohort = Cohort(group, generation)
@@ -83,6 +179,7 @@ class DesiredSet:
             if members.largest is None or generation > members.largest.generation:
                 self._promote(members, cohort)
         cohort.tracked += 1
+        members.tracked += 1
         if cohort.desired:
             self.count += 1
         if claimed:
@@ -93,15 +190,17 @@ class DesiredSet:
         """Stop counting one tracked proxy: it expired, or moved to another cohort."""
         if claimed:
             self.unclaim(cohort)
+        members = self._groups[cohort.group]
         cohort.tracked -= 1
+        members.tracked -= 1
         if cohort.desired:
             self.count -= 1
         if cohort.tracked:
             return
-        members = self._groups[cohort.group]
         del members.cohorts[cohort.generation]
         if not members.cohorts:
             del self._groups[cohort.group]
+            self._first.remove(cohort.group)
         elif cohort.desired:
             self._promote(members, members.find_largest())
 
@@ -127,13 +226,30 @@ class DesiredSet:
         members = self._groups.get(group)
         return None if members is None or members.largest is None else members.largest.generation
 
-    def groups(self, limit: int | None = None) -> Iterator[tuple[str, Cohort, list[Cohort]]]:
-        """Yield each group's name, its desired cohort, and all its cohorts, the first by name."""
-        names = sorted(self._groups) if limit is None else nsmallest(limit, self._groups)
-        for name in names:
-            members = self._groups[name]
-            assert members.largest is not None
-            yield name, members.largest, list(members.cohorts.values())
+    def first_groups(self) -> list[GroupCounts]:
+        """Return the counts of the first `MOST_GROUPS` groups by name, however many there are."""
+        return [self._counts(name) for name in self._first.names()]
+
+    def groups(self) -> list[GroupSummary]:
+        """Return a summary of every group, sorted by name. Walks all groups and generations."""
+        return [
+            GroupSummary(
+                *self._counts(name),
+                {
+                    cohort.generation: cohort.tracked
+                    for cohort in self._groups[name].cohorts.values()
+                },
+            )
+            for name in sorted(self._groups)
+        ]
+
+    def _counts(self, name: str) -> GroupCounts:
+        members = self._groups[name]
+        largest = members.largest
+        assert largest is not None
+        return GroupCounts(
+            name, largest.generation, members.tracked, largest.tracked, largest.claimed
+        )
 
     def _promote(self, members: _Group, cohort: Cohort) -> None:
         old = members.largest

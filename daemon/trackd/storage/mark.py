@@ -1,7 +1,7 @@
 """The mark: the number of the newest journal row, in a file of its own beside the store.
 
 SQLite believes a WAL up to the first frame that is not valid, and a missing WAL is an empty one.
-So a WAL that was damaged, cut or removed would take acknowledged changes back without a word. The
+So a WAL that was damaged, cut or removed would take acknowledged changes back silently. The
 mark is written after each commit and before its replies; a store that is behind its mark has lost
 something. Like the store it must outlive the process, not the boot.
 """
@@ -13,6 +13,8 @@ import os
 import struct
 import zlib
 from pathlib import Path
+
+from trackd.host.own_files import open_own_file
 
 FILE_NAME = "trackd.mark"
 _ROW = struct.Struct(">Q")
@@ -34,8 +36,7 @@ class Mark:
         """
         self._path = path
         self._seed = zlib.crc32(boot_id.encode())
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._descriptor = os.open(path, flags, 0o600)
+        self._descriptor = open_own_file(path)
 
     def read(self) -> int:
         """Return the number of the newest row that was committed; 0 when that is not known."""

@@ -32,11 +32,12 @@ from typing import Any, Final
 import msgpack
 
 from trackd.host.logs import fields
+from trackd.host.own_paths import OwnPaths
 from trackd.storage import mark, v1
+from trackd.storage.files import StateFiles
 
 log = logging.getLogger("trackd.store")
 
-FILE_NAME = "trackd.db"
 #: Marks the file as trackd's ("trkd"); a file with another mark is set aside.
 _APPLICATION_ID = 0x74726B64
 _VERSION: Final = 2
@@ -115,13 +116,20 @@ class Store:
         row_of: returns the present value of a key, or None when the thing is gone.
     """
 
-    def __init__(self, directory: Path | None, boot_id: str, connect: Connect = connect) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        boot_id: str,
+        connect: Connect = connect,
+        own: OwnPaths | None = None,
+    ) -> None:
         """Open or create the file; set a damaged or foreign one aside.
 
         Args:
             directory: the state directory, which must exist; None keeps everything in memory.
             boot_id: the running kernel's; a file of another boot is emptied.
             connect: opens an SQLite connection in autocommit mode.
+            own: where to note the files; whoever finds them lost calls `restore_files`.
 
         Raises:
             NewerError: a newer trackd has written the file.
@@ -130,7 +138,8 @@ class Store:
         self.row_of: RowOf = _nothing
         self._connect = connect
         self._boot_id = boot_id
-        self._path = directory / FILE_NAME if directory is not None else None
+        self._files = None if directory is None else StateFiles(directory, own or OwnPaths())
+        self._lost = ""  # why nothing can be stored, when the files are lost
         self._mark: mark.Mark | None = None
         self._reset()
         try:
@@ -155,7 +164,7 @@ class Store:
         Raises:
             StoreError: the file cannot be set aside, or there is none.
         """
-        if self._path is None:
+        if self._files is None:
             raise StoreError(why)
         self.close()
         self._replace(why)
@@ -247,6 +256,8 @@ class Store:
             StoreError: nothing was stored; a later try may succeed.
             DamagedError: nothing was stored, and the file is damaged.
         """
+        if self._lost:
+            raise StoreError(self._lost)
         sealed = _seal(changes)
         row = self._last_row + 1
         try:
@@ -408,38 +419,65 @@ class Store:
 
     def size(self) -> int | None:
         """Return the bytes of the file and its WAL; None without a file."""
-        if self._path is None:
-            return None
-        total = 0
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                total += self._path.with_name(self._path.name + suffix).stat().st_size
-        return total
+        return None if self._files is None else self._files.size()
+
+    def restore_files(self) -> None:
+        """Store everything in new files, because those of before were removed or replaced.
+
+        The open files still have all that was stored, and get what is stored until this is done.
+        What others have put at their paths is moved aside.
+
+        Raises:
+            StoreError: that is not possible now. Nothing is lost, and nothing can be stored before
+                a later call succeeds.
+        """
+        files = self._files
+        assert files is not None
+        self._lost = "the state files were removed, and cannot be created again"
+        new: Path | None = None
+        try:
+            self._end_transaction()
+            new = files.create_new()
+            with contextlib.closing(self._connect(str(new))) as copy:
+                copy.execute("PRAGMA synchronous = OFF")
+                self._db.backup(copy)
+            if self._mark is not None and not files.is_own_mark():
+                self._mark.close(remove=False)
+                self._mark = None
+            files.put(new)  # from here on SQLite removes no file for the old connection
+            old, self._db = self._db, self._open()
+            old.close()
+        except (sqlite3.Error, OSError, StoreError, DamagedError) as error:
+            if new is not None:
+                files.remove_new(new)
+            raise StoreError(f"{self._lost}: {error}") from None
+        if self._mark is not None:
+            self._mark.write(self._last_row)
+        self._lost = ""
 
     def close(self) -> None:
         """Close the files."""
         self._db.close()
-        if self._mark is not None and self._path is not None:
-            wal = self._path.with_name(f"{self._path.name}-wal")
-            self._mark.close(remove=not wal.exists())
+        if self._mark is not None and self._files is not None:
+            self._mark.close(remove=not self._files.has_wal())
             self._mark = None
+        if self._files is not None:
+            self._files.close()
 
     def _replace(self, why: str) -> None:
-        if self._path is None:
+        files = self._files
+        if files is None:
             raise StoreError(why)
-        aside = self._path.with_name(f"{FILE_NAME}.damaged-{time.time_ns()}")
+        aside = files.name_aside()
         log.error(
             "state file unusable, moved aside; starting empty",
-            extra=fields(path=str(self._path), moved_to=str(aside), reason=why),
+            extra=fields(path=str(files.path), moved_to=str(aside), reason=why),
         )
         try:
-            for suffix in ("", "-wal", "-shm"):
-                source = self._path.with_name(self._path.name + suffix)
-                if source.exists():
-                    source.rename(aside.with_name(aside.name + suffix))
+            files.move_aside(aside)
             self._db = self._open()
         except (OSError, DamagedError) as error:
-            raise StoreError(f"cannot replace {self._path}: {error}") from None
+            raise StoreError(f"cannot replace {files.path}: {error}") from None
         # Nothing that was known of the old file holds for the new one, a checkpoint under way
         # least of all: it would delete rows that it does not cover.
         if self._mark is not None:
@@ -466,20 +504,23 @@ class Store:
     def _error_for(self, error: sqlite3.Error) -> StoreError | DamagedError:
         """Return the error to raise: the file is damaged, or cannot be reached now."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        writable = self._path is not None and os.access(self._path, os.W_OK)
+        writable = self._files is not None and os.access(self._files.path, os.W_OK)
         # A file whose header forbids writing is damaged, unless the host forbids it too.
         if code in _OUTSIDE and not (code == sqlite3.SQLITE_READONLY and writable):
             return StoreError(str(error))
         return DamagedError(f"unreadable: {error}")
 
     def _open(self) -> sqlite3.Connection:
+        files = self._files
+        path = ":memory:" if files is None else str(files.path)
         try:
-            if self._path is not None:
-                # The file holds the tokens of sessions. SQLite gives its other files the same mode.
-                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            db = self._connect(str(self._path) if self._path is not None else ":memory:")
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{error}: {self._path}") from None
+            if files is not None:
+                files.create()
+            db = self._connect(path)
+        except sqlite3.Error as error:
+            raise StoreError(f"{error}: {path}") from None
+        except OSError as error:
+            raise StoreError(str(error) if error.filename else str(error.strerror)) from None
         try:
             self._prepare(db)
         except sqlite3.Error as error:
@@ -492,11 +533,13 @@ class Store:
         except (DamagedError, NewerError):
             db.close()
             raise
-        if self._path is not None and self._mark is None:
+        if files is not None and self._mark is None:
             try:
-                self._mark = mark.Mark(self._path.with_name(mark.FILE_NAME), self._boot_id)
+                self._mark = mark.Mark(files.mark, self._boot_id)
             except OSError as error:  # a full disk, say: the store still has its checksums
                 log.warning("no mark is kept of what is stored", extra=fields(reason=str(error)))
+        if files is not None:
+            files.note()
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -509,10 +552,11 @@ class Store:
             raise DamagedError("the file is an SQLite database of another program")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
+            path = "the file" if self._files is None else self._files.path
             raise NewerError(
-                f"{self._path} was written by a newer trackd (schema {version}; this one knows"
+                f"{path} was written by a newer trackd (schema {version}; this one knows"
                 f" {_VERSION}): install that version again, or move the file aside and start empty:"
-                f" mv {self._path} {self._path}.newer"
+                f" mv {path} {path}.newer"
             )
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")

@@ -14,6 +14,7 @@ import pykka
 import pytest
 
 from trackd.actors.messages import Reload, ReloadOutcome
+from trackd.config.exits import UnusableError
 from trackd.config.settings import Config, ConfigError
 from trackd.overseer import Overseer
 from trackd.signals import ActorEnded, SignalCame
@@ -86,6 +87,7 @@ class World:
         self.events: queue.SimpleQueue[SignalCame | ActorEnded] = queue.SimpleQueue()
         self.systemd = Systemd(watchdog)
         self.tracker = Tracker()
+        self.looks = 0
         self.wanted: Config | Exception = CONFIG
         notifier: Any = self.systemd
         self.overseer = Overseer(CONFIG, self.reread, self.events, notifier, closable=closable)
@@ -99,7 +101,10 @@ class World:
         for event in events:
             self.events.put(event)
         tracker: Any = self.tracker
-        return self.overseer.wait(tracker, probe)
+        return self.overseer.wait(tracker, probe, self.look)
+
+    def look(self) -> None:
+        self.looks += 1
 
     def reload(self) -> None:
         tracker: Any = self.tracker
@@ -172,6 +177,23 @@ def test_the_watchdog_is_fed_only_when_a_request_came_back() -> None:
     assert world.wait(probe=probe) == END
     assert world.systemd.sent.count("alive") == 2
     assert probe.waits == [pytest.approx(0.01)] * 5, "three within what the watchdog allows"
+
+
+def test_the_files_are_looked_at_while_nothing_happens() -> None:
+    world = World(watchdog=0.03)
+    assert world.wait(probe=Probe(world, None, None, None)) == END
+    assert world.looks >= 3
+
+
+def test_a_file_that_cannot_be_replaced_ends_the_wait() -> None:
+    world = World(watchdog=0.03)
+
+    def look() -> None:
+        raise UnusableError("its directory is gone")
+
+    world.look = look  # type: ignore[method-assign] # what the guard does then
+    with pytest.raises(UnusableError, match="its directory is gone"):
+        world.wait()
 
 
 def test_a_reload_is_followed_by_a_sign_of_life(terminal: list[bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import signal
 import threading
@@ -17,16 +18,18 @@ import zmq
 
 from helpers.support import run_script
 from trackd import server
-from trackd.actors.messages import Bind, Serve
 from trackd.config import exits
 from trackd.config.exits import UnusableError
 from trackd.config.settings import Config
+from trackd.host.places import take_places
 from trackd.signals import ActorEnded, SignalCame
 from trackd.storage.store import StoreError
 from trackd_client.wire.places import check_ipc_path
 
 ACTORS = ("TrackerActor", "ExpiryTicker", "ProcessWatcher", "EventPublisher")
 END = SignalCame(signal.SIGTERM)
+#: The descriptor that systemd would pass.
+SYSTEMD = 10_000
 
 
 class Ended(BaseException):
@@ -74,7 +77,9 @@ class World:
 
     def serve(self, descriptor: int | None = None) -> int:
         overseer: Any = Overseer(self)
-        return server._serve(self.config, descriptor, overseer)
+        places = take_places(self.config, listening=descriptor is not None)
+        with places:
+            return server._serve(self.config, places, descriptor, overseer)
 
 
 class Overseer:
@@ -102,7 +107,7 @@ class Overseer:
         self.world.happen("prove")
         return self.world.probed
 
-    def wait(self, tracker: object, probe: object) -> SignalCame | ActorEnded:
+    def wait(self, tracker: object, probe: object, look: object) -> SignalCame | ActorEnded:
         self.world.happen("wait")
         return self.world.end
 
@@ -120,10 +125,9 @@ def fake_actor(world: World, name: str) -> type:
         def ask(self, message: object, timeout: float) -> None:
             kind = type(message).__name__
             world.happen(f"{kind} to {name}")
-            if isinstance(message, Serve) and message.descriptor is None:
-                world.socket.touch()
-            elif isinstance(message, Bind):
-                check_ipc_path(message.endpoint).touch()
+            descriptor = getattr(message, "descriptor", None)
+            if descriptor is not None and descriptor != SYSTEMD:
+                os.close(descriptor)
 
         def stop(self, *, block: bool) -> None:
             world.happen(f"stop {name}")
@@ -202,7 +206,7 @@ def test_a_stop_leaves_no_sockets(world: World, tmp_path: Path) -> None:
 def test_a_socket_that_systemd_listens_on_is_left_alone(world: World, tmp_path: Path) -> None:
     world.socket.touch(mode=0o640)
     mode = world.socket.stat().st_mode
-    assert world.serve(descriptor=3) == exits.OK
+    assert world.serve(descriptor=SYSTEMD) == exits.OK
     assert list(tmp_path.iterdir()) == [world.socket]
     assert world.socket.stat().st_mode == mode
 

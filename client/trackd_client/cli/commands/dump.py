@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -94,9 +96,15 @@ def write(place: Path, text: str, *, replace: bool) -> None:
         OSError: it cannot be written, or is there and must not be replaced.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(place, flags | (os.O_TRUNC if replace else os.O_EXCL), 0o600)
+    descriptor = os.open(place, flags | (0 if replace else os.O_EXCL), 0o600)
     with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 - it is open already
+        found = os.fstat(descriptor)
+        # Its owner, or a reader by another name, would get what only we may read.
+        if stat.S_ISREG(found.st_mode) and (found.st_uid != os.geteuid() or found.st_nlink > 1):
+            raise PermissionError(errno.EPERM, "it is not yours alone; remove it first")
         os.fchmod(descriptor, 0o600)
+        if stat.S_ISREG(found.st_mode):
+            os.ftruncate(descriptor, 0)
         out.write(f"{text}\n")
 
 

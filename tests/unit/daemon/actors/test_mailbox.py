@@ -15,7 +15,7 @@ import zmq
 from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from trackd.actors import mailbox as module
 from trackd.actors.inbox import Envelope
-from trackd.actors.mailbox import BATCH, BATCH_BYTES, MailboxFailed, RouterMailbox
+from trackd.actors.mailbox import BATCH, BATCH_BYTES, PART_BYTES, MailboxFailed, RouterMailbox
 from trackd.operations.call import Call
 from trackd_client.errors import Code
 from trackd_client.wire.protocol import FRAME_SLACK, REPLY, encode
@@ -31,7 +31,7 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.fixture
 def mailbox(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[RouterMailbox]:
-    mailbox = RouterMailbox(context, MAX_FRAME)
+    mailbox = RouterMailbox(context, MAX_FRAME, {"costly"})
     yield mailbox
     mailbox.close()
 
@@ -66,7 +66,7 @@ def arrived(mailbox: RouterMailbox, least: int = 1) -> None:
 
 
 def request(seq: int, **fields: Any) -> bytes:
-    return pack({"op": "ping", "seq": seq, **fields})
+    return pack({"op": "ping", "seq": seq} | fields)
 
 
 def reply(seq: int, **fields: Any) -> bytes:
@@ -219,7 +219,10 @@ def batches(mailbox: RouterMailbox, count: int) -> list[list[int]]:
     return [batch for batch in found if batch]
 
 
-def test_a_batch_is_what_has_arrived_up_to_a_number(mailbox: RouterMailbox, peer: RawPeer) -> None:
+def test_a_batch_is_what_has_arrived_up_to_a_number(
+    mailbox: RouterMailbox, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_SECONDS", PATIENCE)
     count = 3 * BATCH
     for seq in range(1, count + 1):
         peer.send(request(seq))
@@ -236,6 +239,38 @@ def test_a_batch_ends_when_it_has_become_large(mailbox: RouterMailbox, peer: Raw
         peer.send(request(seq, fill=bytes(size)))
     arrived(mailbox, 32)
     assert max(len(batch) for batch in batches(mailbox, 32)) <= 4
+
+
+def test_a_batch_ends_at_its_time_and_the_next_one_begins_with_what_is_left(
+    mailbox: RouterMailbox, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_SECONDS", 0.0)
+    for seq in range(1, 11):
+        peer.send(request(seq))
+    arrived(mailbox, 10)
+    assert batches(mailbox, 10) == [[seq] for seq in range(1, 11)]
+
+
+@pytest.mark.parametrize("fields", [{"op": "costly"}, {"fill": bytes(PART_BYTES)}])
+def test_costly_requests_wait_in_the_router_which_serves_its_connections_in_turn(
+    mailbox: RouterMailbox, peer: RawPeer, fields: dict[str, Any]
+) -> None:
+    for seq in range(1, 21):
+        peer.send(request(seq, **fields))
+    arrived(mailbox, 20)
+    for seq in range(1, 21):
+        assert take(mailbox).seq == seq
+        assert not mailbox._ready
+
+
+def test_cheap_requests_share_a_batch(
+    mailbox: RouterMailbox, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_SECONDS", PATIENCE)
+    for seq in range(1, 21):
+        peer.send(request(seq))
+    arrived(mailbox, 20)
+    assert max(map(len, batches(mailbox, 20))) > 1
 
 
 def test_a_message_of_this_process_in_a_batch_is_handled_before_the_batch_ends(

@@ -79,3 +79,19 @@ def test_a_listing_that_the_daemon_has_forgotten_is_refused(world: World) -> Non
 )
 def test_a_wrong_snapshot_request_is_refused(world: World, fields: dict[str, Any]) -> None:
     assert world.read("snapshot", **fields)["error"] == "invalid_argument"
+
+
+def test_a_listing_of_several_pages_begins_with_what_is_missing(world: World) -> None:
+    names = [f"p{number:04d}" for number in range(1001)]
+    world.agent.ask(world.desk, "track_expected", proxies=[[name, "g", 1, None] for name in names])
+    world.agent.ask(world.desk, "track_expected", proxies=[["old", "g", 0, None]])
+    for name in names[:-2]:
+        assert world.agent.ask(world.desk, "adopt", principals=[name])["lease"]
+    first = world.agent.ask(world.desk, "snapshot", of="proxies", limit=3)
+    assert [row["name"] for row in first["rows"]] == [*names[-2:], names[0]]
+    assert first["total"] == 1002
+    listed, cursor = first["rows"], first["cursor"]
+    while cursor is not None:
+        page = world.agent.ask(world.desk, "snapshot", of="proxies", cursor=cursor)
+        listed, cursor = [*listed, *page["rows"]], page["cursor"]
+    assert sorted(row["name"] for row in listed) == sorted([*names, "old"]), "each once"

@@ -95,6 +95,22 @@ def test_a_refusal_takes_as_many_steps_for_10_proxies_as_for_10_000() -> None:
     assert steps(lambda: refuse(small)) == steps(lambda: refuse(large))
 
 
+@pytest.mark.parametrize("of", ["groups", "generations of one group"])
+def test_the_first_groups_take_as_many_steps_with_100_as_with_100_000(of: str) -> None:
+    def read(size: int) -> int:
+        tracker = filled(SMALL)
+        for number in range(100):
+            tracker.track_rows([(f"q{number}", f"a{number:02}", 5, None)])
+        many = ((f"g{i}", 5) if of == "groups" else ("", i) for i in range(size))
+        tracker.track_rows([(f"r{i}", *place, None) for i, place in enumerate(many)])
+        assert [group.name for group in tracker.first_groups()[1:]] == [
+            f"a{number:02}" for number in range(99)
+        ]
+        return steps(tracker.first_groups)
+
+    assert read(SMALL) == read(100_000)
+
+
 def test_the_steps_of_a_walk_are_counted() -> None:
     small, large = filled(SMALL), filled(LARGE)
     assert steps(lambda: list(large)) > 100 * steps(lambda: list(small))

@@ -16,8 +16,9 @@ import pytest
 
 from helpers.writer import Faults, sqlite_error
 from trackd.storage import store as store_module
+from trackd.storage.files import FILE_NAME
 from trackd.storage.records import Key, Record
-from trackd.storage.store import FILE_NAME, MIGRATIONS, DamagedError, Store, StoreError, connect
+from trackd.storage.store import MIGRATIONS, DamagedError, Store, StoreError, connect
 
 BOOT = "this boot"
 
