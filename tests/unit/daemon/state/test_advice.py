@@ -108,6 +108,6 @@ def test_those_that_are_slow_to_close_count_as_closing() -> None:
 def test_a_holder_that_does_not_watch_is_not_advised() -> None:
     world = World(claimed=2, target=1)
     for lease in world.leases.values():
-        lease.session.watch = None
+        lease.session.live.watch = None
     assert world.advice.choose(THRESHOLD) is None
     assert world.advice.due() == THRESHOLD + 1.0
