@@ -40,6 +40,7 @@ from helpers.writer import (
 )
 from trackd.operations.dispatch import OPERATIONS
 from trackd.sessions.identity import Process
+from trackd.sessions.use import REPLY_OVERHEAD
 from trackd.state.restore import value_of
 from trackd_client.errors import Code
 from trackd_client.wire.done import Done
@@ -437,6 +438,21 @@ class ExactlyOnce(RuleBasedStateMachine):
         for session in state.sessions:
             assert session.leases == {k for k, v in held.items() if v[0] == session.token}
             assert len(session.replies) + len(session.parked) <= 12
+        self.the_use_of_each_user_is_true()
+
+    def the_use_of_each_user_is_true(self) -> None:
+        sessions = self.desk.state.sessions
+        expected: dict[int, list[int]] = {}
+        for session in sessions:
+            kept = sum(len(each.frame) + REPLY_OVERHEAD for each in session.replies.values())
+            counts = (1, len(session.leases), len(session.parked), kept)
+            before = expected.get(session.peer.uid, [0] * 4)
+            expected[session.peer.uid] = [a + b for a, b in zip(before, counts, strict=True)]
+        assert expected == {
+            uid: [use.sessions, use.leases, use.waiters, use.reply_bytes]
+            for uid, use in sessions.users.items()
+        }
+        assert sessions.total.reply_bytes == sum(each[3] for each in expected.values())
 
     @invariant()
     def the_events_tell_all_that_has_happened(self) -> None:

@@ -110,6 +110,8 @@ class TrackerActor(SupervisedActor):
         self._watcher: pykka.ActorRef[Any] | None = None
         self._publisher: pykka.ActorRef[Any] | None = None
         self._audience = audience or Audience()
+        self._audience.subscribers.quota = config.quota_subscriptions
+        self._runtime.subscribers = self._audience.subscribers
         self._crashes: list[
             float
         ] = []  # when the kernel reported the crashes whose leases are freed
@@ -221,6 +223,7 @@ class TrackerActor(SupervisedActor):
     def _reload(self, message: Reload) -> None:
         self._config, self._roles = message.config, message.roles
         self._mailbox.limit_frames(message.config.max_frame)
+        self._audience.subscribers.quota = message.config.quota_subscriptions
         self._state.reconfigure(message.config)
         self._announced = None  # the next thing may be due earlier
         self._timer_due = True

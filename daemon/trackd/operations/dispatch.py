@@ -14,7 +14,7 @@ import logging
 from typing import Final
 
 from trackd.host.logs import fields as about
-from trackd.operations import admin, agents, reports
+from trackd.operations import admin, agents, quotas, reports
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_refused_act
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
@@ -114,12 +114,8 @@ class Requests:
             raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()
-            if not self._has_room(session) and not operation.never_stale:
-                raise ProtocolError(
-                    Code.LIMIT_EXCEEDED,
-                    f"the session has {self.config.max_outstanding} requests that wait or whose"
-                    " replies it has not marked as done",
-                )
+            if not operation.never_stale:
+                self._check_room(session)
         elif operation.repeatable:
             session.note_repeatable(seq, self.config.max_outstanding)
         return self._run(session, call, operation)
@@ -201,7 +197,19 @@ class Requests:
         deadline = call.body.get("deadline")
         return deadline is not None and check_seconds(deadline, "deadline") < self.context.now()
 
+    def _check_room(self, session: Session) -> None:
+        if not self._has_number(session):
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"the session has {self.config.max_outstanding} requests that wait or whose"
+                " replies it has not marked as done",
+            )
+        quotas.check_reply(self.context, session)
+
     def _has_room(self, session: Session) -> bool:
+        return self._has_number(session) and quotas.has_reply_room(self.context, session)
+
+    def _has_number(self, session: Session) -> bool:
         return len(session.replies) + len(session.parked) < self.config.max_outstanding
 
 

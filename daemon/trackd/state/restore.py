@@ -104,6 +104,7 @@ def load(state: State, image: Image) -> None:
     for lease, held in sorted(image.leases.items(), key=lambda item: item[1].granted):
         session = state.sessions.by_token[held.token]
         session.leases.add(lease)
+        session.use.leases += 1
         state.leases[lease] = Lease(session, held.granted, held.wall, held.principals, held.granted)
         if held.name is None:
             state.in_flight[lease] = None
@@ -124,5 +125,6 @@ def _restore_queue(state: State, image: Image) -> None:
         session = state.sessions.by_token[token]
         tag = known[0] if known else state.queue.next_tag(session)
         waiter = session.parked[seq] = Waiter(session, seq, order, tag, deadline, None)
+        session.use.waiters += 1
         state.queue.add(waiter)
     state.queue.last_served = image.meta.get("last_served", 0)

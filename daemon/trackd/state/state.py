@@ -203,7 +203,7 @@ class State:
         self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
     ) -> None:
         """Keep the reply of a request until its session is done with it."""
-        session.replies[seq] = Remembered(frame, stored, lease)
+        session.remember(seq, Remembered(frame, stored, lease))
         if stored:
             self.changes.record(
                 ["reply", session.token, seq, frame, lease, list(session.done.ranges)],
@@ -323,6 +323,7 @@ class State:
         tag = self.queue.next_tag(session)
         waiter = Waiter(session, seq, self.queue.last_order + 1, tag, deadline, route)
         session.parked[seq] = waiter
+        session.use.waiters += 1
         self.queue.add(waiter)
         self.changes.record(
             ["wait", session.token, seq, waiter.order, deadline, tag], ("session", session.token)
@@ -629,6 +630,7 @@ class State:
 
     def _own(self, session: Session, lease: int, reason: str) -> None:
         session.leases.add(lease)
+        session.use.leases += 1
         held = self.leases[lease] = Lease(
             session, self.effects.now(), self.effects.wall(), [], self.effects.now()
         )
@@ -674,6 +676,7 @@ class State:
         self.tracker.release(lease)
         self.in_flight.pop(lease, None)
         session.leases.discard(lease)
+        session.use.leases -= 1
         del self.leases[lease]
         self.changes.record(["free", lease], ("lease", lease))
         fields = {"lease": lease, "session": session.id, "name": name, "cause": cause}
@@ -702,6 +705,7 @@ class State:
     def _leave(self, waiter: Waiter) -> None:
         self.queue.remove(waiter)
         del waiter.session.parked[waiter.seq]
+        waiter.session.use.waiters -= 1
         self.left.append(waiter)
 
     def _unpark(self, waiter: Waiter) -> None:
