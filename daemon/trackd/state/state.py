@@ -531,7 +531,8 @@ class State:
         session.watch = None
         self.watches_answered.append(watch)
         frame = encode(REPLY, {"seq": watch.seq, "revision": self.changes.revision, **fields})
-        if len(session.replies) + len(session.parked) < self.config.max_outstanding:
+        kept = len(session.replies) + len(session.parked)
+        if kept < self.config.max_outstanding and not session.ended:
             self.remember(session, watch.seq, frame, stored=stored, lease=None)
         self.effects.deliver(watch.route, frame)
 
