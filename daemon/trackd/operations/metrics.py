@@ -10,8 +10,8 @@ from trackd.host.logs import count_dropped
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields, names_of
-from trackd.rules.desired import MOST_GROUPS
 from trackd.operations.quotas import MOST_USERS, QUOTAS, allowed_by, list_users
+from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
 from trackd_client import __version__
 
