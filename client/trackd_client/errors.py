@@ -15,6 +15,7 @@
     └── Refused                                the daemon answered, and said no: `code`
         ├── InvalidRequest  (ValueError)       malformed, invalid_argument, unknown_operation
         ├── LimitExceeded                      limit_exceeded
+        ├── QuotaExceeded                      quota_exceeded
         ├── WrongCluster                       wrong_cluster
         ├── VersionMismatch                    unsupported_version
         ├── PermissionRefused (PermissionError) permission_denied
@@ -26,7 +27,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 __all__ = [
     "AcquireTimeout",
@@ -41,6 +44,7 @@ __all__ = [
     "NoAnswer",
     "NotOwner",
     "PermissionRefused",
+    "QuotaExceeded",
     "Refused",
     "SessionLost",
     "StoreUnavailable",
@@ -61,6 +65,7 @@ class Code:
     UNKNOWN_OPERATION = "unknown_operation"
     INVALID_ARGUMENT = "invalid_argument"
     LIMIT_EXCEEDED = "limit_exceeded"
+    QUOTA_EXCEEDED = "quota_exceeded"
     WRONG_CLUSTER = "wrong_cluster"
     PERMISSION_DENIED = "permission_denied"
     SESSION_UNKNOWN = "session_unknown"
@@ -143,6 +148,21 @@ class LimitExceeded(Refused):
     codes = (Code.LIMIT_EXCEEDED,)
 
 
+class QuotaExceeded(Refused):
+    """The user of this process has all that a quota of the daemon allows one user.
+
+    Attributes:
+        quota: which one: `sessions`, `leases`, `waiters`, `reply_bytes` or `subscriptions`.
+        used: how much the user has.
+        allowed: how much one user may have.
+    """
+
+    codes = (Code.QUOTA_EXCEEDED,)
+    quota: str = ""
+    used: int = 0
+    allowed: int = 0
+
+
 class WrongCluster(Refused):
     """The daemon serves another cluster than the one that was asked for."""
 
@@ -197,14 +217,24 @@ PASSING = frozenset({Code.UNAVAILABLE, Code.INTERNAL})
 TROUBLES = (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed)
 
 
-def refusal(code: str, message: str, retry_after: float | None = None) -> TrackdError:
+def refusal(
+    code: str,
+    message: str,
+    retry_after: float | None = None,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+) -> TrackdError:
     """Return the exception for an error reply.
 
     Args:
         code: the reply's error code; one that this version does not know gives `Refused`.
         message: the daemon's sentence.
         retry_after: seconds, or None.
+        fields: all fields of the reply.
     """
     if code in LOST:
         return SessionLost(message)
-    return _BY_CODE.get(code, Refused)(message, code, retry_after)
+    error = _BY_CODE.get(code, Refused)(message, code, retry_after)
+    if isinstance(error, QuotaExceeded):
+        error.quota = str(fields.get("quota", ""))
+        error.used, error.allowed = fields.get("used", 0), fields.get("allowed", 0)
+    return error

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from helpers.hosts import let_everybody_in, needs_root, running_as
 from helpers.support import (
     PATIENCE,
     RawPeer,
@@ -267,6 +268,52 @@ def test_a_peer_that_reads_no_pages_is_bounded_in_bytes(
         assert peak < base + MOST_GROWTH
         assert len(list(tracker.rows("sessions"))) >= 1000, "others read their pages meanwhile"
     wait_until(lambda: rss(trackd_daemon.pid) < base + MOST_GROWTH / 2)
+
+
+#: Keeps back the replies to all that its sessions ask for; prints the codes of the errors.
+_MARK_NOTHING_AS_DONE = """
+peer, codes = RawPeer(endpoint), set()
+for number in range(300):
+    peer.token = number.to_bytes(16, "big")
+    peer.ask({"op": "open", "seq": 1, "token": peer.token})
+    for count in range(2, 1026):
+        fields = {"seq": count, "token": peer.token, "count": 2 * count + number % 2}
+        peer.send(pack({"op": "set_connection_count", **fields}))
+    for _ in range(1024):
+        codes.add(peer.receive(60).get("error"))
+print(json.dumps([code for code in codes if code]), flush=True)
+sys.stdin.read()
+"""
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("uid", "code", "restarts"),
+    [(0, Code.LIMIT_EXCEEDED, False), (54_321, Code.QUOTA_EXCEEDED, True)],
+    ids=["root", "user"],
+)
+def test_the_replies_of_many_sessions_that_nobody_marks_as_done_are_bounded(
+    make_trackd_daemon: MakeDaemon, uid: int, code: str, *, restarts: bool
+) -> None:
+    daemon = make_trackd_daemon(socket_mode="0666")
+    let_everybody_in(daemon)
+    base = rss(daemon.pid)
+    with running_as(daemon.endpoint, _MARK_NOTHING_AS_DONE, uid) as codes:
+        assert codes == [code]
+        peak = peak_rss(daemon.pid)
+        tell("300 sessions that mark nothing as done", base, peak, base + MOST_GROWTH)
+        assert peak < base + MOST_GROWTH
+        with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+            assert tracker.status()["store_bytes"] < 32 * MIB
+        if restarts:
+            daemon.kill()
+    if restarts:
+        daemon.start()
+    with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+        wait_until(lambda: tracker.status()["sessions"] == 0)
+    assert peak_rss(daemon.pid) < base + MOST_GROWTH
+    wait_until(lambda: restarts or rss(daemon.pid) < base + MOST_GROWTH / 2)
 
 
 def test_the_subscriptions_of_a_peer_are_bounded(trackd_daemon: Daemon) -> None:

@@ -27,7 +27,7 @@ _AS_USER = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import zmq
-from helpers.support import RawPeer
+from helpers.support import RawPeer, pack
 from trackd_client import Proxy, Tracker, errors
 endpoint, uid, gid, groups = json.loads(sys.argv[1])
 os.setgroups(groups)
@@ -55,6 +55,29 @@ def as_user(endpoint: str, code: str, uid: int, gid: int, groups: tuple[int, ...
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@contextmanager
+def running_as(endpoint: str, code: str, uid: int) -> Iterator[Any]:
+    """Run code as another user until the block ends; yield the line of JSON that it prints.
+
+    It finds the same as that of `as_user`, and waits at the end: `sys.stdin.read()`.
+    """
+    script = _AS_USER.format(tests=str(Path(__file__).parents[1])) + code
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps([endpoint, uid, uid, []])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, "it failed"
+        yield json.loads(line)
+    finally:
+        process.communicate(timeout=PATIENCE)
 
 
 def let_everybody_in(daemon: Daemon) -> None:

@@ -32,7 +32,11 @@ CLOCK = 5000.25
 #: Fields that tell of a moment, a place or a release, wherever they stand: compared by type.
 MOMENTS = {"claim_by", "clock", "expires", "granted", "opened", "since", "until", "uptime", "wall"}
 PLACES = {"boot_id", "by_pid", "by_uid", "command", "gid", "pid", "tracker_id", "uid"}
-VARIES = MOMENTS | PLACES | {"message", "requests", "retry_after", "server", "store_bytes"}
+VARIES = (
+    MOMENTS
+    | PLACES
+    | {"message", "requests", "reply_bytes", "retry_after", "server", "store_bytes"}
+)
 
 
 class Peer:

@@ -204,7 +204,7 @@ class Conversation:
             raise TrackerClosed("the tracker was closed while the call was under way")
         if code in LOST and request.session is not None:
             raise SessionLost(f"{message}; the next call opens a fresh session")
-        raise refusal(code, message, reply.retry_after)
+        raise refusal(code, message, reply.retry_after, reply.body)
 
     def hello(self) -> Request:
         """Return the request that begins every conversation."""

@@ -23,6 +23,7 @@ from trackd_client.errors import (
     InvalidRequest,
     LimitExceeded,
     NoAnswer,
+    QuotaExceeded,
     Refused,
     SessionLost,
     StoreUnavailable,
@@ -294,9 +295,8 @@ class PoolCore(Generic[LeaseT]):
 
     def _dropped(self, error: TrackdError) -> bool:
         # Without a daemon, gossip comes again; what the daemon refuses, it will refuse again.
-        level = (
-            logging.WARNING if isinstance(error, InvalidRequest | LimitExceeded) else logging.DEBUG
-        )
+        refused = isinstance(error, InvalidRequest | LimitExceeded | QuotaExceeded)
+        level = logging.WARNING if refused else logging.DEBUG
         log.log(level, "gossip dropped: %s", error)
         return False
 

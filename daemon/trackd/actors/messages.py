@@ -8,6 +8,7 @@ from typing import Any
 
 import pykka
 
+from trackd.actors.subscribers import Subscribers
 from trackd.config.settings import Config
 from trackd.host.roles import Roles
 from trackd.sessions.identity import Process
@@ -116,12 +117,14 @@ class Audience:
     Attributes:
         listening: whether there is a subscriber. A plain attribute: a batch that ends while it
             changes may be published or not, and the greeting that follows makes up for it.
+        subscribers: who subscribes, and how many subscriptions a user may have.
     """
 
-    __slots__ = ("listening",)
+    __slots__ = ("listening", "subscribers")
 
     def __init__(self) -> None:
         self.listening = False
+        self.subscribers = Subscribers()
 
 
 @dataclass(frozen=True, slots=True)

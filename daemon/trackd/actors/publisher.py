@@ -13,16 +13,17 @@ import logging
 import os
 import select
 import socket
-import struct
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import zmq
 
 from trackd.actors.inbox import Envelope, Inbox
 from trackd.actors.messages import Audience, Bind, Ping, Publish
+from trackd.actors.subscribers import PeerOfEvents, Subscribers, find_peer
 from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message
 from trackd.host.logs import fields
+from trackd.operations.quotas import is_exempt
 from trackd_client.wire.protocol import event_frame
 
 log = logging.getLogger("trackd.publisher")
@@ -34,10 +35,6 @@ _EVENTS_A_MESSAGE: Final = 256
 #: Bytes of a subscription, and how many wait; ours is empty.
 _MAX_SUBSCRIPTION: Final = 256
 _RECEIVE_HWM: Final = 64
-#: Subscriptions of one connection, after which it is closed, and connections that are counted.
-#: A descriptor of the same peer may be used again: the number allows for its reconnects.
-_MOST_SUBSCRIPTIONS: Final = 64
-_MOST_PEERS: Final = 4096
 _HANDSHAKE_MS: Final = 5000
 _BACKLOG: Final = 1024
 _EVERYTHING: Final = b"\x01"
@@ -51,17 +48,10 @@ class Subscription:
     frame: bytes
 
 
-class PeerOfEvents(NamedTuple):
-    """A connection of the event socket: its descriptor, and its peer by the kernel's word."""
-
-    descriptor: int
-    address: str
-
-
 class SubscriptionInbox(Inbox):
     """An inbox that also returns what subscribers send. It owns the XPUB socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], subscribers: Subscribers) -> None:
         super().__init__()
         self.socket = context.socket(zmq.XPUB)
         self.socket.linger = 0
@@ -71,7 +61,7 @@ class SubscriptionInbox(Inbox):
         self.socket.handshake_ivl = _HANDSHAKE_MS
         self.socket.backlog = _BACKLOG
         self.socket.xpub_verbose = True  # each new subscriber is greeted, not the first only
-        self._subscriptions: dict[PeerOfEvents, int] = {}
+        self._subscribers = subscribers
         self._epoll.register(self.socket.FD, select.EPOLLIN)
 
     def get(self) -> Envelope[Any]:
@@ -89,24 +79,19 @@ class SubscriptionInbox(Inbox):
             self.post(Subscription(frame.bytes))
 
     def _count(self, frame: zmq.Frame) -> None:
-        """Count what one peer subscribes to, and hang up on one that subscribes too much.
+        """Count a subscription, and hang up on a peer that has too many.
 
         libzmq keeps every subscription, however many, until its connection ends. A client
         needs one.
         """
-        try:
-            peer = PeerOfEvents(int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address")))
-        except (zmq.ZMQError, TypeError, ValueError):  # its connection has ended
-            return
         if not frame.bytes.startswith(_EVERYTHING):
             return
-        known = self._subscriptions.pop(peer, 0) + 1
-        if known > _MOST_SUBSCRIPTIONS:
+        try:
+            peer = find_peer(int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address")))
+        except (zmq.ZMQError, TypeError, ValueError):  # its connection has ended
+            return
+        if peer is not None and not self._subscribers.add(peer, exempt=is_exempt(peer.uid)):
             hang_up(peer)
-            known = 0
-        self._subscriptions[peer] = known
-        while len(self._subscriptions) > _MOST_PEERS:
-            del self._subscriptions[next(iter(self._subscriptions))]
 
     def close(self) -> None:
         """Close the socket. For the server, after the actor's thread has ended."""
@@ -120,7 +105,7 @@ class EventPublisher(SupervisedActor):
     def __init__(
         self, on_end: OnEnd, context: zmq.Context[zmq.Socket[bytes]], audience: Audience
     ) -> None:
-        self._inbox = SubscriptionInbox(context)
+        self._inbox = SubscriptionInbox(context, audience.subscribers)
         self._audience = audience
         super().__init__(on_end, self._inbox)
 
@@ -161,8 +146,6 @@ class EventPublisher(SupervisedActor):
 def hang_up(peer: PeerOfEvents) -> None:
     """End a connection of libzmq, unless its descriptor belongs to another peer by now."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.descriptor)) as connection:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, gid = struct.unpack("=iII", credentials)
-        if peer.address.endswith(f"{uid}:{gid}:{pid}"):
-            log.warning("too many subscriptions: hung up", extra=fields(uid=uid, pid=pid))
+        if os.fstat(connection.fileno()).st_ino == peer.inode:
+            log.warning("too many subscriptions: hung up", extra=fields(uid=peer.uid, pid=peer.pid))
             connection.shutdown(socket.SHUT_RDWR)

@@ -112,6 +112,8 @@ class TrackerActor(SupervisedActor):
         self._watcher: pykka.ActorRef[Any] | None = None
         self._publisher: pykka.ActorRef[Any] | None = None
         self._audience = audience or Audience()
+        self._audience.subscribers.quota = config.quota_subscriptions
+        self._runtime.subscribers = self._audience.subscribers
         self._crashes: list[
             float
         ] = []  # when the kernel reported the crashes whose leases are freed
@@ -135,6 +137,7 @@ class TrackerActor(SupervisedActor):
         touch = (lambda _key: None) if store is None else store.touch
         self._decide = Decisions(state, self._config, self._runtime.metrics, touch)
         self._decide.begin(self._moment)
+        self._decide.advice.changed(self._moment)
         self._replies = Replies(self._decide, self._mailbox.send, self._config.max_outstanding)
         self._requests = Requests(self._context())
 
@@ -252,6 +255,7 @@ class TrackerActor(SupervisedActor):
     def _reload(self, message: Reload) -> None:
         self._config, self._roles = message.config, message.roles
         self._mailbox.limit_frames(message.config.max_frame)
+        self._audience.subscribers.quota = message.config.quota_subscriptions
         for chunk in self._state.history.dropped_by(message.config.history):
             self._decide.touch(("history", chunk))
         self._state.history.keep(message.config.history)

@@ -118,6 +118,10 @@ def _limit(default: int, unit: str, low: int, high: int, text: str) -> Any:
     return _setting(default, kinds.whole(unit, low, high), text, table="limits")
 
 
+def _quota(default: int, unit: str, text: str, low: int = 1) -> Any:
+    return _setting(default, kinds.whole(unit, low, 1 << 40), text, table="quotas")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of a daemon; durations are seconds. Only `load` makes and checks one.
@@ -248,6 +252,18 @@ class Config:
     )
     max_leases: int = _limit(
         200_000, "leases", 1, 100_000_000, "leases that are held at the same time"
+    )
+    max_reply_bytes: int = _limit(
+        24 << 20, "bytes", 1 << 16, 1 << 40, "replies that are remembered for all sessions"
+    )
+    quota_sessions: int = _quota(2_000, "sessions", "sessions of one user")
+    quota_leases: int = _quota(10_000, "leases", "leases that one user holds or waits for")
+    quota_waiters: int = _quota(2_000, "requests", "requests of one user that wait for a lease")
+    quota_reply_bytes: int = _quota(
+        8 << 20, "bytes", "replies that are remembered for one user", low=1 << 16
+    )
+    quota_subscriptions: int = _quota(
+        64, "subscriptions", "subscriptions of one user to the event socket"
     )
     own_place: bool = False
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from trackd.host.logs import fields as about
 from trackd.host.processes import command_of, has_exited, start_time
+from trackd.operations import quotas
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
 from trackd.operations.operation import PARKED, Fields, Operation
@@ -75,6 +76,7 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
             Code.LIMIT_EXCEEDED,
             f"the daemon has {context.config.max_sessions} sessions, which is the limit",
         )
+    quotas.check_session(context, peer.uid)
     process = _process_of(peer)
     command = command_of(peer.pid) if peer.pid else ""
     return _opened(
@@ -159,12 +161,14 @@ def is_claimed(context: Context, call: Call, _session: Session) -> Fields:
 def try_acquire(context: Context, _call: Call, session: Session) -> Fields:
     """Grant a lease, or refuse it."""
     _check_leases(context)
+    quotas.check_lease(context, session)
     return _granted(context, context.decide.try_acquire(session))
 
 
 def acquire(context: Context, call: Call, session: Session) -> Any:
     """Grant a lease, or park the request until one can be granted or its deadline passes."""
     _check_leases(context)
+    quotas.check_lease(context, session)
     lease = context.decide.try_acquire(session)
     if lease is not None:
         return _granted(context, lease)
@@ -173,6 +177,7 @@ def acquire(context: Context, call: Call, session: Session) -> Any:
             Code.LIMIT_EXCEEDED,
             f"{context.config.max_waiters} requests wait for a lease, which is the limit",
         )
+    quotas.check_waiter(context, session)
     context.runtime.metrics.refusals[context.decide.refusal()] += 1
     deadline = call.body.get("deadline")
     context.decide.park(session, call.seq, deadline, call.route)

@@ -14,7 +14,7 @@ import logging
 from typing import Final
 
 from trackd.host.logs import fields as about
-from trackd.operations import admin, agents, reports
+from trackd.operations import admin, agents, quotas, reports
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_refused_act
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
@@ -117,12 +117,8 @@ class Requests:
             raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()
-            if not self.replies.has_room(session) and not operation.never_stale:
-                raise ProtocolError(
-                    Code.LIMIT_EXCEEDED,
-                    f"the session has {self.config.max_outstanding} requests that wait or whose"
-                    " replies it has not marked as done",
-                )
+            if not operation.never_stale:
+                self._check_room(session)
         elif operation.repeatable:
             session.note_repeatable(seq, self.config.max_outstanding)
         return self._run(session, call, operation)
@@ -135,7 +131,7 @@ class Requests:
         except ProtocolError as error:
             frame = self._refuse(call, error)
             self._log(call, session, {"error": error.code})
-            if operation.changes and self.replies.has_room(session):
+            if operation.changes and self._has_room(session):
                 self.decide.remember(session, call.seq, frame, stored=False, lease=None)
             return frame
         if log.isEnabledFor(logging.DEBUG):
@@ -143,7 +139,7 @@ class Requests:
         if fields is PARKED:
             return None
         frame = self._reply(call, fields)
-        if operation.changes and not session.ended and self.replies.has_room(session):
+        if operation.changes and not session.ended and self._has_room(session):
             # Operations that run without room (release, cancel) may run again and do nothing then.
             stored = self.decide.made > before
             self.decide.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
@@ -202,6 +198,18 @@ class Requests:
     def _is_stale(self, call: Call) -> bool:
         deadline = call.body.get("deadline")
         return deadline is not None and check_seconds(deadline, "deadline") < self.context.now()
+
+    def _check_room(self, session: Session) -> None:
+        if not self.replies.has_number(session):
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"the session has {self.config.max_outstanding} requests that wait or whose"
+                " replies it has not marked as done",
+            )
+        quotas.check_reply(self.context, session)
+
+    def _has_room(self, session: Session) -> bool:
+        return self.replies.has_number(session) and quotas.has_reply_room(self.context, session)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {

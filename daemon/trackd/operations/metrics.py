@@ -10,6 +10,7 @@ from trackd.host.logs import count_dropped
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields, names_of
+from trackd.operations.quotas import MOST_USERS, QUOTAS, allowed_by, list_users
 from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
 from trackd_client import __version__
@@ -19,8 +20,9 @@ Family = list[Any]
 
 def metrics(context: Context, call: Call) -> Fields:
     """Return the metrics."""
-    wanted = names_of(call)
-    families = [*_gauges(context), *counter_families(context.runtime.metrics)]
+    wanted, runtime = names_of(call), context.runtime
+    runtime.metrics.quota_refusals["subscriptions"] = runtime.subscribers.refused
+    families = [*_gauges(context), *counter_families(runtime.metrics)]
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}
 
 
@@ -33,6 +35,10 @@ def _gauges(context: Context) -> list[Family]:
     missing = [[[group.name], group.desired - group.claimed] for group in groups]
     info = {"version": __version__, "cluster": tracker.cluster_name}
     build = {"version": __version__, "python": platform.python_version()}
+    used = [
+        [[str(user["uid"]), quota], user[quota]] for user in list_users(context) for quota in QUOTAS
+    ]
+    allowed = [[[quota], most] for quota, most in allowed_by(context.config).items()]
     return [
         gauges("trackd_info", "The daemon.", list(info), [[list(info.values()), 1]]),
         gauges("trackd_build_info", "The program.", list(build), [[list(build.values()), 1]]),
@@ -81,6 +87,13 @@ def _gauges(context: Context) -> list[Family]:
         gauge("trackd_inflight_leases", "Leases that have not claimed.", tracker.inflight),
         gauge("trackd_waiting_requests", "Requests that wait for a lease.", len(state.queue)),
         gauge("trackd_sessions", "Sessions.", len(state.sessions)),
+        gauges(
+            "trackd_quota_used",
+            f"What a user uses of each quota, the {MOST_USERS} users nearest to one.",
+            ["uid", "quota"],
+            used,
+        ),
+        gauges("trackd_quota_allowed", "What each quota allows a user.", ["quota"], allowed),
         gauge(
             "trackd_store_failing",
             "Whether changes cannot be stored just now.",
@@ -123,6 +136,12 @@ def counter_families(counters: Metrics) -> list[Family]:
         ),
         counter("trackd_expiries", "Proxies that expired.", counters.expiries),
         _by("trackd_errors", "Requests answered with an error.", "code", counters.errors),
+        _by(
+            "trackd_quota_refusals",
+            "Requests and subscriptions refused for a quota.",
+            "quota",
+            dict.fromkeys(QUOTAS, 0) | counters.quota_refusals,
+        ),
         _by("trackd_admin_acts", "Acts of administrators.", "operation", counters.admin_acts),
         counter("trackd_events", "Changes of the state.", counters.events),
         counter(

@@ -52,8 +52,8 @@ class Replies:
         """Return the frame of a reply."""
         return encode(REPLY, {"seq": seq, "revision": self._decide.state.revision, **fields})
 
-    def has_room(self, session: Session) -> bool:
-        """Return whether another reply of a session can be kept."""
+    def has_number(self, session: Session) -> bool:
+        """Return whether a session may have another request that waits or whose reply is kept."""
         return session.unanswered() < self._most
 
     def watch(self, session: Session, watch: ParkedWatch) -> None:
@@ -109,7 +109,7 @@ class Replies:
     ) -> None:
         self.watches.append(watch)
         frame = self.frame(watch.seq, fields)
-        if not session.ended and self.has_room(session):
+        if not session.ended and self.has_number(session):
             self._decide.remember(session, watch.seq, frame, stored=stored, lease=None)
         self._send(watch.route, frame)
 

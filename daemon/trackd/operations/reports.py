@@ -16,6 +16,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import metrics
 from trackd.operations.operation import PROBE, Fields, Operation, names_of
+from trackd.operations.quotas import allowed_by, list_users
 from trackd.operations.snapshot import limit_of, proxy_row, snapshot
 from trackd.state.changes import Probed
 from trackd.state.decide import Decisions
@@ -91,6 +92,9 @@ def status(context: Context, _call: Call) -> Fields:
             }
             for group in tracker.first_groups()
         ],
+        "quotas": allowed_by(context.config),
+        "user_count": len(state.sessions.users),
+        "users": list_users(context),
     }
     if runtime.http.problem is not None:
         fields["http_problem"] = runtime.http.problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from trackd.operations.listings import Listings
 from trackd.state.counters import Metrics
@@ -12,6 +12,34 @@ from trackd.state.counters import Metrics
 
 def _not_served() -> None:
     """Do nothing: reloads are not set up yet."""
+
+
+class Subscribers(Protocol):
+    """The subscriptions to the event socket, by user."""
+
+    @property
+    def refused(self) -> int:
+        """How many were refused."""
+
+    def count(self, uid: int) -> int:
+        """Return how many subscriptions a user has."""
+
+    def uids(self) -> list[int]:
+        """Return the users who have any."""
+
+
+class NoSubscribers:
+    """The subscriptions where no events are published."""
+
+    refused = 0
+
+    def count(self, _uid: int) -> int:
+        """Return 0."""
+        return 0
+
+    def uids(self) -> list[int]:
+        """Return nothing."""
+        return []
 
 
 @dataclass(slots=True)
@@ -43,6 +71,7 @@ class Runtime:
         reload: the outcome of the last one, as `status` has it; None before the first.
         logged_max_ttl: the `max_ttl` for which a longer TTL was logged, or None.
         http: whether HTTP is served.
+        subscribers: who subscribes to events.
         metrics: the counters.
         listings: the listings under way.
     """
@@ -60,5 +89,6 @@ class Runtime:
     reload: dict[str, Any] | None = None
     logged_max_ttl: float | None = None
     http: HttpState = field(default_factory=HttpState)
+    subscribers: Subscribers = field(default_factory=NoSubscribers)
     metrics: Metrics = field(default_factory=Metrics)
     listings: Listings = field(default_factory=Listings)

@@ -14,6 +14,7 @@ from heapq import heappop, heappush, heapreplace
 from typing import Any, Final, NamedTuple
 
 from trackd.sessions.identity import Peer, Process
+from trackd.sessions.use import Use
 from trackd_client.wire.done import Done
 
 #: How long, in seconds, and how many ended tokens are remembered.
@@ -125,6 +126,7 @@ class Session:
         notices: what the next `watch_session` will be answered with.
         ended: whether it has ended.
         live: what a restart forgets.
+        use: what all sessions of its user use; of its own until it is added to `Sessions`.
     """
 
     id: int
@@ -145,6 +147,27 @@ class Session:
     notices: Sequence[dict[str, Any]] = ()
     ended: bool = False
     live: Live = field(default_factory=Live)
+    use: Use = field(default_factory=Use)
+
+    def keep_reply(self, seq: int, reply: KeptReply) -> None:
+        """Keep the reply to a request that changed something."""
+        self.replies[seq] = reply
+        self.use.count_reply(reply.frame)
+
+    def drop_reply(self, seq: int) -> None:
+        """Drop a kept reply; KeyError when there is none."""
+        self.use.drop_reply(self.replies.pop(seq).frame)
+
+    def keep_refusal(self, seq: int, frame: bytes) -> None:
+        """Keep the reply to a request that changed nothing."""
+        self.live.refusals[seq] = frame
+        self.use.count_reply(frame)
+
+    def drop_refusal(self, seq: int) -> None:
+        """Drop such a reply, if there is one."""
+        frame = self.live.refusals.pop(seq, None)
+        if frame is not None:
+            self.use.drop_reply(frame)
 
     def note_repeatable(self, seq: int, most: int) -> None:
         """Note that a request may run again without harm, unless `most` such are noted."""
@@ -198,13 +221,24 @@ class Ended(NamedTuple):
 
 
 class Sessions:
-    """All sessions, and the tokens of those that have ended recently."""
+    """All sessions, and the tokens of those that have ended recently.
+
+    Attributes:
+        by_token: the sessions.
+        ended: how those that have ended recently ended, by token.
+        last_id: the highest number of a session so far.
+        by_id: the sessions by their numbers.
+        users: what each user uses who has a session, by uid.
+        total: what all of them use together; only its bytes of replies are counted.
+    """
 
     def __init__(self) -> None:
         self.by_token: dict[bytes, Session] = {}
         self.ended: OrderedDict[bytes, Ended] = OrderedDict()
         self.last_id = 0
         self.by_id: dict[int, Session] = {}
+        self.users: dict[int, Use] = {}
+        self.total = Use()
         self._by_process: dict[Process, set[Session]] = {}
         # A heap of deadlines, each as it was at some time: deadlines only move into the future, and
         # an entry is corrected when it comes to the top. So no call walks all sessions.
@@ -216,10 +250,16 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(self.by_token.values())
 
+    def use_of(self, uid: int) -> Use:
+        """Return what a user uses; nothing for one without a session."""
+        return self.users.get(uid) or Use(uid, self.total)
+
     def add(self, session: Session) -> None:
-        """Add a session."""
+        """Add a session that has no replies yet."""
         self.by_token[session.token] = session
         self.by_id[session.id] = session
+        use = session.use = self.users.setdefault(session.peer.uid, self.use_of(session.peer.uid))
+        use.sessions += 1
         self.last_id = max(self.last_id, session.id)
         if session.process is not None:
             self._by_process.setdefault(session.process, set()).add(session)
@@ -229,6 +269,14 @@ class Sessions:
         session.ended = True
         del self.by_token[session.token]
         del self.by_id[session.id]
+        use = session.use
+        use.sessions -= 1
+        for seq in list(session.replies):
+            session.drop_reply(seq)
+        for seq in list(session.live.refusals):
+            session.drop_refusal(seq)
+        if not use.sessions:
+            del self.users[use.uid]
         self.ended[session.token] = Ended(reason, now, session.peer.uid)
         if session.process is not None:
             known = self._by_process[session.process]

@@ -99,7 +99,7 @@ def _replied(state: State, change: changes.Replied, _at: float, _wall: float) ->
     session = state.sessions.by_token[change.token]
     if change.done != session.done.ranges:
         _acknowledge(session, change)
-    session.replies[change.seq] = KeptReply(change.frame, change.lease)
+    session.keep_reply(change.seq, KeptReply(change.frame, change.lease))
 
 
 def _acknowledged(state: State, change: changes.Acknowledged, _at: float, _wall: float) -> None:
@@ -109,19 +109,21 @@ def _acknowledged(state: State, change: changes.Acknowledged, _at: float, _wall:
 def _acknowledge(session: Session, change: changes.Replied | changes.Acknowledged) -> None:
     session.done.ranges = list(change.done)
     for seq in change.covered:
-        del session.replies[seq]
+        session.drop_reply(seq)
 
 
 def _parked(state: State, change: changes.Parked, _at: float, _wall: float) -> None:
     session = state.sessions.by_token[change.token]
     waiter = Waiter(session, change.seq, change.order, change.tag, change.deadline)
     session.parked[change.seq] = waiter
+    session.use.waiters += 1
     state.queue.add(waiter)
 
 
 def _unparked(state: State, change: changes.Unparked, _at: float, _wall: float) -> None:
     session = state.sessions.by_token[change.token]
     waiter = session.parked.pop(change.seq)
+    session.use.waiters -= 1
     state.queue.remove(waiter)
     if change.served:
         state.queue.last_served = max(state.queue.last_served, waiter.tag)
@@ -144,6 +146,7 @@ def _granted(state: State, change: changes.Granted, at: float, wall: float) -> N
     if state.tracker.grant() != change.lease:
         raise ValueError(f"lease {change.lease} is not the next one")
     session.leases.add(change.lease)
+    session.use.leases += 1
     state.leases[change.lease] = Lease(session, at, wall, (), at)
     state.in_flight[change.lease] = None
 
@@ -159,6 +162,7 @@ def _claimed(state: State, change: changes.Claimed, _at: float, _wall: float) ->
 def _released(state: State, change: changes.Released, _at: float, _wall: float) -> None:
     lease = state.leases.pop(change.lease)
     lease.session.leases.remove(change.lease)
+    lease.session.use.leases -= 1
     if change.name is None:
         del state.in_flight[change.lease]
     state.tracker.release(change.lease)

@@ -91,6 +91,7 @@ class Metrics:
         self.limited_ttls = 0
         self.expiries = 0
         self.errors: Counter[str] = Counter()
+        self.quota_refusals: Counter[str] = Counter()
         self.admin_acts: Counter[str] = Counter()
         self.events = 0
         self.request_seconds: dict[str, Histogram] = {}

@@ -221,7 +221,7 @@ class Decisions:
             covered = session.covered()
             self.do(changes.Replied(session.token, seq, frame, lease, done, covered))
         else:
-            session.live.refusals[seq] = frame
+            session.keep_refusal(seq, frame)
 
     def acknowledge(self, session: Session, ranges: list[int]) -> None:
         """Take in the numbers that a session is done with; the acquires among them are given up.
@@ -264,7 +264,7 @@ class Decisions:
                 live.repeatable.discard(seq)
                 harmless += 1
             else:
-                live.refusals.pop(seq, None)
+                session.drop_refusal(seq)
         return done.size() - before.size() > harmless
 
     def _store_done(self, session: Session, covered: list[int]) -> None:
@@ -439,7 +439,7 @@ class Decisions:
             self._unpark(waiter)
         if reply is not None and reply.lease in session.leases:
             self._free(session, reply.lease, "given_up")
-        live.refusals.pop(seq, None)
+        session.drop_refusal(seq)
         live.repeatable.discard(seq)
         self._store_done(session, session.covered())
         return True

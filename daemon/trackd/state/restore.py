@@ -122,7 +122,7 @@ def load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     for token, row in rows_of("session"):
         state.sessions.add(_session_from(token, row))
     for (token, seq), reply in rows_of("reply"):
-        state.sessions.by_token[token].replies[seq] = KeptReply(*reply)
+        state.sessions.by_token[token].keep_reply(seq, KeptReply(*reply))
     _load_queue(state)
     _load_leases(state, rows_of, meta)
     _load_proxies(state, rows_of)
@@ -173,6 +173,7 @@ def _session_from(token: bytes, row: Sequence[Any]) -> Session:
 def _load_queue(state: State) -> None:
     waiters = [waiter for session in state.sessions for waiter in session.parked.values()]
     for waiter in sorted(waiters, key=lambda waiter: waiter.order):
+        waiter.session.use.waiters += 1
         state.queue.add(waiter)
 
 
@@ -181,6 +182,7 @@ def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
     for lease, (token, name, granted, wall, principals) in sorted(rows_of("lease")):
         session = state.sessions.by_token[token]
         session.leases.add(lease)
+        session.use.leases += 1
         state.leases[lease] = Lease(session, granted, wall, principals, granted)
         claimed[lease] = name
         if name is None:

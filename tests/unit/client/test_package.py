@@ -67,6 +67,7 @@ PUBLIC = {
         "NoAnswer",
         "NotOwner",
         "PermissionRefused",
+        "QuotaExceeded",
         "Refused",
         "SessionLost",
         "StoreUnavailable",

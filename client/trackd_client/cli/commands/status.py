@@ -46,6 +46,9 @@ _COLUMNS = (
     *(Column(name, right=True) for name in ("generation", "tracked", "desired", "claimed")),
 )
 
+#: A user is near to a quota who uses this share of it.
+_NEAR = 0.8
+
 
 @click.command(epilog=_EPILOG)
 @click.option("--check", is_flag=True, help="Exit with 1 unless every wanted tunnel is there.")
@@ -101,6 +104,9 @@ def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "in flight", str(reply["inflight"])
     yield "waiting", str(reply["waiting"])
     yield "sessions", str(reply["sessions"])
+    for user in reply.get("users", ()):
+        if near := list_near_quotas(user, reply["quotas"]):
+            yield "quotas", f"user {user['uid']} uses {', '.join(near)}"
     yield "store", describe_store(reply)
     if reply.get("http"):
         problem = reply.get("http_problem")
@@ -108,6 +114,17 @@ def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if (last := reply.get("reload")) is not None:
         yield "reloaded", describe_reload(last)
     yield "daemon", f"{daemon}, epoch {reply['epoch']}, revision {reply['revision']}"
+
+
+def list_near_quotas(user: dict[str, Any], allowed: dict[str, int]) -> list[str]:
+    """Return in words how much a user uses of the quotas that it is near to."""
+    if user["exempt"]:
+        return []
+    return [
+        f"{user[name]} of {most} {name.replace('_', ' ')}"
+        for name, most in allowed.items()
+        if user[name] >= _NEAR * most
+    ]
 
 
 def describe_store(reply: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from trackd_client.errors import (
     NoAnswer,
     NotOwner,
     PermissionRefused,
+    QuotaExceeded,
     Refused,
     SessionLost,
     StoreUnavailable,
@@ -304,6 +305,7 @@ ERRORS: dict[str, type[TrackdError]] = {
     Code.UNKNOWN_OPERATION: InvalidRequest,
     Code.INVALID_ARGUMENT: InvalidRequest,
     Code.LIMIT_EXCEEDED: LimitExceeded,
+    Code.QUOTA_EXCEEDED: QuotaExceeded,
     Code.WRONG_CLUSTER: WrongCluster,
     Code.PERMISSION_DENIED: PermissionRefused,
     Code.SESSION_UNKNOWN: SessionLost,
@@ -331,6 +333,15 @@ def test_a_refusal_raises_the_error_of_its_code(code: str, kind: type[TrackdErro
     assert not session.outstanding, "a refusal is an answer"
     if isinstance(caught.value, Refused):
         assert (caught.value.code, caught.value.retry_after) == (code, 1.5)
+
+
+def test_a_quota_that_is_used_up_says_which_and_how_much() -> None:
+    talk = conversation()
+    request = ask(talk, opened(talk))
+    fields = {"quota": "leases", "used": 7, "allowed": 5}
+    with pytest.raises(QuotaExceeded) as caught:
+        talk.result(request, error(request, Code.QUOTA_EXCEEDED, **fields))
+    assert (caught.value.quota, caught.value.used, caught.value.allowed) == ("leases", 7, 5)
 
 
 def test_a_code_of_a_newer_daemon_raises_the_general_refusal() -> None:

@@ -101,6 +101,12 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "max_waiters": ("7", "7", 7),
         "max_tracked": ("7", "7", 7),
         "max_leases": ("7", "7", 7),
+        "max_reply_bytes": ("70_000", "70_000", 70_000),
+        "quota_sessions": ("7", "7", 7),
+        "quota_leases": ("7", "7", 7),
+        "quota_waiters": ("7", "7", 7),
+        "quota_reply_bytes": ("70_000", "70_000", 70_000),
+        "quota_subscriptions": ("7", "7", 7),
     }
     assert set(samples) == set(SETTINGS)
     for setting in SETTINGS.values():
@@ -443,9 +449,11 @@ def test_the_example_holds_every_setting_with_its_default(file: Path) -> None:
 
 
 def test_the_example_says_of_each_setting_whether_it_is_live() -> None:
-    top, limits = EXAMPLE.read_text().split("[limits]")
-    assert limits
+    top, rest = EXAMPLE.read_text().split("[limits]")
+    limits, quotas = rest.split("[quotas]")
+    assert quotas
     assert "All of them are live" in top
+    assert "All of them are live" in limits
     for paragraph in top.split("\n\n"):
         for name in re.findall(r"(?m)^#(\w+) =", paragraph):
             assert SETTINGS[name].live == bool(re.search(r"\bLive\.", paragraph)), name

@@ -128,10 +128,7 @@ class World:
     def tracked_in_checkpoint(self) -> set[str]:
         """Return the names of the proxies in the checkpoint."""
         return {
-            name
-            for _, found in self.store.rows("names")
-            for _, _, names in found
-            for name in names
+            name for _, found in self.store.rows("names") for _, _, names in found for name in names
         }
 
     def reloaded(self, **settings: Any) -> State:

@@ -1,0 +1,126 @@
+"""Quotas: how much of the daemon one user may use, so that every other user has a share.
+
+A quota bounds what all sessions of one uid have together. What is over it is refused with
+`quota_exceeded`, which says which quota, how much is used and how much is allowed; nothing that
+the user has already is taken away. Root and the daemon's own user have no quotas, so that an
+administrator always gets in and a daemon for one user bounds nobody: the limits of the whole daemon
+(`[limits]`) hold for them too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from typing import Final
+
+from trackd.config.settings import Config
+from trackd.operations.context import Context
+from trackd.operations.operation import Fields
+from trackd.sessions.sessions import Session
+from trackd.sessions.use import Use
+from trackd_client.errors import Code
+from trackd_client.wire.errors import ProtocolError
+
+#: The quotas, and what each counts. The setting of a quota is called `quota_` and its name.
+QUOTAS: Final = {
+    "sessions": "sessions",
+    "leases": "leases, those that it waits for included",
+    "waiters": "requests that wait for a lease",
+    "reply_bytes": "bytes of replies that are not marked as done",
+    "subscriptions": "subscriptions to events",
+}
+#: Users that `status` and `metrics` name: those that are nearest to a quota.
+MOST_USERS: Final = 10
+
+
+def is_exempt(uid: int) -> bool:
+    """Return whether a user has no quotas: root, and the user that the daemon runs as."""
+    return uid == 0 or uid == os.geteuid()
+
+
+def allowed_by(config: Config) -> dict[str, int]:
+    """Return how much each quota allows, by its name."""
+    return {name: getattr(config, f"quota_{name}") for name in QUOTAS}
+
+
+def used_by(context: Context, use: Use) -> dict[str, int]:
+    """Return how much a user uses of each quota, by its name."""
+    return {
+        "sessions": use.sessions,
+        "leases": use.leases + use.waiters,
+        "waiters": use.waiters,
+        "reply_bytes": use.reply_bytes,
+        "subscriptions": context.runtime.subscribers.count(use.uid),
+    }
+
+
+def check_session(context: Context, uid: int) -> None:
+    """Refuse a user another session who has as many as the quota allows."""
+    used = context.state.sessions.use_of(uid).sessions
+    _check(context, uid, "sessions", used, context.config.quota_sessions)
+
+
+def check_lease(context: Context, session: Session) -> None:
+    """Refuse a user another lease who holds, and waits for, as many as the quota allows."""
+    use = session.use
+    _check(context, use.uid, "leases", use.leases + use.waiters, context.config.quota_leases)
+
+
+def check_waiter(context: Context, session: Session) -> None:
+    """Refuse to park another request of a user who has as many parked as the quota allows."""
+    use = session.use
+    _check(context, use.uid, "waiters", use.waiters, context.config.quota_waiters)
+
+
+def check_reply(context: Context, session: Session) -> None:
+    """Refuse a change whose reply finds no room, in the quota or in that of all sessions."""
+    use, config = session.use, context.config
+    _check(context, use.uid, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)
+    if context.state.sessions.total.reply_bytes >= config.max_reply_bytes:
+        raise ProtocolError(
+            Code.LIMIT_EXCEEDED,
+            f"the daemon keeps {config.max_reply_bytes} bytes of replies that are not marked as"
+            " done, which is the limit",
+        )
+
+
+def has_reply_room(context: Context, session: Session) -> bool:
+    """Return whether there is room to remember another reply of a session."""
+    use, config = session.use, context.config
+    return context.state.sessions.total.reply_bytes < config.max_reply_bytes and (
+        use.reply_bytes < config.quota_reply_bytes or is_exempt(use.uid)
+    )
+
+
+def _check(context: Context, uid: int, quota: str, used: int, allowed: int) -> None:
+    if used < allowed or is_exempt(uid):
+        return
+    context.runtime.metrics.quota_refusals[quota] += 1
+    raise ProtocolError(
+        Code.QUOTA_EXCEEDED,
+        f"user {uid} has {used} {QUOTAS[quota]}; quota_{quota} allows {allowed}",
+        quota=quota,
+        used=used,
+        allowed=allowed,
+    )
+
+
+def list_users(context: Context) -> list[Fields]:
+    """Return what the users nearest to a quota use, the nearest first."""
+    allowed = allowed_by(context.config)
+    users = context.state.sessions.users
+    uids = {*users, *context.runtime.subscribers.uids()}
+
+    def share(fields: Fields) -> tuple[bool, float, int]:
+        nearest = max(fields[name] / allowed[name] for name in QUOTAS)
+        return not fields["exempt"], nearest, -fields["uid"]
+
+    rows = (
+        {
+            "uid": uid,
+            "exempt": is_exempt(uid),
+            **used_by(context, context.state.sessions.use_of(uid)),
+        }
+        for uid in uids
+    )
+    return heapq.nlargest(MOST_USERS, rows, key=share)
