@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
+from trackd.storage.image import Image
 
 from helpers.support import RawPeer, wait_until
-from trackd.storage.image import Image
 from trackd.storage.store import Store
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon

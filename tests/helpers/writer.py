@@ -22,11 +22,9 @@ from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer, Process
-from trackd.state import changes
-from trackd.state.restore import load, replay
+from trackd.state.restore import restore
 from trackd.state.state import State
 from trackd.storage.store import Connect, Store, connect
-from trackd_client.wire.done import Done
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
 
@@ -215,9 +213,7 @@ class Desk:
         reader = Store(None, self.actor._runtime.boot_id, lambda _: copy)
         reader.begin_reading()
         state = self.actor._empty_state()
-        load(state, reader.rows, reader.touch)
-        for packed in reader.batches():
-            replay(state, changes.unpack(packed), reader.touch)
+        restore(state, reader.rows, reader.batches(), reader.touch)
         return state
 
 

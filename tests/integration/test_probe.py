@@ -51,7 +51,7 @@ def test_a_probe_is_answered_while_nothing_can_be_stored(desk: Desk, faults: Fau
 
 
 def test_a_probe_changes_nothing(desk: Desk) -> None:
-    before = desk.state.changes.revision
+    before = desk.state.revision
     assert desk.ask({"op": "probe", "seq": 1}, SELF)
-    assert desk.state.changes.revision == before
-    assert desk.reloaded().changes.revision == before
+    assert desk.state.revision == before
+    assert desk.reloaded().revision == before

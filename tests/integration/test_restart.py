@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from trackd.storage.image import Image
 
 from helpers.agents import Agent
 from helpers.hosts import needs_root, process_with_pid
 from helpers.support import RawPeer, pack, wait_until
 from trackd.storage.files import FILE_NAME
-from trackd.storage.image import Image
 from trackd.storage.store import Store
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.errors import DaemonAbsent

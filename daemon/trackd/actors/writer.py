@@ -60,7 +60,7 @@ from trackd.state import changes
 from trackd.state.changes import Moment
 from trackd.state.decide import SWEEP_INTERVAL, Decisions
 from trackd.state.events import pack_events
-from trackd.state.restore import add_events, load, replay, row_of
+from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
 from trackd_client.errors import Code
@@ -108,6 +108,7 @@ class TrackerActor(SupervisedActor):
         self._runtime.ask_reload = ask_reload or self._runtime.ask_reload
         self._build(State(config.cluster_name))
         self._batch: list[Call] = []
+        self._watched: set[Process] = set()
         self._ticker: pykka.ActorRef[Any] | None = None
         self._watcher: pykka.ActorRef[Any] | None = None
         self._publisher: pykka.ActorRef[Any] | None = None
@@ -363,9 +364,15 @@ class TrackerActor(SupervisedActor):
 
     def _watch(self, process: Process) -> None:
         """Let the watcher watch a process while it has sessions."""
-        if self._watcher is not None:
-            watched = self._state.sessions.has_process(process)
-            send(self._watcher, WatchProcess(process) if watched else UnwatchProcess(process))
+        if self._watcher is None:
+            return
+        if self._state.sessions.has_process(process):
+            if process not in self._watched:
+                self._watched.add(process)
+                send(self._watcher, WatchProcess(process))
+        elif process in self._watched:
+            self._watched.remove(process)
+            send(self._watcher, UnwatchProcess(process))
 
     def _count_requests(self) -> None:
         """Count the requests of a batch, and the time from their receipt."""
@@ -409,7 +416,7 @@ class TrackerActor(SupervisedActor):
     def _reload_state(self) -> None:
         """Build the state from what is committed, and keep the connections of parked requests."""
         lost, replies = self._state, self._replies
-        routes = {(token, seq): route for token, seq, route in replies.left}
+        routes = {(token, seq): route for token, seq, route in self._decide.left}
         for session in lost.sessions:
             for seq, route in session.live.routes.items():
                 routes[session.token, seq] = route
@@ -486,9 +493,7 @@ class TrackerActor(SupervisedActor):
         assert store is not None
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
-        load(state, store.rows, store.touch)
-        for packed in store.batches():
-            replay(state, changes.unpack(packed), store.touch)
+        restore(state, store.rows, store.batches(), store.touch)
         known = state.configured_count is not None
         self._stored_count = state.tracker.connection_count if known else None
         self._published = state.revision

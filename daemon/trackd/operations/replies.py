@@ -30,7 +30,6 @@ class Replies:
     """Makes and sends the replies of one state.
 
     Attributes:
-        left: the acquires that were answered in this batch: token, number and connection.
         watches: the watches that were answered in this batch.
     """
 
@@ -42,7 +41,6 @@ class Replies:
             send: sends a reply.
             most: requests of a session that wait, or whose replies are kept.
         """
-        self.left: list[tuple[bytes, int, bytes]] = []
         self.watches: list[ParkedWatch] = []
         self._decide = decide
         self._send = send
@@ -89,7 +87,7 @@ class Replies:
 
     def batch_ended(self) -> None:
         """Forget what only a failed commit needs."""
-        self.left.clear()
+        self._decide.left.clear()
         self.watches.clear()
 
     def _answer_acquire(self, each: Finished) -> None:
@@ -101,7 +99,6 @@ class Replies:
             if not session.ended:
                 self._decide.remember(session, each.seq, frame, stored=True, lease=each.lease)
         if each.route is not None:
-            self.left.append((session.token, each.seq, each.route))
             self._send(each.route, frame)
 
     def _answer_watch(

@@ -89,6 +89,7 @@ class Decisions:
         finished: parked acquires to answer.
         noticed: sessions whose parked `watch_session` is to be answered; for one that has ended,
             with the reason.
+        left: token, number and connection of the acquires that stopped to wait in this batch.
         recent: how the last claims went.
         touch: called with a key of the checkpoint before what it stands for is edited.
     """
@@ -117,6 +118,7 @@ class Decisions:
         self.made = 0
         self.finished: list[Finished] = []
         self.noticed: dict[Session, str | None] = {}
+        self.left: list[tuple[bytes, int, bytes]] = []
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.advice = Advice(state.tracker, state.leases, config.disconnect_threshold)
         self._metrics = metrics
@@ -666,15 +668,17 @@ class Decisions:
         self, waiter: Waiter, lease: int | None = None, *, ended: str | None = None
     ) -> None:
         """End a wait: with a lease, because its deadline has passed, or with its session."""
-        session, seq = waiter.session, waiter.seq
-        self.do(changes.Unparked(session.token, seq, lease is not None))
-        route = session.live.routes.pop(seq, None)
-        self.finished.append(Finished(session, seq, route, lease, ended))
+        route = self._unpark(waiter, served=lease is not None)
+        self.finished.append(Finished(waiter.session, waiter.seq, route, lease, ended))
 
-    def _unpark(self, waiter: Waiter) -> None:
-        """End a wait that the client has given up."""
-        waiter.session.live.routes.pop(waiter.seq, None)
-        self.do(changes.Unparked(waiter.session.token, waiter.seq, False))
+    def _unpark(self, waiter: Waiter, *, served: bool = False) -> bytes | None:
+        """Take a waiter out of the queue; return its connection, or None when it has none."""
+        session, seq = waiter.session, waiter.seq
+        route = session.live.routes.pop(seq, None)
+        if route is not None:
+            self.left.append((session.token, seq, route))
+        self.do(changes.Unparked(session.token, seq, served))
+        return route
 
     def _expire_leases(self, before: float, *, late: bool) -> None:
         state = self.state

@@ -1,7 +1,7 @@
 """Between the durable state and the store: rows of a checkpoint, and what a restart makes of it.
 
-`row_of` returns the row of a key as it is now, `load` reads all rows into an empty state, and
-`replay` applies a batch of the journal, by the code of the living daemon. No I/O.
+`row_of` returns the row of a key as it is now. `restore` reads all rows into an empty state, and
+applies the batches of the journal by the code of the living daemon. No I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trackd.rules.tracker import Place
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
 from trackd.state.apply import NO_LABELS, apply
-from trackd.state.changes import META, Key, Moment
+from trackd.state.changes import META, Key, Moment, unpack
 from trackd.state.events import pack_events
 from trackd.state.state import State
 from trackd_client.wire.done import Done
@@ -107,17 +107,31 @@ def _meta(state: State) -> dict[str, Any]:
     }
 
 
-def load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
-    """Load a checkpoint into an empty state.
+def restore(
+    state: State, rows_of: RowsOf, batches: Iterable[bytes], touch: Callable[[Key], None]
+) -> None:
+    """Bring back what was stored: the checkpoint, and the batches of the journal after it.
+
+    All sessions that were open are open again; the caller ends those whose process is gone.
 
     Args:
-        state: empty.
+        state: an empty one.
         rows_of: returns the rows of a kind.
-        touch: called with the keys of rows that are not needed: a setting is smaller now.
+        batches: the packed batches, read after the rows.
+        touch: called with the keys of what the batches edit, before that, and of rows that are
+            not needed any more, since a setting is smaller now.
 
     Raises:
-        LookupError, TypeError, ValueError: the rows make no sense.
+        LookupError, TypeError, ValueError: what was stored makes no sense.
     """
+    _load(state, rows_of, touch)
+    for packed in batches:
+        _replay(state, unpack(packed), touch)
+    for session in state.sessions:
+        session.live.done = Done(session.done.ranges)
+
+
+def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     meta: dict[str, Any] = next((value for _, value in rows_of(META[0])), {})
     for token, row in rows_of("session"):
         state.sessions.add(_session_from(token, row))
@@ -164,7 +178,6 @@ def _session_from(token: bytes, row: Sequence[Any]) -> Session:
         done=Done(done),
         notices=notices,
     )
-    session.live.done = Done(done)
     for seq, order, deadline, tag in waits:
         session.parked[seq] = Waiter(session, seq, order, tag, deadline)
     return session
@@ -209,17 +222,7 @@ def _load_proxies(state: State, rows_of: RowsOf) -> None:
         state.tombstones.add(name, Place(group, generation), until)
 
 
-def replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None]) -> None:
-    """Apply a batch of the journal.
-
-    Args:
-        state: as it was before the batch.
-        batch: the changes.
-        touch: called with each key that they edit, before that.
-
-    Raises:
-        LookupError, TypeError, ValueError: the batch is not one of this state.
-    """
+def _replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None]) -> None:
     first = state.revision + 1
     for moment in batch:
         for change in moment.changes:

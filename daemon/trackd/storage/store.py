@@ -27,7 +27,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgpack
 
@@ -78,7 +78,8 @@ _OUTSIDE = frozenset(
 )
 
 _SCHEMA: Final = """
-    CREATE TABLE head (boot BLOB NOT NULL, generation INTEGER NOT NULL, base INTEGER NOT NULL);
+    CREATE TABLE head (version INTEGER NOT NULL, boot BLOB NOT NULL, generation INTEGER NOT NULL,
+                       base INTEGER NOT NULL);
     CREATE TABLE journal (id INTEGER PRIMARY KEY, changes BLOB NOT NULL);
     CREATE TABLE state (kind TEXT NOT NULL, key BLOB NOT NULL, generation INTEGER NOT NULL,
                         value BLOB, PRIMARY KEY (kind, key, generation)) WITHOUT ROWID;
@@ -141,15 +142,15 @@ class Store:
         self._files = None if directory is None else StateFiles(directory, own or OwnPaths())
         self._lost = ""  # why nothing can be stored, when the files are lost
         self._mark: mark.Mark | None = None
-        self._reset()
         try:
             self._db = self._open()
         except DamagedError as error:
             self._replace(str(error))
 
-    def _reset(self) -> None:
-        """Forget what is known of the file."""
-        self._generation = self._base = self._last_row = 0
+    def _read_head(self, db: sqlite3.Connection) -> None:
+        """Forget what is known of the file, and read which of its rows are valid."""
+        generation, base = db.execute("SELECT generation, base FROM head").fetchone()
+        self._generation, self._base, self._last_row = generation, base, base
         self._dirty: dict[Key, None] = {}  # edited since the base, or since the next one
         self._todo: dict[Key, None] = {}  # of the checkpoint under way: not written yet
         self._aside: dict[Key, bytes | None] = {}  # of these, values at its base
@@ -236,9 +237,7 @@ class Store:
         """
         with self._reading():
             self._end_transaction()
-            generation, base = self._db.execute("SELECT generation, base FROM head").fetchone()
-        self._reset()
-        self._generation, self._base = generation, base
+            self._read_head(self._db)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -478,11 +477,8 @@ class Store:
             self._db = self._open()
         except (OSError, DamagedError) as error:
             raise StoreError(f"cannot replace {files.path}: {error}") from None
-        # Nothing that was known of the old file holds for the new one, a checkpoint under way
-        # least of all: it would delete rows that it does not cover.
         if self._mark is not None:
             self._mark.write(0)
-        self._reset()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -552,12 +548,7 @@ class Store:
             raise DamagedError("the file is an SQLite database of another program")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            path = "the file" if self._files is None else self._files.path
-            raise NewerError(
-                f"{path} was written by a newer trackd (schema {version}; this one knows"
-                f" {_VERSION}): install that version again, or move the file aside and start empty:"
-                f" mv {path} {path}.newer"
-            )
+            self._refuse(db, version)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
@@ -572,6 +563,21 @@ class Store:
             db.execute("DELETE FROM state")
             db.execute("UPDATE head SET boot = ?, generation = 0, base = 0", (boot,))
             db.execute("COMMIT")
+        # Nothing that was known of another file holds for this one, a checkpoint under way least of
+        # all: it would delete rows that it does not cover.
+        self._read_head(db)
+
+    def _refuse(self, db: sqlite3.Connection, version: int) -> NoReturn:
+        """Raise for a version that is not known: a newer file says it twice, a damaged one once."""
+        (again,) = db.execute("SELECT version FROM head").fetchone()
+        if again != version:
+            raise DamagedError(f"its header says version {version}, and its content {again}")
+        path = ":memory:" if self._files is None else self._files.path
+        raise NewerError(
+            f"{path} was written by a newer trackd (version {version} of the file; this one reads"
+            f" up to {_VERSION}): install that trackd again, or set the file aside and start empty:"
+            f" mv {path} {path}.newer"
+        )
 
     def _migrate(self, db: sqlite3.Connection, boot: bytes, version: int) -> None:
         """Create the schema, with the state of version 1 as its first checkpoint."""
@@ -581,7 +587,7 @@ class Store:
             db.execute(f"DROP TABLE {table}")
         for statement in _SCHEMA.split(";"):
             db.execute(statement)
-        db.execute("INSERT INTO head VALUES (?, 1, ?)", (boot, kept.last_row))
+        db.execute("INSERT INTO head VALUES (?, ?, 1, ?)", (_VERSION, boot, kept.last_row))
         for kind, key, value in kept.rows:
             name = _pack(key)
             db.execute(_WRITE, (kind, name, 1, _seal(_pack(value), kind.encode() + name)))

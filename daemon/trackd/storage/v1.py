@@ -298,6 +298,8 @@ class Image:
         notices = session.notices
         if notices is None:
             notices = [{"notice": "lease_expired", "lease": lease} for lease in session.expired]
+        # What a step of the checkpoint took in was replayed as well; no notice comes twice.
+        notices = [each for i, each in enumerate(notices) if each not in notices[:i]]
         return [
             session.id,
             session.uid,

@@ -24,7 +24,7 @@ def test_a_cancel_that_overtakes_its_target_keeps_it_from_running(
     cancel = agent.body("cancel", target=target["seq"])
     assert desk.ask(cancel, agent.peer) == {
         "seq": cancel["seq"],
-        "revision": desk.state.changes.revision,
+        "revision": desk.state.revision,
         "cancelled": True,
     }
     assert desk.ask(target, agent.peer) is None

@@ -50,13 +50,13 @@ def replace_uid(peer: Peer) -> Peer:
 
 
 def test_a_session_is_opened_again_by_its_own_process_alone(desk: Desk, agent: AgentOf) -> None:
-    revision = desk.state.changes.revision
+    revision = desk.state.revision
     assert agent.ask(desk, "open")["session"] == 1
     other = agent.peer._replace(pid=agent.peer.pid + 1)
     reply = desk.ask(agent.body("open"), other)
     assert reply is not None
     assert reply["error"] == Code.PERMISSION_DENIED
-    assert desk.state.changes.revision == revision
+    assert desk.state.revision == revision
 
 
 @pytest.mark.parametrize("op", ["claim", "release"])
@@ -516,6 +516,6 @@ def test_reads_that_are_done_store_nothing(tmp_path: Path, clock: Clock, host: H
     for op in ("is_claimed", "heartbeat", "open", "is_claimed"):
         body = agent.body(op, principals=["p1"])
         desk.send({**body, "done": [1, body["seq"] - 1]}, agent.peer)
-        assert not desk.state.changes.records, f"before {op}"
+        assert not desk.actor._decide.batch, f"before {op}"
         desk.end_batch()
     desk.kill()

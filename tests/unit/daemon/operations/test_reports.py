@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helpers.admin import NOBODY, ROWS, World, claimed
-from trackd.storage.history import CHUNK
+from trackd.state.history import CHUNK
 
 
 def test_each_change_is_an_event_with_the_next_revision(world: World) -> None:
@@ -93,7 +93,7 @@ def test_a_setting_turns_the_log_off_and_the_revision_goes_on(world: World) -> N
     assert (told["events"], told["oldest"], told["history"]) == ([], None, 0)
     assert told["newest"] == revision + len(ROWS)
     world.restart(history=10)
-    assert world.kinds() == ["daemon_started"]
+    assert world.kinds()[-1] == "daemon_started"
 
 
 def test_a_long_log_is_read_in_parts(world: World) -> None:

@@ -16,7 +16,7 @@ SESSION = Session(1, b"\x00" * 16, Peer(0, 0, 0), None, "", "", {}, 0.0, 0.0)
 
 
 def waiter(order: int, deadline: float | None = None) -> Waiter:
-    return Waiter(SESSION, order, order, order, deadline, b"route")
+    return Waiter(SESSION, order, order, order, deadline)
 
 
 def queue_of(*waiters: Waiter) -> Queue:
@@ -113,7 +113,7 @@ def session(number: int) -> Session:
 
 def park(queue: Queue, owner: Session) -> Waiter:
     order = queue.last_order + 1
-    parked = Waiter(owner, order, order, queue.next_tag(owner), None, None)
+    parked = Waiter(owner, order, order, queue.next_tag(owner), None)
     owner.parked[order] = parked
     queue.add(parked)
     return parked
@@ -123,7 +123,7 @@ def take_out(queue: Queue, leaver: Waiter, *, served: bool) -> None:
     queue.remove(leaver)
     del leaver.session.parked[leaver.seq]
     if served:
-        queue.note_served(leaver)
+        queue.last_served = max(queue.last_served, leaver.tag)
 
 
 def test_a_session_that_parks_many_is_served_in_turn_with_the_others() -> None:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import (
     ENDED_SECONDS,
-    ParkedWatch,
-    Remembered,
     Session,
     Sessions,
-    Waiter,
 )
-from trackd_client.wire.checks import MAX_UINT64
 
 
 def session(number: int, process: Process | None = None) -> Session:
@@ -25,69 +19,11 @@ def session(number: int, process: Process | None = None) -> Session:
     return Session(number, token, peer, process, "", "", {}, 0.0, 0.0)
 
 
-# -- what is done --------------------------------------------------------------------------
-
-
-@given(
-    st.sets(st.integers(1, 30)),
-    st.lists(st.lists(st.integers(1, 30), max_size=6, unique=True), max_size=6),
-)
-def test_done_drops_the_replies_that_it_covers_and_tells_who_gave_up(
-    kept: set[int], updates: list[list[int]]
-) -> None:
-    one = session(1)
-    for seq in kept:
-        if seq % 3:
-            one.replies[seq] = Remembered(b"", seq % 3 == 1, None)
-        else:
-            one.parked[seq] = Waiter(one, seq, seq, seq, None, None)
-    repeatable = {seq for seq in range(1, 31) if seq not in kept and seq % 2}
-    for seq in repeatable:
-        one.note_repeatable(seq, 64)
-    done: set[int] = set()
-    for update in updates:
-        flat = [bound for seq in sorted(update) for bound in (seq, seq)]
-        given_up, unstored = one.acknowledge(flat)
-        news = set(update) - done
-        done |= news
-        harmless = {seq for seq in kept if seq % 3 == 1} | repeatable
-        assert unstored == bool(news - harmless)
-        assert one.repeatable == repeatable - done
-        assert set(given_up) == (done & one.parked.keys() if news else set())
-        for seq in given_up:
-            del one.parked[seq]
-        assert one.replies.keys() == {seq for seq in kept if seq % 3} - done
-        assert all((seq in one.done) == (seq in done) for seq in range(32))
-
-
-def test_done_from_one_on_drops_replies_however_far_it_jumps() -> None:
-    one = session(1)
-    before = 0
-    for last in (1, 2, 5, 6, 1000, MAX_UINT64):
-        for seq in (before + 1, last):
-            one.replies[seq] = Remembered(b"", True, None)
-        one.acknowledge([1, last])
-        before = last
-        assert not one.replies
-        assert one.done.ranges == [1, last]
-
-
 def test_requests_that_may_run_again_are_noted_up_to_a_bound() -> None:
     one = session(1)
     for seq in (1, 2, 3):
         one.note_repeatable(seq, 2)
-    assert one.repeatable == {1, 2}
-    assert not one.acknowledge([1, 2]).unstored
-    assert one.acknowledge([1, 3]).unstored, "what was not noted is stored"
-
-
-def test_a_watch_that_is_done_waits_no_more() -> None:
-    one = session(1)
-    one.watch = ParkedWatch(5, b"route")
-    one.acknowledge([1, 4])
-    assert one.watch is not None
-    one.acknowledge([1, 5])
-    assert one.watch is None
+    assert one.live.repeatable == {1, 2}
 
 
 # -- all sessions ----------------------------------------------------------------------------
@@ -96,10 +32,10 @@ def test_a_watch_that_is_done_waits_no_more() -> None:
 def test_sessions_are_found_by_token_and_by_process_oldest_first() -> None:
     process = Process(10, 1)
     all_sessions = Sessions()
-    assert all_sessions.add(session(2, process))
-    assert not all_sessions.add(session(1, process))
-    assert all_sessions.add(session(3, Process(10, 2)))
-    assert not all_sessions.add(session(4))
+    all_sessions.add(session(2, process))
+    all_sessions.add(session(1, process))
+    all_sessions.add(session(3, Process(10, 2)))
+    all_sessions.add(session(4))
     assert [s.id for s in all_sessions.of_process(process)] == [1, 2]
     assert all_sessions.of_process(Process(11, 1)) == []
     assert set(all_sessions.processes()) == {process, Process(10, 2)}
@@ -113,8 +49,10 @@ def test_the_last_session_of_a_process_is_told_apart() -> None:
     first, second = session(1, process), session(2, process)
     all_sessions.add(first)
     all_sessions.add(second)
-    assert not all_sessions.remove(first, "closed", 0.0)
-    assert all_sessions.remove(second, "closed", 0.0)
+    all_sessions.remove(first, "closed", 0.0)
+    assert all_sessions.has_process(process)
+    all_sessions.remove(second, "closed", 0.0)
+    assert not all_sessions.has_process(process)
     assert all_sessions.processes() == []
 
 
@@ -127,19 +65,20 @@ def test_ended_tokens_are_forgotten_after_ten_minutes_or_when_there_are_too_many
     for number, one in enumerate(ends):
         all_sessions.add(one)
         all_sessions.remove(one, "closed", 100.0 + number)
-    assert all_sessions.forget_ended(105.0) == [ends[0].token, ends[1].token]
-    assert all_sessions.forget_ended(102.0 + ENDED_SECONDS) == []
-    assert all_sessions.forget_ended(102.1 + ENDED_SECONDS) == [ends[2].token]
-    assert len(all_sessions.ended) == 2
+    assert all_sessions.long_ended(105.0) == [ends[0].token, ends[1].token]
+    assert len(all_sessions.long_ended(102.0 + ENDED_SECONDS)) == 2
+    assert len(all_sessions.long_ended(102.1 + ENDED_SECONDS)) == 3
+    assert len(all_sessions.ended) == 5, "it only says which"
 
 
 def test_silent_sessions_are_those_without_a_process_whose_time_is_up() -> None:
     all_sessions = Sessions()
     quiet, loud, seen = session(1), session(2), session(3, Process(10, 1))
     for one in (loud, quiet, seen):
-        one.deadline = 50.0
         all_sessions.add(one)
-    loud.deadline = 60.0
+        if one.process is None:
+            all_sessions.expect_heartbeat(one, 50.0)
+    all_sessions.expect_heartbeat(loud, 60.0)
     assert all_sessions.next_heartbeat() == 50.0
     assert all_sessions.silent(50.0) == []
     assert all_sessions.silent(50.1) == [quiet]
@@ -165,13 +104,13 @@ def test_the_next_heartbeat_is_found_without_a_look_at_every_session() -> None:
     all_sessions = Sessions()
     for number in range(1, 2001):
         one = session(number)
-        one.deadline = Counted(number)
         all_sessions.add(one)
+        all_sessions.expect_heartbeat(one, Counted(number))
     compared = 0
     for _ in range(100):
         assert all_sessions.next_heartbeat() == 1.0
     assert compared <= 1000
-    next(iter(all_sessions)).deadline = Counted(5000.0)
+    all_sessions.expect_heartbeat(next(iter(all_sessions)), Counted(5000.0))
     assert all_sessions.next_heartbeat() == 2.0
     assert [one.id for one in all_sessions.silent(4.0)] == [2, 3]
     assert [one.id for one in all_sessions.silent(4.0)] == [2, 3], "they are still there"

@@ -7,6 +7,7 @@ commit may fail, and the process may die, between any two steps.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import sqlite3
@@ -26,7 +27,7 @@ from trackd.state.changes import CODES, KINDS, Moment, pack, unpack
 from trackd.state.counters import Metrics
 from trackd.state.decide import Decisions
 from trackd.state.events import count_events, derive_events, pack_events
-from trackd.state.restore import add_events, load, replay, row_of
+from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.storage import store as store_module
 from trackd.storage.store import Store, StoreError
@@ -51,9 +52,7 @@ class World:
         state = State("example.com", history=self.config.history)
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
-        load(state, store.rows, store.touch)
-        for batch in store.batches():
-            replay(state, unpack(batch), store.touch)
+        restore(state, store.rows, store.batches(), store.touch)
         return state
 
     def restart(self) -> None:
@@ -92,10 +91,8 @@ class World:
         for _ in range(self.random.randint(0, 4)):
             if self.random.random() < 0.1:
                 self.faults.fail = {len(self.faults.statements) + self.random.randint(1, 4)}
-            try:
+            with contextlib.suppress(StoreError):
                 self.store.step()
-            except StoreError:
-                pass
             self.faults.fail = set()
 
     def check(self) -> None:

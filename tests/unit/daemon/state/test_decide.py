@@ -12,6 +12,8 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.writer import CLUSTER, Clock, assert_same_after_reload, observe
 from trackd.config.settings import Config
@@ -19,11 +21,11 @@ from trackd.operations.replies import Replies, grant_fields
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import EXPIRED_LEASES, ParkedWatch, Session
-from trackd.state.changes import pack, unpack
+from trackd.state.changes import pack
 from trackd.state.counters import Metrics
 from trackd.state.decide import SWEEP_INTERVAL, Decisions
 from trackd.state.events import pack_events
-from trackd.state.restore import add_events, load, replay, row_of
+from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.storage.store import Store
 from trackd_client.wire.protocol import decode_reply
@@ -52,9 +54,7 @@ class World:
         state = State(CLUSTER, history=self.config(**settings).history)
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
-        load(state, store.rows, store.touch)
-        for batch in store.batches():
-            replay(state, unpack(batch), store.touch)
+        restore(state, store.rows, store.batches(), store.touch)
         return state
 
     def begin(self, state: State, tracker_id: str) -> None:
@@ -868,3 +868,78 @@ def served_by(world: World) -> list[int]:
     before = set(world.state.leases)
     world.decide.serve_waiters()
     return sorted(world.state.leases.keys() - before)
+
+
+# -- what a session is done with -----------------------------------------------------------
+
+
+@given(
+    st.sets(st.integers(1, 30)),
+    st.lists(st.lists(st.integers(1, 30), max_size=6, unique=True), max_size=6),
+)
+def test_done_drops_the_replies_that_it_covers_and_is_stored_where_a_restart_needs_it(
+    kept: set[int], updates: list[list[int]]
+) -> None:
+    world = World()
+    one = world.open(Process(10, 1))
+    stored = {seq for seq in kept if seq % 3 == 1}
+    refused = {seq for seq in kept if seq % 3 == 2}
+    parked = {seq for seq in kept if seq % 3 == 0}
+    for seq in sorted(kept):
+        if seq in parked:
+            world.decide.park(one, seq, None, b"route")
+        else:
+            world.decide.remember(one, seq, b"", stored=seq in stored, lease=None)
+    repeatable = {seq for seq in range(1, 31) if seq not in kept and seq % 2}
+    for seq in repeatable:
+        one.note_repeatable(seq, 64)
+    done: set[int] = set()
+    for update in updates:
+        world.commit()
+        world.decide.acknowledge(one, [bound for seq in sorted(update) for bound in (seq, seq)])
+        news = set(update) - done
+        done |= news
+        if news - stored - repeatable:
+            assert {seq for seq in range(32) if seq in one.done} == done
+            assert one.replies.keys() == stored - done
+        assert one.live.repeatable == repeatable - done
+        assert one.live.refusals.keys() == refused - done
+        assert one.parked.keys() == parked - done
+        assert one.unanswered() == len(kept - done)
+        assert {seq for seq in range(32) if seq in one.live.done} == done
+    world.decide.remember(one, 99, b"", stored=True, lease=None)
+    assert one.replies.keys() == {99} | stored - done, "the next change drops what is done"
+    world.check()
+
+
+def test_done_from_one_on_drops_replies_however_far_it_jumps(world: World) -> None:
+    one = world.open(Process(10, 1))
+    before = 0
+    for last in (1, 2, 5, 6, 1000, LARGEST):
+        for seq in {before + 1, last}:
+            world.decide.remember(one, seq, b"", stored=True, lease=None)
+        world.decide.acknowledge(one, [1, last])
+        before = last
+        assert one.unanswered() == 0
+        assert one.live.done.ranges == [1, last]
+
+
+def test_replies_that_a_session_is_done_with_are_dropped_without_another_change(
+    world: World,
+) -> None:
+    one = world.open(Process(10, 1))
+    for seq in range(1, 101):
+        world.decide.remember(one, seq, b"", stored=True, lease=None)
+    for seq in range(1, 101):
+        world.decide.acknowledge(one, [1, seq])
+    assert len(one.replies) <= 16
+    assert one.unanswered() == 0
+
+
+def test_a_watch_that_is_done_waits_no_more(world: World) -> None:
+    one = world.open(Process(10, 1))
+    one.live.watch = ParkedWatch(5, b"route")
+    world.decide.acknowledge(one, [1, 4])
+    assert one.live.watch is not None
+    world.decide.acknowledge(one, [1, 5])
+    assert one.live.watch is None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.storage.history import CHUNK, History, pack
+from trackd.state.history import CHUNK, History
 
 
 def event(revision: int) -> bytes:
-    return pack((revision, 1.5, 1e9, "kind", {"name": "p1"}))
+    return msgpack.packb((revision, 1.5, 1e9, "kind", {"name": "p1"}))
 
 
 def events(first: int, count: int) -> list[bytes]:
@@ -64,25 +65,29 @@ def test_after_a_revision_come_the_next_ones_in_order(
 
 def test_off_it_keeps_nothing() -> None:
     history = History(0)
-    assert history.extend(1, events(1, 5)) == []
+    assert history.edited_by(1, 5) == []
+    history.extend(1, events(1, 5))
     assert len(history) == 0
 
 
 def test_keeping_less_drops_the_oldest_chunks_and_tells_which() -> None:
     history = History(10 * CHUNK)
     history.extend(1, events(1, 10 * CHUNK))
-    dropped = history.keep(CHUNK)
+    dropped = history.dropped_by(CHUNK)
+    history.keep(CHUNK)
     assert dropped == [number * CHUNK for number in range(9)]
     assert all(history.chunk(key) is None for key in dropped)
     assert len(history) >= CHUNK
-    assert history.keep(0) != []
+    assert history.dropped_by(0) != []
+    history.keep(0)
     assert len(history) == 0
 
 
 def test_what_begins_after_a_gap_begins_anew() -> None:
     history = History(1000)
     history.extend(1, events(1, 10))
-    assert history.extend(50, events(50, 3)) == [0]
+    assert history.edited_by(50, 3) == [0]
+    history.extend(50, events(50, 3))
     assert revisions(history) == [50, 51, 52]
     assert history.chunk(0) == [50, events(50, 3)]
 
@@ -92,7 +97,9 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
     history, following = History(most), 1
     stored: dict[int, list[Any]] = {}
     for count in batches:
-        for key in history.extend(following, events(following, count)):
+        edited = history.edited_by(following, count)
+        history.extend(following, events(following, count))
+        for key in edited:
             chunk = history.chunk(key)
             if chunk is None:
                 stored.pop(key, None)
@@ -100,13 +107,8 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
                 stored[key] = chunk
         following += count
     again = History(most)
-    again.restore(
-        {
-            first + number: packed
-            for first, chunk in stored.values()
-            for number, packed in enumerate(chunk)
-        }
-    )
+    for _, (first, chunk) in sorted(stored.items()):
+        again.extend(first, chunk)
     assert revisions(again) == revisions(history)
     assert again.oldest == history.oldest
 
@@ -114,6 +116,6 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
 @pytest.mark.parametrize("first", [1, CHUNK - 1, CHUNK, CHUNK + 1])
 def test_a_batch_may_span_chunks(first: int) -> None:
     history = History(10 * CHUNK)
-    changed = history.extend(first, events(first, 3 * CHUNK))
-    assert len(changed) in (3, 4)
+    assert len(history.edited_by(first, 3 * CHUNK)) in (3, 4)
+    history.extend(first, events(first, 3 * CHUNK))
     assert revisions(history) == list(range(first, first + 3 * CHUNK))
