@@ -194,6 +194,7 @@ class TrackerActor(SupervisedActor):
         late = 0.0 if self._announced is None else self._moment - self._announced
         self._announced = None
         self._timer_due = True
+        self._runtime.listings.drop_idle(self._moment)
         if self._runtime.store_problem is not None:
             self._probe()
         if self._runtime.store_problem is None:
@@ -300,8 +301,8 @@ class TrackerActor(SupervisedActor):
                 store.checkpoint_step(functools.partial(value_of, self._state))
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
-        if changed or self._timer_due:
-            self._timer_due = False
+        if changed or self._timer_due or self._runtime.listings.has_new:
+            self._timer_due = self._runtime.listings.has_new = False
             self._set_timer()
 
     def _commit(self, store: Store) -> Batch | None:
@@ -349,6 +350,8 @@ class TrackerActor(SupervisedActor):
             due: float | None = now + PROBE_SECONDS
         else:
             due = self._state.next_timer()
+        if (idle := self._runtime.listings.next_idle()) is not None:
+            due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
             due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
