@@ -348,7 +348,7 @@ def observe(state: State) -> dict[str, Any]:
         "ended": dict(state.sessions.ended),
         "mentions": dict(state.mentions),
         "forgotten": dict(state.tombstones),
-        "events": state.changes.history.after(0, 1_000_000),
+        "events": state.changes.history.after(0, 1_000_000, older=True),
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
 

@@ -87,9 +87,9 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     # -- what has happened, and what happens -----------------------------------------------
 
-    async def log(self, after: int = 0) -> dict[str, Any]:
+    async def log(self, after: int = 0, *, older: bool = False) -> dict[str, Any]:
         """Return the events that the daemon still has; see `Tracker.log`."""
-        asks = read_log(after)
+        asks = read_log(after, older=older)
         try:
             ask = next(asks)
             while True:

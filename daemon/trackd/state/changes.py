@@ -39,16 +39,23 @@ class Changes:
         touched: keys whose values differ from those in the checkpoint.
     """
 
-    def __init__(self, history: int, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        history: int,
+        history_age: float,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
         """Begin without changes.
 
         Args:
             history: how many events to keep.
+            history_age: seconds for which older events are kept.
             clock: seconds of CLOCK_BOOTTIME.
             wall: Unix time, for people.
         """
         self.revision = 0
-        self.history = History(history)
+        self.history = History(history, history_age)
         self.records: list[Record] = []
         self.touched: list[Key] = []
         self._events: list[bytes] = []
@@ -80,7 +87,7 @@ class Changes:
             kept = self._events[-self.history.most :] if self.history.most else []
             first = self.revision - len(kept) + 1
             if kept:
-                chunks = self.history.extend(first, kept)
+                chunks = self.history.extend(first, kept, self._clock())
                 self.records.append(["events", first, kept])
                 self.touched += [("history", chunk) for chunk in chunks]
             self.record(["meta", "revision", self.revision], ("meta", "revision"))

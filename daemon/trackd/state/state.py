@@ -104,7 +104,7 @@ class State:
         self.tracker_id = ""
         self.stored_count: int | None = None  # the connection count before this start
         self.cluster = ""  # the cluster whose state this is, as stored
-        self.changes = Changes(config.history, effects.now, effects.wall)
+        self.changes = Changes(config.history, config.history_age, effects.now, effects.wall)
         self.mentions: dict[str, int] = {}  # the session that mentioned a tracked proxy last
         self.tombstones = Tombstones()
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
@@ -477,9 +477,8 @@ class State:
             self.changes.record([*configured, config.connection_count], configured)
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
             self.budget.change(config.dial_rate, config.dial_burst, self.effects.now())
-        self.changes.touched.extend(
-            [("history", chunk) for chunk in self.changes.history.keep(config.history)]
-        )
+        changed = self.changes.history.keep(config.history, config.history_age, self.effects.now())
+        self.changes.touched += [("history", chunk) for chunk in changed]
 
     # -- notices ----------------------------------------------------------------------
 

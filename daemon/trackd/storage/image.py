@@ -95,6 +95,8 @@ class Image:
         default_factory=dict
     )  # name: [group, generation, until]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
+    # key of a chunk: a list of packed events for each share of the history
+    older_events: dict[int, list[list[bytes]]] = field(default_factory=dict)
 
     def take(self, rows: Iterable[StoredRow]) -> None:
         """Read the checkpoint."""
@@ -113,7 +115,10 @@ class Image:
                 case "forgotten":
                     self.forgotten[key] = value
                 case "history":
-                    self._take_events(*value)
+                    first, events, *older = value
+                    self._take_events(first, events)
+                    if older:
+                        self.older_events[key] = older
                 case _:
                     pass  # the store's own, or of a newer version
 
