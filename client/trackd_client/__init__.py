@@ -40,8 +40,9 @@ from trackd_client.proxy import Proxy
 if TYPE_CHECKING:
     from trackd_client.aio.pool import AsyncAgentPool
     from trackd_client.aio.tracker import AsyncLease, AsyncTracker
+    from trackd_client.sync.lease import Lease
     from trackd_client.sync.pool import AgentPool
-    from trackd_client.sync.tracker import Lease, Tracker
+    from trackd_client.sync.tracker import Tracker
 
 __all__ = [
     "AcquireTimeout",
@@ -75,7 +76,7 @@ _LATE = {
     "AsyncAgentPool": "trackd_client.aio.pool",
     "AsyncLease": "trackd_client.aio.tracker",
     "AsyncTracker": "trackd_client.aio.tracker",
-    "Lease": "trackd_client.sync.tracker",
+    "Lease": "trackd_client.sync.lease",
     "Tracker": "trackd_client.sync.tracker",
 }
 

@@ -53,6 +53,7 @@ class Session:
         id: its number at the daemon, for people; 0 until it is open.
         heartbeat_ttl: seconds that it lives without a request, or None when the daemon can see
             the process.
+        perhaps_open: whether a request to open it may have reached the daemon.
         lost: whether the daemon has forgotten it.
         outstanding: numbers of requests that are not done.
     """
@@ -60,6 +61,7 @@ class Session:
     token: bytes
     id: int = 0
     heartbeat_ttl: float | None = None
+    perhaps_open: bool = False
     lost: bool = False
     outstanding: set[int] = field(default_factory=set)
 
@@ -104,8 +106,9 @@ class Conversation:
         self._clock_offset = 0.0
         self._hello_sent = 0.0
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may make a request too
         self._numbers = itertools.count(1)
+        self._numbering = False
 
     @property
     def inherited(self) -> bool:
@@ -153,12 +156,17 @@ class Conversation:
         """
         body: dict[str, Any] = {"op": op, **fields}
         with self._lock:
-            seq = next(self._numbers)
-            if session is not None:
-                session.outstanding.add(seq)
-                body["token"] = session.token
-                done = _complement(session.outstanding, seq)
-                body["done"] = done[: 2 * self.limits.max_outstanding]
+            nested, self._numbering = self._numbering, True
+            try:
+                seq = next(self._numbers)
+                if session is not None:
+                    session.outstanding.add(seq)
+                    body["token"] = session.token
+                    # Within another request, of whose number nothing is known yet, none is done.
+                    done = [] if nested else _complement(session.outstanding, seq)
+                    body["done"] = done[: 2 * self.limits.max_outstanding]
+            finally:
+                self._numbering = nested
         body["seq"] = seq
         if deadline is not None:
             body["deadline"] = deadline + self._clock_offset

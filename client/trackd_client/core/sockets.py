@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import errno
 import os
 import socket
 import struct
+import threading
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import zmq
 
-from trackd_client.errors import DaemonAbsent, NoAnswer
+from trackd_client.errors import DaemonAbsent, NoAnswer, SystemRefused
 from trackd_client.wire.places import check_ipc_path
 
 #: Milliseconds until libzmq connects again: at first, and at most.
@@ -26,6 +29,10 @@ LONGEST_WAIT: Final = 5.0
 #: What a monitor reports: a connection that is ready, and one that ended.
 MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
+#: What a context needs as it starts, with a first connection: descriptors and threads.
+_START_DESCRIPTORS: Final = 10
+_START_THREADS: Final = 2
+
 SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 
 
@@ -36,6 +43,36 @@ def configure(dealer: SocketT) -> SocketT:
     dealer.reconnect_ivl_max = RECONNECT_MAX_MS
     monitor: SocketT = dealer.get_monitor_socket(MONITORED)
     return monitor
+
+
+def check_room() -> None:
+    """Check that the system has room for a context of ZeroMQ, which ends the process otherwise.
+
+    libzmq aborts when it is refused an epoll descriptor or a thread as a context starts. What a
+    started context is refused is an error.
+
+    Raises:
+        SystemRefused: there is no room for its descriptors and threads.
+    """
+    try:
+        over = threading.Lock()
+        with contextlib.ExitStack() as held, over:
+            for _ in range(_START_DESCRIPTORS):
+                held.callback(os.close, os.eventfd(0, os.EFD_CLOEXEC))
+            for _ in range(_START_THREADS):
+                _thread.start_new_thread(_wait_for, (over,))
+    except (OSError, RuntimeError) as error:
+        raise system_error(error) from error
+
+
+def _wait_for(lock: threading.Lock) -> None:
+    with lock:
+        pass
+
+
+def system_error(error: BaseException) -> SystemRefused:
+    """Return the error for what the system refused a call."""
+    return SystemRefused(f"the system refused what a connection to the daemon needs: {error}")
 
 
 def read_monitor(frames: list[bytes]) -> bool:
@@ -106,7 +143,11 @@ def diagnose(endpoint: str) -> str | None:
         ValueError: the endpoint is not a path that a socket can have.
     """
     path = check_ipc_path(endpoint)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    try:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        return f"this process cannot open a socket: {error.strerror}"
+    with probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))

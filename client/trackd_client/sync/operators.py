@@ -9,6 +9,8 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+import zmq
+
 from trackd_client.core.base_tracker import BaseTracker, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
@@ -220,6 +222,8 @@ class Operations(BaseTracker[LeaseT]):
         except TrackerClosed:
             if not patient:
                 raise
+        except zmq.ZMQError as error:
+            raise self._connections.error_of(error) from error
 
     def _ask(self, ask: Ask, waits: Subscription | None) -> dict[str, Any] | None:
         """Return the fields of a reply, or None where the daemon may refuse.
