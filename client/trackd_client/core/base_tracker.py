@@ -111,6 +111,15 @@ class BaseTracker(Generic[LeaseT]):
         """The connection: connected, reconnecting, or lost until the next call."""
         return self._state
 
+    def _log_broken(self, error: BaseException) -> None:
+        """Log an error in the background, after which the tracker goes on."""
+        self._limited_log.warning(
+            f"background {type(error).__name__}",
+            "the tracker goes on after %r",
+            error,
+            error=None if isinstance(error, OSError) else error,
+        )
+
     def _log_skipped(self, skipped: list[str]) -> None:
         if skipped:
             self._limited_log.warning("skipped", "%s", sentence_of(skipped))

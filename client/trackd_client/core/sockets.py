@@ -9,9 +9,6 @@ import os
 import socket
 import struct
 import threading
-import warnings
-import weakref
-from collections.abc import Iterable
 from typing import Any, Final, Protocol, TypeVar
 
 import zmq
@@ -99,33 +96,6 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Close it."""
-
-
-def close_when_dropped(
-    owner: object, context: zmq.Context[Any], parts: Iterable[Closable]
-) -> weakref.finalize[..., Any]:
-    """Close a context and its sockets when their owner is garbage collected without `close`.
-
-    Without this, the collector would end the context while its sockets are open, and that waits
-    for ever. The owner's own `close` must detach the finalizer that this returns.
-
-    Args:
-        owner: the object to watch; the parts must not refer to it.
-        context: ended after the parts are closed.
-        parts: the sockets, in the order in which they are closed.
-    """
-    dropped = weakref.finalize(owner, _close_dropped, os.getpid(), context, parts)
-    dropped.atexit = False  # threads may still use the sockets, and the kernel closes everything
-    return dropped
-
-
-def _close_dropped(pid: int, context: zmq.Context[Any], parts: Iterable[Closable]) -> None:
-    if os.getpid() != pid:
-        return  # after a fork they belong to the parent
-    for part in parts:
-        part.close()
-    context.term()
-    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
 
 
 def absent_error(endpoint: str) -> DaemonAbsent:

@@ -199,7 +199,10 @@ class Connections:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._closing = Wake()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        except zmq.ZMQError as error:
+            raise system_error(error) from error
         self._lock = threading.RLock()  # guards what is below
         # For calls, and for calls that wait for a lease: how many there are, and what waits.
         self._busy = [0, 0]

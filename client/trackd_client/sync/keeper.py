@@ -63,7 +63,6 @@ class Keeper:
     ) -> None:
         self._conversation = conversation
         self._tracker = weakref.ref(tracker)  # so that a tracker that is dropped is noticed
-        self._limited_log = tracker._limited_log
         self._connections = connections
         self._lock = threading.RLock()  # a signal handler or a finalizer may come here too
         self._starting = False
@@ -165,13 +164,10 @@ class Keeper:
             except TrackerClosed:
                 break
             except (Exception, SystemExit) as error:  # noqa: BLE001 - it passes, and others rely on this thread
-                self._limited_log.warning(
-                    f"keeper {type(error).__name__}",
-                    "the tracker's thread goes on in %g s after %r",
-                    _PAUSE,
-                    error,
-                    error=None if isinstance(error, OSError) else error,
-                )
+                tracker = self._tracker()
+                if tracker is not None:
+                    tracker._log_broken(error)
+                tracker = None
                 self._wake.clear()
                 self._wake.wait(_PAUSE)
         with self._lock:  # `stop` may set it now, and its number may be reused after the close
