@@ -38,10 +38,12 @@ from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
 
 if TYPE_CHECKING:
+    from trackd_client.aio.lease import AsyncLease
     from trackd_client.aio.pool import AsyncAgentPool
-    from trackd_client.aio.tracker import AsyncLease, AsyncTracker
+    from trackd_client.aio.tracker import AsyncTracker
+    from trackd_client.sync.lease import Lease
     from trackd_client.sync.pool import AgentPool
-    from trackd_client.sync.tracker import Lease, Tracker
+    from trackd_client.sync.tracker import Tracker
 
 __all__ = [
     "AcquireTimeout",
@@ -73,9 +75,9 @@ __all__ = [
 _LATE = {
     "AgentPool": "trackd_client.sync.pool",
     "AsyncAgentPool": "trackd_client.aio.pool",
-    "AsyncLease": "trackd_client.aio.tracker",
+    "AsyncLease": "trackd_client.aio.lease",
     "AsyncTracker": "trackd_client.aio.tracker",
-    "Lease": "trackd_client.sync.tracker",
+    "Lease": "trackd_client.sync.lease",
     "Tracker": "trackd_client.sync.tracker",
 }
 

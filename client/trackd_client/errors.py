@@ -8,6 +8,7 @@
     ├── AcquireTimeout      (TimeoutError)     no lease became free in time
     ├── SessionLost                            the session and its leases are gone
     ├── TrackerClosed                          used after close()
+    ├── SystemRefused       (OSError)          no descriptor or thread is left; it passes
     ├── UsedAfterFork                          used in a child of the process that made it
     ├── WrongLoop           (RuntimeError)     used in another event loop than before
     ├── BadPayload          (ValueError)       a gossip payload that cannot be read
@@ -48,6 +49,7 @@ __all__ = [
     "Refused",
     "SessionLost",
     "StoreUnavailable",
+    "SystemRefused",
     "TrackdError",
     "TrackerClosed",
     "UsedAfterFork",
@@ -90,6 +92,10 @@ class NoAnswer(TrackdError, TimeoutError):
 
 class AcquireTimeout(TrackdError, TimeoutError):
     """No lease was granted within the time that `acquire` was given."""
+
+
+class SystemRefused(TrackdError, OSError):
+    """The system refused this process a descriptor, a socket or a thread. That passes."""
 
 
 class SessionLost(TrackdError):
@@ -214,7 +220,7 @@ LOST = frozenset({Code.SESSION_UNKNOWN, Code.SESSION_ENDED})
 #: Codes of troubles that pass: the same request, sent again later, is served.
 PASSING = frozenset({Code.UNAVAILABLE, Code.INTERNAL})
 #: The same, and no answer at all, as they are raised.
-TROUBLES = (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed)
+TROUBLES = (NoAnswer, DaemonAbsent, StoreUnavailable, DaemonFailed, SystemRefused)
 
 
 def refusal(

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+from trackd import streams
+
 
 def main() -> int:
     """Run `trackd` with the arguments of the process, and return its exit code.
@@ -14,8 +16,13 @@ def main() -> int:
     Raises:
         SystemExit: for --help, --version and errors.
     """
+    streams.guard()
     if os.getpid() == 1 and sys.argv[1:2] == ["run"]:
         take_the_place_of_init()
+    return streams.run(_run_command)
+
+
+def _run_command() -> int:
     if sys.argv[1:2] == ["ping"]:
         from trackd import ping
 

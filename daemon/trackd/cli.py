@@ -20,6 +20,8 @@ from trackd_client._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _typeshed import SupportsWrite
+
 _EXIT_CODES: Final = "exit codes:\n" + "\n".join(
     f"  {code:<4} {meaning}" for code, meaning in exits.MEANINGS.items()
 )
@@ -41,8 +43,8 @@ Every setting is a flag, an environment variable and a key of the TOML file, for
 A flag wins over its variable, and the variable wins over the file. TRACKD_CONFIG stands for
 --config.
 
-SIGTERM and SIGINT stop the daemon. SIGHUP makes it read its configuration again: settings marked *
-change, the others are refused and logged; an invalid file changes nothing.
+SIGTERM, SIGINT and SIGQUIT stop the daemon. SIGHUP makes it read its configuration again: settings
+marked * change, the others are refused and logged; an invalid file changes nothing.
 
 examples:
   trackd run --cluster-name example.com
@@ -83,6 +85,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _fail(f"{message} (see {self.prog} --help)", exits.USAGE)
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print help or the version; argparse itself ignores that its output is lost."""
+        (file or sys.stderr).write(message)
 
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """End the process with an error about `words`, which are not arguments of this command."""
@@ -133,6 +139,9 @@ def _run(args: argparse.Namespace) -> int:
 
     chosen = read()
     from trackd.host import logs
+    from trackd.signals import hold_signals
+
+    hold_signals()
 
     logs.setup(chosen.log_level)
     try:

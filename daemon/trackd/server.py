@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import gc
 import logging
 import os
@@ -40,7 +39,7 @@ from trackd.host.systemd import Notifier, listening_socket
 from trackd.operations.runtime import HttpState
 from trackd.overseer import Overseer
 from trackd.probe import Probe
-from trackd.signals import ActorEnded, Events, SignalCame, take_signals
+from trackd.signals import ActorEnded, Events, SignalCame, name_signal, take_signals
 from trackd.storage.store import StoreError
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path
@@ -76,8 +75,6 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     events: Events = queue.SimpleQueue()
     notifier = Notifier(os.environ)
     closable = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup
-    if notifier.watchdog is not None:
-        faulthandler.enable()  # the watchdog's SIGABRT then logs where each thread stood
     take_signals(events)
     descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
     with take_places(config, listening=descriptor is not None) as places:
@@ -168,7 +165,7 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
         event = overseer.wait(tracker, probe, guard.check)
         notifier.stopping()
         if isinstance(event, SignalCame):
-            log.info("stopping", extra=fields(signal=signal.Signals(event.number).name))
+            log.info("stopping", extra=fields(signal=name_signal(event.number)))
             return exits.OK
         log.critical("actor ended by itself; the daemon ends", extra=fields(actor=event.name))
         overseer.events.put(event)  # for _stop, which waits for all of them

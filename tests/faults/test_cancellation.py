@@ -17,7 +17,7 @@ import uvloop
 from helpers.both_clients import Background
 from helpers.support import complaints, run_script, wait_until
 from trackd_client import AcquireTimeout, AsyncAgentPool, AsyncTracker, Proxy, Tracker
-from trackd_client.aio.tracker import AsyncLease
+from trackd_client.aio.lease import AsyncLease
 from trackd_client.errors import TrackerClosed
 from trackd_client.sync.connection import Wake
 from trackd_client.testing import Daemon

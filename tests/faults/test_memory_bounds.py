@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -337,6 +338,39 @@ def test_the_subscriptions_of_a_peer_are_bounded(trackd_daemon: Daemon) -> None:
         tracker.track_expected(Proxy("p1"))
         assert any(event.kind == "proxy_tracked" for event in events), "others are served"
     wait_until(lambda: rss(trackd_daemon.pid) < base + MOST_GROWTH / 2)
+
+
+#: Begins listings over a connection of its own, and abandons them.
+ABANDON = """
+import itertools, sys, zmq
+from trackd_client.wire.protocol import REQUEST, decode_reply, encode
+with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+    peer.linger = 0
+    peer.connect(sys.argv[1])
+    for seq in range(1, int(sys.argv[2]) + 1):
+        peer.send(encode(REQUEST, {"op": "snapshot", "of": "proxies", "limit": 1, "seq": seq}))
+        assert decode_reply(peer.recv()).error is None
+"""
+
+
+def test_listings_that_a_peer_abandons_end_no_other_listing_and_are_bounded(
+    trackd_daemon: Daemon,
+) -> None:
+    with RawPeer(trackd_daemon.endpoint) as peer, Tracker(trackd_daemon.endpoint) as tracker:
+        for start in range(0, 100_000, 10_000):
+            tracker.track_expected(*(Proxy(f"p{i}") for i in range(start, start + 10_000)))
+        begin = {"op": "snapshot", "of": "proxies", "limit": 1, "seq": 1}
+        page = peer.ask(begin)
+        base = rss(trackd_daemon.pid)
+        for _ in range(2):
+            command = [sys.executable, "-c", ABANDON, trackd_daemon.endpoint, "300"]
+            subprocess.run(command, check=True, timeout=3 * PATIENCE)
+            page = peer.ask({**begin, "cursor": page["cursor"]})
+            assert "error" not in page
+        peak = peak_rss(trackd_daemon.pid)
+        tell("600 abandoned listings of 100,000 rows", base, peak, base + MOST_GROWTH)
+        assert peak < base + MOST_GROWTH
+        assert len(tracker.snapshot()["proxies"]) == 100_000
 
 
 class Endless:

@@ -349,7 +349,7 @@ def observe(state: State) -> dict[str, Any]:
             for proxy in tracker
         },
         "forgotten": dict(state.tombstones),
-        "events": state.history.after(0, 1_000_000, 1 << 40),
+        "events": state.history.after(0, 1_000_000, 1 << 40, older=True),
         "budget": state.budget.level(),
         "last_served": state.queue.last_served,
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],

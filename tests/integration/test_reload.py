@@ -49,6 +49,18 @@ def test_a_reload_changes_the_rules(daemon: Daemon, file: Path) -> None:
         assert tracker.status()["proxy_expiry"] == 180
 
 
+def test_a_reload_changes_how_long_events_are_kept(daemon: Daemon, file: Path) -> None:
+    reload(daemon, file, "history = 256\n")
+    with Tracker(daemon.endpoint) as tracker:
+        for number in range(600):
+            tracker.track_expected(Proxy(f"p{number}"))
+        whole, older = tracker.log(), tracker.log(older=True)
+        assert len(older["events"]) > len(whole["events"])
+        assert older["events"][0].revision < older["oldest"] == whole["oldest"]
+        reload(daemon, file, "history = 256\nhistory_age = 0\n")
+        assert tracker.log(older=True)["events"] == tracker.log()["events"] != []
+
+
 def test_a_count_that_clients_chose_stays_until_the_configured_one_changes(
     daemon: Daemon, file: Path
 ) -> None:

@@ -200,6 +200,23 @@ def test_log_says_when_it_does_not_reach_so_far_back(make_trackd_daemon: MakeDae
     told = trackctl("--endpoint", small.endpoint, "log", "--since", "10m", "--limit", "1")
     assert "the history begins at " in told.stderr
     assert log(small, "--since", "10m")["complete"] is False
+    older = make_trackd_daemon(history=256)
+    with Tracker(older.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        assert tracker.adopt("p1")
+        for _ in range(600):
+            lease = tracker.try_acquire()
+            assert lease is not None
+            lease.release()
+    older.kill()
+    older.start()
+    kept = log(older)
+    claims = [event for event in kept["events"] if event["kind"] == "proxy_claimed"]
+    assert [event["fields"]["name"] for event in claims] == ["p1"], "600 lost dials later"
+    assert claims[0]["revision"] < kept["oldest"]
+    assert kept["complete"] is False
+    told = trackctl("--endpoint", older.endpoint, "log", "--limit", "1")
+    assert re.search(r"begins at .*; before .* it has no grants and no lost dials", told.stderr)
     none = make_trackd_daemon(history=0)
     said = trackctl("--endpoint", none.endpoint, "log")
     assert (said.returncode, said.stdout) == (0, "")

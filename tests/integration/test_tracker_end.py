@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from helpers.both_clients import Background, Maker
-from helpers.support import PATIENCE, run_script, wait_until
+from helpers.support import PATIENCE, paused, run_script, wait_until
 from helpers.trackers import CALLS, acquire, held, in_thread, waiting
-from trackd_client import Proxy, SessionLost, Tracker
+from trackd_client import DaemonAbsent, Proxy, SessionLost, TrackdError, Tracker
 from trackd_client.errors import TrackerClosed
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire import places
 
 # -- closing ---------------------------------------------------------------------------------
 
@@ -272,6 +274,41 @@ with Tracker(sys.argv[1]) as tracker, tracker.adopt("p") as lease:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("ends", ["sys.exit()", "os._exit(0)", "raise KeyboardInterrupt"])
+def test_a_forked_child_of_an_asyncio_agent_ends_in_peace(daemon: Daemon, ends: str) -> None:
+    code = f"""
+import asyncio, os, sys
+from trackd_client import AsyncTracker
+from trackd_client.errors import UsedAfterFork
+async def main():
+    async with AsyncTracker(sys.argv[1], timeout=60.0) as tracker:
+        await tracker.ping()
+        async with await tracker.adopt("p") as lease:
+            other = await tracker.adopt("q")
+            child = os.fork()
+            if not child:
+                other.let_go()
+                for call in (lease.release, tracker.try_acquire, tracker.status, tracker.close):
+                    try:
+                        await call()
+                    except UsedAfterFork:
+                        continue
+                    os._exit(3)
+                {ends}
+            assert os.waitpid(child, 0)[1] in (0, 1 << 8, 130 << 8, 2)
+            assert await tracker.is_claimed("p")
+            assert await tracker.is_claimed("q")
+            assert not lease.released and not lease.lost
+            await other.release()
+            assert not await tracker.is_claimed("q")
+        assert not await tracker.is_claimed("p")
+asyncio.run(main())
+print("parent")
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stdout) == (0, "parent\n"), done.stderr
+
+
 def test_a_fork_amid_calls_of_other_threads_hangs_neither_side(shared_daemon: Daemon) -> None:
     code = """
 import os, sys, threading
@@ -300,3 +337,165 @@ tracker.close()
 """
     done = run_script(code, shared_daemon.endpoint)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- sessions that nobody would end ----------------------------------------------------------
+
+
+def sessions_at(daemon: Daemon) -> int:
+    with Tracker(daemon.endpoint, timeout=PATIENCE) as operator:
+        return int(operator.status()["sessions"])
+
+
+def test_a_session_closed_during_a_long_outage_is_ended_after_it(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    own = make_trackd_daemon()
+    tracker = maker.tracker(own.endpoint, timeout=0.5)
+    assert tracker.adopt("p")
+    own.kill()
+    tracker.close()
+    own.start()
+    wait_until(lambda: sessions_at(own) == 0)
+
+
+def test_a_session_that_is_perhaps_open_is_ended(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    """Its request to open it lies at a daemon that is stopped, and runs after the close."""
+    own = make_trackd_daemon()
+    tracker = maker.tracker(own.endpoint, timeout=0.5)
+    tracker.ping()
+    with paused(own.pid):
+        with pytest.raises(TrackdError):
+            tracker.adopt("p")
+        tracker.close()
+    wait_until(lambda: sessions_at(own) == 0)
+
+
+def test_the_session_of_a_tracker_that_is_dropped_ends(daemon: Daemon) -> None:
+    trackers = [Tracker(daemon.endpoint)]
+    assert trackers[0].adopt("p") is not None
+    thread = next(each for each in threading.enumerate() if each.name == "trackd-keeper")
+
+    def drop() -> None:
+        trackers.clear()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        drop()
+    wait_until(lambda: sessions_at(daemon) == 0)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_the_session_of_an_asyncio_tracker_that_is_dropped_ends(daemon: Daemon) -> None:
+    code = """
+import asyncio, gc, sys
+from trackd_client import AsyncTracker
+async def main():
+    async with AsyncTracker(sys.argv[1], timeout=60.0) as operator:
+        tracker = AsyncTracker(sys.argv[1], timeout=60.0)
+        assert await tracker.adopt("p")
+        assert (await operator.status())["sessions"] == 1
+        del tracker
+        gc.collect()
+        while (await operator.status())["sessions"]:
+            await asyncio.sleep(0.01)
+asyncio.run(main())
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_tracker_whose_first_call_failed_closes(tmp_path: Path, maker: Maker) -> None:
+    tracker = maker.tracker(f"{tmp_path}/none", timeout=0.05)
+    with pytest.raises(TrackdError):
+        tracker.adopt("p")
+    tracker.close()
+    assert not [each for each in threading.enumerate() if each.name == "trackd-keeper"]
+
+
+def test_a_request_of_a_call_that_failed_is_not_sent_once_there_is_a_daemon(
+    make_trackd_daemon: MakeDaemon, maker: Maker
+) -> None:
+    own = make_trackd_daemon(start=False)
+    tracker = maker.tracker(own.endpoint, timeout=0.3)
+    with pytest.raises(TrackdError):
+        tracker.adopt("p")
+    own.start()
+    with Tracker(own.endpoint) as operator:
+        for _ in range(5):
+            assert operator.status()["sessions"] == 0
+
+
+# -- where the daemon is ---------------------------------------------------------------------
+
+
+def test_an_agent_that_starts_before_its_daemon_finds_it_wherever_it_starts(
+    make_trackd_daemon: MakeDaemon,
+    maker: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "own"
+    (run / "default").mkdir(parents=True)
+    monkeypatch.setattr(places, "RUN", run)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own))
+    monkeypatch.delenv("TRACKD_ENDPOINT", raising=False)
+    tracker = maker.tracker(None, cluster="example.com", timeout=0.3)
+    with pytest.raises(DaemonAbsent):
+        tracker.adopt("p")
+    daemon = make_trackd_daemon()
+    (run / "default" / "trackd.sock").symlink_to(daemon.endpoint.removeprefix("ipc://"))
+    lease = tracker.adopt("p")
+    assert lease
+    with Tracker(daemon.endpoint) as operator:
+        operator.force_release(lease.id)
+    wait_until(lambda: lease.lost)
+
+
+def test_a_relative_endpoint_holds_when_the_program_changes_its_directory(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from trackd_client import Tracker
+socket = Path(sys.argv[1].removeprefix("ipc://"))
+os.chdir(socket.parent.parent)
+with Tracker(f"{socket.parent.name}/{socket.name}", timeout=60.0) as tracker:
+    os.chdir("/")
+    tracker.adopt("p").release()
+    print(tracker.endpoint)
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.stdout.strip(), done.stderr) == (daemon.endpoint, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+def test_a_process_that_changed_its_user_is_refused_with_what_to_do(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    own = make_trackd_daemon(socket_mode="0666")
+    Path(own.endpoint.removeprefix("ipc://")).parent.parent.chmod(0o755)
+    code = """
+import os, sys
+from trackd_client import AsyncTracker, Tracker
+from trackd_client.errors import PermissionRefused
+tracker = Tracker(sys.argv[1], timeout=60.0)
+tracker.adopt("p")
+os.seteuid(65534)
+for _ in range(2):
+    try:
+        tracker.adopt("q")
+    except PermissionRefused as error:
+        print(error)
+tracker.close()
+with Tracker(sys.argv[1], timeout=60.0) as fresh:
+    assert fresh.adopt("p")
+"""
+    done = run_script(code, own.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    sentence = "this process opened its session as user 0 and is user 65534 now"
+    assert done.stdout.count(sentence) == 2

@@ -44,6 +44,7 @@ CLIENT = [
 ]
 DAEMON = [
     ["trackd"],
+    ["trackd.streams"],
     ["trackd.rules"],
     ["trackd.config"],
     ["trackd.sessions"],

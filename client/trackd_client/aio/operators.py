@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+import zmq
 import zmq.asyncio
 
 from trackd_client.aio.subscription import AsyncSubscription
@@ -17,6 +18,7 @@ from trackd_client.core.base_tracker import BaseTracker, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
+from trackd_client.core.sockets import system_error
 from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
@@ -87,9 +89,9 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     # -- what has happened, and what happens -----------------------------------------------
 
-    async def log(self, after: int = 0) -> dict[str, Any]:
+    async def log(self, after: int = 0, *, older: bool = False) -> dict[str, Any]:
         """Return the events that the daemon still has; see `Tracker.log`."""
-        asks = read_log(after)
+        asks = read_log(after, older=older)
         try:
             ask = next(asks)
             while True:
@@ -153,6 +155,8 @@ class AsyncOperations(BaseTracker[LeaseT]):
         except TrackerClosed:
             if not patient:
                 raise
+        except zmq.ZMQError as error:
+            raise system_error(error) from error
         finally:
             self._opened.remove(subscription)
             subscription.close()

@@ -9,7 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from trackd_client.aio.tracker import AsyncLease, AsyncTracker
+from trackd_client.aio.lease import AsyncLease
+from trackd_client.aio.tracker import AsyncTracker
 from trackd_client.core.base_tracker import log
 from trackd_client.core.discovery import Gossip, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async

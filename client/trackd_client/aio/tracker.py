@@ -1,4 +1,4 @@
-"""`AsyncTracker` and `AsyncLease`: the asyncio client, with the names of the synchronous one.
+"""`AsyncTracker`: the asyncio client, with the names of the synchronous one.
 
 One socket, one task that reads it, one future for each request. A call may be cancelled at any
 moment: a lease that it would have been granted is taken back.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import os
+import weakref
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import zmq
 import zmq.asyncio
 
+from trackd_client.aio.connection import Outstanding, close_dropped, receive
+from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.operators import AsyncOperations
 from trackd_client.core.arguments import principal_list, proxy_rows
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
@@ -29,19 +32,20 @@ from trackd_client.core.conversation import (
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
-from trackd_client.core.lease import BaseLease
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
     Closable,
-    close_when_dropped,
+    check_room,
     configure,
     no_answer_error,
     read_monitor,
+    system_error,
 )
 from trackd_client.errors import (
     PASSING,
     TROUBLES,
     AcquireTimeout,
+    DaemonAbsent,
     NoAnswer,
     Refused,
     SessionLost,
@@ -51,144 +55,9 @@ from trackd_client.errors import (
     WrongLoop,
 )
 from trackd_client.proxy import Proxy
+from trackd_client.sync.ending import end_later
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.protocol import Reply
-
-
-class AsyncFlag(asyncio.Event):
-    """An event that is true once it is set: `if lease.lost:`, or `await lease.lost.wait()`."""
-
-    def __bool__(self) -> bool:
-        return self.is_set()
-
-
-class AsyncLease(BaseLease):
-    """Permission to dial once; with a claim, the exclusive hold of one proxy.
-
-    It is an asynchronous context manager: leaving the block releases the lease.
-
-    Attributes:
-        id: its number, unique among all leases of the cluster's daemon.
-        claimed_name: the name of the proxy that it claimed, or None. It keeps its value when the
-            lease is released or lost.
-        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
-            admin took it back.
-        revoked: whether an admin took it back; its tunnel must be closed.
-        should_close: set when the daemon advises to close this tunnel, because there are more
-            tunnels than wanted, or because the lease was revoked.
-    """
-
-    lost: AsyncFlag
-    should_close: AsyncFlag
-
-    def __init__(
-        self,
-        tracker: AsyncTracker,
-        session: Session,
-        fields: Mapping[str, Any],
-        claim_by: float | None,
-    ) -> None:
-        super().__init__(session, fields, claim_by)
-        self.lost = AsyncFlag()
-        self.should_close = AsyncFlag()
-        self._tracker = tracker
-
-    async def claim(self, *principals: str) -> bool:
-        """Claim the proxy that was reached.
-
-        Args:
-            principals: the names that the proxy presents; any may be the gossip name.
-
-        Returns:
-            True when this lease now holds the proxy. False when another lease holds it, when
-            the principals name nothing, when this lease has claimed already, or when it was
-            released. A lease that is still in flight may try again.
-
-        Raises:
-            SessionLost: the lease is gone with its session.
-            LeaseExpired: it was in flight for longer than the daemon allows.
-            TrackdError: the daemon does not answer, or refuses.
-        """
-        fields = self._claim_fields(principals)
-        if fields is None:
-            return False
-        return self._take_claim(
-            await self._tracker._call("claim", fields, session=self._session)  # noqa: SLF001
-        )
-
-    async def is_claimed(self, *principals: str) -> bool:
-        """Return whether any lease holds the proxy that is being dialled.
-
-        A dial may ask as soon as it knows the principals, before a costly handshake ends.
-        """
-        fields = {"principals": principal_list(principals)}
-        return self._take_claimed(
-            await self._tracker._call("is_claimed", fields)  # noqa: SLF001
-        )
-
-    async def release(self) -> None:
-        """Release the lease: its proxy, or its permission to dial, is free for others.
-
-        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
-        as a daemon is there. Cancelling the call does not undo it.
-        """
-        if not self.released:
-            self._releasing = True
-            await self._tracker._release(self)  # noqa: SLF001
-
-    def let_go(self) -> None:
-        """Release the lease without waiting for the daemon's reply. Not a coroutine."""
-        if not self.released:
-            self._releasing = True
-            self._tracker._release_later(self)  # noqa: SLF001
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
-            await self.release()
-
-
-class Outstanding:
-    """A request that is sent until it is answered or given up."""
-
-    __slots__ = ("future", "on_reply", "pause", "request", "timer")
-
-    def __init__(
-        self,
-        request: Request,
-        pause: float | None,
-        *,
-        future: asyncio.Future[Reply] | None = None,
-        on_reply: Callable[[Reply], None] | None = None,
-    ) -> None:
-        """Set where the reply goes.
-
-        Args:
-            request: the request.
-            pause: seconds until it is sent again, or None for a request that may be parked.
-            future: gets the reply as its result.
-            on_reply: called with the reply when there is no future.
-        """
-        self.request = request
-        self.pause = pause
-        self.future = future
-        self.on_reply = on_reply
-        self.timer: asyncio.TimerHandle | None = None
-
-    def take(self, reply: Reply) -> None:
-        """Pass the reply to the future or the callback."""
-        if self.future is None:
-            assert self.on_reply is not None
-            self.on_reply(reply)
-        elif not self.future.done():
-            self.future.set_result(reply)
 
 
 class AsyncTracker(AsyncOperations[AsyncLease]):
@@ -206,6 +75,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._tasks: list[asyncio.Task[None]] = []
         self._opened = []
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._endpoint = ""  # what the socket connects to
         self._context: zmq.asyncio.Context
         self._socket: zmq.asyncio.Socket
         self._monitor: zmq.asyncio.Socket
@@ -286,8 +156,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     async def close(self) -> None:
         """End the session, which releases all of its leases. A second call does nothing.
 
-        Other calls raise `TrackerClosed`. Without a daemon this gives up after at most one
-        second; the session ends with this process in any case.
+        Other calls raise `TrackerClosed`. Without a daemon this returns after at most some
+        seconds; a thread ends the session once there is one.
         """
         conversation = self._conversation
         if conversation.closed:
@@ -299,14 +169,33 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             self._mark_lost(session)
         if self._loop is None:
             return
+        ended = session is None or not session.perhaps_open
         try:
-            if session is not None:
-                with suppress(TrackdError):
-                    request = conversation.request("close", {}, None, session)
-                    deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
-                    await self._exchange(request, deadline)
+            if session is not None and not ended:
+                ended = await self._end_session(session)
         finally:
             self._shut()
+            if session is not None and not ended:
+                log.info("the session will be ended when the daemon can: %s", self.endpoint)
+                end_later(conversation, session, self._place)
+
+    async def _end_session(self, session: Session) -> bool:
+        """End a session, and return whether the daemon has replied.
+
+        One that is perhaps open is opened first. The daemon remembers sessions that have ended,
+        so that another copy of the request to open it comes too late.
+        """
+        conversation = self._conversation
+        deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
+        try:
+            if session.id == 0:
+                await self._exchange(conversation.open(session), deadline)
+            await self._exchange(conversation.request("close", {}, None, session), deadline)
+        except TROUBLES:
+            return False
+        except TrackdError:
+            pass  # it is not open
+        return True
 
     async def __aenter__(self) -> Self:
         return self
@@ -408,6 +297,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             self._give_up(request)
             if parks and isinstance(error, NoAnswer):
                 return {"lease": None}
+            if isinstance(error, DaemonAbsent) and not self._was_connected:
+                self._withdraw(request.seq)
+                self._connect_again()  # it must not be sent later
             raise
         finally:
             self._withdraw(request.seq)
@@ -444,7 +336,13 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             if session is None:
                 session = self._conversation.begin_session()
                 request = self._conversation.open(session)
-                self._conversation.take_open(session, await self._exchange(request, deadline))
+                perhaps_open, session.perhaps_open = session.perhaps_open, True
+                try:
+                    fields = await self._exchange(request, deadline)
+                except DaemonAbsent:
+                    session.perhaps_open = perhaps_open or self._was_connected
+                    raise
+                self._conversation.take_open(session, fields)
                 self._keep(session)
                 self._session_opened(session)
             return session
@@ -492,11 +390,12 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         assert self._loop is not None
         if session.lost or session.heartbeat_ttl is None:
             return
-        if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
-            self._errand("heartbeat", {}, session)
         # Timers stand still while the host is suspended; the time-to-live runs on.
         pause = min(session.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
-        self._heartbeat = self._loop.call_later(pause, self._beat, session)
+        tracker = weakref.ref(self)  # so that a tracker that is dropped is noticed
+        self._heartbeat = self._loop.call_later(pause, _beat, tracker, session)
+        if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
+            self._errand("heartbeat", {}, session)
 
     def _errand(
         self,
@@ -508,7 +407,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         pause: float | None = RESEND_SECONDS,
     ) -> None:
         """Send a request until it is answered; the reply may settle another request as well."""
-        if self._socket.closed:
+        if self._socket.closed or self._conversation.inherited:
             return
         request = self._conversation.request(op, fields, None, session)
 
@@ -536,21 +435,52 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._conversation.check_usable()
         loop = asyncio.get_running_loop()
         if self._loop is loop:
+            if not self._connected and self._place.has_moved_from(self._endpoint):
+                self._connect_again()
             return
         if self._loop is not None:
             raise WrongLoop("this tracker belongs to another event loop; make one for each")
+        try:
+            check_room()
+            self._context = zmq.asyncio.Context()
+        except zmq.ZMQError as error:
+            raise system_error(error) from error
+        try:
+            self._socket = self._context.socket(zmq.DEALER)
+            self._monitor = configure(self._socket)
+            self._endpoint = self.endpoint
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise system_error(error) from error
         self._loop = loop
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._monitor = configure(self._socket)
-        self._socket.connect(self.endpoint)
         sockets = (self._monitor, self._socket)
         parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # later ones, too
-        self._dropped = close_when_dropped(self, self._context, parts)
+        self._dropped = weakref.finalize(
+            self, close_dropped, os.getpid(), self._conversation, self._place, self._context, parts
+        )
+        self._dropped.atexit = False  # the session ends with the process
+        tracker = weakref.ref(self)
         self._tasks = [
-            loop.create_task(self._read(), name="trackd-read"),
-            loop.create_task(self._read_monitor(), name="trackd-monitor"),
+            loop.create_task(
+                receive(tracker, self._socket, AsyncTracker._take), name="trackd-read"
+            ),
+            loop.create_task(
+                receive(tracker, self._monitor, AsyncTracker._take_monitored),
+                name="trackd-monitor",
+            ),
         ]
+
+    def _connect_again(self) -> None:
+        """Connect to where the daemon is now. What calls await is sent again."""
+        try:
+            self._socket.disconnect(self._endpoint)
+            self._endpoint = self.endpoint
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            raise system_error(error) from error
+        for outstanding in list(self._outstanding.values()):
+            self._send(outstanding)
 
     def _post(self, outstanding: Outstanding) -> None:
         self._outstanding[outstanding.request.seq] = outstanding
@@ -565,33 +495,34 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     def _send(self, outstanding: Outstanding) -> None:
         """Send a request, and again after its pause."""
         assert self._loop is not None
-        sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
-        if sent.done():
-            sent.exception()  # no room: the timer sends it again
+        if self._socket.closed or self._conversation.inherited:
+            return
         if outstanding.timer is not None:
             outstanding.timer.cancel()
         if outstanding.pause is not None:
             outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
             outstanding.pause = min(2 * outstanding.pause, LONGEST_RESEND)
+        sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
+        if sent.done():
+            sent.exception()  # no room: the timer sends it again
 
-    async def _read(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                reply = read_reply(frames[-1])
-            except TrackdError:
-                continue
-            if reply is None:
-                continue
-            outstanding = self._outstanding.get(reply.seq)
-            if outstanding is not None and outstanding.future is None and reply.error in PASSING:
-                continue  # an errand, which is sent again after its pause
-            if outstanding is not None:
-                self._withdraw(reply.seq)
-                outstanding.take(reply)
-            elif reply.body.get("lease") is not None:
-                # A call may await a copy of this reply that comes right behind it: it is first.
-                asyncio.get_running_loop().call_soon(self._stray, reply)
+    def _take(self, frames: list[bytes]) -> None:
+        """Take a reply."""
+        try:
+            reply = read_reply(frames[-1])
+        except TrackdError:
+            return
+        if reply is None:
+            return
+        outstanding = self._outstanding.get(reply.seq)
+        if outstanding is not None and outstanding.future is None and reply.error in PASSING:
+            return  # an errand, which is sent again after its pause
+        if outstanding is not None:
+            self._withdraw(reply.seq)
+            outstanding.take(reply)
+        elif reply.body.get("lease") is not None:
+            # A call may await a copy of this reply that comes right behind it: it is first.
+            asyncio.get_running_loop().call_soon(self._stray, reply)
 
     def _stray(self, reply: Reply) -> None:
         """Handle a reply for which no call waits: release the lease that it may grant."""
@@ -599,15 +530,15 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         if session is not None and number is not None:
             self._errand("release", {"lease": number}, session)
 
-    async def _read_monitor(self) -> None:
-        while True:
-            self._connected = read_monitor(await self._monitor.recv_multipart())
-            self._connection_changed(self._connected)
-            if self._connected:
-                if self._was_connected:
-                    for outstanding in list(self._outstanding.values()):
-                        self._send(outstanding)
-                self._was_connected = True
+    def _take_monitored(self, frames: list[bytes]) -> None:
+        """Note that the connection came or went, and send again what was lost with the last one."""
+        self._connected = read_monitor(frames)
+        self._connection_changed(self._connected)
+        if self._connected:
+            if self._was_connected:
+                for outstanding in list(self._outstanding.values()):
+                    self._send(outstanding)
+            self._was_connected = True
 
     def _shut(self) -> None:
         """Close everything; calls under way raise `TrackerClosed`."""
@@ -628,3 +559,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
         self._context.term()
+
+
+def _beat(tracker_ref: weakref.ref[AsyncTracker], session: Session) -> None:
+    tracker = tracker_ref()
+    if tracker is not None:
+        tracker._beat(session)  # noqa: SLF001 - a part of it

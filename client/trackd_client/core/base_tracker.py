@@ -16,9 +16,10 @@ from trackd_client.core.conversation import Conversation, Session
 from trackd_client.core.discovery import sentence_of
 from trackd_client.core.lease import LeaseT
 from trackd_client.core.limited_log import LimitedLog
+from trackd_client.core.place import Place
 from trackd_client.errors import BadArgument, SessionLost
 from trackd_client.wire.clock import boottime
-from trackd_client.wire.places import PlaceError, client_endpoint
+from trackd_client.wire.places import PlaceError
 
 log = logging.getLogger("trackd_client")
 
@@ -57,7 +58,7 @@ class BaseTracker(Generic[LeaseT]):
         Args:
             endpoint: `ipc://PATH` or a path. Without it: `$TRACKD_ENDPOINT`, else
                 `trackd.sock` in the directory of the cluster, else in `/run/trackd/default`,
-                else in `$XDG_RUNTIME_DIR/trackd/default`.
+                else in `$XDG_RUNTIME_DIR/trackd/default`, looked for at each connect.
             cluster: the cluster that the daemon must serve, or None for any.
             timeout: seconds that a call may take; a restart of the daemon counts.
             name: what this agent calls itself, for operators.
@@ -81,7 +82,7 @@ class BaseTracker(Generic[LeaseT]):
         if not 0 < timeout < threading.TIMEOUT_MAX:
             raise BadArgument("timeout must be a finite number greater than 0")
         try:
-            self.endpoint = client_endpoint(endpoint, cluster)
+            self._place = Place(endpoint, cluster)
         except PlaceError as error:
             raise BadArgument(str(error)) from None
         self.timeout = timeout
@@ -90,7 +91,7 @@ class BaseTracker(Generic[LeaseT]):
         self._on_session_lost = on_session_lost
         self._on_state_change = on_state_change
         self._state = ConnectionState.RECONNECTING
-        self._state_lock = threading.Lock()  # guards the state, and the two below
+        self._state_lock = threading.RLock()  # guards the state, and the two below
         self._callbacks: deque[Callable[[], None]] = deque()
         self._calling_back = False
         self._leases: dict[int, LeaseT] = {}
@@ -101,9 +102,23 @@ class BaseTracker(Generic[LeaseT]):
         """Create what the I/O needs, without connecting."""
 
     @property
+    def endpoint(self) -> str:
+        """The endpoint of the daemon, `ipc://PATH`, as it is found now."""
+        return self._place.find()
+
+    @property
     def state(self) -> ConnectionState:
         """The connection: connected, reconnecting, or lost until the next call."""
         return self._state
+
+    def _log_broken(self, error: BaseException) -> None:
+        """Log an error in the background, after which the tracker goes on."""
+        self._limited_log.warning(
+            f"background {type(error).__name__}",
+            "the tracker goes on after %r",
+            error,
+            error=None if isinstance(error, OSError) else error,
+        )
 
     def _log_skipped(self, skipped: list[str]) -> None:
         if skipped:

@@ -25,6 +25,7 @@ from trackd_client.errors import (
     LOST,
     Code,
     NoAnswer,
+    PermissionRefused,
     SessionLost,
     TrackerClosed,
     UsedAfterFork,
@@ -40,6 +41,8 @@ RESEND_SECONDS: Final = 1.0
 LONGEST_RESEND: Final = 30.0
 #: Heartbeats within one time-to-live of a session that needs them.
 HEARTBEATS: Final = 3
+#: Operations over the connections of before, for a process that is another user now.
+_ENDING: Final = frozenset({"close", "release", "cancel", "watch_session", "heartbeat"})
 #: Operations that may grant a lease. The lease must not be lost with the reply.
 GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
 
@@ -50,16 +53,20 @@ class Session:
 
     Attributes:
         token: its secret.
+        user: the effective uid of the process when it was begun.
         id: its number at the daemon, for people; 0 until it is open.
         heartbeat_ttl: seconds that it lives without a request, or None when the daemon can see
             the process.
+        perhaps_open: whether a request to open it may have reached the daemon.
         lost: whether the daemon has forgotten it.
         outstanding: numbers of requests that are not done.
     """
 
     token: bytes
+    user: int = field(default_factory=os.geteuid)
     id: int = 0
     heartbeat_ttl: float | None = None
+    perhaps_open: bool = False
     lost: bool = False
     outstanding: set[int] = field(default_factory=set)
 
@@ -104,8 +111,9 @@ class Conversation:
         self._clock_offset = 0.0
         self._hello_sent = 0.0
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may make a request too
         self._numbers = itertools.count(1)
+        self._numbering = False
 
     @property
     def inherited(self) -> bool:
@@ -150,15 +158,28 @@ class Conversation:
         Raises:
             LimitExceeded: it is larger than the daemon accepts.
             InvalidRequest: a value cannot be sent at all.
+            PermissionRefused: the process is another user now than when it opened the session.
         """
+        if session is not None and op not in _ENDING and session.user != os.geteuid():
+            # The daemon would refuse each new connection, and would not say why.
+            raise PermissionRefused(
+                f"this process opened its session as user {session.user} and is user"
+                f" {os.geteuid()} now; close this tracker and make another",
+                Code.PERMISSION_DENIED,
+            )
         body: dict[str, Any] = {"op": op, **fields}
         with self._lock:
-            seq = next(self._numbers)
-            if session is not None:
-                session.outstanding.add(seq)
-                body["token"] = session.token
-                done = _complement(session.outstanding, seq)
-                body["done"] = done[: 2 * self.limits.max_outstanding]
+            nested, self._numbering = self._numbering, True
+            try:
+                seq = next(self._numbers)
+                if session is not None:
+                    session.outstanding.add(seq)
+                    body["token"] = session.token
+                    # Within another request, of whose number nothing is known yet, none is done.
+                    done = [] if nested else _complement(session.outstanding, seq)
+                    body["done"] = done[: 2 * self.limits.max_outstanding]
+            finally:
+                self._numbering = nested
         body["seq"] = seq
         if deadline is not None:
             body["deadline"] = deadline + self._clock_offset

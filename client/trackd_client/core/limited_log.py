@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from threading import Lock
+from threading import RLock
 from typing import Final
 
 #: Seconds between two lines of one kind.
@@ -26,7 +26,7 @@ class LimitedLog:
         """
         self._log = log
         self._clock = clock
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler or a finalizer may log too
         self._kinds: dict[str, tuple[float, int]] = {}  # when it was logged, and how many were not
 
     def warning(

@@ -27,6 +27,7 @@ from trackd_client.errors import (
     Refused,
     SessionLost,
     StoreUnavailable,
+    SystemRefused,
     TrackdError,
     TrackerClosed,
 )
@@ -34,7 +35,7 @@ from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)
 #: Errors for which an adoption is tried again later.
-LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable)
+LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable, SystemRefused)
 
 
 @dataclass(slots=True, eq=False)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import errno
 import os
 import socket
 import struct
-import warnings
-import weakref
-from collections.abc import Iterable
+import threading
 from typing import Any, Final, Protocol, TypeVar
 
 import zmq
 
-from trackd_client.errors import DaemonAbsent, NoAnswer
+from trackd_client.errors import DaemonAbsent, NoAnswer, SystemRefused
 from trackd_client.wire.places import check_ipc_path
 
 #: Milliseconds until libzmq connects again: at first, and at most.
@@ -26,6 +26,10 @@ LONGEST_WAIT: Final = 5.0
 #: What a monitor reports: a connection that is ready, and one that ended.
 MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
+#: What a context needs as it starts, with a first connection: descriptors and threads.
+_START_DESCRIPTORS: Final = 10
+_START_THREADS: Final = 2
+
 SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 
 
@@ -36,6 +40,36 @@ def configure(dealer: SocketT) -> SocketT:
     dealer.reconnect_ivl_max = RECONNECT_MAX_MS
     monitor: SocketT = dealer.get_monitor_socket(MONITORED)
     return monitor
+
+
+def check_room() -> None:
+    """Check that the system has room for a context of ZeroMQ, which ends the process otherwise.
+
+    libzmq aborts when it is refused an epoll descriptor or a thread as a context starts. What a
+    started context is refused is an error.
+
+    Raises:
+        SystemRefused: there is no room for its descriptors and threads.
+    """
+    try:
+        over = threading.Lock()
+        with contextlib.ExitStack() as held, over:
+            for _ in range(_START_DESCRIPTORS):
+                held.callback(os.close, os.eventfd(0, os.EFD_CLOEXEC))
+            for _ in range(_START_THREADS):
+                _thread.start_new_thread(_wait_for, (over,))
+    except (OSError, RuntimeError) as error:
+        raise system_error(error) from error
+
+
+def _wait_for(lock: threading.Lock) -> None:
+    with lock:
+        pass
+
+
+def system_error(error: BaseException) -> SystemRefused:
+    """Return the error for what the system refused a call."""
+    return SystemRefused(f"the system refused what a connection to the daemon needs: {error}")
 
 
 def read_monitor(frames: list[bytes]) -> bool:
@@ -64,33 +98,6 @@ class Closable(Protocol):
         """Close it."""
 
 
-def close_when_dropped(
-    owner: object, context: zmq.Context[Any], parts: Iterable[Closable]
-) -> weakref.finalize[..., Any]:
-    """Close a context and its sockets when their owner is garbage collected without `close`.
-
-    Without this, the collector would end the context while its sockets are open, and that waits
-    for ever. The owner's own `close` must detach the finalizer that this returns.
-
-    Args:
-        owner: the object to watch; the parts must not refer to it.
-        context: ended after the parts are closed.
-        parts: the sockets, in the order in which they are closed.
-    """
-    dropped = weakref.finalize(owner, _close_dropped, os.getpid(), context, parts)
-    dropped.atexit = False  # threads may still use the sockets, and the kernel closes everything
-    return dropped
-
-
-def _close_dropped(pid: int, context: zmq.Context[Any], parts: Iterable[Closable]) -> None:
-    if os.getpid() != pid:
-        return  # after a fork they belong to the parent
-    for part in parts:
-        part.close()
-    context.term()
-    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
-
-
 def absent_error(endpoint: str) -> DaemonAbsent:
     """Return the error for a daemon that cannot be reached, with the reason."""
     why = diagnose(endpoint) or (
@@ -106,7 +113,11 @@ def diagnose(endpoint: str) -> str | None:
         ValueError: the endpoint is not a path that a socket can have.
     """
     path = check_ipc_path(endpoint)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    try:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        return f"this process cannot open a socket: {error.strerror}"
+    with probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))

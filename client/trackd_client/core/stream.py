@@ -131,12 +131,20 @@ def read_page(reply: Mapping[str, Any]) -> list[Event]:
         raise NoAnswer(f"the daemon's history cannot be read: {error}") from None
 
 
-def read_log(after: int) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
-    """Ask for the history after a revision, page by page, and return it as one reply."""
+def read_log(
+    after: int, *, older: bool = False
+) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
+    """Ask for the history after a revision, page by page, and return it as one reply.
+
+    Args:
+        after: a revision.
+        older: whether to begin with older events, between which there are gaps.
+    """
     events: list[Event] = []
     until: int | None = None
     while True:
-        reply = yield Ask("log", {"after": after, "limit": PAGE})
+        fields = {"after": after, "limit": PAGE}
+        reply = yield Ask("log", {**fields, "older": True} if older else fields)
         page = read_page(reply)
         events += page
         if until is None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -19,18 +19,29 @@ from typing import Final, TypeVar
 
 import zmq
 
+from trackd_client.core.place import Place
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
     Closable,
-    close_when_dropped,
+    check_room,
     configure,
     read_monitor,
+    system_error,
 )
-from trackd_client.errors import TrackerClosed
+from trackd_client.errors import AcquireTimeout, NoAnswer, TrackdError, TrackerClosed
+from trackd_client.wire.clock import boottime
 from trackd_client.wire.frames import fast_send
 
 #: Milliseconds that a call waits only for its reply, before it looks at wake-ups and the monitor.
 _SOON_MS: Final = 20
+#: Calls of one tracker that are under way at the same time, and those that wait for a lease; more
+#: of them wait for their turn.
+_MOST_CALLS: Final = 64
+_MOST_WAITING: Final = 128
+#: Connections that are kept open for the next calls.
+_MOST_IDLE: Final = 8
+#: Seconds after which a call that waits for its turn looks again.
+_LOOK_AGAIN: Final = 1.0
 # Plain integers: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
 
@@ -50,13 +61,27 @@ class Wake:
     """A descriptor that many waits listen to; once set, it stays set until it is cleared."""
 
     def __init__(self) -> None:
-        self._file = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        """Create the descriptor.
+
+        Raises:
+            SystemRefused: none is left.
+        """
+        try:
+            self._file = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError as error:
+            raise system_error(error) from error
         self.fd = self._file.fileno()
 
     def set(self) -> None:
         """End every wait that listens, now and until `clear`. Any thread."""
         if not self._file.closed:
             os.eventfd_write(self.fd, 1)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is set, or the time is up."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        poll.poll(seconds * 1000)
 
     def clear(self) -> None:
         """Let waits wait again."""
@@ -69,7 +94,14 @@ class Wake:
 
 
 class Connection:
-    """A socket that one thread uses at a time."""
+    """A socket that one thread uses at a time.
+
+    Attributes:
+        endpoint: what it connects to.
+        connected: whether it is connected now, as far as it was noticed.
+        was_connected: whether it ever was.
+        abandoned: whether it holds requests that were never sent and that no call awaits.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, wake: Wake) -> None:
         """Begin to connect; that the daemon is there shows later.
@@ -81,7 +113,8 @@ class Connection:
         """
         self.endpoint = endpoint
         self.connected = False
-        self._was_connected = False
+        self.was_connected = False
+        self.abandoned = False
         self._wake_fd = wake.fd
         self._monitor: zmq.Socket[bytes] | None = None
         self._socket = context.socket(zmq.DEALER)
@@ -111,7 +144,9 @@ class Connection:
         """
         try:
             self._send_frame(frame, _NOW)
-            return self._socket.recv()
+            reply = self._socket.recv()
+            self.connected = self.was_connected = True
+            return reply
         except zmq.Again:
             return None
 
@@ -145,8 +180,8 @@ class Connection:
         self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
         if not self.connected:
             return Happened.DISCONNECTED, b""
-        again = self._was_connected
-        self._was_connected = True
+        again = self.was_connected
+        self.was_connected = True
         # libzmq itself delivers what was sent before the first handshake.
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
@@ -155,19 +190,28 @@ T = TypeVar("T", bound=Closable)
 
 
 class Connections:
-    """The connections of one tracker: each call borrows one."""
+    """The connections of one tracker: each call borrows one.
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    Its locks may be taken again by the thread that holds them, since a signal handler or a
+    finalizer may interrupt a call at any point and call the tracker itself.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._closing = Wake()
-        self._lock = threading.Lock()  # guards what is below
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        except zmq.ZMQError as error:
+            raise system_error(error) from error
+        self._lock = threading.RLock()  # guards what is below
+        # For calls, and for calls that wait for a lease: how many there are, and what waits.
+        self._busy = [0, 0]
+        self._turns = (threading.Condition(self._lock), threading.Condition(self._lock))
         self._idle: list[Connection] = []
         self._opened: list[Closable] = []
         self._lent = 0
+        self._started = False
         self._closed = False
-        parts = itertools.chain(self._opened, self._idle)  # as they will be
-        self._dropped = close_when_dropped(self, self._context, parts)
 
     @contextlib.contextmanager
     def open(self, make: Callable[[zmq.Context[zmq.Socket[bytes]], Wake], T]) -> Iterator[T]:
@@ -178,13 +222,14 @@ class Connections:
 
         Raises:
             TrackerClosed: there will be none any more.
+            SystemRefused: the system has no room for it.
         """
         with self._lock:
-            if self._closed:
-                raise TrackerClosed("the tracker is closed; make another")
+            self._check_open()
             self._lent += 1
         opened = None
         try:
+            self._start()
             opened = make(self._context, self._closing)
             self._opened.append(opened)
             yield opened
@@ -196,43 +241,67 @@ class Connections:
                     opened.close()
                 self._close_idle()
 
-    def lend(self, wake: Wake | None = None) -> Loan:
+    def lend(
+        self, wake: Wake | None = None, *, parks: bool = False, deadline: float | None = None
+    ) -> Loan:
         """Lend a connection that is connected already, if there is one, for a `with` block.
 
         Args:
             wake: for a borrower that is woken on its own; it gets a new connection.
+            parks: whether it is for a call that waits for a lease.
+            deadline: until when the call may wait for its turn, in seconds of CLOCK_BOOTTIME, or
+                None for ever.
         """
-        return Loan(self, wake)
+        return Loan(self, wake, parks, deadline)
 
     def take(self, loan: Loan) -> Connection:
         """Hand out the connection of a loan.
 
         Raises:
             TrackerClosed: the tracker is closed.
+            NoAnswer, AcquireTimeout: too many calls were under way until the deadline.
+            SystemRefused: the system has no room for a connection.
         """
         with self._lock:
-            if self._closed:
-                raise TrackerClosed("the tracker is closed; make another")
+            self._check_open()
+            most = _MOST_WAITING if loan.parks else _MOST_CALLS
+            while loan.wake is None and self._busy[loan.parks] >= most:
+                self._await_turn(loan)
+                self._check_open()
             self._lent += 1
-            loan.counted = True  # nothing can interrupt between these two
+            self._busy[loan.parks] += loan.wake is None
+            loan.counted = True  # nothing can interrupt between these
             if self._idle and loan.wake is None:
                 loan.connection = self._idle[-1]
                 del self._idle[-1]
-                return loan.connection
-        loan.connection = Connection(self._context, self.endpoint, loan.wake or self._closing)
+        connection = loan.connection
+        if connection is not None:
+            if connection.connected or not self.place.has_moved_from(connection.endpoint):
+                return connection
+            loan.connection = None
+            connection.close()
+        try:
+            self._start()
+            loan.connection = Connection(
+                self._context, self.place.find(), loan.wake or self._closing
+            )
+        except (zmq.ZMQError, OSError) as error:
+            raise self.error_of(error) from error
         return loan.connection
 
     def give_back(self, loan: Loan) -> None:
         """Take back what was lent, once, however often it is given back."""
         with self._lock:
             connection, loan.connection = loan.connection, None
-            if connection is not None and loan.wake is None:
+            if connection is not None and loan.wake is None and self._keeps(connection):
                 self._idle.append(connection)
             elif connection is not None:
                 connection.close()
             if loan.counted:
                 self._lent -= 1
+                self._busy[loan.parks] -= loan.wake is None
                 loan.counted = False
+            self._turns[loan.parks].notify()
             self._close_idle()
 
     def close(self) -> None:
@@ -240,7 +309,41 @@ class Connections:
         with self._lock:
             self._closed = True
             self._closing.set()
+            for turn in self._turns:
+                turn.notify_all()
             self._close_idle()
+
+    def error_of(self, error: Exception) -> TrackdError:
+        """Return the error for what a socket raised: it was closed, or the system refused it."""
+        return _closed() if self._closed else system_error(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
+
+    def _keeps(self, connection: Connection) -> bool:
+        return len(self._idle) < _MOST_IDLE and not connection.abandoned
+
+    def _await_turn(self, loan: Loan) -> None:
+        """Wait until a call of the same kind has ended, or a moment. Holds the lock."""
+        left = _LOOK_AGAIN if loan.deadline is None else loan.deadline - boottime()
+        if left <= 0:
+            if loan.parks:
+                raise AcquireTimeout(
+                    f"{_MOST_WAITING} calls of this tracker wait for a lease already, and no lease"
+                    " was granted in time"
+                )
+            raise NoAnswer(f"{_MOST_CALLS} calls of this tracker are under way already")
+        self._turns[loan.parks].wait(min(left, _LOOK_AGAIN))
+
+    def _start(self) -> None:
+        """Check once that the system has room for the context."""
+        with self._lock:
+            if not self._started:
+                check_room()
+                # It starts with its first socket.
+                self._context.socket(zmq.PAIR).close()
+                self._started = True
 
     def _close_idle(self) -> None:
         """Once closed, close what is not lent. Holds the lock."""
@@ -250,7 +353,6 @@ class Connections:
             self._idle.pop().close()
         if self._lent == 0 and not self._context.closed:
             self._closing.close()
-            self._dropped.detach()
             self._context.term()
 
 
@@ -259,15 +361,21 @@ class Loan:
 
     Attributes:
         wake: of the borrower, or None.
+        parks: whether the call waits for a lease.
+        deadline: until when it may wait for its turn, or None.
         connection: what is lent, while it is.
         counted: whether the loan is counted as lent.
     """
 
-    __slots__ = ("_connections", "connection", "counted", "wake")
+    __slots__ = ("_connections", "connection", "counted", "deadline", "parks", "wake")
 
-    def __init__(self, connections: Connections, wake: Wake | None) -> None:
+    def __init__(
+        self, connections: Connections, wake: Wake | None, parks: bool, deadline: float | None
+    ) -> None:
         self._connections = connections
         self.wake = wake
+        self.parks = parks
+        self.deadline = deadline
         self.connection: Connection | None = None
         self.counted = False
 
@@ -286,3 +394,7 @@ class Loan:
             self, "counted", False
         ):  # an exception came between the beginning of the block and its end
             self._connections.give_back(self)
+
+
+def _closed() -> TrackerClosed:
+    return TrackerClosed("the tracker is closed; make another")

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from trackd_client.core.base_tracker import BaseTracker, log
 from trackd_client.core.conversation import (
@@ -25,9 +26,12 @@ from trackd_client.core.conversation import (
     Session,
     read_reply,
 )
-from trackd_client.errors import PASSING, SessionLost, TrackdError
+from trackd_client.errors import PASSING, SessionLost, TrackdError, TrackerClosed
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
 from trackd_client.wire.clock import boottime
+
+#: Seconds until the thread goes on after an error, or looks where the daemon is to be found now.
+_PAUSE: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -58,9 +62,10 @@ class Keeper:
         connections: Connections,
     ) -> None:
         self._conversation = conversation
-        self._tracker = tracker
+        self._tracker = weakref.ref(tracker)  # so that a tracker that is dropped is noticed
         self._connections = connections
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may come here too
+        self._starting = False
         self._wake = Wake()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -88,8 +93,13 @@ class Keeper:
             with self._lock:
                 self._start()
 
-    def stop(self) -> None:
-        """End the thread. Errands that are left end with the session."""
+    def stop(self, seconds: float) -> None:
+        """End the thread. Errands that are left end with the session.
+
+        Args:
+            seconds: how long to wait for its end. It may wait for what this thread holds, when
+                a signal handler stops it, and ends later then.
+        """
         with self._lock:
             self._stopping = True
             thread = self._thread
@@ -97,8 +107,8 @@ class Keeper:
                 self._wake.close()
             else:
                 self._wake.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()  # not from its own callback: it ends after that
+        if thread is not None and seconds and thread is not threading.current_thread():
+            thread.join(seconds)  # not from its own callback: it ends after that
 
     def _send(
         self,
@@ -120,15 +130,18 @@ class Keeper:
 
     def _start(self) -> None:
         """Start the thread if there is none. Holds the lock."""
-        if self._thread is not None or self._stopping:
+        if self._thread is not None or self._stopping or self._starting:
             return
-        thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
+        self._starting = True
         try:
+            thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
             thread.start()
-        except RuntimeError as error:  # too many threads, or the interpreter ends
+        except (RuntimeError, MemoryError) as error:  # too many threads, or the interpreter ends
             log.warning("the tracker's thread will be started by a later call: %s", error)
         else:
             self._thread = thread
+        finally:
+            self._starting = False
 
     def _take_office(self) -> bool:
         """Make this thread the keeper's; return False when it is not needed.
@@ -143,33 +156,59 @@ class Keeper:
     def _main(self) -> None:
         if not self._take_office():
             return
-        with self._connections.lend(self._wake) as connection:
-            while not self._stopping:
-                self._heartbeat()
-                self._send_due(connection)
-                happened, frame = connection.wait(self._pause())
-                match happened:
-                    case Happened.WOKEN:
-                        self._wake.clear()
-                    case Happened.REPLY:
-                        self._take(frame)
-                    case Happened.CONNECTED:
-                        self._tracker._connection_changed(True)
-                    case Happened.RECONNECTED:
-                        self._tracker._connection_changed(True)
-                        self._send_again()
-                    case Happened.DISCONNECTED:
-                        self._tracker._connection_changed(False)
-                    case Happened.TIMEOUT:
-                        pass
+        while not self._stopping:
+            try:
+                with self._connections.lend(self._wake) as connection:
+                    self._send_again()
+                    self._serve(connection)
+            except TrackerClosed:
+                break
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - it passes, and others rely on this thread
+                tracker = self._tracker()
+                if tracker is not None:
+                    tracker._log_broken(error)
+                tracker = None
+                self._wake.clear()
+                self._wake.wait(_PAUSE)
         with self._lock:  # `stop` may set it now, and its number may be reused after the close
             self._wake.close()
 
-    def _pause(self) -> float | None:
-        """Return the seconds until something must be sent, or None."""
+    def _serve(self, connection: Connection) -> None:
+        """Send errands and take replies until the thread stops, or the daemon is elsewhere."""
+        place = self._connections.place
+        while not self._stopping:
+            self._heartbeat()
+            self._send_due(connection)
+            if not connection.connected and place.has_moved_from(connection.endpoint):
+                return
+            happened, frame = connection.wait(self._pause(connection))
+            match happened:
+                case Happened.WOKEN:
+                    self._wake.clear()
+                case Happened.REPLY:
+                    self._take(frame)
+                case Happened.CONNECTED:
+                    self._connection_changed(True)
+                case Happened.RECONNECTED:
+                    self._connection_changed(True)
+                    self._send_again()
+                case Happened.DISCONNECTED:
+                    self._connection_changed(False)
+                case Happened.TIMEOUT:
+                    pass
+
+    def _connection_changed(self, connected: bool) -> None:
+        tracker = self._tracker()
+        if tracker is not None:
+            tracker._connection_changed(connected)
+
+    def _pause(self, connection: Connection) -> float | None:
+        """Return the seconds until something must be done, or None."""
         with self._lock:
             due = min((errand.due for errand in self._errands.values()), default=math.inf)
         due = min(due, self._heartbeat_at)
+        if not connection.connected and not self._connections.place.is_given:
+            due = min(due, boottime() + _PAUSE)
         return None if due == math.inf else max(0.0, due - boottime())
 
     def _heartbeat(self) -> None:
@@ -219,11 +258,15 @@ class Keeper:
         try:
             body = self._conversation.result(errand.request, reply)
         except SessionLost as error:
-            self._tracker._lose(session, error)
+            tracker = self._tracker()
+            if tracker is not None:
+                tracker._lose(session, error)
             return
         except TrackdError:
             return  # the daemon cannot do it; another try would not help
         if errand.request.op == "watch_session":
             self._send("watch_session", {}, session, pause=math.inf)
-            for notice in body.get("notices", ()):
-                self._tracker._notice(session, notice)
+            tracker = self._tracker()
+            if tracker is not None:
+                for notice in body.get("notices", ()):
+                    tracker._notice(session, notice)

@@ -9,6 +9,8 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+import zmq
+
 from trackd_client.core.base_tracker import BaseTracker, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
@@ -95,18 +97,20 @@ class Operations(BaseTracker[LeaseT]):
 
     # -- what has happened, and what happens -----------------------------------------------
 
-    def log(self, after: int = 0) -> dict[str, Any]:
+    def log(self, after: int = 0, *, older: bool = False) -> dict[str, Any]:
         """Return the events that the daemon still has, oldest first.
 
         Args:
             after: a revision; the events that follow it are returned.
+            older: whether to begin with the events before `oldest` that the daemon keeps longer:
+                without grants and without the ends of leases that never claimed.
 
         Returns:
-            A map: `events`, each an `Event`; `oldest`, the revision of the oldest one that is
-            kept, or None; `newest`, the daemon's revision; `history`, how many are kept.
+            A map: `events`, each an `Event`; `oldest`, the revision from which on none is
+            missing, or None; `newest`, the daemon's revision; `history`, how many are kept.
             Nothing is missing if `after` + 1 >= `oldest`.
         """
-        asks = read_log(after)
+        asks = read_log(after, older=older)
         try:
             ask = next(asks)
             while True:
@@ -218,6 +222,8 @@ class Operations(BaseTracker[LeaseT]):
         except TrackerClosed:
             if not patient:
                 raise
+        except zmq.ZMQError as error:
+            raise self._connections.error_of(error) from error
 
     def _ask(self, ask: Ask, waits: Subscription | None) -> dict[str, Any] | None:
         """Return the fields of a reply, or None where the daemon may refuse.

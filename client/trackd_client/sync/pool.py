@@ -23,7 +23,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from trackd_client.core.base_tracker import log
+from trackd_client.core.base_tracker import CLOSE_SECONDS, log
 from trackd_client.core.discovery import Gossip, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
 from trackd_client.errors import (
@@ -35,7 +35,8 @@ from trackd_client.errors import (
 )
 from trackd_client.policy import Policy, PoolEvent
 from trackd_client.sync.connection import Wake
-from trackd_client.sync.tracker import Lease, Tracker
+from trackd_client.sync.lease import Flag, Lease
+from trackd_client.sync.tracker import Tracker
 
 
 class AgentPool(PoolCore[Lease]):
@@ -83,7 +84,7 @@ class AgentPool(PoolCore[Lease]):
         self._drain_timeout = drain_timeout
         self._room = threading.Condition(self._lock)
         self._wake = Wake()
-        self._draining = threading.Event()
+        self._draining = Flag()
         self._dispatcher = threading.Thread(target=self._dispatch, name="trackd-pool", daemon=True)
 
     def start(self) -> None:
@@ -138,8 +139,10 @@ class AgentPool(PoolCore[Lease]):
             self._draining.set()
             self._wake.set()
             if self._dispatcher.is_alive():
-                self._dispatcher.join()  # it ends at once
-            self._wake.close()
+                # It ends at once, unless it waits for what this thread holds: a signal handler.
+                self._dispatcher.join(CLOSE_SECONDS)
+            if not self._dispatcher.is_alive():
+                self._wake.close()
         with self._room:
             for dial in self._dials:
                 dial.lease.should_close.set()

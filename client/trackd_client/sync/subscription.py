@@ -82,15 +82,17 @@ class Subscription:
         Raises:
             TrackerClosed: meanwhile.
         """
-        if select.select((self._wake_fd,), (), (), seconds)[0]:
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        if poll.poll(seconds * 1000):
             raise _closed()
 
     def close(self) -> None:
         """Close the sockets. Only while no thread uses them."""
         if self._socket is not None and not self._socket.closed and os.getpid() == self._pid:
-            assert self._monitor is not None
-            self._socket.disable_monitor()
-            self._monitor.close(linger=0)
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(linger=0)
             self._socket.close()
 
 

@@ -1,19 +1,30 @@
-"""`Tracker` and `Lease`: the synchronous client. Threads may share a tracker."""
+"""`Tracker`: the synchronous client. Threads may share a tracker."""
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import zmq
+
 from trackd_client.core.arguments import principal_list, proxy_rows
 from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, insist, log
-from trackd_client.core.conversation import GRANTING, RESEND_SECONDS, Request, Session, read_reply
+from trackd_client.core.conversation import (
+    GRANTING,
+    RESEND_SECONDS,
+    Conversation,
+    Request,
+    Session,
+    read_reply,
+)
 from trackd_client.core.discovery import Reading, messages, read_gossip
-from trackd_client.core.lease import BaseLease
 from trackd_client.core.sockets import no_answer_error
 from trackd_client.errors import (
     TROUBLES,
@@ -24,117 +35,14 @@ from trackd_client.errors import (
     SessionLost,
     TrackdError,
     TrackerClosed,
-    UsedAfterFork,
 )
 from trackd_client.proxy import Proxy
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
+from trackd_client.sync.ending import end_later, end_session
 from trackd_client.sync.keeper import Keeper
+from trackd_client.sync.lease import Lease
 from trackd_client.sync.operators import Operations
 from trackd_client.wire.clock import boottime
-
-
-class Flag(threading.Event):
-    """An event that is true once it is set: `if lease.lost:`, or `lease.lost.wait(5)`."""
-
-    def __bool__(self) -> bool:
-        return self.is_set()
-
-
-class Lease(BaseLease):
-    """Permission to dial once; with a claim, the exclusive hold of one proxy.
-
-    It is a context manager: leaving the block releases the lease.
-
-    Attributes:
-        id: its number, unique among all leases of the cluster's daemon.
-        claimed_name: the name of the proxy that it claimed, or None. It keeps its value
-            when the lease is released or lost.
-        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
-            admin took it back.
-        revoked: whether an admin took it back; its tunnel must be closed.
-        should_close: set when the daemon advises to close this tunnel, because there are more
-            tunnels than wanted, or because the lease was revoked.
-    """
-
-    lost: Flag
-    should_close: Flag
-
-    def __init__(
-        self, tracker: Tracker, session: Session, fields: Mapping[str, Any], claim_by: float | None
-    ) -> None:
-        super().__init__(session, fields, claim_by)
-        self.lost = Flag()
-        self.should_close = Flag()
-        self._tracker = tracker
-
-    def claim(self, *principals: str) -> bool:
-        """Claim the proxy that was reached.
-
-        Args:
-            principals: the names that the proxy presents; any may be the gossip name.
-
-        Returns:
-            True when this lease now holds the proxy. False when another lease holds it, when
-            the principals name nothing, when this lease has claimed already, or when it was
-            released. A lease that is still in flight may try again.
-
-        Raises:
-            SessionLost: the lease is gone with its session.
-            BadArgument: a principal is not text.
-            LeaseExpired: it was in flight for longer than the daemon allows.
-            TrackdError: the daemon does not answer, or refuses.
-        """
-        fields = self._claim_fields(principals)
-        if fields is None:
-            return False
-        return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
-
-    def is_claimed(self, *principals: str) -> bool:
-        """Return whether any lease holds the proxy that is being dialled.
-
-        A dial may ask as soon as it knows the principals, before a costly handshake ends.
-        """
-        fields = {"principals": principal_list(principals)}
-        return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
-
-    def release(self) -> None:
-        """Release the lease: its proxy, or its permission to dial, is free for others.
-
-        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
-        as a daemon is there.
-        """
-        try:
-            if not self.released:
-                self._releasing = True
-                self._tracker._release(self)  # noqa: SLF001
-        except UsedAfterFork:
-            raise
-        except BaseException:
-            # By a signal handler, perhaps. The keeper completes it; so does a second call.
-            insist(self.let_go)
-            raise
-
-    def let_go(self) -> None:
-        """Release the lease without waiting for the daemon's reply."""
-        if not self.released:
-            self._releasing = True
-            self._tracker._release_later(self)  # noqa: SLF001
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if not self._tracker._conversation.inherited:  # noqa: SLF001 - one module
-                self.release()
-        except BaseException:
-            insist(self.let_go)  # it may have been interrupted before it began
-            raise
 
 
 class Tracker(Operations[Lease]):
@@ -146,12 +54,20 @@ class Tracker(Operations[Lease]):
     """
 
     def _prepare(self) -> None:
-        self._opening = threading.Lock()
-        self._closing = threading.Lock()
+        # A signal handler or a finalizer may call the tracker while its thread holds these.
+        self._opening = threading.RLock()
+        self._closing = threading.RLock()
         self._close_begun = False
         self._ending: Session | None = None
-        self._connections = Connections(self.endpoint)
-        self._keeper = Keeper(self._conversation, self, self._connections)
+        self._connections = Connections(self._place)
+        try:
+            self._keeper = Keeper(self._conversation, self, self._connections)
+        except BaseException:
+            self._connections.close()
+            raise
+        parts = (self._conversation, self._keeper, self._connections)
+        self._dropped = weakref.finalize(self, _close_dropped, os.getpid(), *parts)
+        self._dropped.atexit = False  # the session ends with the process
 
     # -- what agents do -------------------------------------------------------------------
 
@@ -227,8 +143,8 @@ class Tracker(Operations[Lease]):
     def close(self) -> None:
         """End the session, which releases all of its leases. A second call does nothing.
 
-        Calls in other threads raise `TrackerClosed`. Without a daemon this gives up after at most
-        one second; the session ends with this process in any case.
+        Calls in other threads raise `TrackerClosed`. Without a daemon this returns after at most
+        some seconds; a thread ends the session once there is one.
         """
         self._conversation.check_process()
         try:
@@ -251,13 +167,17 @@ class Tracker(Operations[Lease]):
         if session is not None:
             conversation.lose(session)
             self._mark_lost(session)
-        self._keeper.stop()
-        if session is not None:
-            with suppress(TrackdError), self._connections.lend() as connection:
-                request = conversation.request("close", {}, None, session)
-                deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
-                self._exchange(connection, request, deadline)
+        self._keeper.stop(CLOSE_SECONDS)
+        self._dropped.detach()
+        ended = session is None or not session.perhaps_open
+        if session is not None and not ended:
+            seconds = min(self.timeout, CLOSE_SECONDS)
+            with suppress(TrackdError), self._connections.lend(deadline=boottime()) as connection:
+                ended = end_session(conversation, session, connection, seconds)
         self._connections.close()
+        if session is not None and not ended:
+            log.info("the session will be ended when the daemon can: %s", self.endpoint)
+            end_later(conversation, session, self._place)
 
     def __enter__(self) -> Self:
         return self
@@ -353,14 +273,17 @@ class Tracker(Operations[Lease]):
         begin_by = boottime() + self.timeout if deadline is None else deadline
         self._conversation.check_usable()
         self._keeper.ensure()
-        with self._connections.lend(wake) as connection:
-            if not self._conversation.greeted:
-                self._greet(connection, begin_by)
-            if in_session and session is None:
-                session = self._open_session(connection, begin_by)
-            stale = None if never_stale else deadline
-            request = self._conversation.request(op, fields, stale, session)
-            return self._exchange(connection, request, deadline, parks=parks, take=take)
+        try:
+            with self._connections.lend(wake, parks=parks, deadline=deadline) as connection:
+                if not self._conversation.greeted:
+                    self._greet(connection, begin_by)
+                if in_session and session is None:
+                    session = self._open_session(connection, begin_by)
+                stale = None if never_stale else deadline
+                request = self._conversation.request(op, fields, stale, session)
+                return self._exchange(connection, request, deadline, parks=parks, take=take)
+        except zmq.ZMQError as error:  # closed by a signal handler, for instance
+            raise self._connections.error_of(error) from error
 
     def _exchange(
         self,
@@ -421,6 +344,7 @@ class Tracker(Operations[Lease]):
     def _unanswered(
         self, connection: Connection, op: str, seconds: float
     ) -> DaemonAbsent | NoAnswer:
+        connection.abandoned = not connection.was_connected  # it must not send that later
         return no_answer_error(self.endpoint, op, seconds, connected=connection.connected)
 
     def _give_up(self, request: Request) -> None:
@@ -448,10 +372,16 @@ class Tracker(Operations[Lease]):
             if session is None:
                 session = self._conversation.begin_session()
                 request = self._conversation.open(session)
-                fields = self._exchange(connection, request, deadline)
-                self._conversation.take_open(session, fields)
-                self._keeper.keep(session)
-                self._session_opened(session)
+                perhaps_open, session.perhaps_open = session.perhaps_open, True
+                try:
+                    fields = self._exchange(connection, request, deadline)
+                except DaemonAbsent:
+                    session.perhaps_open = perhaps_open or connection.was_connected
+                    raise
+                if session.id == 0:  # else a signal handler was here before
+                    self._conversation.take_open(session, fields)
+                    self._keeper.keep(session)
+                    self._session_opened(session)
             return session
         finally:
             self._opening.release()
@@ -488,3 +418,18 @@ class Tracker(Operations[Lease]):
         number = self._unwanted_grant(fields)
         if session is not None and number is not None:
             self._keeper.release(number, session)
+
+
+def _close_dropped(
+    pid: int, conversation: Conversation, keeper: Keeper, connections: Connections
+) -> None:
+    """Close what a tracker leaves that was garbage collected without `close`."""
+    if os.getpid() != pid:
+        return  # after a fork they belong to the parent
+    conversation.closed = True
+    session = conversation.end_session()
+    keeper.stop(0.0)
+    connections.close()
+    if session is not None and session.perhaps_open:
+        end_later(conversation, session, connections.place)
+    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)

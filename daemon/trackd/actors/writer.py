@@ -160,6 +160,7 @@ class TrackerActor(SupervisedActor):
             dial_rate=config.dial_rate,
             dial_burst=config.dial_burst,
             history=config.history,
+            history_age=config.history_age,
         )
 
     # -- messages: all of this runs in the actor's thread -----------------------------
@@ -227,6 +228,7 @@ class TrackerActor(SupervisedActor):
         late = 0.0 if self._announced is None else self._moment - self._announced
         self._announced = None
         self._timer_due = True
+        self._runtime.listings.drop_idle(self._moment)
         if self._runtime.store_problem is not None:
             self._probe()
         if self._runtime.store_problem is None:
@@ -257,9 +259,9 @@ class TrackerActor(SupervisedActor):
         self._config, self._roles = message.config, message.roles
         self._mailbox.limit_frames(message.config.max_frame)
         self._audience.subscribers.quota = message.config.quota_subscriptions
-        for chunk in self._state.history.dropped_by(message.config.history):
+        config = message.config
+        for chunk in self._state.history.keep(config.history, config.history_age, self._moment):
             self._decide.touch(("history", chunk))
-        self._state.history.keep(message.config.history)
         self._decide.reconfigure(message.config)
         self._replies = Replies(self._decide, self._mailbox.send, message.config.max_outstanding)
         self._announced = None  # the next thing may be due earlier
@@ -317,8 +319,8 @@ class TrackerActor(SupervisedActor):
                 store.step()
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
-        if changed or self._timer_due:
-            self._timer_due = False
+        if changed or self._timer_due or self._runtime.listings.has_new:
+            self._timer_due = self._runtime.listings.has_new = False
             self._set_timer()
 
     def _commit(self, store: Store) -> list[Moment] | None:
@@ -346,7 +348,7 @@ class TrackerActor(SupervisedActor):
         packed = pack_events(batch, self._published + 1)
         if not packed:
             return
-        add_events(state, self._published + 1, packed, store.touch)
+        add_events(state, self._published + 1, packed, batch[-1].at, store.touch)
         self._published = state.revision
         if self._audience.listening and self._publisher is not None:
             publish = Publish(state.epoch, state.tracker_id, state.revision, packed)
@@ -392,6 +394,8 @@ class TrackerActor(SupervisedActor):
             due: float | None = now + PROBE_SECONDS
         else:
             due = self._decide.next_timer()
+        if (idle := self._runtime.listings.next_idle()) is not None:
+            due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
             due = min(now + SWEEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):

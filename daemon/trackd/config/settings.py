@@ -228,6 +228,11 @@ class Config:
         kinds.whole("events", 0, 1_000_000),
         "the last events that are kept for `trackctl log`; 0: none",
     )
+    history_age: float = _setting(
+        86_400.0,
+        kinds.number("seconds", 0, _YEAR),
+        "how long events before those are kept, but for lost dials; 0: not at all",
+    )
     http: str = _setting(
         "",
         kinds.http_address(),

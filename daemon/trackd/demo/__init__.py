@@ -13,9 +13,6 @@ The demo talks to its daemon as any agent does. It never touches a daemon that i
 """
 
 import argparse
-import errno
-import os
-import sys
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,13 +31,6 @@ def main(args: argparse.Namespace) -> int:
 
     from trackd.demo.scenes import perform
 
-    try:
-        return asyncio.run(
-            perform(agents=args.agents, proxies=args.proxies, seed=args.seed, plain=args.plain)
-        )
-    except OSError as error:
-        if error.errno not in {errno.EPIPE, errno.EIO}:
-            raise
-        # Whoever read us has left: `head`, or a terminal that was closed. All is cleared away.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return asyncio.run(
+        perform(agents=args.agents, proxies=args.proxies, seed=args.seed, plain=args.plain)
+    )

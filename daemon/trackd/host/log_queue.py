@@ -39,23 +39,27 @@ class DescriptorHandler(logging.Handler):
         self._descriptor = descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; give it up when the descriptor is closed or broken."""
+        """Write a line.
+
+        Raises:
+            OSError: the descriptor is closed, full or broken.
+        """
         data = memoryview(f"{self.format(record)}\n".encode(errors="backslashreplace"))
-        with contextlib.suppress(OSError):
-            while data:
-                try:
-                    data = data[os.write(self._descriptor, data) :]
-                except BlockingIOError:  # another program has set O_NONBLOCK
-                    poll = select.poll()
-                    poll.register(self._descriptor, select.POLLOUT)
-                    poll.poll()
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # another program has set O_NONBLOCK
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
 
 
 class QueuedHandler(logging.Handler):
     """Hands records to another handler in a thread of its own.
 
     Attributes:
-        dropped: lines that were dropped because the queue was full.
+        dropped: lines that were dropped because the queue was full, or standard error was closed,
+            full or broken.
     """
 
     def __init__(self, output: logging.Handler, most: int = MOST_LINES) -> None:
@@ -73,6 +77,7 @@ class QueuedHandler(logging.Handler):
         self._lines: deque[logging.LogRecord] = deque()
         self._writing = False
         self._flushing = 0
+        self._failing = False  # the last line could not be written
         self._reported = 0  # of those dropped
         self._last: logging.LogRecord | None = None
         self._repeated = 0
@@ -112,7 +117,8 @@ class QueuedHandler(logging.Handler):
 
     def _is_idle(self) -> bool:
         nothing = not self._lines and not self._writing and not self._repeated
-        return self._thread is None or (nothing and self._reported == self.dropped)
+        said = self._failing or self._reported == self.dropped
+        return self._thread is None or (nothing and said)
 
     def _is_fold_over(self) -> bool:
         last = self._last
@@ -147,11 +153,16 @@ class QueuedHandler(logging.Handler):
     def _write_lines(self) -> None:
         while True:
             line = self._next_line()
+            written = False
             with contextlib.suppress(Exception):  # a log that fails has nowhere to say so
                 # Without the output's lock, which `logging.shutdown` would wait for.
                 self._output.emit(line)
+                written = True
             with self._changed:
                 self._writing = False
+                self._failing = not written
+                if not written:
+                    self.dropped += 1
                 self._changed.notify_all()
 
     def _next_line(self) -> logging.LogRecord:
@@ -160,7 +171,7 @@ class QueuedHandler(logging.Handler):
             while True:
                 if not self._lines and self._repeated and self._is_fold_over():
                     self._end_fold()
-                if not self._lines and self._reported != self.dropped:
+                if not self._lines and self._reported != self.dropped and not self._failing:
                     self._add(self._report_dropped())
                 if self._lines:
                     self._writing = True
@@ -169,7 +180,7 @@ class QueuedHandler(logging.Handler):
 
     def _report_dropped(self) -> logging.LogRecord:
         lines, self._reported = self.dropped - self._reported, self.dropped
-        event = "log lines dropped: standard error did not take them in time"
+        event = "log lines dropped: standard error did not take them"
         record = logging.LogRecord("trackd", logging.WARNING, __file__, 0, event, (), None)
         record.__dict__["fields"] = {"lines": lines}
         return record

@@ -146,7 +146,7 @@ def counter_families(counters: Metrics) -> list[Family]:
         counter("trackd_events", "Changes of the state.", counters.events),
         counter(
             "trackd_log_lines_dropped",
-            "Log lines that standard error or the journal did not take in time.",
+            "Log lines that standard error or the journal did not take, or not in time.",
             count_dropped(),
         ),
         [

@@ -201,9 +201,12 @@ def config(context: Context, call: Call) -> Fields:
 def history(context: Context, call: Call) -> Fields:
     """Return the events after a revision, as far as they are kept."""
     after = check_count(call.body.get("after", 0), "after")
+    older = call.body.get("older", False)
+    if type(older) is not bool:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "older must be true or false")
     kept = context.state.history
     return {
-        "events": kept.after(after, limit_of(call)),
+        "events": kept.after(after, limit_of(call), older=older),
         "oldest": kept.oldest,
         "newest": context.state.revision,
         "history": kept.most,

@@ -27,14 +27,16 @@ def snapshot(context: Context, call: Call) -> Fields:
         raise ProtocolError(Code.INVALID_ARGUMENT, f"of must be one of {', '.join(_LISTINGS)}")
     keys, row = _LISTINGS[of]
     cursor = body.get("cursor")
+    peer, now = call.peer, context.now()
+    assert peer is not None
     if cursor is None:
-        cursor = listings.begin(of, state.revision, keys(state))
+        cursor = listings.begin(peer, of, state.revision, keys(state), now)
     elif type(cursor) is not list or len(cursor) != 2:
         raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must come from an earlier reply")
     else:
         for part in cursor:
             check_count(part, "cursor")
-    page = listings.page(of, cursor, limit_of(call), lambda key: row(context, key))
+    page = listings.page(peer, of, cursor, limit_of(call), lambda key: row(context, key), now)
     if page is None:
         raise ProtocolError(
             Code.INVALID_ARGUMENT, "cursor belongs to no listing any more; begin another one"

@@ -142,12 +142,7 @@ def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     _load_proxies(state, rows_of)
     for token, ended in sorted(rows_of("ended"), key=lambda row: row[1][1]):
         state.sessions.ended[token] = Ended(*ended)
-    chunks = sorted(rows_of("history"))
-    for _, (first, events) in chunks:
-        state.history.extend(first, events)
-    for key, _ in chunks:
-        if state.history.chunk(key) is None:
-            touch(("history", key))
+    _load_history(state, rows_of, touch)
     if not meta:
         return
     state.revision = meta["revision"]
@@ -158,6 +153,17 @@ def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     state.sessions.last_id = meta["last_session"]
     state.queue.last_served = meta["last_served"]
     state.budget.restore(*meta["budget"])
+
+
+def _load_history(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
+    events: dict[int, bytes] = {}
+    older: dict[int, Sequence[Sequence[bytes]]] = {}
+    for chunk, (first, packed, *lists) in rows_of("history"):
+        events.update(enumerate(packed, first))
+        if lists:
+            older[chunk] = lists
+    for chunk in state.history.restore(events, older):
+        touch(("history", chunk))
 
 
 def _session_from(token: bytes, row: Sequence[Any]) -> Session:
@@ -229,21 +235,25 @@ def _replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None])
             for key in change.edits():
                 touch(key)
             apply(state, change, moment.at, moment.wall)
-    add_events(state, first, pack_events(batch, first), touch)
+    if batch:
+        add_events(state, first, pack_events(batch, first), batch[-1].at, touch)
 
 
 def add_events(
-    state: State, first: int, packed: Sequence[bytes], touch: Callable[[Key], None]
+    state: State, first: int, packed: Sequence[bytes], now: float, touch: Callable[[Key], None]
 ) -> None:
     """Add the events of a batch to the history.
+
+    Its chunks need not be those of the checkpoint's base: an event says its revision, and one that
+    is known is passed over.
 
     Args:
         state: its revision counts them already.
         first: the revision of the first one.
         packed: the events.
-        touch: called with each key of the history that they edit, before that.
+        now: seconds of CLOCK_BOOTTIME.
+        touch: called with each key of the history that was edited.
     """
     assert state.revision == first + len(packed) - 1
-    for chunk in state.history.edited_by(first, len(packed)):
+    for chunk in state.history.extend(first, packed, now):
         touch(("history", chunk))
-    state.history.extend(first, packed)

@@ -42,6 +42,7 @@ class State:
         dial_rate: float = 0.0,
         dial_burst: int = 1,
         history: int = 0,
+        history_age: float = 0.0,
     ) -> None:
         """Create an empty state.
 
@@ -50,6 +51,7 @@ class State:
             dial_rate: see `Budget`.
             dial_burst: see `Budget`.
             history: see `History`.
+            history_age: see `History`.
         """
         # Nothing here reads a clock: each change brings its time.
         self.tracker = Tracker(cluster_name)
@@ -59,7 +61,7 @@ class State:
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.tombstones = Tombstones()
         self.budget = Budget(dial_rate, dial_burst)
-        self.history = History(history)
+        self.history = History(history, history_age)
         self.revision = 0
         self.epoch = 0
         self.tracker_id = ""

@@ -152,6 +152,8 @@ class Image:
         default_factory=dict
     )  # name: [group, generation, until]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
+    # key of a chunk: a list of packed events for each share of the history
+    older_events: dict[int, list[list[bytes]]] = field(default_factory=dict)
 
     def take(self, rows: Iterable[tuple[str, Any, Any]]) -> None:
         """Read the checkpoint."""
@@ -170,7 +172,10 @@ class Image:
                 case "forgotten":
                     self.forgotten[key] = value
                 case "history":
-                    self._take_events(*value)
+                    first, events, *older = value
+                    self._take_events(first, events)
+                    if older:
+                        self.older_events[key] = older
                 case _:
                     pass  # the store's own, or of a newer version
 
@@ -326,10 +331,13 @@ class Image:
                 break  # a gap: what is older belongs to another history
             chunks[revision - revision % _CHUNK].insert(0, revision)
             newest -= 1
-        return [
-            ("history", key, [revisions[0], [self.events[each] for each in revisions]])
-            for key, revisions in chunks.items()
-        ]
+        rows: list[tuple[str, Any, Any]] = []
+        for key in chunks.keys() | self.older_events.keys():
+            revisions = chunks.get(key, [])
+            events = [self.events[each] for each in revisions]
+            first = revisions[0] if revisions else key
+            rows.append(("history", key, [first, events, *self.older_events.get(key, [])]))
+        return rows
 
     def _mention_rows(self) -> list[tuple[str, Any, Any]]:
         rows: list[tuple[str, Any, Any]] = []

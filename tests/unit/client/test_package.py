@@ -71,6 +71,7 @@ PUBLIC = {
         "Refused",
         "SessionLost",
         "StoreUnavailable",
+        "SystemRefused",
         "TrackdError",
         "TrackerClosed",
         "UsedAfterFork",

@@ -135,7 +135,7 @@ def _ask(ask: Callable[[Tracker], Any], tracker: Tracker) -> Any:
 
 
 def _read_log(tracker: Tracker) -> dict[str, Any]:
-    reply = tracker.log()
+    reply = tracker.log(older=True)
     return {**reply, "events": [event_lines.to_json(event) for event in reply["events"]]}
 
 

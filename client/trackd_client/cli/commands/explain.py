@@ -72,7 +72,7 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
             return
         events = [
             event
-            for event in tracker.log()["events"]
+            for event in tracker.log(older=True)["events"]
             if event_lines.concerns(event, reply["meant"] or proxy)
         ][-_EVENTS:]
         if as_json:

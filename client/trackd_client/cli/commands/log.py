@@ -27,9 +27,10 @@ so late yet), a day and a time (2026-11-24 03:12), a while ago (90s, 10m, 2h,
 3d), or Unix time. Restarts of the daemon are in the log.
 
 \b
-JSON: {"events": [{"revision", "time", "wall", "kind", "fields"}], "oldest",
-"newest": revisions that the daemon has, "history": events that it keeps at
-most (0: none), "complete": whether the history reaches back to --since}
+JSON: {"events": [{"revision", "time", "wall", "kind", "fields"}], "oldest":
+the revision from which on none is missing (before it, grants and lost dials
+are), "newest": the last one, "history": events that the daemon keeps (0:
+none), "complete": whether none is missing since --since}
 """
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -121,7 +122,7 @@ def log(
 ) -> None:
     """Show what happened, as far as the daemon remembers."""
     with common.report_errors(), options.connect() as tracker:
-        reply = tracker.log()
+        reply = tracker.log(older=True)
         people = People(tracker.rows("sessions"))
     events: list[Event] = reply["events"]
     found = []
@@ -148,8 +149,7 @@ def log(
     if not reply["history"]:
         page.note("the daemon keeps no history: its setting history is 0")
     elif not complete:
-        oldest = f"begins at {format_time(events[0].wall)}" if events else "is empty"
-        page.note(f"the history {oldest}: earlier events are not kept")
+        page.note(describe_beginning(reply))
     for event in shown:
         page.line(event_lines.format_line(event, people, page))
     note_rest(len(shown), len(found), page)
@@ -163,5 +163,17 @@ def reaches(reply: dict[str, Any], since: float | None) -> bool:
         return bool(reply["newest"] == 0)
     if reply["oldest"] <= 1:
         return True
-    events = reply["events"]
-    return since is not None and bool(events) and events[0].wall <= since
+    whole = [event for event in reply["events"] if event.revision >= reply["oldest"]]
+    return since is not None and bool(whole) and whole[0].wall <= since
+
+
+def describe_beginning(reply: dict[str, Any]) -> str:
+    """Return in words how far back the history reaches."""
+    events: list[Event] = reply["events"]
+    if not events:
+        return "the history is empty: earlier events are not kept"
+    begins = f"the history begins at {format_time(events[0].wall)}"
+    whole = next((event for event in events if event.revision >= reply["oldest"]), None)
+    if whole is None or whole is events[0]:
+        return f"{begins}: earlier events are not kept"
+    return f"{begins}; before {format_time(whole.wall)} it has no grants and no lost dials"

@@ -16,7 +16,7 @@ from trackd_client.core.lease import BaseLease
 from trackd_client.core.pool_core import Dial, PoolCore, is_async
 from trackd_client.errors import DaemonAbsent, SessionLost, StoreUnavailable
 from trackd_client.policy import Change
-from trackd_client.sync.tracker import Flag
+from trackd_client.sync.lease import Flag
 
 STILL = Policy(failed_base=0.0, duplicate_step=0.0, sticky_after=3)
 

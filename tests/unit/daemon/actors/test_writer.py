@@ -33,6 +33,7 @@ from trackd.actors.messages import (
 )
 from trackd.actors.writer import TrackerActor
 from trackd.host.roles import Roles
+from trackd.operations.listings import IDLE_SECONDS
 from trackd_client.errors import Code
 
 
@@ -146,6 +147,21 @@ def test_the_ticker_gets_a_time_only_when_it_is_earlier_than_the_last(
     clock.now += 31
     desk.sweep()
     assert desk.ticker.messages[2:] == [WakeAt(clock.now + 149)], "after a sweep: what is next"
+
+
+def test_a_listing_that_nobody_reads_on_ends_at_a_sweep_of_its_own(
+    desk: Desk, agent: AgentOf, clock: Clock
+) -> None:
+    agent.ask(desk, "track_expected", proxies=[["p3", "", 1, 500.0]])
+    begin = {"op": "snapshot", "seq": 7, "of": "proxies", "limit": 1}
+    page = desk.ask(begin, agent.peer)
+    assert page is not None
+    assert desk.ticker.messages[-1] == WakeAt(clock.now + IDLE_SECONDS)
+    clock.now += IDLE_SECONDS + 0.1
+    desk.sweep()
+    reply = desk.ask({**begin, "cursor": page["cursor"]}, agent.peer)
+    assert reply is not None
+    assert reply["error"] == Code.INVALID_ARGUMENT
 
 
 def test_the_publisher_gets_what_is_stored_and_only_while_somebody_listens(

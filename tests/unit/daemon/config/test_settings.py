@@ -91,6 +91,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "dial_burst": ("7", "7", 7),
         "disconnect_threshold": ("9", "9", 9.0),
         "history": ("7", "7", 7),
+        "history_age": ("60", "60", 60.0),
         "http": ("[::1]:9440", '"[::1]:9440"', "[::1]:9440"),
         "max_frame": ("2048", "2048", 2048),
         "max_proxies": ("7", "7", 7),

@@ -118,7 +118,7 @@ def test_a_flush_gives_up_on_an_output_that_takes_nothing(
     assert gate.lines == []
 
 
-def test_a_descriptor_gets_whole_lines_and_a_broken_one_is_no_failure() -> None:
+def test_a_descriptor_gets_whole_lines_and_a_broken_one_is_an_error() -> None:
     reading, writing = os.pipe()
     handler = DescriptorHandler(writing)
     record = logging.LogRecord("trackd", logging.INFO, "", 0, "event \udcff", (), None)
@@ -130,6 +130,28 @@ def test_a_descriptor_gets_whole_lines_and_a_broken_one_is_no_failure() -> None:
     reader.join(PATIENCE)
     assert got == [b"event \\udcff\n"]
     os.close(reading)
-    handler.emit(record)
+    with pytest.raises(BrokenPipeError):
+        handler.emit(record)
     os.close(writing)
-    handler.emit(record)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        handler.emit(record)
+
+
+def test_lines_that_cannot_be_written_are_counted_and_reported_once_one_can_be(
+    log: logging.Logger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.opened.set()
+    with monkeypatch.context() as broken:
+        broken.setattr(gate, "emit", fail)
+        for number in range(3):
+            log.info("lost", extra=fields(number=number))
+        handler_of(log).flush()
+        assert handler_of(log).dropped == 3
+    log.info("seen")
+    wait_until(lambda: len(gate.lines) == 2)
+    assert gate.lines[0] == "seen"
+    assert gate.lines[1].startswith("log lines dropped")
+
+
+def fail(_record: logging.LogRecord) -> None:
+    raise OSError("no space left")

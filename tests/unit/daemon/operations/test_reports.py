@@ -85,6 +85,29 @@ def test_the_log_keeps_the_last_events_and_says_from_where_on(world: World) -> N
     assert len(again["events"]) >= 2 * CHUNK
 
 
+def test_older_events_are_kept_without_lost_dials_also_over_restarts(world: World) -> None:
+    world.restart(history=2 * CHUNK)
+    world.agent.ask(world.desk, "track_expected", proxies=ROWS)
+    lease = claimed(world, "p1")
+    for _ in range(3 * CHUNK):
+        lost = world.agent.ask(world.desk, "try_acquire")["lease"]
+        world.agent.ask(world.desk, "release", lease=lost)
+    plain = world.read("log")
+    assert {event[3] for event in plain["events"]} == {"lease_granted", "lease_released"}
+    older = world.read("log", older=True)
+    claims = [event for event in older["events"] if event[3] == "proxy_claimed"]
+    assert [event[4]["lease"] for event in claims] == [lease]
+    assert claims[0][0] < older["oldest"] == plain["oldest"]
+    assert older["events"][-len(plain["events"]) :] == plain["events"]
+    world.restart()
+    again = world.read("log", older=True)
+    assert again["events"][: len(older["events"])] == older["events"]
+    world.restart(history_age=0.0)
+    assert world.read("log", older=True)["events"] == world.read("log")["events"]
+    for wrong in (None, 1, "yes"):
+        assert world.read("log", older=wrong)["error"] == "invalid_argument"
+
+
 def test_a_setting_turns_the_log_off_and_the_revision_goes_on(world: World) -> None:
     world.restart(history=0)
     revision = world.read("log")["revision"]

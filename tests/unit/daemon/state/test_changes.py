@@ -81,7 +81,7 @@ class World:
             return
         packed = pack_events(batch, self.stored + 1)
         if packed:
-            add_events(self.state, self.stored + 1, packed, self.store.touch)
+            add_events(self.state, self.stored + 1, packed, batch[-1].at, self.store.touch)
         self.stored = self.state.revision
         self.decide.finished.clear()
         self.decide.noticed.clear()

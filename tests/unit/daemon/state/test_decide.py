@@ -109,7 +109,7 @@ class World:
             self.store.append(pack(batch))
             packed = pack_events(batch, self.stored + 1)
             if packed:
-                add_events(self.state, self.stored + 1, packed, self.store.touch)
+                add_events(self.state, self.stored + 1, packed, batch[-1].at, self.store.touch)
             self.stored = self.state.revision
 
     def take_checkpoint(self) -> None:

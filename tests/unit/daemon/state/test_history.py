@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.state.history import CHUNK, History
+from trackd.state.history import CHUNK, EVENT_BYTES, History, pack
 
 
 def event(revision: int) -> bytes:
-    return msgpack.packb((revision, 1.5, 1e9, "kind", {"name": "p1"}))
+    return pack((revision, 1.5, 1e9, "kind", {"name": "p1"}))
 
 
 def events(first: int, count: int) -> list[bytes]:
@@ -65,29 +64,25 @@ def test_after_a_revision_come_the_next_ones_in_order(
 
 def test_off_it_keeps_nothing() -> None:
     history = History(0)
-    assert history.edited_by(1, 5) == []
-    history.extend(1, events(1, 5))
+    assert history.extend(1, events(1, 5)) == []
     assert len(history) == 0
 
 
 def test_keeping_less_drops_the_oldest_chunks_and_tells_which() -> None:
     history = History(10 * CHUNK)
     history.extend(1, events(1, 10 * CHUNK))
-    dropped = history.dropped_by(CHUNK)
-    history.keep(CHUNK)
+    dropped = history.keep(CHUNK)
     assert dropped == [number * CHUNK for number in range(9)]
     assert all(history.chunk(key) is None for key in dropped)
     assert len(history) >= CHUNK
-    assert history.dropped_by(0) != []
-    history.keep(0)
+    assert history.keep(0) != []
     assert len(history) == 0
 
 
 def test_what_begins_after_a_gap_begins_anew() -> None:
     history = History(1000)
     history.extend(1, events(1, 10))
-    assert history.edited_by(50, 3) == [0]
-    history.extend(50, events(50, 3))
+    assert history.extend(50, events(50, 3)) == [0]
     assert revisions(history) == [50, 51, 52]
     assert history.chunk(0) == [50, events(50, 3)]
 
@@ -97,9 +92,7 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
     history, following = History(most), 1
     stored: dict[int, list[Any]] = {}
     for count in batches:
-        edited = history.edited_by(following, count)
-        history.extend(following, events(following, count))
-        for key in edited:
+        for key in history.extend(following, events(following, count)):
             chunk = history.chunk(key)
             if chunk is None:
                 stored.pop(key, None)
@@ -107,8 +100,13 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
                 stored[key] = chunk
         following += count
     again = History(most)
-    for _, (first, chunk) in sorted(stored.items()):
-        again.extend(first, chunk)
+    again.restore(
+        {
+            first + number: packed
+            for first, chunk in stored.values()
+            for number, packed in enumerate(chunk)
+        }
+    )
     assert revisions(again) == revisions(history)
     assert again.oldest == history.oldest
 
@@ -116,6 +114,161 @@ def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: lis
 @pytest.mark.parametrize("first", [1, CHUNK - 1, CHUNK, CHUNK + 1])
 def test_a_batch_may_span_chunks(first: int) -> None:
     history = History(10 * CHUNK)
-    assert len(history.edited_by(first, 3 * CHUNK)) in (3, 4)
-    history.extend(first, events(first, 3 * CHUNK))
+    changed = history.extend(first, events(first, 3 * CHUNK))
+    assert len(changed) in (3, 4)
     assert revisions(history) == list(range(first, first + 3 * CHUNK))
+
+
+# -- older events ------------------------------------------------------------------------
+
+HOUR = 3600.0
+#: Kinds of events with the fields that decide how long they are kept.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "grant": ("lease_granted", {"lease": 1}),
+    "lost": ("lease_released", {"lease": 1, "name": None}),
+    "claim": ("proxy_claimed", {"name": "p1"}),
+    "end": ("lease_released", {"lease": 1, "name": "p1"}),
+    "session": ("session_opened", {"session": 1}),
+    "gossip": ("proxy_tracked", {"name": "p1"}),
+}
+
+
+class Diary:
+    """A history with a clock and a checkpoint, both of which a test moves."""
+
+    def __init__(self, most: int, age: float) -> None:
+        self.history = History(most, age)
+        self.now, self.revision = 0.0, 0
+        self.stored: dict[int, list[Any]] = {}
+
+    def add(self, *names: str) -> None:
+        packed = [
+            pack((self.revision + number, self.now, 1e9, *KINDS[name]))
+            for number, name in enumerate(names, 1)
+        ]
+        self.store(self.history.extend(self.revision + 1, packed, self.now))
+        self.revision += len(names)
+
+    def store(self, keys: list[int]) -> None:
+        """Write the changed chunks to the checkpoint, as the store does."""
+        for key in keys:
+            chunk = self.history.chunk(key)
+            if chunk is None:
+                self.stored.pop(key, None)
+            else:
+                self.stored[key] = [chunk[0], *(list(part) for part in chunk[1:])]
+
+    def restored(self) -> History:
+        """Return what a restart makes of the checkpoint."""
+        again = History(self.history.most, self.history.age)
+        newest = {
+            first + number: packed
+            for first, events, *_ in self.stored.values()
+            for number, packed in enumerate(events)
+        }
+        older = {key: value[2:] for key, value in self.stored.items() if value[2:]}
+        again.restore(newest, older, self.now)
+        return again
+
+    def kinds(self) -> list[str]:
+        return [each[3] for each in self.history.after(0, 10**9, 10**9, older=True)]
+
+
+def everything(history: History) -> list[Any]:
+    return history.after(0, 10**9, 10**9, older=True)
+
+
+def test_lost_dials_push_out_only_lost_dials() -> None:
+    diary = Diary(2 * CHUNK, HOUR)
+    diary.add("session", "gossip", "grant", "claim")
+    for _ in range(50 * CHUNK):
+        diary.add("grant", "lost")
+    diary.add("end")
+    older = [kind for kind in diary.kinds() if kind != "lease_granted"]
+    assert older[:3] == ["session_opened", "proxy_tracked", "proxy_claimed"]
+    assert diary.history.oldest is not None
+    assert diary.history.oldest > 90 * CHUNK
+    first = revisions(diary.history)
+    assert first == list(range(diary.history.oldest, diary.revision + 1)), "without a gap"
+
+
+def test_sessions_and_gossip_push_out_no_claims() -> None:
+    diary = Diary(2 * CHUNK, HOUR)
+    diary.add(*["claim", "end"] * 20)
+    diary.add(*["session"] * 1000, *["gossip"] * 1000, *["grant", "lost"] * 1000)
+    kinds = diary.kinds()
+    assert kinds.count("proxy_claimed") == 20
+    assert kinds.count("session_opened") == kinds.count("proxy_tracked") == CHUNK
+    diary.add(*["claim"] * 1000)
+    assert diary.kinds().count("lease_released") < 1000, "but claims push out older claims"
+    assert len(diary.kinds()) <= 3 * CHUNK + 2 * CHUNK + CHUNK
+
+
+def test_older_events_end_by_their_age_and_the_newest_do_not() -> None:
+    diary = Diary(CHUNK, HOUR)
+    diary.add("claim", *["lost"] * 4 * CHUNK)
+    assert "proxy_claimed" in diary.kinds()
+    diary.now = 2 * HOUR
+    assert len(diary.kinds()) > CHUNK, "nothing happens, and nothing is dropped"
+    diary.add("claim", *["lost"] * 4 * CHUNK)
+    assert diary.kinds().count("proxy_claimed") == 1
+    diary.store(diary.history.keep(CHUNK, 0.0, diary.now))
+    assert "proxy_claimed" not in diary.kinds()
+    assert everything(diary.restored()) == everything(diary.history)
+
+
+def test_a_gap_makes_older_events_of_those_before_it() -> None:
+    diary = Diary(1000, HOUR)
+    diary.add("claim", "grant")
+    diary.revision += 10
+    diary.add("claim")
+    assert [each[0] for each in everything(diary.history)] == [1, 13]
+    assert (diary.history.oldest, revisions(diary.history)) == (13, [13])
+    assert everything(diary.restored()) == everything(diary.history)
+
+
+def test_older_events_come_in_parts_too() -> None:
+    diary = Diary(CHUNK, HOUR)
+    diary.add(*["claim", "session", "gossip", "lost"] * CHUNK)
+    whole = everything(diary.history)
+    parts: list[Any] = []
+    while part := diary.history.after(parts[-1][0] if parts else 0, 7, older=True):
+        assert len(part) <= 7
+        parts += part
+    assert parts == whole
+    assert len(diary.history.after(0, 10**9, 1, older=True)) == 1, "a reply ends by its bytes"
+
+
+def test_the_history_is_bounded_in_bytes() -> None:
+    history = History(10 * CHUNK, HOUR)
+    for first in range(1, 200 * CHUNK, CHUNK):
+        large = [
+            pack((revision, 0.0, 1e9, "proxy_claimed", {"name": "x" * 10_000}))
+            for revision in range(first, first + CHUNK)
+        ]
+        history.extend(first, large)
+    kept = sum(len(pack(event)) for event in everything(history))
+    assert kept <= 10 * CHUNK * EVENT_BYTES * 1.5 + CHUNK * 10_100
+    assert history.oldest is not None
+    assert revisions(history)[-1] == first + CHUNK - 1
+
+
+@given(
+    st.integers(1, 600),
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(sorted(KINDS)), min_size=1), st.integers(1, 90)),
+        max_size=12,
+    ),
+    st.lists(st.integers(0, 2000), max_size=3),
+)
+def test_a_restart_keeps_older_events(
+    most: int, batches: list[tuple[list[str], int]], waits: list[int]
+) -> None:
+    diary = Diary(most, HOUR)
+    for number, (names, times) in enumerate(batches):
+        diary.add(*names * times)
+        diary.now += waits[number] if number < len(waits) else 1
+        again = diary.restored()
+        diary.store(diary.history.keep(most, HOUR, diary.now))
+        assert everything(again) == everything(diary.history)
+        assert again.oldest == diary.history.oldest

@@ -1,0 +1,129 @@
+"""`AsyncLease`: a lease of the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from trackd_client.core.arguments import principal_list
+from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.lease import BaseLease
+
+
+class AsyncGranter(Protocol):
+    """What a lease needs of its tracker."""
+
+    _conversation: Conversation
+
+    async def _call(
+        self, op: str, fields: Mapping[str, Any], *, session: Session | None = None
+    ) -> dict[str, Any]:
+        """Make one request and return the fields of its reply."""
+
+    async def _release(self, lease: AsyncLease) -> None:
+        """Release a lease, now or as soon as the daemon can."""
+
+    def _release_later(self, lease: AsyncLease) -> None:
+        """Release a lease without waiting for the daemon's reply."""
+
+
+class AsyncFlag(asyncio.Event):
+    """An event that is true once it is set: `if lease.lost:`, or `await lease.lost.wait()`."""
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+
+class AsyncLease(BaseLease):
+    """Permission to dial once; with a claim, the exclusive hold of one proxy.
+
+    It is an asynchronous context manager: leaving the block releases the lease.
+
+    Attributes:
+        id: its number, unique among all leases of the cluster's daemon.
+        claimed_name: the name of the proxy that it claimed, or None. It keeps its value when the
+            lease is released or lost.
+        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
+            admin took it back.
+        revoked: whether an admin took it back; its tunnel must be closed.
+        should_close: set when the daemon advises to close this tunnel, because there are more
+            tunnels than wanted, or because the lease was revoked.
+    """
+
+    lost: AsyncFlag
+    should_close: AsyncFlag
+
+    def __init__(
+        self,
+        tracker: AsyncGranter,
+        session: Session,
+        fields: Mapping[str, Any],
+        claim_by: float | None,
+    ) -> None:
+        super().__init__(session, fields, claim_by)
+        self.lost = AsyncFlag()
+        self.should_close = AsyncFlag()
+        self._tracker = tracker
+
+    async def claim(self, *principals: str) -> bool:
+        """Claim the proxy that was reached.
+
+        Args:
+            principals: the names that the proxy presents; any may be the gossip name.
+
+        Returns:
+            True when this lease now holds the proxy. False when another lease holds it, when
+            the principals name nothing, when this lease has claimed already, or when it was
+            released. A lease that is still in flight may try again.
+
+        Raises:
+            SessionLost: the lease is gone with its session.
+            LeaseExpired: it was in flight for longer than the daemon allows.
+            TrackdError: the daemon does not answer, or refuses.
+        """
+        fields = self._claim_fields(principals)
+        if fields is None:
+            return False
+        return self._take_claim(
+            await self._tracker._call("claim", fields, session=self._session)  # noqa: SLF001
+        )
+
+    async def is_claimed(self, *principals: str) -> bool:
+        """Return whether any lease holds the proxy that is being dialled.
+
+        A dial may ask as soon as it knows the principals, before a costly handshake ends.
+        """
+        fields = {"principals": principal_list(principals)}
+        return self._take_claimed(
+            await self._tracker._call("is_claimed", fields)  # noqa: SLF001
+        )
+
+    async def release(self) -> None:
+        """Release the lease: its proxy, or its permission to dial, is free for others.
+
+        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
+        as a daemon is there. Cancelling the call does not undo it.
+        """
+        if not self.released:
+            self._releasing = True
+            await self._tracker._release(self)  # noqa: SLF001
+
+    def let_go(self) -> None:
+        """Release the lease without waiting for the daemon's reply. Not a coroutine."""
+        if not self.released:
+            self._releasing = True
+            self._tracker._release_later(self)  # noqa: SLF001
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._tracker._conversation.inherited:  # noqa: SLF001 - a part of it
+            await self.release()

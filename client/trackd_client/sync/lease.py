@@ -1,0 +1,158 @@
+"""`Lease`: a lease of the synchronous client."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from trackd_client.core.arguments import principal_list
+from trackd_client.core.base_tracker import insist
+from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.lease import BaseLease
+from trackd_client.errors import UsedAfterFork
+
+#: The longest part of a wait in seconds.
+_SLICE: Final = 1.0
+
+
+class Granter(Protocol):
+    """What a lease needs of its tracker."""
+
+    _conversation: Conversation
+
+    def _call(self, op: str, fields: Mapping[str, Any], *, session: Session | None = None) -> Any:
+        """Make one request and return the fields of its reply."""
+
+    def _release(self, lease: Lease) -> None:
+        """Release a lease, now or as soon as the daemon can."""
+
+    def _release_later(self, lease: Lease) -> None:
+        """Release a lease without waiting for the daemon's reply."""
+
+
+class Flag(threading.Event):
+    """An event that is true once it is set: `if lease.lost:`, or `lease.lost.wait(5)`.
+
+    A signal handler or a finalizer may set it while the same thread waits for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cond = threading.Condition(threading.RLock())  # the lock of an event is no RLock
+
+    def __bool__(self) -> bool:
+        return self.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, and return whether it is.
+
+        Args:
+            timeout: seconds to wait at most, or None for no limit.
+        """
+        # In slices: set between the look and the wait of the same thread, it wakes nobody.
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not super().wait(min(_SLICE, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return self.is_set()
+        return True
+
+
+class Lease(BaseLease):
+    """Permission to dial once; with a claim, the exclusive hold of one proxy.
+
+    It is a context manager: leaving the block releases the lease.
+
+    Attributes:
+        id: its number, unique among all leases of the cluster's daemon.
+        claimed_name: the name of the proxy that it claimed, or None. It keeps its value
+            when the lease is released or lost.
+        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
+            admin took it back.
+        revoked: whether an admin took it back; its tunnel must be closed.
+        should_close: set when the daemon advises to close this tunnel, because there are more
+            tunnels than wanted, or because the lease was revoked.
+    """
+
+    lost: Flag
+    should_close: Flag
+
+    def __init__(
+        self, tracker: Granter, session: Session, fields: Mapping[str, Any], claim_by: float | None
+    ) -> None:
+        super().__init__(session, fields, claim_by)
+        self.lost = Flag()
+        self.should_close = Flag()
+        self._tracker = tracker
+
+    def claim(self, *principals: str) -> bool:
+        """Claim the proxy that was reached.
+
+        Args:
+            principals: the names that the proxy presents; any may be the gossip name.
+
+        Returns:
+            True when this lease now holds the proxy. False when another lease holds it, when
+            the principals name nothing, when this lease has claimed already, or when it was
+            released. A lease that is still in flight may try again.
+
+        Raises:
+            SessionLost: the lease is gone with its session.
+            BadArgument: a principal is not text.
+            LeaseExpired: it was in flight for longer than the daemon allows.
+            TrackdError: the daemon does not answer, or refuses.
+        """
+        fields = self._claim_fields(principals)
+        if fields is None:
+            return False
+        return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
+
+    def is_claimed(self, *principals: str) -> bool:
+        """Return whether any lease holds the proxy that is being dialled.
+
+        A dial may ask as soon as it knows the principals, before a costly handshake ends.
+        """
+        fields = {"principals": principal_list(principals)}
+        return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
+
+    def release(self) -> None:
+        """Release the lease: its proxy, or its permission to dial, is free for others.
+
+        A second call does nothing. Without a daemon it does not fail: the release is sent as soon
+        as a daemon is there.
+        """
+        try:
+            if not self.released:
+                self._releasing = True
+                self._tracker._release(self)  # noqa: SLF001
+        except UsedAfterFork:
+            raise
+        except BaseException:
+            # By a signal handler, perhaps. The keeper completes it; so does a second call.
+            insist(self.let_go)
+            raise
+
+    def let_go(self) -> None:
+        """Release the lease without waiting for the daemon's reply."""
+        if not self.released:
+            self._releasing = True
+            self._tracker._release_later(self)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if not self._tracker._conversation.inherited:  # noqa: SLF001 - a part of it
+                self.release()
+        except BaseException:
+            insist(self.let_go)  # it may have been interrupted before it began
+            raise
