@@ -12,13 +12,11 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
-from trackd.storage.image import Image
 
 from helpers.support import RawPeer, wait_until
-from trackd.storage.store import Store
+from helpers.writer import read_store
 from trackd_client.errors import Code
 from trackd_client.testing import Daemon
-from trackd_client.wire.clock import boot_id
 
 PROCESSES = 4
 AGENTS_EACH = 4
@@ -212,14 +210,11 @@ class Judge:
 
     def compare_with_the_store(self) -> None:
         """Read the file that a killed daemon has left: who holds what, to the last field."""
-        store = Store(next(self.daemon.directory.rglob("trackd.db")).parent, boot_id())
-        image = Image()
-        rows, batches = store.load()
-        store.close()
-        image.take(rows)
-        for record in itertools.chain.from_iterable(batches):
-            image.replay(record)
-        stored = {lease: (row.token.hex(), row.name) for lease, row in image.leases.items()}
+        state = read_store(next(self.daemon.directory.rglob("trackd.db")).parent)
+        stored = {
+            lease: (held.session.token.hex(), state.tracker.lease_name(lease))
+            for lease, held in state.leases.items()
+        }
         known = {
             lease: (ledger.token, name)
             for ledger in self.ledgers

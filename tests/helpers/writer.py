@@ -25,6 +25,7 @@ from trackd.sessions.identity import Peer, Process
 from trackd.state.restore import restore
 from trackd.state.state import State
 from trackd.storage.store import Connect, Store, connect
+from trackd_client.wire.clock import boot_id
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
 
@@ -215,6 +216,16 @@ class Desk:
         state = self.actor._empty_state()
         restore(state, reader.rows, reader.batches(), reader.touch)
         return state
+
+
+def read_store(directory: Path, cluster: str = CLUSTER) -> State:
+    """Return what is in the store of a daemon that does not run."""
+    store = Store(directory, boot_id())
+    state = State(cluster, history=10_000)
+    store.begin_reading()
+    restore(state, store.rows, store.batches(), store.touch)
+    store.close()
+    return state
 
 
 class AgentOf:

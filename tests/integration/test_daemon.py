@@ -371,7 +371,7 @@ BREAKAGES = {
         "actor=EventPublisher",
     ),
     "the tracker": (
-        "from trackd.state.state import State; fail_after(1, State, 'sweep')",
+        "from trackd.state.decide import Decisions; fail_after(1, Decisions, 'sweep')",
         "actor=TrackerActor",
     ),
     "the mailbox": (

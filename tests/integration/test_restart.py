@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -11,17 +10,15 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from trackd.storage.image import Image
 
 from helpers.agents import Agent
 from helpers.hosts import needs_root, process_with_pid
 from helpers.support import RawPeer, pack, wait_until
+from helpers.writer import read_store
 from trackd.storage.files import FILE_NAME
-from trackd.storage.store import Store
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.errors import DaemonAbsent
 from trackd_client.testing import Daemon, MakeDaemon
-from trackd_client.wire.clock import boot_id
 
 LARGEST = 2**64 - 1
 
@@ -41,18 +38,6 @@ def state_file(daemon: Daemon) -> Path:
     """Return the store of a daemon, wherever it keeps it."""
     (found,) = daemon.directory.rglob(FILE_NAME)
     return found
-
-
-def image_of(daemon: Daemon) -> Image:
-    """Return what is in the store of a daemon that does not run."""
-    store = Store(state_file(daemon).parent, boot_id())
-    image = Image()
-    rows, batches = store.load()
-    image.take(rows)
-    for record in itertools.chain.from_iterable(batches):
-        image.replay(record)
-    store.close()
-    return image
 
 
 def wait_for(peer: RawPeer, name: str, value: object) -> None:
@@ -410,11 +395,11 @@ def test_the_store_holds_what_the_daemon_said(daemon: Daemon, peer: RawPeer) -> 
     peer.request("claim", lease=lease, principals=["p1"])
     in_flight = peer.request("adopt", principals=["p2"])["lease"]
     daemon.kill()
-    image = image_of(daemon)
-    assert {lease: row.name for lease, row in image.leases.items()} == {1: "p1", in_flight: "p2"}
-    assert image.proxies["p1"][:2] == ["g", LARGEST]
-    (session,) = image.sessions.values()
-    assert (session.uid, session.pid) == (os.getuid(), os.getpid())
+    state = read_store(state_file(daemon).parent)
+    assert dict(state.tracker.leases) == {1: "p1", in_flight: "p2"}
+    assert state.tracker.place("p1") == ("g", LARGEST)
+    (session,) = state.sessions
+    assert (session.peer.uid, session.peer.pid) == (os.getuid(), os.getpid())
     daemon.start()
 
 

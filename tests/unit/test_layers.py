@@ -48,12 +48,6 @@ DAEMON = [
     ["trackd.rules"],
     ["trackd.config"],
     ["trackd.sessions"],
-    [
-        "trackd.storage.records",
-        "trackd.storage.history",
-        "trackd.storage.image",
-        "trackd.storage.rows",
-    ],
     ["trackd.state"],
     ["trackd.host"],
     ["trackd.storage"],
