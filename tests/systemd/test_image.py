@@ -162,8 +162,9 @@ def test_the_image_runs_as_the_pod_of_the_page_says(image: Path) -> None:
                     row for row in json.loads(told.stdout)["sessions"] if row["name"] == "agent"
                 ]
                 assert (session["uid"], session["visible"]) == (1002, True)
-                stranger = beside(first, "trackctl", "release", "1", user=1002)
+                stranger = beside(first, "trackctl", "end-session", "1", user=1002)
                 assert stranger.returncode == 1, "it is no admin"
+                assert claimed(first) == 1
                 agent.communicate(timeout=PATIENCE)
             wait_until(lambda: claimed(first) == 0)
             assert beside(first, "sh", "-c", "(exec sleep 0) &").returncode == 0

@@ -395,7 +395,7 @@ def test_a_socket_that_somebody_deletes_is_served_again_and_the_agents_stay(
     assert entry["PRIORITY"] == "3"
     machine.run("systemctl", "restart", service.replace(".service", ".socket"))
     assert answers(machine)
-    assert machine.status(CLUSTER)["claimed"] == 2
+    assert machine.status(CLUSTER)["claimed"] >= 2, "what each agent keeps, and its passing claims"
 
 
 def test_members_of_the_socket_s_group_hear_of_changes_and_nobody_else(
