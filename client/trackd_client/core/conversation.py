@@ -219,7 +219,7 @@ class Conversation:
             self.settle(request)
         if code is None:
             return reply.body
-        message = str(reply.body.get("message", code))
+        message = _in_one_line(str(reply.body.get("message", code)))
         if code in LOST and request.session is not None and self.closed:
             # Ended by our own `close`: the daemon replies so to all requests that waited.
             raise TrackerClosed("the tracker was closed while the call was under way")
@@ -326,6 +326,11 @@ def read_reply(frame: bytes) -> Reply | None:
         return decode_reply(frame)
     except ProtocolError as error:
         raise NoAnswer(f"what listens on the socket is not a trackd daemon: {error}") from None
+
+
+def _in_one_line(text: str) -> str:
+    """Return a daemon's sentence as programs log it: what no terminal prints is escaped."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _complement(outstanding: set[int], last: int) -> list[int]:

@@ -335,6 +335,16 @@ def test_a_refusal_raises_the_error_of_its_code(code: str, kind: type[TrackdErro
         assert (caught.value.code, caught.value.retry_after) == (code, 1.5)
 
 
+@pytest.mark.parametrize("code", ["too_late", Code.SESSION_UNKNOWN])
+def test_a_sentence_of_the_daemon_is_one_line_that_no_terminal_obeys(code: str) -> None:
+    talk = conversation()
+    request = ask(talk, opened(talk))
+    with pytest.raises(TrackdError) as caught:
+        talk.result(request, ok(request, error=code, message="bad\x1b[2J\nnews\u202e"))
+    assert str(caught.value).startswith("bad\\x1b[2J\\nnews\\u202e")
+    assert str(caught.value).isprintable()
+
+
 def test_a_quota_that_is_used_up_says_which_and_how_much() -> None:
     talk = conversation()
     request = ask(talk, opened(talk))
