@@ -280,8 +280,8 @@ class Connections:
                 return connection
             loan.connection = None
             connection.close()
+        self._start()
         try:
-            self._start()
             loan.connection = Connection(
                 self._context, self.place.find(), loan.wake or self._closing
             )

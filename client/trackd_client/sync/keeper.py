@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trackd_client.core.base_tracker import BaseTracker, log
+from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.conversation import (
     HEARTBEATS,
     LONGEST_RESEND,
@@ -137,7 +137,9 @@ class Keeper:
             thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
             thread.start()
         except (RuntimeError, MemoryError) as error:  # too many threads, or the interpreter ends
-            log.warning("the tracker's thread will be started by a later call: %s", error)
+            tracker = self._tracker()
+            if tracker is not None:
+                tracker._log_broken(error)  # a later call starts it
         else:
             self._thread = thread
         finally:

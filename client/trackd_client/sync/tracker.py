@@ -25,7 +25,7 @@ from trackd_client.core.conversation import (
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
-from trackd_client.core.sockets import no_answer_error
+from trackd_client.core.sockets import check_threads, no_answer_error
 from trackd_client.errors import (
     TROUBLES,
     AcquireTimeout,
@@ -54,6 +54,7 @@ class Tracker(Operations[Lease]):
     """
 
     def _prepare(self) -> None:
+        check_threads()
         # A signal handler or a finalizer may call the tracker while its thread holds these.
         self._opening = threading.RLock()
         self._closing = threading.RLock()
