@@ -29,6 +29,8 @@ ELSEWHERE = {
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
     "daemon/rules/expiry.py": "a part of the tracker: rules/test_tracker.py",
     "daemon/rules/tombstones.py": "what `forget` leaves: operations/test_admin.py",
+    "daemon/state/forgetting.py": "what admins do: operations/test_admin.py",
+    "daemon/state/sources.py": "shown by explain and status: operations/test_admin.py",
     "daemon/state/changes.py": "tested with the state: state/test_state.py",
     "daemon/state/restore.py": "each change survives a restart: state/test_state.py",
     "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",

@@ -263,3 +263,9 @@ def deadline_of(timeout: float | None) -> float | None:
 def own_fields(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a reply without the number that matches it."""
     return {name: value for name, value in body.items() if name != "seq"}
+
+
+def forget_fields(name: str | None, group: str | None, generation: int | None) -> dict[str, Any]:
+    """Return the fields of `forget`: those that were given."""
+    fields = {"name": name, "group": group, "generation": generation}
+    return {field: value for field, value in fields.items() if value is not None}

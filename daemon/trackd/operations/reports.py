@@ -88,6 +88,7 @@ def status(context: Context, _call: Call) -> Fields:
                 "tracked": group.tracked,
                 "desired": group.desired,
                 "claimed": group.claimed,
+                "source": state.sources.describe(tracker.source_of(group.name), state.sessions),
             }
             for group in tracker.first_groups()
         ],
@@ -166,6 +167,7 @@ def _explain_name(context: Context, name: str) -> Fields:
         why = "missing" if row["desired"] else "old_generation"
     else:
         why = "unknown" if tombstone is None else "forgotten"
+    group_source = tracker.source_of(row["group"]) if row["tracked"] else None
     aliases = [] if lease is None else state.leases[lease].principals
     return {
         "name": name,
@@ -175,6 +177,8 @@ def _explain_name(context: Context, name: str) -> Fields:
         "aliases": [alias for alias in aliases if alias != meant],
         "tombstone": None if tombstone is None else tombstone._asdict(),
         "proxy": row,
+        "source": state.sources.describe(row["mentioned_by"], state.sessions),
+        "group_source": state.sources.describe(group_source, state.sessions),
     }
 
 

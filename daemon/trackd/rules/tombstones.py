@@ -1,4 +1,4 @@
-"""Tombstones of the proxies that an administrator had forgotten. Pure.
+"""Tombstones of the proxies and groups that an administrator had forgotten. Pure.
 
 Agents that still have a tunnel to such a proxy go on to mention it. A tombstone keeps that gossip
 from bringing the proxy back: until the expiry that the proxy had left, gossip of the same group
@@ -15,6 +15,7 @@ from trackd.rules.tracker import GossipRow, Place
 
 #: Most tombstones that are kept; beyond that the oldest is dropped.
 _MOST: Final = 10_000
+_MOST_GROUPS: Final = 1_000
 
 
 class Tombstone(NamedTuple):
@@ -31,14 +32,29 @@ class Tombstone(NamedTuple):
     until: float
 
 
+class GroupTombstone(NamedTuple):
+    """Which gossip of one group is ignored, and until when.
+
+    Attributes:
+        low: gossip of this generation,
+        high: up to this one, is ignored.
+        until: seconds of CLOCK_BOOTTIME.
+    """
+
+    low: int
+    high: int
+    until: float
+
+
 class Tombstones:
-    """The tombstones by the name of their proxy, the oldest first."""
+    """The tombstones by the name of their proxy or group, the oldest first."""
 
     def __init__(self) -> None:
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self._groups: OrderedDict[str, GroupTombstone] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._tombstones)
+        return len(self._tombstones) + len(self._groups)
 
     def __iter__(self) -> Iterator[tuple[str, Tombstone]]:
         return iter(self._tombstones.items())
@@ -56,9 +72,25 @@ class Tombstones:
             dropped.append(self._tombstones.popitem(last=False)[0])
         return dropped
 
+    def get_group(self, group: str) -> GroupTombstone | None:
+        """Return the tombstone of a group, or None."""
+        return self._groups.get(group)
+
+    def add_group(self, group: str, tombstone: GroupTombstone) -> list[str]:
+        """Set the tombstone of a group; return the groups whose oldest ones were dropped for it."""
+        self._groups[group] = tombstone
+        self._groups.move_to_end(group)
+        dropped = []
+        while len(self._groups) > _MOST_GROUPS:
+            dropped.append(self._groups.popitem(last=False)[0])
+        return dropped
+
     def keeps_away(self, row: GossipRow, now: float) -> bool:
         """Return whether this mention of a proxy is to be ignored."""
         name, group, generation, _ = row
+        whole = self._groups.get(group)
+        if whole is not None and whole.low <= generation <= whole.high and whole.until >= now:
+            return True
         tombstone = self._tombstones.get(name)
         return (
             tombstone is not None
@@ -72,4 +104,11 @@ class Tombstones:
         over = [name for name, tombstone in self._tombstones.items() if tombstone.until < now]
         for name in over:
             del self._tombstones[name]
+        return over
+
+    def drop_old_groups(self, now: float) -> list[str]:
+        """Drop the tombstones of groups that no longer hold at `now`; return the groups."""
+        over = [group for group, tombstone in self._groups.items() if tombstone.until < now]
+        for group in over:
+            del self._groups[group]
         return over

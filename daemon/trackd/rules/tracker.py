@@ -427,6 +427,22 @@ class Tracker:
         cohort = self._tracked[name]
         return Place(cohort.group, cohort.generation)
 
+    def note_source(self, name: str, source: int) -> None:
+        """Note who put a tracked proxy into its group and generation; the latest one counts."""
+        self._tracked[name].source = source
+
+    def source_of(self, group: str) -> int | None:
+        """Return who put a proxy into the largest generation of a group last, if it was noted."""
+        return self._desired.source(group)
+
+    def names_of(self, group: str, low: int, high: int) -> list[str]:
+        """Return the tracked proxies of a group from one generation to another. Walks."""
+        return [
+            name
+            for name, cohort in self._tracked.items()
+            if cohort.group == group and low <= cohort.generation <= high
+        ]
+
     def largest(self, group: str) -> int | None:
         """Return the largest generation of a group; None when it has no tracked proxy."""
         return self._desired.largest(group)

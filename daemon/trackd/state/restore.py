@@ -8,8 +8,10 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
+from trackd.rules.tombstones import GroupTombstone
 from trackd.rules.tracker import Place
 from trackd.sessions.sessions import Ended, Lease, Waiter
+from trackd.state.sources import Source
 from trackd.state.state import State
 from trackd.storage.image import Image
 from trackd.storage.records import Key
@@ -39,6 +41,12 @@ def value_of(state: State, key: Key) -> Any:
         case "forgotten":
             tombstone = state.tombstones.get(name)
             return None if tombstone is None else list(tombstone)
+        case "forgotten_group":
+            group = state.tombstones.get_group(name)
+            return None if group is None else list(group)
+        case "source":
+            source = state.sources.get(name)
+            return None if source is None else list(source)
         case "ended":
             ended = state.sessions.ended.get(name)
             return None if ended is None else list(ended)
@@ -93,6 +101,14 @@ def load(state: State, image: Image) -> None:
     for name, tombstone in sorted(image.forgotten.items(), key=lambda item: item[1][2]):
         group, generation, until = tombstone
         state.tombstones.add(name, Place(group, generation), until)
+    for group, low_high_until in sorted(
+        image.forgotten_groups.items(), key=lambda item: item[1][2]
+    ):
+        state.tombstones.add_group(group, GroupTombstone(*low_high_until))
+    for number, source in sorted(image.sources.items()):
+        state.sources.add(number, Source(*source))
+    for name, number in state.mentions.items():
+        state.tracker.note_source(name, number)  # what is left of who put it there
     for token, ended in sorted(image.ended.items(), key=lambda item: item[1][1]):
         state.sessions.ended[token] = Ended(*ended)
     for token, row in image.sessions.items():

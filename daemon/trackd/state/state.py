@@ -36,6 +36,7 @@ from trackd.state.advice import Advice
 from trackd.state.changes import Changes
 from trackd.state.counters import Metrics
 from trackd.state.presented import MOST_ALIASES, Presented
+from trackd.state.sources import Sources, source_of
 from trackd.storage.records import Key
 from trackd.storage.rows import lease_row, session_row
 from trackd_client import __version__
@@ -115,6 +116,8 @@ class State:
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.advice = Advice(self.tracker, self.leases, config.disconnect_threshold)
         self.presented = Presented(self.tracker)
+        self.sources = Sources()
+        self.began = effects.now()
         self._swept = 0.0
 
     # -- sessions ---------------------------------------------------------------------
@@ -177,13 +180,15 @@ class State:
         key: Key = ("session", session.token)
         self.changes.record(["end", session.token, reason, now, session.peer.uid], key)
         self.changes.touched.append(("ended", session.token))
+        if session.gossip or session.opened < self.began:  # it may have gossiped before the start
+            self._remember_source(session)
         self.changes.emit(
             "session_ended",
             session=session.id,
             reason=reason,
             name=session.name,
             pid=session.peer.pid,
-            **_act_of(by),
+            **act_of(by),
         )
         over = {"error": Code.SESSION_ENDED, "message": sentence_of(reason), "reason": reason}
         for waiter in waiters:
@@ -260,7 +265,7 @@ class State:
             for name, before in changed.items():
                 if before is None:
                     self._rename_claims(self.presented.of(name))
-            self._topology_changed()
+            self.topology_changed()
         return len(changed)
 
     def forget(self, name: str, by: Peer) -> Tombstone | None:
@@ -284,10 +289,10 @@ class State:
             name=name,
             group=place.group,
             generation=place.generation,
-            **_act_of(by),
+            **act_of(by),
         )
-        self._rename_holder(name)
-        self._topology_changed()
+        self.rename_holder(name)
+        self.topology_changed()
         return self.tombstones.get(name)
 
     def set_count(self, count: int) -> None:
@@ -297,7 +302,7 @@ class State:
             self.tracker.set_connection_count(count)
             self.changes.record(["meta", "connection_count", count], ("meta", "connection_count"))
             self.changes.emit("connection_count", count=count, before=before)
-            self._topology_changed()
+            self.topology_changed()
 
     def try_acquire(self, session: Session) -> int | None:
         """Grant a lease now, or refuse it while others wait."""
@@ -440,6 +445,8 @@ class State:
             self._expire_leases(now - self.config.claim_timeout, late=late > 0)
         self._forget_ended(now)
         self.changes.touched += [("forgotten", name) for name in self.tombstones.drop_old(now)]
+        over = self.tombstones.drop_old_groups(now)
+        self.changes.touched += [("forgotten_group", group) for group in over]
         surplus = self.advice.choose(now)
         if surplus is not None:
             notice = {"notice": "should_close", "lease": surplus}
@@ -583,6 +590,7 @@ class State:
     def _emit_changed(self, session: Session, changed: dict[str, Place | None]) -> None:
         for name, before in changed.items():
             after = self.tracker.place(name)
+            self.tracker.note_source(name, session.id)
             place = {"name": name, "group": after.group, "generation": after.generation}
             if before is None:
                 self.changes.emit("proxy_tracked", **place, session=session.id)
@@ -593,7 +601,7 @@ class State:
                 )
                 self.changes.emit("proxy_changed", **place, **old, session=session.id)
 
-    def _topology_changed(self) -> None:
+    def topology_changed(self) -> None:
         """Restart the wait after which connections are advised to close."""
         self.advice.changed(self.effects.now())
 
@@ -626,8 +634,8 @@ class State:
                     "proxy_expired", name=name, group=place.group, generation=place.generation
                 )
             for name in expired:
-                self._rename_holder(name)
-            self._topology_changed()
+                self.rename_holder(name)
+            self.topology_changed()
 
     def _budget_wait(self) -> float | None:
         """Return the seconds until the next token when only the budget refuses; otherwise None."""
@@ -674,7 +682,7 @@ class State:
         self.recent.append(RecentClaim(self.effects.now(), name, False, chance))
         self.changes.emit("proxy_claimed", name=name, lease=lease, session=session.id)
 
-    def _rename_holder(self, name: str) -> None:
+    def rename_holder(self, name: str) -> None:
         """Find another name for the lease that holds one which is not tracked any more."""
         lease = self.tracker.holder(name)
         if lease is not None:
@@ -708,7 +716,14 @@ class State:
         del self.leases[lease]
         self.changes.record(["free", lease], ("lease", lease))
         fields = {"lease": lease, "session": session.id, "name": name, "cause": cause}
-        self.changes.emit("lease_released", **fields, **_act_of(by))
+        self.changes.emit("lease_released", **fields, **act_of(by))
+
+    def _remember_source(self, session: Session) -> None:
+        """Remember who a session was whose gossip may still count."""
+        source = source_of(session)
+        dropped = self.sources.add(session.id, source)
+        self.changes.record(["source", session.id, *source], ("source", session.id))
+        self.changes.touched += [("source", number) for number in dropped]
 
     def _forget_ended(self, now: float) -> None:
         """Forget ended sessions that are too old or too many."""
@@ -761,6 +776,6 @@ class State:
             self.notify(session, {"notice": "lease_expired", "lease": lease})
 
 
-def _act_of(by: Peer | None) -> dict[str, Any]:
+def act_of(by: Peer | None) -> dict[str, Any]:
     """Return the fields of an event that name the administrator, or none."""
     return {} if by is None else {"by_uid": by.uid, "by_pid": by.pid}

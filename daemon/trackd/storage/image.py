@@ -25,8 +25,12 @@ record      fields                                               changes the key
 ``drop``    names of proxies that expired                        (proxy, name) for each
 ``mention`` expiry, names, session, TTL                          (proxy, name) for each
 ``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
+``source``  session, uid, pid, agent of a session that ended (source, session)
 ``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
+
+Another record, ``forget_group``, has a group, the lowest and the highest of its generations that
+are forgotten, and until when. It changes (forgotten_group, group), and (proxy, name) for each.
 """
 
 from __future__ import annotations
@@ -94,6 +98,9 @@ class Image:
     forgotten: dict[str, list[Any]] = field(
         default_factory=dict
     )  # name: [group, generation, until]
+    # group: [lowest generation, highest generation, until]
+    forgotten_groups: dict[str, list[Any]] = field(default_factory=dict)
+    sources: dict[int, list[Any]] = field(default_factory=dict)  # session: [uid, pid, agent]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
     # key of a chunk: a list of packed events for each share of the history
     older_events: dict[int, list[list[bytes]]] = field(default_factory=dict)
@@ -114,6 +121,10 @@ class Image:
                     self.proxies[key] = value
                 case "forgotten":
                     self.forgotten[key] = value
+                case "forgotten_group":
+                    self.forgotten_groups[key] = value
+                case "source":
+                    self.sources[key] = value
                 case "history":
                     first, events, *older = value
                     self._take_events(first, events)
@@ -162,10 +173,25 @@ class Image:
                 self.proxies.pop(name, None)
                 self.forgotten[name] = tombstone
                 return [("proxy", name), ("forgotten", name)]
+            case "forget_group":
+                return self._forget_group(*values)
+            case "source":
+                number, *source = values
+                self.sources[number] = source
+                return [("source", number)]
             case "events":
                 return [("history", chunk) for chunk in self._take_events(*values)]
             case _:
                 return self._replay_of_session(kind, values)
+
+    def _forget_group(self, group: str, low: int, high: int, until: float) -> list[Key]:
+        names = [
+            name for name, row in self.proxies.items() if row[0] == group and low <= row[1] <= high
+        ]
+        for name in names:
+            del self.proxies[name]
+        self.forgotten_groups[group] = [low, high, until]
+        return [("forgotten_group", group), *(("proxy", name) for name in names)]
 
     def _take_events(self, first: int, packed: list[bytes]) -> set[int]:
         """Take in events; return the chunks that hold them."""

@@ -163,6 +163,7 @@ def test_the_table_names_every_record_and_no_other() -> None:
         "drop": ["drop", ["p"]],
         "forget": ["forget", "p", "", 1, 9.0],
         "events": ["events", 1, [b"packed"]],
+        "source": ["source", 1, 1000, 77, "agent"],
     }
     assert told == records.keys()
     image = Image()
