@@ -37,6 +37,7 @@ ELSEWHERE = {
     "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",
     "daemon/storage/rows.py": "each change survives a restart: state/test_state.py",
     "daemon/actors/messages.py": "classes without behaviour",
+    "daemon/operations/context.py": "what operations use: operations/test_request_fields.py",
     "daemon/operations/runtime.py": "attributes: operations/test_reports.py",
     "daemon/actors/unread.py": "needs the kernel: faults/test_memory_bounds.py",
     "daemon/actors/supervised.py": "tested with an actor: actors/test_ticker.py",
@@ -88,7 +89,11 @@ def test_every_place_that_a_reason_names_is_there() -> None:
 
 
 def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
-    several = {"daemon/rules/test_traces.py", "daemon/rules/test_tracker_costs.py"}
+    several = {
+        "daemon/rules/test_traces.py",
+        "daemon/rules/test_tracker_costs.py",
+        "daemon/operations/test_request_fields.py",
+    }
     for side, source in SOURCES.items():
         tests = ROOT / "tests" / "unit" / side
         for path in tests.rglob("test_*.py"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from trackd.config.settings import Config
 from trackd.host.logs import fields as about
@@ -33,6 +34,10 @@ class Context:
     roles: Roles
     runtime: Runtime
     now: Callable[[], float]
+
+    def state_fields(self) -> dict[str, Any]:
+        """Return the fields of a reply that name the state that it describes."""
+        return {"epoch": self.state.epoch, "tracker_id": self.state.tracker_id}
 
 
 def log_act(context: Context, call: Call, operation: str, **values: object) -> None:

@@ -15,7 +15,7 @@ from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import metrics
-from trackd.operations.operation import PROBE, Fields, Operation, names_of
+from trackd.operations.operation import PROBE, Fields, Operation, names_of, value_of
 from trackd.operations.quotas import allowed_by, list_users
 from trackd.operations.snapshot import limit_of, proxy_row, snapshot
 from trackd.state.state import State
@@ -103,7 +103,7 @@ def status(context: Context, _call: Call) -> Fields:
 
 def explain(context: Context, call: Call) -> Fields:
     """Return the figures of rule 6 and its decision now, or all that is known of one name."""
-    if "name" in call.body:
+    if call.body.get("name") is not None:
         return _explain_name(
             context, check_name(call.body["name"], "name", context.config.max_name)
         )
@@ -203,8 +203,8 @@ def config(context: Context, call: Call) -> Fields:
 
 def history(context: Context, call: Call) -> Fields:
     """Return the events after a revision, as far as they are kept."""
-    after = check_count(call.body.get("after", 0), "after")
-    older = call.body.get("older", False)
+    after = check_count(value_of(call.body, "after", 0), "after")
+    older = value_of(call.body, "older", default=False)
     if type(older) is not bool:
         raise ProtocolError(Code.INVALID_ARGUMENT, "older must be true or false")
     kept = context.state.changes.history
@@ -213,6 +213,7 @@ def history(context: Context, call: Call) -> Fields:
         "oldest": kept.oldest,
         "newest": context.state.changes.revision,
         "history": kept.most,
+        **context.state_fields(),
     }
 
 

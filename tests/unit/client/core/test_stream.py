@@ -215,6 +215,41 @@ def test_a_lost_state_is_a_gap_and_a_snapshot_of_the_new_one() -> None:
     assert [event.revision for event in watcher.settle()] == [2]
 
 
+@pytest.mark.parametrize("minor", [0, 1])
+def test_a_mirror_follows_a_lost_state_though_its_revisions_are_smaller(minor: int) -> None:
+    """With the state lost between any two requests."""
+    for step in range(8):
+        world = World(publishes=False, minor=minor)
+        change(world, 30)
+        watcher = Watcher(world, page=10)
+        watcher.settle()
+        asked = len(world.asked)
+        change(world, 25)
+        while len(world.asked) < asked + step:
+            watcher.step()
+        world.begin()
+        change(world)
+        watcher.settle()
+        assert watcher.mirror is not None
+        assert watcher.mirror.revision == world.revision == 2, f"lost after {step} requests"
+        assert facts_of(watcher.mirror) == world.facts[world.tracker_id, 2]
+
+
+def test_a_snapshot_of_a_state_that_is_lost_is_given_up_at_the_next_page() -> None:
+    world = World()
+    world.open()
+    watcher = Watcher(world)
+    while world.asked.count("snapshot") < 1:
+        watcher.step()
+    world.begin()
+    while world.asked.count("snapshot") < 2:
+        watcher.step()
+    world.asked.clear()
+    watcher.settle()
+    assert world.asked[:2] == ["hello", "hello"], "what it had is of no use"
+    assert watcher.told[0].fields["sessions"] == []
+
+
 def test_a_state_that_went_back_is_a_gap_too() -> None:
     world = World()
     watcher = watched(world)
@@ -359,6 +394,47 @@ def test_the_history_is_read_as_a_whole(after: int, first: int) -> None:
     assert revisions == list(range(first, revisions[-1] + 1))
     assert 8 <= revisions[-1] <= 10
     assert log["oldest"] == 4
+
+
+def test_a_history_is_of_one_state() -> None:
+    world = World()
+    change(world, 7)
+    asks = read_log(2)
+    first = next(asks)
+    page = world.answer(first._replace(fields={**first.fields, "limit": 2}))
+    assert page is not None
+    second = asks.send(page)
+    world.begin()
+    change(world, 3)
+    page = world.answer(second)
+    assert page is not None
+    page = world.answer(asks.send(page))
+    assert page is not None
+    with pytest.raises(StopIteration) as end:
+        asks.send(page)
+    log = end.value.value
+    assert [event.revision for event in log["events"]] == [3, 4]
+    assert (log["newest"], log["tracker_id"]) == (4, world.tracker_id)
+
+
+def test_rows_of_a_new_state_follow_though_they_have_the_keys_of_old_ones() -> None:
+    world = World()
+    for _ in range(3):
+        world.open()
+    numbers = []
+    steps, answer = read_rows("sessions"), None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, Rows):
+                numbers += [row["session"] for row in step.rows]
+            elif isinstance(step, Ask):
+                if world.asked.count("snapshot") == 1:
+                    world.begin()
+                    world.open()
+                answer = world.answer(step._replace(fields={**step.fields, "limit": 2}))
+    assert numbers == [1, 2, 1]
 
 
 def test_a_history_that_is_empty_or_unreadable_says_so() -> None:
