@@ -313,6 +313,7 @@ ERRORS: dict[str, type[TrackdError]] = {
     Code.NOT_OWNER: NotOwner,
     Code.LEASE_EXPIRED: LeaseExpired,
     Code.UNAVAILABLE: StoreUnavailable,
+    Code.STALE: Refused,  # our client asks for silence
     Code.INTERNAL: DaemonFailed,
 }
 
