@@ -487,3 +487,37 @@ def test_a_child_process_is_told_to_make_its_own() -> None:
         [sys.executable, "-c", FORK], check=False, capture_output=True, text=True, timeout=20
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_request_within_another_says_of_no_number_that_it_is_done() -> None:
+    """A signal handler makes it between the choice of the outer one's number and its note."""
+    talk = conversation()
+    session = opened(talk)
+    numbers = talk._numbers
+    nested: list[Request] = []
+    chances = [True]
+
+    class Interrupted:
+        def __next__(self) -> int:
+            number = next(numbers)
+            if chances and chances.pop():
+                nested.append(talk.request("ping", {}, None, session))
+            return number
+
+    talk._numbers = Interrupted()  # type: ignore[assignment]
+    outer = talk.request("ping", {}, None, session)
+    assert body_of(nested[0])["done"] == []
+    assert body_of(outer)["done"] == [1, outer.seq - 1]
+    later = talk.request("ping", {}, None, session)
+    assert body_of(later)["done"] == [1, outer.seq - 1]
+
+
+def test_a_session_serves_the_user_that_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = conversation()
+    session = opened(talk)
+    monkeypatch.setattr("os.geteuid", lambda: session.user + 1)
+    with pytest.raises(PermissionRefused, match="close this tracker and make another"):
+        talk.request("try_acquire", {}, None, session)
+    talk.request("release", {"lease": 1}, None, session)
+    talk.request("close", {}, None, session)
+    talk.request("status", {}, None, None)
