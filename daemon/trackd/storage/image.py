@@ -224,7 +224,9 @@ class Image:
                 seq, order, deadline, *tag = rest
                 session.waits[seq] = [order, deadline, *tag]
             case "notice":
-                session.notices = [*(session.notices or []), rest[0]]
+                notices = session.notices or []
+                if rest[0] not in notices:  # else the checkpoint has it already
+                    session.notices = [*notices, rest[0]]
             case "fetched":
                 session.notices = []
             case "unwait":

@@ -76,6 +76,15 @@ def test_what_is_done_is_forgotten() -> None:
     assert image.sessions[token].done == [1, 1]
 
 
+def test_a_notice_that_the_checkpoint_has_already_is_there_once() -> None:
+    token, notice = TOKENS[0], {"notice": "lease_expired", "lease": 1}
+    told = ["notice", token, notice]
+    image = image_of(
+        ["open", token, SESSION], told, told, ["notice", token, {**notice, "lease": 2}]
+    )
+    assert image.sessions[token].notices == [notice, {**notice, "lease": 2}]
+
+
 def test_the_end_of_a_session_is_remembered_with_its_reason_and_its_user() -> None:
     image = image_of(["open", TOKENS[0], SESSION], ["end", TOKENS[0], "closed", 9.0, 1000])
     assert image.sessions == {}
