@@ -41,6 +41,8 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
     """Stop tracking a proxy, or a group, until newer gossip mentions it."""
     if call.body.get("group") is not None:
         return _forget_group(context, call)
+    if call.body.get("generation") is not None:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "generation needs a group")
     name = check_name(call.body.get("name"), "name", context.config.max_name)
     assert call.peer is not None
     tombstone = context.state.forget(name, call.peer)
@@ -52,7 +54,7 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def _forget_group(context: Context, call: Call) -> Fields:
-    if "name" in call.body:
+    if call.body.get("name") is not None:
         raise ProtocolError(Code.INVALID_ARGUMENT, "name and group exclude each other")
     group = check_text(call.body["group"], "group", context.config.max_name)
     generation = call.body.get("generation")

@@ -219,6 +219,7 @@ def test_a_group_that_is_gone_is_forgotten_over_a_restart_until_its_ttl_has_pass
         ({"group": "west", "name": "p1"}, "invalid_argument"),
         ({"group": 7}, "invalid_argument"),
         ({"group": "west", "generation": -1}, "invalid_argument"),
+        ({"name": "p1", "generation": 1}, "invalid_argument"),
         ({}, "invalid_argument"),
     ],
 )
@@ -230,7 +231,10 @@ def test_a_group_that_makes_no_sense_is_refused(
 
 def test_a_group_without_proxies_is_not_forgotten(world: World) -> None:
     world.agent.ask(world.desk, "track_expected", proxies=ROWS)
-    for fields in ({"group": "west"}, {"group": "g", "generation": 6}):
+    for fields in (
+        {"group": "west", "name": None, "generation": None},
+        {"group": "g", "generation": 6},
+    ):
         reply = world.admin.ask(world.desk, "forget", **fields)
         assert (reply["forgotten"], reply["until"], reply["count"]) == (False, None, 0)
 
