@@ -252,9 +252,10 @@ class Store:
             self._end_transaction()
             try:
                 self._db.execute("BEGIN")
-                for key in self._dirty:
-                    self._write(key, value_of(key))
-                    written.append(key)
+                while self._dirty:
+                    # From the end: at its front a dictionary would be walked over all that left.
+                    written.append(self._dirty.popitem()[0])
+                    self._write(written[-1], value_of(written[-1]))
                     if len(written) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
                         break
                 else:
@@ -263,12 +264,11 @@ class Store:
                         self._keep_newest_deleted()
                 self._db.execute("COMMIT")
             except BaseException:
+                self._dirty.update(dict.fromkeys(written))
                 self._end_transaction()
                 raise
         except sqlite3.Error as error:
             raise StoreError(str(error)) from None
-        for key in written:
-            del self._dirty[key]
         for _ in range(deleted):
             self._journal.popleft()
         if finished:

@@ -838,3 +838,30 @@ def test_gossip_of_many_proxies_does_not_outgrow_the_checkpoint(
         store.touch(("proxy", name) for name in names)
         store.checkpoint_step(lambda _: ["", 0, 180.0, 1])
     assert sum(size for _, size in store._journal) <= 3 * 100_000
+
+
+def test_a_step_of_a_checkpoint_never_walks_over_what_earlier_steps_have_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unwalked(dict[Key, None]):
+        def __iter__(self) -> Iterator[Key]:
+            raise AssertionError("a walk over a dictionary looks at all that left its front")
+
+    monkeypatch.setattr(store_module, "_STEP_SECONDS", 0.0)
+    store = Store(tmp_path, "boot")
+    store.load()
+    store.append([["meta", "x", 0]], 0.0)
+    store._touched = Unwalked({("proxy", f"p{number}"): None for number in range(300)})
+    steps = 0
+    store.checkpoint_step(lambda _: 1)
+    while store._dirty:
+        steps += 1
+        store.checkpoint_step(lambda _: 1)
+    assert steps == 5, "of 50 each"
+    while store.checkpoint_due:
+        store.checkpoint_step(lambda _: 1)
+    store.close()
+    again = Store(tmp_path, "boot")
+    rows, _ = again.load()
+    assert len([row for row in rows if row[0] == "proxy"]) == 300
+    again.close()
