@@ -202,7 +202,7 @@ class Desk:
         return self.end_batch()
 
     def kill(self) -> None:
-        """End the process without a word: what is not in the store is gone."""
+        """End the process silently: what is not in the store is gone."""
         if self.actor._store is not None:
             self.actor._store.close()
         self.actor.mailbox.close()

@@ -523,7 +523,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             pending = store._dirty.keys() | store._touched.keys()
             for kind, key, _ in store.load()[0]:
                 kept = kind == "boot" or value_of(self.desk.state, (kind, key)) is not None
-                assert kept or (kind, key) in pending, f"{kind} {key!r} stays for ever"
+                assert kept or (kind, key) in pending, f"{kind} {key!r} stays forever"
 
     @invariant()
     def the_revision_never_goes_back(self) -> None:

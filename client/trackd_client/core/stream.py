@@ -227,7 +227,7 @@ class Stream:
         self._revision = 0  # everything up to it has been emitted
 
     def run(self) -> Steps:
-        """Emit all events, for ever."""
+        """Emit all events, forever."""
         yield from self._subscribe()
         yield from self._begin((yield from self._hello()))
         while True:

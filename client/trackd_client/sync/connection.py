@@ -154,7 +154,7 @@ class Connection:
         """Wait for the next thing to happen; the frame is empty but for a reply.
 
         Args:
-            seconds: how long at most, or None for ever. It may be over earlier.
+            seconds: how long at most, or None forever. It may be over earlier.
         """
         if seconds is not None:
             # Timed waits stand still in suspend, and the clock of deadlines does not.
@@ -250,7 +250,7 @@ class Connections:
             wake: for a borrower that is woken on its own; it gets a new connection.
             parks: whether it is for a call that waits for a lease.
             deadline: until when the call may wait for its turn, in seconds of CLOCK_BOOTTIME, or
-                None for ever.
+                None forever.
         """
         return Loan(self, wake, parks, deadline)
 

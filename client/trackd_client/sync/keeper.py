@@ -145,7 +145,7 @@ class Keeper:
         finally:
             self._starting = False
 
-    def _take_office(self) -> bool:
+    def _become_keeper(self) -> bool:
         """Make this thread the keeper's; return False when it is not needed.
 
         A start that an exception interrupted may have started it beside another one.
@@ -156,7 +156,7 @@ class Keeper:
             return self._thread is threading.current_thread()
 
     def _main(self) -> None:
-        if not self._take_office():
+        if not self._become_keeper():
             return
         while not self._stopping:
             try:

@@ -119,7 +119,7 @@ class Operations(BaseTracker[LeaseT]):
             return own_fields(end.value)
 
     def events(self, *, snapshot: bool = True) -> Generator[Event, None, None]:
-        """Return what happens from now on, each change once and in order, for ever.
+        """Return what happens from now on, each change once and in order, forever.
 
         The first event is of the kind `snapshot`; those that follow lead on from it. Events that
         were lost on the way are fetched. When the daemon no longer has them, or has lost its

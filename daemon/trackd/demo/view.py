@@ -59,7 +59,7 @@ class View(Protocol):
         """Shows how the scene ended."""
 
     async def draw(self) -> None:
-        """Draws for ever, until it is cancelled."""
+        """Draws forever, until it is cancelled."""
 
 
 class Lines:

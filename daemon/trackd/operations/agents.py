@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import Any, Final
 
-from trackd.host.logs import fields as about
+from trackd.host.logs import fields as log_fields
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import quotas
 from trackd.operations.call import Call
@@ -248,7 +248,7 @@ def _limit_ttls(context: Context, session: Session, rows: list[GossipRow]) -> No
             runtime.logged_max_ttl = most
             log.warning(
                 "gossip with a TTL above max_ttl; counted from now on, and not logged again",
-                extra=about(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
+                extra=log_fields(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
             )
 
 

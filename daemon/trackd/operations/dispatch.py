@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from trackd.host.logs import fields as about
+from trackd.host.logs import fields as log_fields
 from trackd.operations import admin, agents, quotas, reports
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_refused_act
@@ -154,7 +154,8 @@ class Requests:
             **{key: fields[key] for key in _OUTCOMES if key in fields},
         }
         log.debug(
-            "request", extra=about(**{key: each for key, each in shown.items() if each is not None})
+            "request",
+            extra=log_fields(**{key: each for key, each in shown.items() if each is not None}),
         )
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:

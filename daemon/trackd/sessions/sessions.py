@@ -61,8 +61,8 @@ class Waiter:
     Attributes:
         session: the session that waits.
         seq: the number of the request.
-        order: the number of its arrival; kept over restarts.
-        tag: its turn by rule 13, lower first; kept over restarts.
+        order: the number of its arrival; kept across restarts.
+        tag: its turn by rule 13, lower first; kept across restarts.
         deadline: when it stops waiting, or None for never.
         route: the connection to answer, or None until the client has sent it again.
     """

@@ -33,7 +33,7 @@ class Changes:
     """The changes of the batch under way, and the events of those before.
 
     Attributes:
-        revision: that of the last change, over restarts.
+        revision: that of the last change, across restarts.
         history: the last events.
         records: of this batch.
         touched: keys whose values differ from those in the checkpoint.

@@ -414,7 +414,7 @@ def test_the_clocks_are_compared_when_the_daemon_answers() -> None:
 def test_a_daemon_that_tells_no_clock_is_taken_to_have_the_same(clock: object) -> None:
     talk = conversation()
     greet(talk, clock=clock)
-    assert talk.greeted
+    assert talk.said_hello
     assert talk.local(NOW) == NOW
 
 
@@ -441,15 +441,15 @@ def test_a_daemon_of_another_cluster_is_refused() -> None:
     talk = conversation(cluster="example.com")
     with pytest.raises(WrongCluster, match=r"'example.org', not 'example.com'"):
         greet(talk, cluster="example.org")
-    assert not talk.greeted
+    assert not talk.said_hello
     greet(talk, cluster="example.com")
-    assert talk.greeted
+    assert talk.said_hello
 
 
 def test_any_cluster_will_do_when_none_was_asked_for() -> None:
     talk = conversation()
     greet(talk, cluster="example.org")
-    assert talk.greeted
+    assert talk.said_hello
 
 
 # -- when it may not be used -------------------------------------------------------------

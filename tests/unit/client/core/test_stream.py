@@ -378,7 +378,7 @@ def logged(world: World, after: int) -> dict[str, Any]:
         while True:
             answer = world.answer(ask._replace(fields={**ask.fields, "limit": 2}))
             assert answer is not None
-            change(world)  # a busy daemon is not read for ever
+            change(world)  # a busy daemon is not read forever
             ask = asks.send(answer)
     except StopIteration as end:
         return dict(end.value)
