@@ -120,6 +120,10 @@ class BaseTracker(Generic[LeaseT]):
             error=None if isinstance(error, OSError) else error,
         )
 
+    def _log_no_thread(self, error: BaseException) -> None:
+        """Log that the system refused the background thread, which a later call starts."""
+        self._limited_log.warning("no thread", "a later call starts the thread: %s", error)
+
     def _log_skipped(self, skipped: list[str]) -> None:
         if skipped:
             self._limited_log.warning("skipped", "%s", sentence_of(skipped))

@@ -114,6 +114,7 @@ class Connection:
         self.endpoint = endpoint
         self.connected = False
         self.was_connected = False
+        self._seen_connected = False  # by the monitor, whose events come later than replies
         self.abandoned = False
         self._wake_fd = wake.fd
         self._monitor: zmq.Socket[bytes] | None = None
@@ -180,7 +181,7 @@ class Connection:
         self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
         if not self.connected:
             return Happened.DISCONNECTED, b""
-        again = self.was_connected
+        again, self._seen_connected = self._seen_connected, True
         self.was_connected = True
         # libzmq itself delivers what was sent before the first handshake.
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""

@@ -139,7 +139,7 @@ class Keeper:
         except (RuntimeError, MemoryError) as error:  # too many threads, or the interpreter ends
             tracker = self._tracker()
             if tracker is not None:
-                tracker._log_broken(error)  # a later call starts it
+                tracker._log_no_thread(error)
         else:
             self._thread = thread
         finally:
