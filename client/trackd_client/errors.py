@@ -75,6 +75,7 @@ class Code:
     NOT_OWNER = "not_owner"
     LEASE_EXPIRED = "lease_expired"
     UNAVAILABLE = "unavailable"
+    STALE = "stale"
     INTERNAL = "internal"
 
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+
+from trackd_client.errors import BadArgument
 
 __all__ = ["Change", "Policy", "PoolEvent", "PoolStats"]
 
@@ -56,6 +58,8 @@ class PoolEvent:
 class Policy:
     """How a pool paces its dials. All durations are seconds.
 
+    A value that is no number, or less than 0, is a `BadArgument`.
+
     Attributes:
         failed_base: bound of the first pause after failed dials; it doubles with each.
         failed_cap: the largest that this bound grows.
@@ -75,6 +79,12 @@ class Policy:
     duplicate_cap: float = 0.5
     sticky_after: int = 20
     sticky_pause: float = 5.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, int | float) or not value >= 0:
+                raise BadArgument(f"{each.name} must be a number of at least 0, not {value!r:.100}")
 
 
 @dataclass(slots=True)

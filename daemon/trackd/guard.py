@@ -19,7 +19,7 @@ from typing import Any, Final
 import pykka
 
 from trackd.actors.messages import Bind, RestoreFiles
-from trackd.config.exits import StartError, UnusableError
+from trackd.config.exits import StartError
 from trackd.config.settings import Config
 from trackd.host.logs import fields
 from trackd.host.places import Places, events_endpoint
@@ -40,8 +40,6 @@ class PlaceGuard:
         places: Places,
         tracker: pykka.ActorRef[Any],
         publisher: pykka.ActorRef[Any],
-        *,
-        activated: bool,
     ) -> None:
         """Set up the guard.
 
@@ -50,13 +48,10 @@ class PlaceGuard:
             places: the daemon's places.
             tracker: serves the endpoint, and stores the state.
             publisher: serves the endpoint of events.
-            activated: whether the socket is systemd's.
         """
         self._places = places
         self._tracker = tracker
-        self._endpoint = check_ipc_path(config.endpoint)
-        self._activated = activated
-        self._sockets = {self._endpoint: (config.endpoint, tracker)}
+        self._sockets = {check_ipc_path(config.endpoint): (config.endpoint, tracker)}
         if events := events_endpoint(config.endpoint):
             self._sockets[check_ipc_path(events)] = (events, publisher)
         self._reported: dict[Path, str] = {}
@@ -88,10 +83,6 @@ class PlaceGuard:
                 self._tracker.ask(RestoreFiles(), timeout=_ASK_SECONDS)
 
     def _bind_again(self, path: Path, what: str) -> None:
-        if self._activated and path == self._endpoint:
-            raise UnusableError(
-                f"{path} was removed, and systemd listens on it; restart the socket unit"
-            )
         endpoint, actor = self._sockets[path]
         known = self._places.own.get(path)
         assert known is not None

@@ -140,7 +140,9 @@ class Overseer:
             )
             tracker.ask(Reload(config, roles, outcome), timeout=RELOAD_SECONDS)
         except (ConfigError, ValueError) as error:
-            log.error("reload refused; nothing changed", extra=fields(reason=str(error)))  # noqa: TRY400 - the reason says it all
+            problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+            # In one line: the log would print line breaks as \n.
+            log.error("reload refused; nothing changed", extra=fields(reason="; ".join(problems)))  # noqa: TRY400 - the reason says it all
             self._refused = "the last reload was refused, see the log"
             with contextlib.suppress(pykka.ActorDeadError):
                 tracker.tell(ReloadOutcome(error=str(error)))

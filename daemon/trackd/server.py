@@ -79,6 +79,9 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     descriptor = listening_socket(os.environ, check_ipc_path(config.endpoint))
     with take_places(config, listening=descriptor is not None) as places:
         overseer = Overseer(config, reread, events, notifier, closable=closable)
+        if descriptor is not None:
+            path = check_ipc_path(config.endpoint)
+            descriptor = places.adopt(path, descriptor, config.socket_mode)
         return _serve(config, places, descriptor, overseer)
 
 
@@ -129,16 +132,12 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
             actor.ask(Ping(), timeout=START_SECONDS)
         if events:
             _serve_events(events, config, places, publisher, activated=descriptor is not None)
-        if descriptor is None:
-            listener = places.listen(path, config.socket_mode)
-        else:
-            listener = descriptor
-            places.own.add(path, "socket")
+        listener = places.listen(path, config.socket_mode) if descriptor is None else descriptor
         tracker.ask(
             Serve(config.endpoint, ticker, watcher, publisher, events, listener),
             timeout=START_SECONDS,
         )
-        guard = PlaceGuard(config, places, tracker, publisher, activated=descriptor is not None)
+        guard = PlaceGuard(config, places, tracker, publisher)
         if notifier.wanted:
             probe = Probe(context, config.endpoint)
             if not overseer.prove(probe, START_SECONDS) and overseer.events.empty():

@@ -1,7 +1,7 @@
 """Benchmarks of trackd, side by side with what might stand in its place: `make bench`.
 
 Real processes over unix sockets, everything on. Nothing here is a test: figures are printed and
-written, and a target that is missed ends nothing. `--guard` alone fails, when a ratio is worse
+written, and a target that is missed ends nothing. Only `--guard` fails, when a ratio is worse
 than half of its target, and is so each time when it is measured twice more.
 """
 

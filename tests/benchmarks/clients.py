@@ -150,7 +150,7 @@ class Dealer(Client):
                 self._leases[slot] = msgpack.unpackb(frame)[2].get("lease", 1)
 
     def drop(self) -> None:
-        """Close the socket alone."""
+        """Close the socket only."""
         self._socket.close()
 
     def close(self) -> None:

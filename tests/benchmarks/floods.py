@@ -51,7 +51,7 @@ def floods(progress: Progress, scale: float) -> list[Figure]:
             unit="ms",
             target=TARGETS["behind_status"],
             about=f"over 3 connections; p50 {1000 * statistics.median(waits):.2f} ms;"
-            f" alone {1000 * statistics.median(alone):.2f} ms",
+            f" without them {1000 * statistics.median(alone):.2f} ms",
         ),
         Figure(
             name=f"is_claimed beside {_PAGES} page reads under way, p50",

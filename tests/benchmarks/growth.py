@@ -252,8 +252,9 @@ def measure(axis: Axis, *, rounds: int, turns: int, most: int, progress: Progres
 def _daemon_with(axis: Axis, size: int) -> Iterator[tuple[Dealer, int]]:
     with zmq.Context() as context, running(**axis.settings) as daemon:
         client = Dealer(context, daemon.endpoint, Mix.IS_CLAIMED)
+        fastest = settle(client)
         axis.fill(client, size)
-        settle(client)
+        settle(client, fastest)
         yield client, daemon.pid
         client.drop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -240,3 +241,23 @@ asyncio.run(main())
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("0 refused\n1 refused\n2 refused\n3 refused\n"), done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone is not bound by this limit")
+def test_out_of_threads_is_an_error_that_does_not_abort_the_program() -> None:
+    code = """
+import resource
+from trackd_client import Tracker
+from trackd_client.errors import SystemRefused
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+tracker = Tracker("/nowhere/socket", timeout=0.3)
+for _ in range(2):
+    try:
+        tracker.ping()
+    except SystemRefused as error:
+        print(error)
+tracker.close()
+"""
+    done = run_script(code, user=65534)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("can't start new thread") == 2

@@ -223,12 +223,17 @@ def test_an_unknown_operation_is_called_so(peer: RawPeer, op: object) -> None:
     assert len(reply["message"]) < 200
 
 
-@pytest.mark.parametrize("seq", [None, 0, -1, True, 1.0, "1", b"1", [], {}, -(2**63)])
+@pytest.mark.parametrize("seq", [None, 0, -1, True, 1.5, "1", b"1", [], {}, -(2**63)])
 def test_a_request_without_a_right_number_is_refused(peer: RawPeer, seq: object) -> None:
     (reply,) = say(peer, pack({"op": "ping", "seq": seq}))
     assert (reply["error"], reply["seq"]) == (Code.INVALID_ARGUMENT, 0)
     (reply,) = say(peer, pack({"op": "ping"}))
     assert (reply["error"], reply["seq"]) == (Code.INVALID_ARGUMENT, 0)
+
+
+def test_a_number_that_is_sent_as_a_float_is_refused_by_that_number(peer: RawPeer) -> None:
+    (reply,) = say(peer, pack({"op": "ping", "seq": 7.0}))
+    assert (reply["error"], reply["seq"]) == (Code.INVALID_ARGUMENT, 7)
 
 
 #: A right value for each field of its own that an operation has.

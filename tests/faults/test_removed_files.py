@@ -259,6 +259,52 @@ def test_a_file_that_takes_the_place_of_a_socket_just_before_the_end_stays(
     assert [path.read_text() for path in paths] == ["precious", "precious"]
 
 
+#: Listens as systemd does, and runs the daemon on that socket, twice.
+ACTIVATOR = """
+import os, socket, subprocess, sys
+path, flags = sys.argv[1], sys.argv[2:]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+os.chmod(path, 0o660)
+listener.listen()
+for _ in range(2):
+    if os.fork() == 0:
+        os.dup2(listener.fileno(), 3)
+        os.set_inheritable(3, True)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+        os.execv(sys.executable, [sys.executable, "-m", "trackd", "run", *flags])
+    os.wait()
+"""
+
+
+def test_a_socket_of_systemd_that_was_deleted_is_served_by_the_daemon_over_restarts(
+    make_trackd_daemon: MakeDaemon,
+) -> None:
+    daemon = make_trackd_daemon(start=False)
+    path = socket_path(daemon)
+    command = [sys.executable, "-c", ACTIVATOR, str(path), *daemon._flags]
+    with daemon.log.open("ab") as log, subprocess.Popen(command, stderr=log) as activator:
+        try:
+            claim(daemon, "before")
+            path.unlink()
+            says(daemon, f"{SERVED_AGAIN} path={path}")
+            assert path.stat().st_mode & 0o777 == 0o660
+            assert "the socket on which systemd listens was removed" not in log_of(daemon)
+            with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+                first = tracker.status()["pid"]
+            os.kill(first, signal.SIGTERM)
+            says(daemon, "the socket on which systemd listens was removed")
+            assert claimed(daemon) == {"before"}
+            assert path.stat().st_mode & 0o777 == 0o660
+            with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+                second = tracker.status()["pid"]
+            assert second != first
+            os.kill(second, signal.SIGTERM)
+            assert activator.wait(PATIENCE) == 0
+        finally:
+            activator.kill()
+
+
 # -- a second daemon --------------------------------------------------------------------------
 
 

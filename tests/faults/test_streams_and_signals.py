@@ -1,4 +1,4 @@
-"""Closed, full and broken streams, and signals that mean nothing: nothing ends without a word."""
+"""Closed, full and broken streams, and signals that mean nothing: nothing ends silently."""
 
 from __future__ import annotations
 

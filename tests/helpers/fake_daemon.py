@@ -28,9 +28,11 @@ class World:
         history: most events that `log` tells.
         facts: what events tell of the state, by tracker id and revision.
         asked: the operations that were asked for.
+        minor: its minor version of the protocol.
     """
 
-    def __init__(self, *, history: int = 10_000, publishes: bool = True) -> None:
+    def __init__(self, *, history: int = 10_000, publishes: bool = True, minor: int = 1) -> None:
+        self.minor = minor
         self.history = history
         self.publishes = publishes
         self.published: deque[bytes] = deque()
@@ -161,10 +163,12 @@ class World:
         self.asked.append(ask.op)
         fields: Mapping[str, Any] = ask.fields
         reply: dict[str, Any] = {"revision": self.revision}
+        if self.minor or ask.op == "hello":
+            reply |= {"epoch": self.epoch, "tracker_id": self.tracker_id}
         match ask.op:
             case "hello":
                 endpoint = "ipc:///x.events" if self.publishes else ""
-                return {**reply, "tracker_id": self.tracker_id, "clock": 0.0, "events": endpoint}
+                return {**reply, "clock": 0.0, "events": endpoint}
             case "log":
                 kept = self.log[-self.history :] if self.history else []
                 wanted = [event for event in kept if event[0] > fields["after"]]

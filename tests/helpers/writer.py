@@ -200,7 +200,7 @@ class Desk:
         return self.end_batch()
 
     def kill(self) -> None:
-        """End the process without a word: what is not in the store is gone."""
+        """End the process silently: what is not in the store is gone."""
         if self.actor._store is not None:
             self.actor._store.close()
         self.actor.mailbox.close()
@@ -384,7 +384,7 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
             case "lease_granted":
                 leases[fields["lease"]] = fields["session"], None
             case "proxy_claimed":
-                assert leases[fields["lease"]] == (fields["session"], None)
+                assert leases[fields["lease"]] == (fields["session"], fields.get("before"))
                 leases[fields["lease"]] = fields["session"], fields["name"]
             case "lease_released":
                 assert leases.pop(fields["lease"]) == (fields["session"], fields["name"])

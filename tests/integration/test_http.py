@@ -319,8 +319,16 @@ def test_those_who_never_end_their_request_keep_nobody_out(tcp: Site) -> None:
         assert time.monotonic() - began < listener.REQUEST_SECONDS / 2, "not by their timeout"
 
 
+def commits(tracker: Tracker) -> int:
+    """Return how many commits the daemon has made."""
+    families = {family[0]: family[4] for family in tracker.metrics()["families"]}
+    ((_, buckets, _),) = families["trackd_commit_seconds"]
+    return int(buckets[-1][1])
+
+
 def test_a_flood_of_requests_for_metrics_asks_the_daemon_little(tcp: Site) -> None:
     with Tracker(tcp.daemon.endpoint) as tracker:
+        stored = commits(tracker)
         before = tracker.status()["requests"]
         began = time.monotonic()
         for _ in range(150):
@@ -328,6 +336,7 @@ def test_a_flood_of_requests_for_metrics_asks_the_daemon_little(tcp: Site) -> No
             assert tcp.ask("/readyz").status == 200
         allowed = views.BURST + views.RATE * (time.monotonic() - began)
         assert tracker.status()["requests"] - before <= allowed + 2
+        assert commits(tracker) - stored <= allowed + 2, "readiness costs no commit each"
 
 
 def test_the_daemon_s_own_socket_is_not_one_for_http(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_source_archive_holds_what_people_read_install_and_test_with(built: 
     needed = {"pyproject.toml", "PKG-INFO", ".gitignore"}  # the last two are hatchling's own wish
     tops = {name.partition("/")[0] for name in names}
     folders = {".ci", "client", "daemon", "docs", "systemd", "tests"}
-    assert tops == {*folders, "Makefile", *read, *needed}
+    assert tops == {*folders, "Makefile", "Containerfile", *read, *needed}
     assert {"docs/running.md", "docs/protocol-examples.json", "tests/conftest.py"} <= names
     assert not [name for name in names if "__pycache__" in name]
 

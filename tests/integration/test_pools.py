@@ -360,7 +360,7 @@ def test_a_pool_goes_on_after_an_error_that_passes(
     network = Network("p0")
     with Agent(maker, daemon, network):
         wait_until(lambda: network.connected == 1)
-    assert caplog.text.count("the pool cannot ask for a lease now") == 1
+    assert caplog.text.count("the pool cannot dial now") == 1
 
 
 # -- what goes wrong with a dial ------------------------------------------------------------------

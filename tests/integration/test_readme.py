@@ -235,7 +235,7 @@ def test_the_client_page_names_every_error() -> None:
 
 
 class Done(Exception):
-    """Ends an agent that would go on for ever."""
+    """Ends an agent that would go on forever."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ class Replay:
         (now,) = struct.unpack("=d", self._clock[:8])
         self._clock[:8] = struct.pack("=d", now + seconds)
         for agent in self._agents:  # deadlines are by a clock that has never jumped before
-            agent._conversation.greeted = False
+            agent._conversation.said_hello = False
         return {"ok": True}
 
     def track(self, proxies: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from helpers.browser import Browser, Page
-from helpers.support import PATIENCE
+from helpers.support import PATIENCE, wait_until
 from helpers.web import Site, site
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import MakeDaemon
@@ -194,6 +194,23 @@ def test_why_proxies_are_missing_is_said_as_far_as_it_is_known(
     assert tracker.adopt("p2")
     say(page, "All 2 proxies have a tunnel")
     assert page.text("#why") == ""
+
+
+def test_an_agent_that_pauses_between_dials_counts_as_dialling(
+    open_page: Open, tracker: Tracker
+) -> None:
+    tracker.track_expected(Proxy("p1"), Proxy("p2"))
+    page = open_page()
+    say(page, "2 of 2 proxies have no tunnel; no agent is dialling")
+
+    def dial_and_look() -> bool:
+        lease = tracker.try_acquire()
+        assert lease is not None
+        lease.release()
+        seen = page.text("#verdict")
+        return seen.startswith("2 of 2 proxies have no tunnel; the last dial began")
+
+    wait_until(dial_and_look)
 
 
 # -- finding -----------------------------------------------------------------------------

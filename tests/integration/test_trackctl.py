@@ -29,7 +29,9 @@ def test_status_tells_the_counts_to_people_and_to_scripts(trackd_daemon: Daemon)
         "tracked": 1,
         "desired": 1,
         "claimed": 0,
+        "source": told["groups"][1]["source"],
     }
+    assert told["groups"][1]["source"]["session"] == 1
 
 
 def test_status_finds_the_daemon_as_the_client_does(trackd_daemon: Daemon) -> None:

@@ -77,6 +77,32 @@ def test_forget_keeps_a_proxy_away_until_a_newer_generation_comes(trackd_daemon:
     assert (none.returncode, none.stderr) == (1, "trackctl: p9 is not tracked\n")
 
 
+def test_forget_drops_a_group_or_one_generation_of_it(trackd_daemon: Daemon) -> None:
+    largest = 2**64 - 1
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(*(Proxy(f"p{n}", "east", 7) for n in range(3)))
+        tracker.track_expected(Proxy("p0", "east", largest))
+        assert tracker.status()["desired"] == 1, "one message made the others undesired"
+        told = ctl(trackd_daemon, "explain", "p1").stdout
+        pid, uid = os.getpid(), os.geteuid()
+        assert re.search(rf"group set by +session 1 \(pid {pid} .*, uid {uid}\)\n", told), told
+        done = ctl(trackd_daemon, "forget", "--group", "east", "--generation", str(largest))
+        assert done.stdout.startswith(
+            f"1 proxy of generation {largest} of group east forgotten; old gossip of it is not"
+        )
+        tracker.track_expected(Proxy("p0", "east", 7), Proxy("p1", "east", largest))
+        assert tracker.status()["desired"] == 3
+        lease_of(tracker, "p1")
+        done = ctl(trackd_daemon, "forget", "--group", "east")
+        assert done.stdout.startswith("3 proxies of group east forgotten; ")
+        assert done.stdout.endswith("; leases still hold some\n")
+        assert tracker.status()["tracked"] == 0
+    none = ctl(trackd_daemon, "forget", "--group", "east")
+    assert (none.returncode, none.stderr) == (1, "trackctl: group east is not tracked\n")
+    for wrong in ([], ["p1", "--group", "east"], ["p1", "--generation", "7"]):
+        assert ctl(trackd_daemon, "forget", *wrong).returncode == 2
+
+
 def test_set_connection_count_changes_the_mode(trackd_daemon: Daemon) -> None:
     assert ctl(trackd_daemon, "set-connection-count", "3").stdout == (
         "at most 3 connections: proxy peering\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.support import PATIENCE, python_of, socket_path
 from helpers.trackctl import PLAIN, TRACKCTL, trackctl
@@ -349,6 +350,20 @@ def test_metrics_are_what_prometheus_reads(trackd_daemon: Daemon) -> None:
     assert text.stdout.endswith("\n")
     families = {family[0]: family for family in json.loads(told.stdout)["families"]}
     assert families["trackd_desired_proxies"][4] == [[[], 2]]
+
+
+def test_no_group_is_a_line_of_its_own_in_the_metrics(trackd_daemon: Daemon) -> None:
+    evil = ["g\u2028trackd_evil 1", 'g"} 1 #', "g\\", "\u202eg"]
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(*(Proxy(f"p{i}", group) for i, group in enumerate(evil)))
+        text = trackctl("--endpoint", trackd_daemon.endpoint, "metrics")
+    samples = [
+        sample
+        for family in text_string_to_metric_families(text.stdout)
+        for sample in family.samples
+    ]
+    assert not [sample.name for sample in samples if "evil" in sample.name]
+    assert {s.labels["group"] for s in samples if s.name == "trackd_tracked_proxies"} == {*evil}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

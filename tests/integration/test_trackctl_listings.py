@@ -185,14 +185,37 @@ def test_a_terminal_gets_colours_unless_the_user_wants_none(
         assert "\x1b[" not in drawn
 
 
-def test_no_terminal_obeys_what_an_agent_calls_things(trackd_daemon: Daemon) -> None:
-    with Tracker(trackd_daemon.endpoint, name="\u202egpj") as tracker:
-        tracker.track_expected(Proxy("\u2028p1"))
-        told = trackctl("--endpoint", trackd_daemon.endpoint, "proxies")
-    assert told.stdout.isascii()
-    assert "\\u2028p1" in told.stdout
-    assert "\\u202egpj" in told.stdout
-    assert len(told.stdout.splitlines()) == 2
+#: Turns the direction of writing, ends a line, cannot be seen; and means something to a shell.
+EVIL = "\u202ex\u2028\u200b\U000e0041;$(id)`id`<b>\"'"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["status"], ["proxies"], ["leases"], ["sessions"], ["log"], ["explain"], ["doctor"]),
+        *(["explain", f"p{EVIL}"], ["explain", f"none{EVIL}"], ["forget", f"none{EVIL}"]),
+        *(["proxies", f"none{EVIL}"], ["proxies", "--group", f"none{EVIL}"], ["dump", "-"]),
+        *(["proxies", "--json"], ["leases", "--json"], ["sessions", "--json"], ["log", "--json"]),
+        *(["explain", f"p{EVIL}", "--json"], ["metrics", "--json"], ["status", "--json"]),
+        ["hold", "--name", f"h{EVIL}", "--", "true"],
+    ],
+)
+def test_no_terminal_obeys_what_an_agent_calls_things(
+    trackd_daemon: Daemon, arguments: list[str]
+) -> None:
+    with Tracker(trackd_daemon.endpoint, name=EVIL, labels={EVIL: EVIL}) as tracker:
+        tracker.track_expected(
+            Proxy(f"p{EVIL}", f"g{EVIL}", 2), Proxy(f"q{EVIL}", f"g{EVIL}", 1), Proxy(f"r{EVIL}")
+        )
+        assert tracker.adopt(f"p{EVIL}")
+        assert tracker.adopt(f"p{EVIL}") is None
+        told = trackctl("--endpoint", trackd_daemon.endpoint, *arguments)
+    for text in (told.stdout, told.stderr):
+        assert text.replace("\n", "").isprintable()
+    if arguments == ["proxies"]:
+        assert len(told.stdout.splitlines()) == 4, "a line each"
+        assert told.stdout.count(f"p{EVIL.encode('unicode_escape').decode()}") == 1
 
 
 def test_a_terminal_shows_missing_proxies_first(trackd_daemon: Daemon) -> None:

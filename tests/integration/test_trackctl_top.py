@@ -68,6 +68,21 @@ def test_top_shows_everything_at_once_in_80_by_24(terminal: Terminal, agent: Age
     assert "\x1b[33mp2" in coloured
 
 
+def test_no_terminal_obeys_what_top_shows(trackd_daemon: Daemon) -> None:
+    evil = "\u202egpj\u200b"
+    with Tracker(trackd_daemon.endpoint, name=f"a{evil}", labels={"l": evil}) as tracker:
+        tracker.track_expected(Proxy(f"p{evil}", f"g{evil}"), Proxy(f"q{evil}"))
+        assert tracker.adopt(f"p{evil}")
+        with Terminal(
+            *TRACKCTL, "--endpoint", trackd_daemon.endpoint, "top", width=160
+        ) as terminal:
+            screens = [terminal.shows("p\\u202egpj\\u200b")]
+            terminal.press("Tab")
+            screens.append(terminal.shows("a\\u202egpj\\u200b"))
+    for screen in screens:
+        assert screen.replace("\n", "").isprintable()
+
+
 def test_top_is_live(terminal: Terminal, agent: Agent, trackd_daemon: Daemon) -> None:
     assert agent.do("claim", 3, "p2") == "p2"
     terminal.shows("2 of 30 wanted")

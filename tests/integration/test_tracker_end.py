@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -356,6 +357,30 @@ def test_a_session_closed_during_a_long_outage_is_ended_after_it(
     own.kill()
     tracker.close()
     own.start()
+    wait_until(lambda: sessions_at(own) == 0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_a_process_ends_although_it_has_sessions_to_end(
+    make_trackd_daemon: MakeDaemon, kind: str
+) -> None:
+    own = make_trackd_daemon()
+    code = """
+import asyncio, os, signal, sys
+from trackd_client import AsyncTracker, Tracker
+def sync():
+    with Tracker(sys.argv[1], timeout=60.0) as tracker:
+        tracker.adopt("p")
+        os.kill(int(sys.argv[2]), signal.SIGSTOP)
+async def main():
+    async with AsyncTracker(sys.argv[1], timeout=60.0) as tracker:
+        await tracker.adopt("p")
+        os.kill(int(sys.argv[2]), signal.SIGSTOP)
+sync() if sys.argv[3] == "sync" else asyncio.run(main())
+"""
+    done = run_script(code, own.endpoint, str(own.pid), kind)
+    os.kill(own.pid, signal.SIGCONT)
+    assert (done.returncode, done.stderr) == (0, "")
     wait_until(lambda: sessions_at(own) == 0)
 
 

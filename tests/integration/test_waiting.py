@@ -260,7 +260,7 @@ def test_no_more_may_wait_than_the_limit_says(make_trackd_daemon: MakeDaemon) ->
         line.close()
 
 
-# -- many, and over restarts ----------------------------------------------------------------------
+# -- many, and across restarts ---------------------------------------------------------------------
 
 
 @pytest.mark.slow

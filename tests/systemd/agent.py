@@ -2,8 +2,8 @@
 
     agent.py CLUSTER NAME
 
-On its input it is asked for one more round, and tells when that is done. At the end it tells
-all that it was granted, so that a test can compare that with what the daemon says.
+A line of its input asks for one more round; it prints a line when that is done. At the end it
+prints every lease that it was granted, so that a test can compare them with the daemon's.
 """
 
 from __future__ import annotations

@@ -91,6 +91,22 @@ def build() -> Path:
     return base
 
 
+@contextlib.contextmanager
+def copy_of_root() -> Iterator[Path]:
+    """Make a copy of the root file system, with pip set up; it is gone afterwards."""
+    base = build()
+    root = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE), "root")
+    held = _hold(root.parent)
+    try:
+        subprocess.run(["cp", "-a", "--reflink=auto", base, root], check=True)
+        pip = f"[global]\nno-index = true\nfind-links = {WHEELS}\n"
+        (root / "etc/pip.conf").write_text(pip)
+        yield root
+    finally:
+        shutil.rmtree(root.parent)
+        os.close(held)
+
+
 def _hold(run: Path) -> int:
     """Hold the directory of a run until this process ends; return the descriptor.
 
@@ -174,23 +190,16 @@ class Machine:
     @contextlib.contextmanager
     def made(cls) -> Iterator[Machine]:
         """Make a machine with the checkout in it and nothing installed; it is gone afterwards."""
-        base = build()
-        root = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE), "root")
-        held = _hold(root.parent)
-        machine = cls(root)
-        try:
-            subprocess.run(["cp", "-a", "--reflink=auto", base, root], check=True)
-            (root / CHECKOUT.lstrip("/")).mkdir()
-            machine._copy_checkout()
-            pip = f"[global]\nno-index = true\nfind-links = {WHEELS}\n"
-            (root / "etc/pip.conf").write_text(pip)
-            machine.boot()
-            machine.before = machine.files()
-            yield machine
-        finally:
-            machine.power_off()
-            shutil.rmtree(root.parent)
-            os.close(held)
+        with copy_of_root() as root:
+            machine = cls(root)
+            try:
+                (root / CHECKOUT.lstrip("/")).mkdir()
+                machine._copy_checkout()
+                machine.boot()
+                machine.before = machine.files()
+                yield machine
+            finally:
+                machine.power_off()
 
     def boot(self) -> None:
         """Boot, and wait until all units have settled."""

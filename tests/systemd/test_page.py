@@ -16,6 +16,14 @@ exec sleep infinity | exec {PYTHON} {CHECKOUT}/tests/systemd/agent.py example.co
 """
 
 
+def next_agent(machine: Machine, before: str) -> str:
+    """Wait until the agent's unit runs another process, which has a tunnel; return its pid."""
+    unit = "tunnel-agent.service"
+    machine.wait_until(lambda: machine.show(unit, "MainPID") not in {"0", before})
+    machine.wait_until(lambda: machine.status("example.com")["claimed"])
+    return machine.show(unit, "MainPID")
+
+
 def test_the_page_leads_to_two_clusters_with_an_agent_that_survives_and_back_to_nothing(
     bare_machine: Machine,
 ) -> None:
@@ -48,6 +56,9 @@ def test_the_page_leads_to_two_clusters_with_an_agent_that_survives_and_back_to_
     ill = machine.run(*doctor, check=False)
     assert ill.returncode == 1
     assert "→ sudo systemctl enable --now trackd@example.com.socket" in ill.stdout
+    for act in ("start", "restart"):
+        machine.run("systemctl", act, "trackd@example.com.socket")
+        agent = next_agent(machine, agent)
     machine.run("rm", "/usr/local/bin/tunnel-agent")
 
     # A running agent of the second cluster does not keep anything alive either.

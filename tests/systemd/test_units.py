@@ -377,6 +377,27 @@ def test_only_members_of_the_group_can_connect(machine: Machine, service: str) -
     assert "may not open the socket" in refused.stderr
 
 
+def test_a_socket_that_somebody_deletes_is_served_again_and_the_agents_stay(
+    machine: Machine, service: str, agents: list[Agent]
+) -> None:
+    agents.append(Agent(machine, CLUSTER, "stays"))
+    path = f"/run/trackd/{CLUSTER}/trackd.sock"
+    machine.run("rm", path)
+    looks = ("stat", "--format=%a %U %G", path)
+    machine.wait_until(lambda: machine.run(*looks, check=False).stdout == "660 trackd trackd\n")
+    agents[0].go_on()
+    machine.run("systemctl", "restart", service)
+    assert machine.run(*looks).stdout == "660 trackd trackd\n"
+    agents[0].go_on()
+    agents.append(Agent(machine, CLUSTER, "comes"))
+    told = machine.journal("--unit", service)
+    (entry,) = [each for each in told if "restart the socket unit" in each["MESSAGE"]]
+    assert entry["PRIORITY"] == "3"
+    machine.run("systemctl", "restart", service.replace(".service", ".socket"))
+    assert answers(machine)
+    assert machine.status(CLUSTER)["claimed"] >= 2, "what each agent keeps, and its passing claims"
+
+
 def test_members_of_the_socket_s_group_hear_of_changes_and_nobody_else(
     machine: Machine, service: str
 ) -> None:

@@ -34,6 +34,8 @@ ELSEWHERE = {
     "daemon/state/state.py": "attributes: state/test_changes.py",
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
     "daemon/operations/replies.py": "replies to parked requests: operations/test_agents.py",
+    "daemon/state/forgetting.py": "what admins do: operations/test_admin.py",
+    "daemon/state/sources.py": "shown by explain and status: operations/test_admin.py",
     "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",
     "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",
     "daemon/actors/messages.py": "classes without behaviour",
@@ -88,7 +90,11 @@ def test_every_place_that_a_reason_names_is_there() -> None:
 
 
 def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
-    several = {"daemon/rules/test_traces.py", "daemon/rules/test_tracker_costs.py"}
+    several = {
+        "daemon/rules/test_traces.py",
+        "daemon/rules/test_tracker_costs.py",
+        "daemon/operations/test_request_fields.py",
+    }
     for side, source in SOURCES.items():
         tests = ROOT / "tests" / "unit" / side
         for path in tests.rglob("test_*.py"):

@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from trackd_client.aio.subscription import AsyncSubscription
-from trackd_client.core.base_tracker import BaseTracker, own_fields
+from trackd_client.core.base_tracker import BaseTracker, forget_fields, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -113,9 +113,11 @@ class AsyncOperations(BaseTracker[LeaseT]):
         """End a session; see `Tracker.end_session`."""
         return own_fields(await self._call("end_session", {"session": session}))
 
-    async def forget(self, name: str) -> dict[str, Any]:
-        """Stop tracking a proxy until gossip about it is newer than what is known now."""
-        return own_fields(await self._call("forget", {"name": name}))
+    async def forget(
+        self, name: str | None = None, *, group: str | None = None, generation: int | None = None
+    ) -> dict[str, Any]:
+        """Stop tracking a proxy or a group until gossip is newer than what is known now."""
+        return own_fields(await self._call("forget", forget_fields(name, group, generation)))
 
     async def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again; see `Tracker.reload`."""

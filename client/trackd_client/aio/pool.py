@@ -144,20 +144,33 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
 
     async def _dispatch(self) -> None:
         """Acquire and dial until the pool is drained."""
+        while True:
+            try:
+                await self._dispatch_one()
+            except TrackerClosed:
+                log.info("the pool ends: its tracker was closed")
+                return
+            except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
+                self._broke(error)
+
+    async def _dispatch_one(self) -> None:
+        """Acquire a lease when it is time to, and dial with it."""
+        while not self._may_dial():
+            self._change.clear()
+            await self._change.wait()
+        await asyncio.sleep(self._pause())
+        lease = await self._acquire()
+        # No await since the grant: a cancelled dispatcher loses none.
+        if lease is None:
+            return
+        if self._pause():
+            lease.let_go()  # a dial has failed meanwhile: leave the lease to others
+            return
         try:
-            while True:
-                while not self._may_dial():
-                    self._change.clear()
-                    await self._change.wait()
-                await asyncio.sleep(self._pause())
-                lease = await self._acquire()
-                # No await since the grant: a cancelled dispatcher loses none.
-                if lease is not None and self._pause():
-                    lease.let_go()  # a dial has failed meanwhile: leave the lease to others
-                elif lease is not None:
-                    self._spawn(self._begin(lease))
-        except TrackerClosed:
-            log.info("the pool ends: its tracker was closed")
+            self._spawn(self._begin(lease))
+        except BaseException:
+            lease.let_go()
+            raise
 
     def _spawn(self, dial: Dial[AsyncLease]) -> None:
         """Run a dial in a task of its own; its leases are released however the task ends."""
@@ -187,8 +200,6 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             raise
         except TrackdError as error:
             self._refused(error)
-        except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
-            self._broke(error)
         return None
 
     async def _adopt(self) -> None:
@@ -219,8 +230,11 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         finally:
             if not self._inherited:
                 self._end(dial, error)
-        for lease in self._leases_of(dial):
-            await lease.release()
+        try:
+            for lease in self._leases_of(dial):
+                await lease.release()
+        except Exception as failed:  # noqa: BLE001 - of a release, which the tracker completes
+            self._log_failed(failed)
         if self._is_suspicious():
             explained: dict[str, Any] = {}
             try:

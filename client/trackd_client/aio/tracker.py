@@ -99,7 +99,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     async def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
-        if not self._conversation.greeted:
+        if not self._conversation.said_hello:
             await self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
         self._log_skipped(skipped)
@@ -223,9 +223,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._begin()
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        # A call without a limit waits for a lease for ever, not for a daemon.
+        # A call without a limit waits for a lease forever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
-        await self._greet(begin_by)
+        await self._say_hello(begin_by)
         session = await self._open_session(begin_by)
         request = self._conversation.request(op, fields, deadline, session)
         # No await stands between the reply and the lease, so that a cancel cannot lose it there.
@@ -254,7 +254,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         """
         self._begin()
         deadline = boottime() + self.timeout
-        await self._greet(deadline)
+        await self._say_hello(deadline)
         if in_session and session is None:
             session = await self._open_session(deadline)
         stale = None if never_stale else deadline
@@ -312,8 +312,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         self._errand("cancel", {"target": request.seq}, session, settles=request)
 
-    async def _greet(self, deadline: float | None) -> None:
-        if not self._conversation.greeted:
+    async def _say_hello(self, deadline: float | None) -> None:
+        if not self._conversation.said_hello:
             hello = self._conversation.hello()
             self._conversation.take_hello(await self._exchange(hello, deadline))
 

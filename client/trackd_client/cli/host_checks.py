@@ -165,7 +165,7 @@ def check_unit(systemctl: str, unit: str) -> Finding:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("unit", NOTE, f"systemctl failed: {error}")
-    properties = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    properties = dict(line.split("=", 1) for line in done.stdout.split("\n") if "=" in line)
     active = properties.get("ActiveState", "")
     if properties.get("LoadState") == "not-found":
         return Finding("unit", NOTE, f"{unit} is not installed; started by hand?")

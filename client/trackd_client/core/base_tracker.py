@@ -120,6 +120,10 @@ class BaseTracker(Generic[LeaseT]):
             error=None if isinstance(error, OSError) else error,
         )
 
+    def _log_no_thread(self, error: BaseException) -> None:
+        """Log that the system refused the background thread, which a later call starts."""
+        self._limited_log.warning("no thread", "a later call starts the thread: %s", error)
+
     def _log_skipped(self, skipped: list[str]) -> None:
         if skipped:
             self._limited_log.warning("skipped", "%s", sentence_of(skipped))
@@ -263,3 +267,9 @@ def deadline_of(timeout: float | None) -> float | None:
 def own_fields(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a reply without the number that matches it."""
     return {name: value for name, value in body.items() if name != "seq"}
+
+
+def forget_fields(name: str | None, group: str | None, generation: int | None) -> dict[str, Any]:
+    """Return the fields of `forget`: those that were given."""
+    fields = {"name": name, "group": group, "generation": generation}
+    return {field: value for field, value in fields.items() if value is not None}

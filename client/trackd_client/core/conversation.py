@@ -103,7 +103,7 @@ class Conversation:
         self.name = name or ""
         self.labels = dict(labels or {})
         self.limits = Limits()
-        self.greeted = False
+        self.said_hello = False
         self.closed = False
         self.session: Session | None = None
         self._unopened: Session | None = None
@@ -206,8 +206,8 @@ class Conversation:
     def result(self, request: Request, reply: Reply) -> dict[str, Any]:
         """Return the fields of a reply, and mark its request as done, unless it grants a lease.
 
-        A request that grants is done once its lease is in good hands, see `settle`: until then,
-        `cancel` can take the lease back.
+        A request that grants is done once its lease is stored in the client, see `settle`: until
+        then, `cancel` can take the lease back.
 
         Raises:
             SessionLost: the daemon does not know the session any more.
@@ -219,7 +219,7 @@ class Conversation:
             self.settle(request)
         if code is None:
             return reply.body
-        message = str(reply.body.get("message", code))
+        message = _in_one_line(str(reply.body.get("message", code)))
         if code in LOST and request.session is not None and self.closed:
             # Ended by our own `close`: the daemon replies so to all requests that waited.
             raise TrackerClosed("the tracker was closed while the call was under way")
@@ -248,7 +248,7 @@ class Conversation:
         if isinstance(limits, dict):
             known = {name: limits[name] for name in Limits._fields if type(limits.get(name)) is int}
             self.limits = Limits(**known)
-        self.greeted = True
+        self.said_hello = True
 
     def check_cluster(self, fields: Mapping[str, Any]) -> None:
         """Check the cluster in the reply to `hello`.
@@ -326,6 +326,11 @@ def read_reply(frame: bytes) -> Reply | None:
         return decode_reply(frame)
     except ProtocolError as error:
         raise NoAnswer(f"what listens on the socket is not a trackd daemon: {error}") from None
+
+
+def _in_one_line(text: str) -> str:
+    """Return a daemon's sentence as programs log it: what no terminal prints is escaped."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _complement(outstanding: set[int], last: int) -> list[int]:

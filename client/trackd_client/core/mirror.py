@@ -8,10 +8,11 @@ in a row that an event added it is nil or empty.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from trackd_client.core.event import Event
+from trackd_client.core.arguments import check_type
+from trackd_client.core.event import Event
+from trackd_client.errors import BadArgument
 
 Row = dict[str, Any]
 
@@ -33,14 +34,24 @@ class Mirror:
     """
 
     def __init__(self, snapshot: Mapping[str, Any] | None = None) -> None:
+        """Begin with the rows of a snapshot, or without any.
+
+        Raises:
+            BadArgument: they are not the fields of a `snapshot` event.
+        """
         self.revision = 0
         self.proxies: dict[str, Row] = {}
         self.leases: dict[int, Row] = {}
         self.sessions: dict[int, Row] = {}
         if snapshot is not None:
-            self.revision = snapshot["revision"]
-            for of in LISTINGS:
-                self.put(of, snapshot[of])
+            try:
+                self.revision = snapshot["revision"]
+                for of in LISTINGS:
+                    self.put(of, snapshot[of])
+            except (KeyError, TypeError, ValueError) as error:
+                raise BadArgument(
+                    f"a mirror needs the fields of a `snapshot` event, not {snapshot!r:.100}"
+                ) from error
 
     def put(self, of: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows of a listing; a row replaces the one with the same key."""
@@ -50,7 +61,12 @@ class Mirror:
             table[row[key]] = dict(row)
 
     def apply(self, event: Event) -> None:
-        """Apply an event; one of an unknown kind changes only the revision."""
+        """Apply an event; one of an unknown kind changes only the revision.
+
+        Raises:
+            BadArgument: it is no `Event`.
+        """
+        check_type(event, Event, "event")
         self.revision = event.revision
         fields = event.fields
         match event.kind:
@@ -125,6 +141,8 @@ class Mirror:
         name, number, session = (event.fields[field] for field in ("name", "lease", "session"))
         row = self.leases.get(number)
         if row is not None:
+            if row["name"] not in (None, name):  # it held the same proxy under another name
+                self._unclaim(row["name"])
             row.update(name=name, claim_by=None)
         self._proxy(name).update(lease=number, session=session, pid=self._pid(session))
 

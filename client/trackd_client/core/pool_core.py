@@ -108,12 +108,18 @@ class PoolCore(Generic[LeaseT]):
         log.warning("no lease for now: %s", error)
         self._back_off(self._pace.failed() if retry_after is None else retry_after)
 
-    def _broke(self, error: Exception) -> None:
-        """Back off after an error that is not the daemon's: no descriptor is left, say."""
+    def _broke(self, error: BaseException) -> None:
+        """Back off after an error that is not the daemon's: no memory is left, say."""
         self._limited_log.warning(
-            type(error).__name__, "the pool cannot ask for a lease now: %r", error, error=error
+            type(error).__name__, "the pool cannot dial now: %r", error, error=error
         )
         self._back_off(self._pace.failed())
+
+    def _log_failed(self, error: BaseException) -> None:
+        """Log what a release raised."""
+        self._limited_log.warning(
+            f"release {type(error).__name__}", "a release raised %r", error, error=error
+        )
 
     def _begin(self, lease: LeaseT) -> Dial[LeaseT]:
         """Count a dial that begins, and follow the claims of its lease."""

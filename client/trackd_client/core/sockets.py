@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import inspect
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import zmq
 
-from trackd_client.errors import DaemonAbsent, NoAnswer, SystemRefused
+from trackd_client.errors import DaemonAbsent, NoAnswer, SystemRefused, TrackdError
 from trackd_client.wire.places import check_ipc_path
 
 #: Milliseconds until libzmq connects again: at first, and at most.
@@ -60,6 +61,20 @@ def check_room() -> None:
                 _thread.start_new_thread(_wait_for, (over,))
     except (OSError, RuntimeError) as error:
         raise system_error(error) from error
+
+
+def check_threads() -> None:
+    """Check that threads are threads of the system.
+
+    Raises:
+        TrackdError: gevent or eventlet has put greenlets in their place.
+    """
+    if not inspect.isbuiltin(_thread.start_new_thread):
+        raise TrackdError(
+            "threads are greenlets in this program (monkey.patch_all of gevent or eventlet), and a"
+            " call of Tracker would stop them all; patch with thread=False, or run the agent in a"
+            " process of its own"
+        )
 
 
 def _wait_for(lock: threading.Lock) -> None:

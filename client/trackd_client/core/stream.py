@@ -136,15 +136,22 @@ def read_log(
 ) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
     """Ask for the history after a revision, page by page, and return it as one reply.
 
+    When the daemon loses its state meanwhile, it is the history of the new state.
+
     Args:
         after: a revision.
         older: whether to begin with older events, between which there are gaps.
     """
     events: list[Event] = []
     until: int | None = None
+    first, state = after, None
     while True:
         fields = {"after": after, "limit": PAGE}
         reply = yield Ask("log", {**fields, "older": True} if older else fields)
+        if state is not None and reply.get("tracker_id") != state:
+            events, until, state, after = [], None, None, first
+            continue
+        state = reply.get("tracker_id")
         page = read_page(reply)
         events += page
         if until is None:
@@ -157,16 +164,22 @@ def read_log(
 def read_rows(of: str) -> Steps:
     """Ask for a listing, and yield each row once, also when it has to begin again.
 
+    When the daemon loses its state meanwhile, the rows of the new state follow.
+
     Raises:
         NoAnswer: it had to begin again too often.
     """
     seen: set[Any] = set()
+    state = None
     for attempt in range(TRIES):
         cursor = None
         while True:
             page = yield ask_page(of, cursor)
             if page is None:
                 break
+            if page.get("tracker_id") != state:
+                state = page.get("tracker_id")
+                seen.clear()
             fresh = [row for row in page["rows"] if row[KEYS[of]] not in seen]
             seen.update(row[KEYS[of]] for row in fresh)
             yield Rows(fresh)
@@ -214,7 +227,7 @@ class Stream:
         self._revision = 0  # everything up to it has been emitted
 
     def run(self) -> Steps:
-        """Emit all events, for ever."""
+        """Emit all events, forever."""
         yield from self._subscribe()
         yield from self._begin((yield from self._hello()))
         while True:
@@ -335,7 +348,7 @@ class Stream:
             cursor = None
             while True:
                 page = yield ask_page(of, cursor, self._page)
-                if page is None:
+                if page is None or not self._is_of_state(page):
                     return None
                 if of == LISTINGS[0] and cursor is None:
                     self._revision = mirror.revision = page["base"]
@@ -363,7 +376,11 @@ class Stream:
 
     def _log(self) -> Generator[Step, Any, list[Event]]:
         reply = yield Ask("log", {"after": self._revision, "limit": self._page})
-        return read_page(reply)
+        return read_page(reply) if self._is_of_state(reply) else []
+
+    def _is_of_state(self, reply: Mapping[str, Any]) -> bool:
+        """Return whether a reply may be of the state that is followed; old daemons do not say."""
+        return bool(reply.get("tracker_id", self._tracker_id) == self._tracker_id)
 
 
 def _pause_after(attempt: int) -> Pause:

@@ -114,6 +114,7 @@ class Connection:
         self.endpoint = endpoint
         self.connected = False
         self.was_connected = False
+        self._seen_connected = False  # by the monitor, whose events come later than replies
         self.abandoned = False
         self._wake_fd = wake.fd
         self._monitor: zmq.Socket[bytes] | None = None
@@ -154,7 +155,7 @@ class Connection:
         """Wait for the next thing to happen; the frame is empty but for a reply.
 
         Args:
-            seconds: how long at most, or None for ever. It may be over earlier.
+            seconds: how long at most, or None forever. It may be over earlier.
         """
         if seconds is not None:
             # Timed waits stand still in suspend, and the clock of deadlines does not.
@@ -180,7 +181,7 @@ class Connection:
         self.connected = read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT))
         if not self.connected:
             return Happened.DISCONNECTED, b""
-        again = self.was_connected
+        again, self._seen_connected = self._seen_connected, True
         self.was_connected = True
         # libzmq itself delivers what was sent before the first handshake.
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
@@ -250,7 +251,7 @@ class Connections:
             wake: for a borrower that is woken on its own; it gets a new connection.
             parks: whether it is for a call that waits for a lease.
             deadline: until when the call may wait for its turn, in seconds of CLOCK_BOOTTIME, or
-                None for ever.
+                None forever.
         """
         return Loan(self, wake, parks, deadline)
 
@@ -280,8 +281,8 @@ class Connections:
                 return connection
             loan.connection = None
             connection.close()
+        self._start()
         try:
-            self._start()
             loan.connection = Connection(
                 self._context, self.place.find(), loan.wake or self._closing
             )

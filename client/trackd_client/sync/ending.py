@@ -21,6 +21,7 @@ from trackd_client.core.place import Place
 from trackd_client.errors import PASSING, TrackdError
 from trackd_client.sync.connection import Connection, Connections, Happened
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.places import check_ipc_path
 
 #: Seconds that the thread of `end_later` tries over one connection.
 _TRY_SECONDS: Final = 5.0
@@ -70,17 +71,22 @@ def _end(conversation: Conversation, session: Session, place: Place) -> None:
     pid, pause = os.getpid(), _PAUSE
     while os.getpid() == pid:
         try:
-            connections = Connections(place)
-            try:
-                with connections.lend() as connection:
-                    if end_session(conversation, session, connection, _TRY_SECONDS):
-                        return
-            finally:
-                connections.close()
+            if check_ipc_path(place.find()).is_socket() and _try(conversation, session, place):
+                return
         except (TrackdError, zmq.ZMQError, OSError, MemoryError) as error:
             log.debug("a session cannot be ended yet: %s", error)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _try(conversation: Conversation, session: Session, place: Place) -> bool:
+    """Try to end a session over a connection of its own, and return whether that is done."""
+    connections = Connections(place)
+    try:
+        with connections.lend() as connection:
+            return end_session(conversation, session, connection, _TRY_SECONDS)
+    finally:
+        connections.close()
 
 
 def _answered(

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trackd_client.core.base_tracker import BaseTracker, log
+from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.conversation import (
     HEARTBEATS,
     LONGEST_RESEND,
@@ -137,13 +137,15 @@ class Keeper:
             thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
             thread.start()
         except (RuntimeError, MemoryError) as error:  # too many threads, or the interpreter ends
-            log.warning("the tracker's thread will be started by a later call: %s", error)
+            tracker = self._tracker()
+            if tracker is not None:
+                tracker._log_no_thread(error)
         else:
             self._thread = thread
         finally:
             self._starting = False
 
-    def _take_office(self) -> bool:
+    def _become_keeper(self) -> bool:
         """Make this thread the keeper's; return False when it is not needed.
 
         A start that an exception interrupted may have started it beside another one.
@@ -154,7 +156,7 @@ class Keeper:
             return self._thread is threading.current_thread()
 
     def _main(self) -> None:
-        if not self._take_office():
+        if not self._become_keeper():
             return
         while not self._stopping:
             try:

@@ -16,7 +16,7 @@ from trackd_client.core.lease import BaseLease
 from trackd_client.errors import UsedAfterFork
 
 #: The longest part of a wait in seconds.
-_SLICE: Final = 1.0
+_SLICE: Final = 2.0
 
 
 class Granter(Protocol):

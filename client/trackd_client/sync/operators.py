@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from trackd_client.core.base_tracker import BaseTracker, own_fields
+from trackd_client.core.base_tracker import BaseTracker, forget_fields, own_fields
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -119,7 +119,7 @@ class Operations(BaseTracker[LeaseT]):
             return own_fields(end.value)
 
     def events(self, *, snapshot: bool = True) -> Generator[Event, None, None]:
-        """Return what happens from now on, each change once and in order, for ever.
+        """Return what happens from now on, each change once and in order, forever.
 
         The first event is of the kind `snapshot`; those that follow lead on from it. Events that
         were lost on the way are fetched. When the daemon no longer has them, or has lost its
@@ -160,17 +160,26 @@ class Operations(BaseTracker[LeaseT]):
         """
         return own_fields(self._call("end_session", {"session": session}))
 
-    def forget(self, name: str) -> dict[str, Any]:
-        """Stop tracking a proxy until gossip about it is newer than what is known now.
+    def forget(
+        self, name: str | None = None, *, group: str | None = None, generation: int | None = None
+    ) -> dict[str, Any]:
+        """Stop tracking a proxy or a group until gossip is newer than what is known now.
+
+        Args:
+            name: a proxy; give this or `group`.
+            group: all proxies of a group, of all generations unless `generation` says which.
+            generation: only this one of the group; then gossip of others counts at once.
 
         Returns:
-            A map: `forgotten`; `claimed`, whether a lease still holds it; `until`, the moment
-            of the daemon's clock until which old gossip does not bring it back, or None.
+            A map: `forgotten`; `claimed`, whether a lease still holds one of them; `until`, the
+            moment of the daemon's clock until which old gossip does not bring them back, or None;
+            `count`, for a group: how many there were.
 
         Raises:
             PermissionRefused: this user is no administrator.
+            InvalidRequest: neither a proxy nor a group is given, or both.
         """
-        return own_fields(self._call("forget", {"name": name}))
+        return own_fields(self._call("forget", forget_fields(name, group, generation)))
 
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; `status` has the outcome.

@@ -174,19 +174,32 @@ class AgentPool(PoolCore[Lease]):
 
     def _dispatch(self) -> None:
         """Acquire and dial until the pool is drained."""
+        while not self._draining.is_set():
+            try:
+                self._dispatch_one()
+            except TrackerClosed:
+                log.info("the pool ends: its tracker was closed")
+                return
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - it passes, and the pool goes on
+                self._broke(error)
+
+    def _dispatch_one(self) -> None:
+        """Acquire a lease when it is time to, and dial with it."""
+        with self._room:
+            self._room.wait_for(self._may_dial)
+        while (pause := self._pause()) and not self._draining.wait(pause):
+            pass
+        lease = self._acquire()
+        if lease is None:
+            return
+        if self._draining.is_set() or self._pause():
+            lease.let_go()  # a dial has failed meanwhile: leave the lease to others
+            return
         try:
-            while not self._draining.is_set():
-                with self._room:
-                    self._room.wait_for(self._may_dial)
-                while (pause := self._pause()) and not self._draining.wait(pause):
-                    pass
-                lease = self._acquire()
-                if lease is not None and (self._draining.is_set() or self._pause()):
-                    lease.let_go()  # a dial has failed meanwhile: leave the lease to others
-                elif lease is not None:
-                    self._spawn(self._begin(lease))
-        except TrackerClosed:
-            log.info("the pool ends: its tracker was closed")
+            self._spawn(self._begin(lease))
+        except BaseException:
+            lease.let_go()
+            raise
 
     def _spawn(self, dial: Dial[Lease]) -> None:
         """Run a dial in a thread of its own. Without room for a thread the dial has failed."""
@@ -216,8 +229,6 @@ class AgentPool(PoolCore[Lease]):
                 raise
         except TrackdError as error:
             self._refused(error)
-        except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
-            self._broke(error)
         return None
 
     def _adopt(self) -> None:
@@ -252,10 +263,13 @@ class AgentPool(PoolCore[Lease]):
 
     def _finish(self, dial: Dial[Lease], error: BaseException | None) -> None:
         """Count how a dial ended, and release its leases."""
-        self._end(dial, error)
         try:
+            self._end(dial, error)
             for lease in self._leases_of(dial):
                 lease.release()
+        except Exception as failed:  # noqa: BLE001 - of a release, which the tracker completes
+            self._log_failed(failed)
+            self._let_go(dial)
         finally:
             self._gone(dial)
         self._check_stickiness()

@@ -25,7 +25,7 @@ from trackd_client.core.conversation import (
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
-from trackd_client.core.sockets import no_answer_error
+from trackd_client.core.sockets import check_threads, no_answer_error
 from trackd_client.errors import (
     TROUBLES,
     AcquireTimeout,
@@ -54,6 +54,7 @@ class Tracker(Operations[Lease]):
     """
 
     def _prepare(self) -> None:
+        check_threads()
         # A signal handler or a finalizer may call the tracker while its thread holds these.
         self._opening = threading.RLock()
         self._closing = threading.RLock()
@@ -95,7 +96,7 @@ class Tracker(Operations[Lease]):
 
     def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
-        if not self._conversation.greeted:
+        if not self._conversation.said_hello:
             self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
         self._log_skipped(skipped)
@@ -269,14 +270,14 @@ class Tracker(Operations[Lease]):
         """
         if deadline == BY_TIMEOUT:
             deadline = boottime() + self.timeout
-        # A call without a limit waits for a lease for ever, not for a daemon.
+        # A call without a limit waits for a lease forever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
         self._conversation.check_usable()
         self._keeper.ensure()
         try:
             with self._connections.lend(wake, parks=parks, deadline=deadline) as connection:
-                if not self._conversation.greeted:
-                    self._greet(connection, begin_by)
+                if not self._conversation.said_hello:
+                    self._say_hello(connection, begin_by)
                 if in_session and session is None:
                     session = self._open_session(connection, begin_by)
                 stale = None if never_stale else deadline
@@ -355,7 +356,7 @@ class Tracker(Operations[Lease]):
             return
         self._keeper.cancel(request, session)
 
-    def _greet(self, connection: Connection, deadline: float | None) -> None:
+    def _say_hello(self, connection: Connection, deadline: float | None) -> None:
         hello = self._conversation.hello()
         self._conversation.take_hello(self._exchange(connection, hello, deadline))
 

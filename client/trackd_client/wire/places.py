@@ -28,6 +28,8 @@ EVENTS_SUFFIX: Final = ".events"
 RUN: Final = Path("/run/trackd")
 #: sun_path has 108 bytes, and the last is a NUL (man 7 unix).
 MAX_PATH_BYTES: Final = 107
+#: Bytes that the escaped name of a cluster may have below RUN: 83.
+MAX_NAME_BYTES: Final = MAX_PATH_BYTES - len(f"{RUN}//{SOCKET_NAME}")
 
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + ":_.")
 _ESCAPED: Final = tuple(
@@ -151,7 +153,7 @@ def client_endpoint(
         would_be = RUN / escape(cluster)
         directories.insert(0, would_be)
     found = (directory for directory in directories if _is_socket(directory / SOCKET_NAME))
-    return _as_endpoint(str(next(found, would_be) / SOCKET_NAME))
+    return _endpoint_in(next(found, would_be))
 
 
 def daemon_endpoint(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> str:
@@ -180,7 +182,7 @@ def daemon_endpoint(environ: Mapping[str, str] = os.environ, uid: int | None = N
             "no place for the socket: $XDG_RUNTIME_DIR is not set to an absolute path "
             "(a login session sets it); pass --endpoint ipc:///PATH"
         )
-    return _as_endpoint(str(directory / SOCKET_NAME))
+    return _endpoint_in(directory)
 
 
 def daemon_state_dir(endpoint: str) -> Path:
@@ -206,6 +208,18 @@ def _given_endpoint(endpoint: str) -> str:
             f"cluster={endpoint!r}, for a socket write a path with a slash"
         )
     return found
+
+
+def _endpoint_in(directory: Path) -> str:
+    """Return the endpoint of the socket in a directory, which may be that of a cluster."""
+    name = os.fsencode(directory.name)
+    if directory.parent == RUN and len(name) > MAX_NAME_BYTES:
+        raise PlaceError(
+            f"the name of the cluster is too long: as systemd escapes it, it has {len(name)} bytes,"
+            f" and {MAX_NAME_BYTES} are allowed, because the path of a unix socket is limited;"
+            " give the daemon and its clients an endpoint with a shorter path"
+        )
+    return _as_endpoint(str(directory / SOCKET_NAME))
 
 
 def _as_endpoint(endpoint: str) -> str:

@@ -19,7 +19,7 @@ from trackd_client.wire.errors import ProtocolError
 
 VERSION: Final = 1
 #: Counts additions within version 1; `hello` has it.
-MINOR: Final = 0
+MINOR: Final = 1
 
 REQUEST: Final = 1
 REPLY: Final = 2
@@ -39,6 +39,8 @@ SESSIONLESS: Final = frozenset(
 WireEvent = tuple[int, float, float, str, Mapping[str, Any]]
 """A change: revision, CLOCK_BOOTTIME of the daemon, Unix time, kind, fields. Sent as an array."""
 
+#: Up to here a float holds every integer exactly.
+_EXACT: Final = 2.0**53
 # What msgpack raises for bytes that are no message of ours. `unpackb` has no common base class.
 _DECODE_ERRORS = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
@@ -168,8 +170,14 @@ def _look_closely(message: Any) -> tuple[int, dict[str, Any]] | None:
 def peek_seq(message: list[Any]) -> int:
     """Return the number of a request that cannot be served, as well as it can be read."""
     body = message[2] if len(message) > 2 else None
-    seq = body.get("seq") if type(body) is dict else None
-    return seq if type(seq) is int and 0 < seq <= MAX_UINT64 else 0
+    return read_seq(body.get("seq")) if type(body) is dict else 0
+
+
+def read_seq(value: object) -> int:
+    """Return the number of a request, also when it was sent as a float; 0: it cannot be read."""
+    if type(value) is float and value.is_integer() and value <= _EXACT:
+        value = int(value)
+    return value if type(value) is int and 0 < value <= MAX_UINT64 else 0
 
 
 def decode_reply(frame: bytes) -> Reply | None:

@@ -42,7 +42,7 @@ from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.frames import fast_send
-from trackd_client.wire.protocol import FRAME_SLACK, REQUEST, decode
+from trackd_client.wire.protocol import FRAME_SLACK, REQUEST, decode, read_seq
 
 #: Requests received before their batch is committed and answered.
 BATCH = 128
@@ -315,7 +315,7 @@ class RouterMailbox:
                 # Its traceback would hold on to all that was decoded, and this frame to it.
                 problem = error.with_traceback(None)
                 problem.__context__ = None
-                seq = error.seq
+                seq = error.seq or read_seq(body.get("seq"))
         op = body.get("op")
         self._part_over = type(op) is str and op in self._costly
         call = Call(self._outbox, route, peer, seq, body, problem)

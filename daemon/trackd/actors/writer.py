@@ -138,6 +138,7 @@ class TrackerActor(SupervisedActor):
         touch = (lambda _key: None) if store is None else store.touch
         self._decide = Decisions(state, self._config, self._runtime.metrics, touch)
         self._decide.begin(self._moment)
+        self._decide.began = self._moment
         self._decide.advice.changed(self._moment)
         self._replies = Replies(self._decide, self._mailbox.send, self._config.max_outstanding)
         self._requests = Requests(self._context())

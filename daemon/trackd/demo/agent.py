@@ -43,7 +43,7 @@ class Tunnel:
             yield from self._lines
 
     def hang_up(self) -> None:
-        """Tells the proxy that the tunnel is over; it closes its side in return."""
+        """Sends the proxy the end of the tunnel; it closes its side in return."""
         with suppress(OSError):  # the proxy was faster
             self._connection.shutdown(socket.SHUT_WR)
 
@@ -66,8 +66,8 @@ class Agent:
     def dial(self, lease: Lease) -> None:
         """Dials once and, if that reached a proxy which no lease holds, keeps the tunnel.
 
-        The pool releases the lease after this, with the tunnel closed, so that whoever is next
-        to claim the proxy cannot overlap with us.
+        The pool releases the lease after this, with the tunnel closed, so that the next
+        claim of the proxy cannot overlap with this one.
         """
         with self._connect() as tunnel:
             if not lease.claim(*tunnel.principals):

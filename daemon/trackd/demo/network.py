@@ -1,7 +1,7 @@
 """A simulated network: a load balancer on loopback TCP, and the proxies behind it.
 
-Nobody can choose which proxy a dial reaches: the balancer picks one at random. The proxies tell
-the truth for the demo's checks, because only they see every dial and every tunnel. Nothing in
+Nobody can choose which proxy a dial reaches: the balancer picks one at random. The demo's
+checks believe the proxies, because only they see every dial and every tunnel. Nothing in
 here talks to the daemon, and nothing trusts an agent: what is checked is what proxies saw.
 
 What goes over a connection, line by line:
@@ -257,7 +257,7 @@ class Network:
         while True:
             gossip = self._gossip()
             for tunnel in self.tunnels:
-                # An agent that waits for an absent daemon does not read; it hears it later.
+                # An agent that waits for an absent daemon does not read; it gets gossip later.
                 if not tunnel.writer.transport.get_write_buffer_size():
                     tunnel.writer.write(gossip)
             await asyncio.sleep(GOSSIP_INTERVAL)

@@ -38,13 +38,13 @@ class Play:
 
     Attributes:
         stage: The daemon, the agents, the network.
-        tell: Shows one event to a person.
+        show: Shows one event to a person.
         agents: How many agents there should be.
         proxies: How many proxies there should be.
     """
 
     stage: Stage
-    tell: Callable[[str], None]
+    show: Callable[[str], None]
     agents: int
     proxies: int
 
@@ -70,14 +70,14 @@ class Play:
 async def cold_start(play: Play) -> float:
     """Agents that know nothing find every proxy."""
     await play.stage.start_daemon()
-    play.tell("the daemon answers")
+    play.show("the daemon answers")
     for number, group in enumerate(GROUPS):
         share = len(range(number, play.proxies, len(GROUPS)))
         play.network.deploy(group, generation=1, count=share)
     start = monotonic()
     for _ in range(play.agents):
         play.stage.start_agent()
-    play.tell(f"{play.agents} agents start, and know of no proxy; there are {play.proxies}")
+    play.show(f"{play.agents} agents start, and know of no proxy; there are {play.proxies}")
     await play.stage.until(
         "every agent has a session and every proxy its tunnel",
         lambda counts: counts.sessions == play.agents and play.is_full_mesh(counts),
@@ -92,16 +92,16 @@ async def roll_out(play: Play) -> float:
     start = monotonic()
     new = network.deploy(ROLLED_OUT, old[0].generation + 1, len(old))
     network.drain(old)
-    play.tell(f"{ROLLED_OUT}: generation {new[0].generation} appears, the old one drains")
+    play.show(f"{ROLLED_OUT}: generation {new[0].generation} appears, the old one drains")
     await play.full_mesh()
     seconds = monotonic() - start
     early = [proxy.name for proxy in old if network.ledger.holder(proxy.name) is None]
     if early:
         raise SceneFailedError(f"tunnels were closed before their proxies ended: {early}")
-    play.tell("every new proxy has its tunnel, and the old tunnels are still there")
+    play.show("every new proxy has its tunnel, and the old tunnels are still there")
     await play.stage.pause(DRAIN_TIME)
     network.remove(old)
-    play.tell("the old proxies end; their claims go, and then gossip of them expires")
+    play.show("the old proxies end; their claims go, and then gossip of them expires")
     await play.stage.until(
         "nothing old is claimed or tracked",
         lambda counts: (
@@ -121,7 +121,7 @@ async def peering(play: Play) -> float:
     start = monotonic()
     network.restart(restarted)
     ledger.forget_most_kept()
-    play.tell(f"connection count {count}; {len(restarted)} proxies restart and drop their tunnels")
+    play.show(f"connection count {count}; {len(restarted)} proxies restart and drop their tunnels")
     await play.stage.until(
         f"there are {count} tunnels",
         lambda counts: ledger.kept == count and (counts.claimed, counts.in_flight) == (count, 0),
@@ -131,7 +131,7 @@ async def peering(play: Play) -> float:
     if ledger.most_kept != count:
         raise SceneFailedError(f"{ledger.most_kept} tunnels were open at once, not {count}")
     await play.stage.set_connection_count(0)
-    play.tell(f"{count} came back and no more; connection count 0: back to the full mesh")
+    play.show(f"{count} came back and no more; connection count 0: back to the full mesh")
     await play.full_mesh()
     return seconds
 
@@ -156,7 +156,7 @@ async def replace_busiest(play: Play, end: Callable[[Child], Awaitable[None]]) -
     start = monotonic()
     await end(busiest)
     new = stage.start_agent()
-    play.tell(f"{busiest.name} is gone and leaves {len(held)} proxies; {new.name} starts")
+    play.show(f"{busiest.name} is gone and leaves {len(held)} proxies; {new.name} starts")
     await stage.until(
         f"others hold what {busiest.name} held, and {new.name} has its place",
         lambda counts: (
@@ -177,10 +177,10 @@ async def daemon_killed(play: Play) -> float:
     untouched = network.tunnels
     start = monotonic()
     play.stage.kill_daemon()
-    play.tell(f"the daemon is killed while {len(untouched)} tunnels are open")
+    play.show(f"the daemon is killed while {len(untouched)} tunnels are open")
     await sleep(DOWN_TIME)
     await play.stage.start_daemon()
-    play.tell("the daemon is back")
+    play.show("the daemon is back")
     await play.full_mesh()
     seconds = monotonic() - start
     if lost := untouched - network.tunnels:
@@ -265,9 +265,9 @@ async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -
         network = Network(CLUSTER, rng)
         stage = Stage(Path(directory), network)
         view = open_view(stage, [scene.title for scene in SCENES], plain=plain)
-        view.tell(f"{agents} agents, {proxies} proxies, seed {seed}")
+        view.show(f"{agents} agents, {proxies} proxies, seed {seed}")
         playing = asyncio.create_task(
-            play_all(Play(stage, view.tell, agents, proxies), view, played)
+            play_all(Play(stage, view.show, agents, proxies), view, played)
         )
         drawing = asyncio.create_task(view.draw())
 

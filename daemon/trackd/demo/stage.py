@@ -99,7 +99,7 @@ class Stage:
         self.counts = None
 
     async def set_connection_count(self, count: int) -> None:
-        """Tells the daemon how many connections there should be; 0 means one to each proxy."""
+        """Sets how many connections there should be; 0 means one to each proxy."""
         await self._ask(lambda tracker: tracker.set_connection_count(count))
 
     async def look(self) -> None:
@@ -163,7 +163,7 @@ class Stage:
 
         Args:
             what: What that is, for the message.
-            is_true: Tells whether it is, from what the daemon has just said of itself and from
+            is_true: Returns whether it is, from the daemon's counts of this moment and from
                 the network as it is then.
 
         Raises:

@@ -49,17 +49,17 @@ class View(Protocol):
     def breath(self) -> float:
         """Seconds between two scenes, for eyes to follow."""
 
-    def tell(self, text: str) -> None:
-        """Tells one event."""
+    def show(self, text: str) -> None:
+        """Shows one event."""
 
     def begin(self, title: str) -> None:
-        """Tells that a scene begins."""
+        """Shows that a scene begins."""
 
     def end(self, played: Played) -> None:
-        """Tells how the scene ended."""
+        """Shows how the scene ended."""
 
     async def draw(self) -> None:
-        """Draws for ever, until it is cancelled."""
+        """Draws forever, until it is cancelled."""
 
 
 class Lines:
@@ -72,21 +72,21 @@ class Lines:
         self._begun = 0
         self._start = monotonic()
 
-    def tell(self, text: str) -> None:
-        """Tells one event."""
+    def show(self, text: str) -> None:
+        """Shows one event."""
         print(f"{monotonic() - self._start:5.1f}s  {text}", flush=True)  # noqa: T201
 
     def begin(self, title: str) -> None:
-        """Tells that a scene begins."""
+        """Shows that a scene begins."""
         self._begun += 1
-        self.tell(f"scene {self._begun} of {self._scenes}: {title}")
+        self.show(f"scene {self._begun} of {self._scenes}: {title}")
 
     def end(self, played: Played) -> None:
-        """Tells how the scene ended."""
+        """Shows how the scene ended."""
         if played.failure:
-            self.tell(f"FAILED: {played.failure}")
+            self.show(f"FAILED: {played.failure}")
         else:
-            self.tell(f"converged in {played.converged_in:.2f} s, {played.dials} dials")
+            self.show(f"converged in {played.converged_in:.2f} s, {played.dials} dials")
 
     async def draw(self) -> None:
         """Nothing to draw."""
@@ -107,17 +107,17 @@ class Picture:
         self._start = monotonic()
         self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
 
-    def tell(self, text: str) -> None:
-        """Tells one event."""
+    def show(self, text: str) -> None:
+        """Shows one event."""
         self._events.append(f"{monotonic() - self._start:5.1f}s  {text}")
 
     def begin(self, title: str) -> None:
-        """Tells that a scene begins."""
+        """Shows that a scene begins."""
         del title  # the list of scenes shows it
         self._scene_start = monotonic()
 
     def end(self, played: Played) -> None:
-        """Tells how the scene ended."""
+        """Shows how the scene ended."""
         self._played.append(played)
         self._scene_start = None
 

@@ -1,7 +1,7 @@
 """A log that never holds up the code that logs: a bounded queue, and a thread that writes.
 
 Standard error may be a pipe without a reader, a terminal that is stopped with Ctrl-S,
-or a journal that does not keep up. A write to it then waits, maybe for ever. Only the thread
+or a journal that does not keep up. A write to it then waits, maybe forever. Only the thread
 waits; when the queue is full, lines are dropped and counted. A line that repeats the one before
 it is counted too, and written once with the number of its repetitions.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from trackd.config.exits import LockHeldError, UnusableError, reason_of
 from trackd.host.lock import STATE_LOCK, Lock, acquire_lock
+from trackd.host.logs import fields
 from trackd.host.own_files import find_directory_problem
 from trackd.host.own_paths import OwnPaths
 from trackd_client.wire.places import EVENTS_SUFFIX, SCHEME, PlaceError, check_ipc_path
@@ -28,6 +30,8 @@ from trackd_client.wire.places import EVENTS_SUFFIX, SCHEME, PlaceError, check_i
 if TYPE_CHECKING:
     from trackd.config.settings import Config
 
+
+log = logging.getLogger("trackd")
 
 #: Connections that wait to be accepted: all agents of a host may connect at the same moment.
 _BACKLOG: Final = 4096
@@ -239,6 +243,32 @@ class Places:
                 os.chown(path, -1, group, follow_symlinks=False)
         bound.setblocking(False)  # libzmq accepts until no connection is left
         return bound.detach()
+
+    def adopt(self, path: Path, descriptor: int, mode: int) -> int:
+        """Return the descriptor of the socket to serve, of two: systemd's, or a new one.
+
+        systemd does not notice when its socket is removed, and passes it on to each new process.
+
+        Args:
+            path: where systemd listens.
+            descriptor: its socket.
+            mode: who may connect to a new socket, when the earlier one cannot say.
+
+        Raises:
+            LockHeldError: another process listens on the path.
+            UnusableError: the path cannot be used.
+        """
+        with contextlib.suppress(OSError):
+            if _is_listened_on(path):
+                self.own.add(path, "socket")
+                return descriptor
+            mode = stat.S_IMODE(path.lstat().st_mode)  # a socket that this daemon bound before
+        log.error(
+            "the socket on which systemd listens was removed; restart the socket unit",
+            extra=fields(path=str(path)),
+        )
+        os.close(descriptor)
+        return self.listen(path, mode)
 
     def close(self) -> None:
         """Remove the lock files and release the locks."""

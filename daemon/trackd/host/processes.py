@@ -56,7 +56,7 @@ def parse_address(address: str) -> Peer | None:
 def start_time(pid: int) -> int | None:
     """Return the start of a process in clock ticks since boot, or None.
 
-    Pids are reused; a pid with its start names one process for ever. None means that the process
+    Pids are reused; a pid with its start names one process forever. None means that the process
     is gone, is a zombie, or that /proc hides it.
 
     Raises:

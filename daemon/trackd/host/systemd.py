@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from trackd.config.exits import UnusableError
+from trackd.config.exits import UnusableError, reason_of
 
 #: The first descriptor that systemd passes.
 _FIRST_FD: Final = 3
@@ -87,7 +87,13 @@ def listening_socket(environ: Mapping[str, str], path: Path) -> int | None:
     count = environ.get("LISTEN_FDS", "")
     if count != "1":
         raise UnusableError(f"systemd passes {count or 'no'} sockets; the daemon serves one")
-    with socket.socket(fileno=os.dup(_FIRST_FD)) as passed:
+    try:
+        passed = socket.socket(fileno=os.dup(_FIRST_FD))
+    except OSError as error:
+        raise UnusableError(
+            f"systemd passes no socket as descriptor {_FIRST_FD}: {reason_of(error)}"
+        ) from None
+    with passed:
         os.set_inheritable(_FIRST_FD, False)
         unix = passed.family == socket.AF_UNIX and passed.type == socket.SOCK_STREAM
         if not unix or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

@@ -24,11 +24,11 @@ const seenEvents = new Set();
 
 // -- showing --------------------------------------------------------------------------------------
 
-function showSummary(status, why) {
-  const [mood, sentence] = verdict(status);
+function showSummary(status, why, sinceDial) {
+  const [mood, sentence] = verdict(status, sinceDial);
   const words = sentence[0].toUpperCase() + sentence.slice(1);
   setText(byId("verdict"), words);
-  const reasons = reasonsOf(status, why);
+  const reasons = reasonsOf(status, why, sinceDial);
   byId("why").hidden = reasons.length === 0;
   byId("why").replaceChildren(...reasons.flatMap((reason) => [reason, " "]));
   if (document.body.dataset.mood !== mood) setText(byId("spoken"), words); // aloud, but not each number
@@ -111,7 +111,7 @@ function showEvents(events) {
     list.prepend(item);
   }
   while (list.children.length > 50) list.lastChild.remove();
-  if (seenEvents.size > 5000) { // what is not told any more is not told again
+  if (seenEvents.size > 5000) { // what the daemon does not send any more needs no key
     seenEvents.clear();
     for (const [revision, wall, kind] of events) seenEvents.add(`${revision} ${kind} ${wall}`);
   }
@@ -141,8 +141,8 @@ function showGroups() {
     generations.get(generation).push(proxy);
   }
   const size = listing.proxies.length > 400 ? 11 : listing.proxies.length > 120 ? 15 : 22;
-  const told = new Map(now.status.groups.map((group) => [`g${group.group}`, group]));
-  for (const key of told.keys()) if (!groups.has(key)) groups.set(key, new Map());
+  const counted = new Map(now.status.groups.map((group) => [`g${group.group}`, group]));
+  for (const key of counted.keys()) if (!groups.has(key)) groups.set(key, new Map());
   const keys = [...groups.keys()].sort((a, b) => (a === "question") - (b === "question") || natural.compare(a, b));
   const kept = new Set();
   for (const key of keys) {
@@ -155,8 +155,8 @@ function showGroups() {
     const generations = [...groups.get(key)].sort(([a], [b]) => compareWide(b, a));
     const total = generations.reduce((sum, [, proxies]) => sum + proxies.length, 0);
     card.classList.toggle("wide", total * (size + 4) > 1800);
-    showCount(card.querySelector(".of"), told.get(key), total);
-    showGenerations(card.lastChild, generations, told.get(key), size, kept);
+    showCount(card.querySelector(".of"), counted.get(key), total);
+    showGenerations(card.lastChild, generations, counted.get(key), size, kept);
   }
   for (const [key, card] of cards) {
     if (!groups.has(key)) {
@@ -366,7 +366,7 @@ async function refresh() {
     listing = await ask("/api/proxies");
     [listingAsOf, listingAt] = [asOf, lastSeen];
   }
-  showSummary(now.status, now.why);
+  showSummary(now.status, now.why, secondsSinceDial(now));
   showRates();
   showEvents(now.events);
   showGroups();

@@ -1,8 +1,9 @@
 "use strict";
-// What the status page says, and how: text that hides nothing, what a proxy is called, why some are
-// missing, what an event tells. It shows nothing by itself; page.js does.
+// What the status page says, and how: text that hides nothing, the name of a proxy, why some are
+// missing, a sentence for each event. It shows nothing by itself; page.js does.
 
 const FEW = 10; // claims from which something can be said
+const DIALLING = 10; // seconds after a dial began in which agents count as dialling: they pause between dials
 const ONE_LINE = 20; // characters that fit into one line of the narrowest column of names
 const MOST_LABELS = 8; // of a domain that names share
 
@@ -12,7 +13,7 @@ const number = new Intl.NumberFormat("en");
 
 // -- text -----------------------------------------------------------------------------------------
 
-// Make visible what would not be, or would turn the text around it.
+// Make visible what is not, and what turns the direction of the text beside it.
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
 function plain(text) {
   if (text === "") return '""';
@@ -81,8 +82,15 @@ function stateOf(proxy) {
 
 const proxiesOf = (count) => (count === 1 ? "1 proxy" : `${number.format(count)} proxies`);
 
+// Seconds since the last dial began; null when that is too long ago to count, or unknown.
+function secondsSinceDial(state) {
+  const begun = state.events.findLast(([, , kind, fields]) => kind === "lease_granted" && fields.reason !== "adopt");
+  const ago = begun ? Math.max(0, state.wall - begun[1]) : Infinity;
+  return ago <= DIALLING ? ago : null;
+}
+
 // The headline: the same sentences as `trackctl status`.
-function verdict(status) {
+function verdict(status, sinceDial) {
   const { target, desired, inflight } = status;
   const missing = target - status.claimed_desired;
   if (status.store === "failing") return ["bad", "changes cannot be stored; agents are refused until they can be"];
@@ -93,16 +101,17 @@ function verdict(status) {
   if (missing <= 0) return ["good", target === 1 ? "the only proxy has a tunnel" : `all ${number.format(target)} proxies have a tunnel`];
   const wanted = target < desired ? `${number.format(target)} wanted connection${target === 1 ? "" : "s"}` : proxiesOf(target);
   const lacking = `${number.format(missing)} of ${wanted} ${missing === 1 ? "has" : "have"} no tunnel`;
+  if (!inflight && sinceDial !== null) return ["warn", `${lacking}; the last dial began ${duration(sinceDial)} ago`];
   if (!inflight) return ["warn", `${lacking}; no agent is dialling`];
   return ["warn", `${lacking}; ${inflight === 1 ? "1 agent is" : `${number.format(inflight)} agents are`} dialling`];
 }
 
-// Why proxies are missing, as far as the daemon can tell.
-function reasonsOf(status, why) {
+// Why proxies are missing, as far as the daemon knows.
+function reasonsOf(status, why, sinceDial) {
   if (status.target <= status.claimed_desired) return [];
   const reasons = [];
   if (why.reason === "budget") reasons.push(`The dial budget allows the next dial in ${duration(why.retry_after)}.`);
-  if (why.reason === "need" && !status.inflight && !status.waiting) reasons.push("No agent asks for a lease at this moment.");
+  if (why.reason === "need" && !status.inflight && !status.waiting && sinceDial === null) reasons.push("No agent asks for a lease at this moment.");
   const { claims, duplicates, met } = why.recent;
   if (claims + duplicates >= FEW && duplicates > claims) {
     reasons.push(`Of the last ${claims + duplicates} claims, ${duplicates} met a proxy that has a tunnel already, most often `,
@@ -126,7 +135,9 @@ const SENTENCES = {
   lease_released: (f) => f.name === null || f.name === undefined
     ? ["lease ", f.lease, `, which had claimed nothing: ${because(f.cause)}`]
     : ["lease ", f.lease, ", which held ", name(f.name), ": ", because(f.cause)],
-  proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
+  proxy_claimed: (f) => f.before === undefined
+    ? [name(f.name), " claimed by lease ", f.lease]
+    : [name(f.name), " is what gossip calls ", name(f.before), ", which lease ", f.lease, " holds"],
   proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
   proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
   proxy_expired: (f) => [name(f.name), " expired"],

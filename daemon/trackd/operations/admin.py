@@ -8,7 +8,10 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import Fields, Operation
 from trackd.sessions.sessions import Session
-from trackd_client.wire.checks import check_count, check_name
+from trackd.state.forgetting import forget_group
+from trackd_client.errors import Code
+from trackd_client.wire.checks import check_count, check_name, check_text
+from trackd_client.wire.errors import ProtocolError
 
 
 def force_release(context: Context, call: Call, _session: Session) -> Fields:
@@ -35,7 +38,11 @@ def end_session(context: Context, call: Call, _session: Session) -> Fields:
 
 
 def forget(context: Context, call: Call, _session: Session) -> Fields:
-    """Stop tracking a proxy until newer gossip mentions it."""
+    """Stop tracking a proxy, or a group, until newer gossip mentions it."""
+    if call.body.get("group") is not None:
+        return _forget_group(context, call)
+    if call.body.get("generation") is not None:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "generation needs a group")
     name = check_name(call.body.get("name"), "name", context.config.max_name)
     assert call.peer is not None
     tombstone = context.decide.forget(name, call.peer)
@@ -44,6 +51,29 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
         return {"forgotten": False, "claimed": claimed, "until": None}
     log_act(context, call, "forget", proxy=name)
     return {"forgotten": True, "claimed": claimed, "until": tombstone.until}
+
+
+def _forget_group(context: Context, call: Call) -> Fields:
+    if call.body.get("name") is not None:
+        raise ProtocolError(Code.INVALID_ARGUMENT, "name and group exclude each other")
+    group = check_text(call.body["group"], "group", context.config.max_name)
+    generation = call.body.get("generation")
+    if generation is not None:
+        check_count(generation, "generation")
+    assert call.peer is not None
+    forgotten = forget_group(context.decide, group, generation, call.peer)
+    if forgotten is None:
+        return {"forgotten": False, "claimed": False, "until": None, "count": 0}
+    log_act(
+        context, call, "forget", group=group, generation=generation, proxies=len(forgotten.names)
+    )
+    tracker = context.state.tracker
+    return {
+        "forgotten": True,
+        "claimed": any(tracker.holder(name) is not None for name in forgotten.names),
+        "until": forgotten.until,
+        "count": len(forgotten.names),
+    }
 
 
 def reload(context: Context, call: Call, _session: Session) -> Fields:

@@ -6,12 +6,12 @@ import contextlib
 import logging
 from typing import Any, Final
 
-from trackd.host.logs import fields as about
+from trackd.host.logs import fields as log_fields
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import quotas
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
-from trackd.operations.operation import PARKED, Fields, Operation
+from trackd.operations.operation import PARKED, Fields, Operation, value_of
 from trackd.operations.replies import grant_fields
 from trackd.rules.tracker import GossipRow
 from trackd.sessions.identity import Peer, Process
@@ -25,7 +25,7 @@ from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS, MINOR, VERS
 log = logging.getLogger("trackd.agents")
 
 #: What this daemon can do beyond minor version 0; `hello` lists it.
-FEATURES: tuple[str, ...] = ()
+FEATURES: tuple[str, ...] = ("state_in_replies", "stale_reply", "older_events")
 _INT64 = 2**63
 
 
@@ -47,9 +47,9 @@ def hello(context: Context, _call: Call) -> Fields:
     }
 
 
-def ping(_context: Context, _call: Call) -> Fields:
-    """Return an empty reply, which shows that the daemon serves."""
-    return {}
+def ping(context: Context, _call: Call) -> Fields:
+    """Return a reply, which shows that the daemon serves, and which state."""
+    return context.state_fields()
 
 
 def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fields:
@@ -61,9 +61,9 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
             Code.WRONG_CLUSTER,
             f"this daemon serves the cluster {context.config.cluster_name!r}, not {cluster!r:.99}",
         )
-    name = check_text(body.get("name", ""), "name", context.config.max_name)
-    version = check_text(body.get("version", ""), "version", context.config.max_name)
-    labels = body.get("labels", {})
+    name = check_text(value_of(body, "name", ""), "name", context.config.max_name)
+    version = check_text(value_of(body, "version", ""), "version", context.config.max_name)
+    labels = value_of(body, "labels", {})
     if type(labels) is not dict:
         raise ProtocolError(Code.INVALID_ARGUMENT, "labels must be a map")
     if len(labels) > MAX_LABELS:
@@ -249,7 +249,7 @@ def _limit_ttls(context: Context, session: Session, rows: list[GossipRow]) -> No
             runtime.logged_max_ttl = most
             log.warning(
                 "gossip with a TTL above max_ttl; counted from now on, and not logged again",
-                extra=about(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
+                extra=log_fields(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
             )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from trackd.config.settings import Config
-from trackd.host.logs import fields as about
+from trackd.host.logs import fields as log_fields
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
 from trackd.operations.replies import Replies
@@ -40,20 +41,24 @@ class Context:
     runtime: Runtime
     now: Callable[[], float]
 
+    def state_fields(self) -> dict[str, Any]:
+        """Return the fields of a reply that name the state that it describes."""
+        return {"epoch": self.state.epoch, "tracker_id": self.state.tracker_id}
+
 
 def log_act(context: Context, call: Call, operation: str, **values: object) -> None:
     """Log and count an act of an admin."""
     assert call.peer is not None
     context.runtime.metrics.admin_acts[operation] += 1
     who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
-    log.info("admin act", extra=about(**who, **values))
+    log.info("admin act", extra=log_fields(**who, **values))
 
 
 def log_refused_act(call: Call, operation: str) -> None:
     """Log an act that was refused because the peer is not an admin."""
     assert call.peer is not None
     who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
-    log.warning("admin act refused", extra=about(**who))
+    log.warning("admin act refused", extra=log_fields(**who))
 
 
 def store_word(context: Context) -> str:

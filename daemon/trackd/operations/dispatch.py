@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from trackd.host.logs import fields as about
+from trackd.host.logs import fields as log_fields
 from trackd.operations import admin, agents, quotas, reports
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_refused_act
@@ -69,7 +69,7 @@ class Requests:
         if type(op) is not str or op not in OPERATIONS:
             raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {op!r:.80}")
         call.op = op
-        if body.get("namespace", "") != "":
+        if body.get("namespace") not in (None, ""):
             raise ProtocolError(Code.INVALID_ARGUMENT, 'namespace must be ""')
         if call.peer is None:
             raise ProtocolError(
@@ -90,7 +90,7 @@ class Requests:
         if session.process is None:
             self.decide.note_sign_of_life(session)
         session.live.requests += 1
-        if "done" in body:
+        if body.get("done") is not None:
             done = check_done(body["done"], self._max_done_ranges)
             # It can end a wait, which must be stored; it comes again with each request.
             if self.context.runtime.store_problem is None:
@@ -156,7 +156,8 @@ class Requests:
             **{key: fields[key] for key in _OUTCOMES if key in fields},
         }
         log.debug(
-            "request", extra=about(**{key: each for key, each in shown.items() if each is not None})
+            "request",
+            extra=log_fields(**{key: each for key, each in shown.items() if each is not None}),
         )
 
     def _without_session(self, call: Call, op: str, token: bytes, peer: Peer) -> bytes | None:
@@ -196,8 +197,23 @@ class Requests:
             )
 
     def _is_stale(self, call: Call) -> bool:
+        """Return whether a request is to be dropped because it arrived after its deadline.
+
+        Raises:
+            ProtocolError: it did, and its client wants to know.
+        """
         deadline = call.body.get("deadline")
-        return deadline is not None and check_seconds(deadline, "deadline") < self.context.now()
+        if deadline is None:
+            return False
+        late = self.context.now() - check_seconds(deadline, "deadline")
+        wanted = call.body.get("reply_if_stale")
+        if late <= 0 or wanted is None or wanted is False:
+            return late > 0
+        if wanted is not True:
+            raise ProtocolError(Code.INVALID_ARGUMENT, "reply_if_stale must be a boolean")
+        raise ProtocolError(
+            Code.STALE, f"the request arrived {late:.3g} s after its deadline and was not handled"
+        )
 
     def _check_room(self, session: Session) -> None:
         if not self.replies.has_number(session):

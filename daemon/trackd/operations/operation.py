@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from trackd.operations.call import Call
@@ -37,6 +37,12 @@ class Operation(NamedTuple):
 
 #: The daemon's own request to itself; not a part of the protocol.
 PROBE: Final = "probe"
+
+
+def value_of(body: Mapping[str, Any], field: str, default: Any) -> Any:
+    """Return an optional field of a request, or its default when it is missing or nil."""
+    value = body.get(field)
+    return default if value is None else value
 
 
 def names_of(call: Call) -> list[Any] | None:

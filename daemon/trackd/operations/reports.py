@@ -15,7 +15,7 @@ from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import metrics
-from trackd.operations.operation import PROBE, Fields, Operation, names_of
+from trackd.operations.operation import PROBE, Fields, Operation, names_of, value_of
 from trackd.operations.quotas import allowed_by, list_users
 from trackd.operations.snapshot import limit_of, proxy_row, snapshot
 from trackd.state.changes import Probed
@@ -89,6 +89,7 @@ def status(context: Context, _call: Call) -> Fields:
                 "tracked": group.tracked,
                 "desired": group.desired,
                 "claimed": group.claimed,
+                "source": state.sources.describe(tracker.source_of(group.name), state.sessions),
             }
             for group in tracker.first_groups()
         ],
@@ -103,7 +104,7 @@ def status(context: Context, _call: Call) -> Fields:
 
 def explain(context: Context, call: Call) -> Fields:
     """Return the figures of rule 6 and its decision now, or all that is known of one name."""
-    if "name" in call.body:
+    if call.body.get("name") is not None:
         return _explain_name(
             context, check_name(call.body["name"], "name", context.config.max_name)
         )
@@ -167,6 +168,7 @@ def _explain_name(context: Context, name: str) -> Fields:
         why = "missing" if row["desired"] else "old_generation"
     else:
         why = "unknown" if tombstone is None else "forgotten"
+    group_source = tracker.source_of(row["group"]) if row["tracked"] else None
     aliases = [] if lease is None else state.leases[lease].principals
     return {
         "name": name,
@@ -176,6 +178,8 @@ def _explain_name(context: Context, name: str) -> Fields:
         "aliases": [alias for alias in aliases if alias != meant],
         "tombstone": None if tombstone is None else tombstone._asdict(),
         "proxy": row,
+        "source": state.sources.describe(row["mentioned_by"], state.sessions),
+        "group_source": state.sources.describe(group_source, state.sessions),
     }
 
 
@@ -200,8 +204,8 @@ def config(context: Context, call: Call) -> Fields:
 
 def history(context: Context, call: Call) -> Fields:
     """Return the events after a revision, as far as they are kept."""
-    after = check_count(call.body.get("after", 0), "after")
-    older = call.body.get("older", False)
+    after = check_count(value_of(call.body, "after", 0), "after")
+    older = value_of(call.body, "older", default=False)
     if type(older) is not bool:
         raise ProtocolError(Code.INVALID_ARGUMENT, "older must be true or false")
     kept = context.state.history
@@ -210,6 +214,7 @@ def history(context: Context, call: Call) -> Fields:
         "oldest": kept.oldest,
         "newest": context.state.revision,
         "history": kept.most,
+        **context.state_fields(),
     }
 
 

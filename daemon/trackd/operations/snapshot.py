@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from trackd.operations.call import Call
 from trackd.operations.context import Context
-from trackd.operations.operation import Fields
+from trackd.operations.operation import Fields, value_of
 from trackd.state.state import State
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count
@@ -47,6 +47,7 @@ def snapshot(context: Context, call: Call) -> Fields:
         "total": len(page.listing.keys),
         "rows": page.rows,
         "cursor": page.cursor,
+        **context.state_fields(),
     }
 
 
@@ -131,7 +132,7 @@ def _session_row(context: Context, number: int) -> Fields | None:
 
 def limit_of(call: Call) -> int:
     """Return how many rows or events a request asks for."""
-    return check_count(call.body.get("limit", MOST_ROWS), "limit", least=1, most=MOST_ROWS)
+    return check_count(value_of(call.body, "limit", MOST_ROWS), "limit", least=1, most=MOST_ROWS)
 
 
 _Keys = Callable[[State], Any]

@@ -67,6 +67,7 @@ class Cohort:
         tracked: How many proxies are tracked; a cohort without any is gone.
         claimed: How many of those a lease holds.
         desired: Whether this is the largest generation of its group.
+        source: Who put a proxy here last, as the owner of the tracker noted it.
     """
 
     group: str
@@ -74,6 +75,7 @@ class Cohort:
     tracked: int = 0
     claimed: int = 0
     desired: bool = False
+    source: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -242,6 +244,11 @@ class DesiredSet:
             )
             for name in sorted(self._groups)
         ]
+
+    def source(self, group: str) -> int | None:
+        """Return who put a proxy into the largest generation of a group last, if that is known."""
+        members = self._groups.get(group)
+        return None if members is None or members.largest is None else members.largest.source
 
     def _counts(self, name: str) -> GroupCounts:
         members = self._groups[name]

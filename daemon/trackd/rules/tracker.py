@@ -341,6 +341,30 @@ class Tracker:
         self.hold(lease, name)
         return lease, name
 
+    def rename(self, lease: int, name: str) -> str:
+        """Let a lease hold another name than the one that it claimed: both mean the same proxy.
+
+        The tracker never does this by itself. The daemon does, which keeps all names that a claim
+        presented (docs/rules.md, "Another name for a claim").
+
+        Returns:
+            The name that it held.
+
+        Raises:
+            ValueError: the lease holds nothing, or another lease holds that name.
+        """
+        check_int(lease, "lease")
+        check_str(name, "name")
+        before = self._leases.get(lease)
+        if before is None or not name or name in self._holders:
+            raise ValueError(f"lease {lease} cannot hold {name!r} instead of {before!r}")
+        del self._holders[before]
+        cohort = self._tracked.get(before)
+        if cohort is not None:
+            self._desired.unclaim(cohort)
+        self.hold(lease, name)
+        return before
+
     def release(self, lease: int) -> bool:
         """Free what a lease claims, or take it out of flight (rule 9).
 
@@ -445,6 +469,22 @@ class Tracker:
         cohort = self._tracked[name]
         return Place(cohort.group, cohort.generation)
 
+    def note_source(self, name: str, source: int) -> None:
+        """Note who put a tracked proxy into its group and generation; the latest one counts."""
+        self._tracked[name].source = source
+
+    def source_of(self, group: str) -> int | None:
+        """Return who put a proxy into the largest generation of a group last, if it was noted."""
+        return self._desired.source(group)
+
+    def names_of(self, group: str, low: int, high: int) -> list[str]:
+        """Return the tracked proxies of a group from one generation to another. Walks."""
+        return [
+            name
+            for name, cohort in self._tracked.items()
+            if cohort.group == group and low <= cohort.generation <= high
+        ]
+
     def largest(self, group: str) -> int | None:
         """Return the largest generation of a group; None when it has no tracked proxy."""
         return self._desired.largest(group)
@@ -456,6 +496,10 @@ class Tracker:
     def ttl_of(self, name: str) -> float:
         """Return the TTL, in seconds, with which a tracked proxy was mentioned last."""
         return self._mentions.of(name).ttl
+
+    def is_tracked(self, name: str) -> bool:
+        """Return whether a name, exactly as written, is a tracked proxy."""
+        return name in self._tracked
 
     def is_desired(self, name: str) -> bool:
         """Return whether a name, exactly as written, is a desired proxy."""

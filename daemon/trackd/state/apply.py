@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from trackd.rules.tombstones import GroupTombstone
 from trackd.rules.tracker import Place, runs
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import EXPIRED_LEASES, KeptReply, Lease, Session, Waiter
 from trackd.state import changes
 from trackd.state.changes import Change
 from trackd.state.events import count_events
+from trackd.state.sources import Source
 from trackd.state.state import State
 
 #: The labels of all sessions without labels.
@@ -156,7 +158,9 @@ def _claimed(state: State, change: changes.Claimed, _at: float, _wall: float) ->
         raise ValueError(f"{change.name} is claimed already")
     del state.in_flight[change.lease]
     state.tracker.hold(change.lease, change.name)
-    state.leases[change.lease].principals = change.principals
+    held = state.leases[change.lease]
+    held.principals = change.principals
+    state.presented.add(change.lease, held)
 
 
 def _released(state: State, change: changes.Released, _at: float, _wall: float) -> None:
@@ -165,7 +169,14 @@ def _released(state: State, change: changes.Released, _at: float, _wall: float) 
     lease.session.use.leases -= 1
     if change.name is None:
         del state.in_flight[change.lease]
+    else:
+        state.presented.remove(change.lease, lease)
     state.tracker.release(change.lease)
+
+
+def _renamed(state: State, change: changes.Renamed, _at: float, _wall: float) -> None:
+    if state.tracker.rename(change.lease, change.name) != change.before:
+        raise ValueError(f"lease {change.lease} did not hold {change.before}")
 
 
 def _claim_timed_out(state: State, change: changes.ClaimTimedOut, _at: float, _wall: float) -> None:
@@ -185,7 +196,10 @@ def _dial_spent(state: State, change: changes.DialSpent, _at: float, _wall: floa
 
 def _tracked(state: State, change: changes.Tracked, at: float, _wall: float) -> None:
     tracker, rows = state.tracker, change.rows
-    tracker.put(rows[each if isinstance(each, int) else each[0]] for each in change.changed)
+    moved = [rows[each if isinstance(each, int) else each[0]] for each in change.changed]
+    tracker.put(moved)
+    for row in moved:
+        tracker.note_source(row[0], change.by)
     for number, (ttl, names) in enumerate(runs(rows), change.first):
         used = change.default_ttl if ttl is None or ttl <= 0 else ttl
         tracker.mentions.add(number, names, at + used, used, change.by)
@@ -216,6 +230,25 @@ def _tombstones_dropped(
 ) -> None:
     for name in change.names:
         state.tombstones.drop(name)
+    for group in change.groups:
+        state.tombstones.drop_group(group)
+
+
+def _group_forgotten(
+    state: State, change: changes.GroupForgotten, _at: float, _wall: float
+) -> None:
+    state.tracker.drop(name for name, _ in change.rows)
+    for group in change.dropped:
+        state.tombstones.drop_group(group)
+    state.tombstones.add_group(change.group, GroupTombstone(change.low, change.high, change.until))
+
+
+def _source_remembered(
+    state: State, change: changes.SourceRemembered, _at: float, _wall: float
+) -> None:
+    for number in change.dropped:
+        state.sources.drop(number)
+    state.sources.add(change.number, Source(change.uid, change.pid, change.agent))
 
 
 _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
@@ -243,4 +276,7 @@ _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
     changes.Expired: _expired,
     changes.Forgotten: _forgotten,
     changes.TombstonesDropped: _tombstones_dropped,
+    changes.Renamed: _renamed,
+    changes.GroupForgotten: _group_forgotten,
+    changes.SourceRemembered: _source_remembered,
 }

@@ -303,6 +303,19 @@ class ClaimTimedOut(NamedTuple):
         return (("session", self.token),)
 
 
+@_kind(35)
+class Renamed(NamedTuple):
+    """A lease holds another name of its proxy, by which gossip knows it now."""
+
+    lease: int
+    number: int
+    name: str
+    before: str
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
 @_kind(34)
 class DialSpent(NamedTuple):
     """The dial budget has so many tokens left, at this time."""
@@ -409,9 +422,58 @@ class TombstonesDropped(NamedTuple):
     """Tombstones do not hold any longer."""
 
     names: Sequence[str]
+    groups: Sequence[str]
 
     def edits(self) -> Keys:
-        return [("tombstone", name) for name in self.names]
+        return [
+            *(("tombstone", name) for name in self.names),
+            *(("group_tombstone", group) for group in self.groups),
+        ]
+
+
+@_kind(56)
+class GroupForgotten(NamedTuple):
+    """An administrator had a group forgotten, or one generation of it.
+
+    Attributes:
+        low: gossip of this generation
+        high: up to this one is ignored
+        until: this time.
+        rows: name and generation of each proxy that was dropped.
+        leaves: numbers of the mentions that the names leave.
+        dropped: the groups whose tombstones, the oldest, made room.
+    """
+
+    group: str
+    low: int
+    high: int
+    until: float
+    rows: Sequence[tuple[str, int]]
+    leaves: Sequence[int]
+    dropped: Sequence[str]
+    by: By
+
+    def edits(self) -> Keys:
+        groups = (self.group, *self.dropped)
+        return (
+            META,
+            *_mention_keys(self.leaves),
+            *(("group_tombstone", group) for group in groups),
+        )
+
+
+@_kind(57)
+class SourceRemembered(NamedTuple):
+    """A session that gossiped has ended, and is remembered; `dropped` made room."""
+
+    number: int
+    uid: int
+    pid: int
+    agent: str
+    dropped: Sequence[int]
+
+    def edits(self) -> Keys:
+        return [("source", number) for number in (self.number, *self.dropped)]
 
 
 def _mention_keys(numbers: Iterable[int]) -> list[Key]:

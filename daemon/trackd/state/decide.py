@@ -24,6 +24,8 @@ from trackd.state.advice import Advice
 from trackd.state.apply import apply
 from trackd.state.changes import By, Change, Key, Moment
 from trackd.state.counters import Metrics
+from trackd.state.presented import MOST_ALIASES
+from trackd.state.sources import source_of
 from trackd.state.state import State
 from trackd_client import __version__
 from trackd_client.wire.done import Done
@@ -34,8 +36,7 @@ SWEEP_INTERVAL: Final = 1.0
 _LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES: Final = 1024
-#: Principals kept of a claim, and claims kept for `explain`.
-MOST_ALIASES: Final = 8
+#: Claims kept for `explain`.
 RECENT_CLAIMS: Final = 256
 #: Expired proxies of one change.
 _MOST_EXPIRED: Final = 1000
@@ -85,6 +86,7 @@ class Decisions:
         now: the moment of the message that is handled: seconds of CLOCK_BOOTTIME. It stands still
             meanwhile, or a proxy might expire within one grant, after the purge.
         batch: the changes since the last commit.
+        began: when this daemon began.
         made: how many changes were made so far.
         finished: parked acquires to answer.
         noticed: sessions whose parked `watch_session` is to be answered; for one that has ended,
@@ -115,6 +117,7 @@ class Decisions:
         self.config = config
         self.now = 0.0
         self.batch: list[Moment] = []
+        self.began = 0.0
         self.made = 0
         self.finished: list[Finished] = []
         self.noticed: dict[Session, str | None] = {}
@@ -193,9 +196,12 @@ class Decisions:
                 None if session.process is None else session.process.start,
                 session.peer.uid,
                 list(session.replies),
-                _by(by),
+                peer_of(by),
             )
         )
+        if session.live.gossip or session.opened < self.began:  # it may have before the start
+            dropped = self.state.sources.too_many()
+            self.do(changes.SourceRemembered(session.id, *source_of(session), dropped))
         if session.live.watch is not None:
             self.noticed[session] = reason
         self._drop_long_ended()  # here too: without anything tracked nothing is ever swept
@@ -306,7 +312,10 @@ class Decisions:
                 mentions.left_by([row[0] for row in rows]),
             )
         )
-        self._topology_changed()
+        for i, before in changed:
+            if before is None:
+                self._rename_claims(self.state.presented.of(rows[i][0]))
+        self.topology_changed()
         return len(changed)
 
     def forget(self, name: str, by: Peer) -> Tombstone | None:
@@ -322,8 +331,9 @@ class Decisions:
         place = tracker.place(name)
         until = self.now + mention.ttl
         dropped = tombstones.too_many(name)
-        self.do(changes.Forgotten(name, *place, until, [mention.number], dropped, (by.uid, by.pid)))
-        self._topology_changed()
+        self.do(changes.Forgotten(name, *place, until, [mention.number], dropped, peer_of(by)))
+        self.rename_holder(name)
+        self.topology_changed()
         return tombstones.get(name)
 
     def set_count(self, count: int) -> None:
@@ -331,7 +341,7 @@ class Decisions:
         before = self.state.tracker.connection_count
         if count != before:
             self.do(changes.CountSet(count, before))
-            self._topology_changed()
+            self.topology_changed()
 
     # -- leases -----------------------------------------------------------------------
 
@@ -474,8 +484,9 @@ class Decisions:
         if self.config.claim_timeout > 0:
             self._expire_leases(now - self.config.claim_timeout, late=late > 0)
         self._drop_long_ended()
-        if past := state.tombstones.past(now):
-            self.do(changes.TombstonesDropped(past))
+        past, past_groups = state.tombstones.past(now), state.tombstones.past_groups(now)
+        if past or past_groups:
+            self.do(changes.TombstonesDropped(past, past_groups))
         surplus = self.advice.choose(now)
         if surplus is not None:
             notice = {"notice": "should_close", "lease": surplus}
@@ -594,7 +605,7 @@ class Decisions:
                 number, leaves = mentions.last + 1, mentions.left_by(names)
                 self.do(changes.Mentioned(number, session.id, used, names, leaves))
 
-    def _topology_changed(self) -> None:
+    def topology_changed(self) -> None:
         """Restart the wait after which connections are advised to close."""
         self.advice.changed(self.now)
 
@@ -607,7 +618,9 @@ class Decisions:
         while names := tracker.mentions.due(self.now, _MOST_EXPIRED):
             rows = [(name, *tracker.place(name)) for name in names]
             self.do(changes.Expired(rows, tracker.mentions.left_by(names)))
-        self._topology_changed()
+            for name in names:
+                self.rename_holder(name)
+        self.topology_changed()
 
     def _budget_wait(self) -> float | None:
         """Return the seconds until the next token when only the budget refuses; otherwise None."""
@@ -651,6 +664,21 @@ class Decisions:
         self.do(changes.Claimed(lease, session.id, name, principals[:MOST_ALIASES]))
         self.recent.append(RecentClaim(self.now, name, False, chance))
 
+    def rename_holder(self, name: str) -> None:
+        """Find another name for the lease that holds one which is not tracked any more."""
+        lease = self.state.tracker.holder(name)
+        if lease is not None:
+            self._rename_claims([lease])
+
+    def _rename_claims(self, leases: list[int]) -> None:
+        """Let leases hold the names by which gossip knows their proxies now."""
+        for lease in leases:
+            held = self.state.leases[lease]
+            name = self.state.presented.right_name(lease, held)
+            before = self.state.tracker.lease_name(lease)
+            if name is not None and before is not None:
+                self.do(changes.Renamed(lease, held.session.id, name, before))
+
     def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
         """Count a dial that reached a proxy which another lease holds."""
         self._metrics.duplicates += 1
@@ -658,7 +686,7 @@ class Decisions:
 
     def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
         name = self.state.tracker.lease_name(lease)
-        self.do(changes.Released(lease, session.id, name, cause, _by(by)))
+        self.do(changes.Released(lease, session.id, name, cause, peer_of(by)))
 
     def _drop_long_ended(self) -> None:
         if gone := self.state.sessions.long_ended(self.now):
@@ -697,5 +725,6 @@ class Decisions:
             self.notify(session, {"notice": "lease_expired", "lease": lease})
 
 
-def _by(peer: Peer | None) -> By:
+def peer_of(peer: Peer | None) -> By:
+    """Return an administrator as changes have it."""
     return None if peer is None else (peer.uid, peer.pid)

@@ -23,7 +23,7 @@ def count_events(change: Change) -> int:
     match change:
         case changes.Tracked():
             return len(change.changed)
-        case changes.Expired():
+        case changes.Expired() | changes.GroupForgotten():
             return len(change.rows)
         case changes.EpochBegan():
             return 1 + (change.before not in (None, change.connections))
@@ -81,6 +81,21 @@ def derive_events(change: Change) -> Iterator[Event]:
                 "proxy_claimed",
                 {"name": change.name, "lease": change.lease, "session": change.number},
             )
+        case changes.Renamed():
+            yield (
+                "proxy_claimed",
+                {
+                    "name": change.name,
+                    "lease": change.lease,
+                    "session": change.number,
+                    "before": change.before,
+                    "cause": "renamed",
+                },
+            )
+        case changes.GroupForgotten():
+            for name, generation in change.rows:
+                place = {"name": name, "group": change.group, "generation": generation}
+                yield "proxy_forgotten", {**place, **_act_of(change.by)}
         case changes.Released():
             yield (
                 "lease_released",
@@ -146,6 +161,7 @@ _ONE = frozenset(
         changes.SessionEnded,
         changes.Granted,
         changes.Claimed,
+        changes.Renamed,
         changes.Released,
         changes.Forgotten,
         changes.CountSet,

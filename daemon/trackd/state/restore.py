@@ -12,12 +12,14 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from trackd.rules.tombstones import GroupTombstone
 from trackd.rules.tracker import Place
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
 from trackd.state.apply import NO_LABELS, apply
 from trackd.state.changes import META, Key, Moment, unpack
 from trackd.state.events import pack_events
+from trackd.state.sources import Source
 from trackd.state.state import State
 from trackd_client.wire.done import Done
 
@@ -49,6 +51,10 @@ def row_of(state: State, key: Key) -> Any:
             return _names_row(state, name)
         case "tombstone":
             return state.tombstones.get(name)
+        case "group_tombstone":
+            return state.tombstones.get_group(name)
+        case "source":
+            return state.sources.get(name)
         case "ended":
             return state.sessions.ended.get(name)
         case "history":
@@ -206,6 +212,8 @@ def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
         claimed[lease] = name
         if name is None:
             state.in_flight[lease] = None
+        else:
+            state.presented.add(lease, state.leases[lease])
     state.tracker.restore(
         proxies=(),
         leases=claimed,
@@ -221,11 +229,16 @@ def _load_proxies(state: State, rows_of: RowsOf) -> None:
         expiry, ttl, by = mentioned[number]
         for group, generation, names in found:
             tracker.put([(name, group, generation, None) for name in names])
+            tracker.note_source(names[0], by)
         tracker.mentions.add(
             number, [name for _, _, names in found for name in names], expiry, ttl, by
         )
     for name, (group, generation, until) in sorted(rows_of("tombstone"), key=lambda row: row[1][2]):
         state.tombstones.add(name, Place(group, generation), until)
+    for group, row in sorted(rows_of("group_tombstone"), key=lambda row: row[1][2]):
+        state.tombstones.add_group(group, GroupTombstone(*row))
+    for number, source in sorted(rows_of("source")):
+        state.sources.add(number, Source(*source))
 
 
 def _replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None]) -> None:

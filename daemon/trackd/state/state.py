@@ -13,6 +13,8 @@ from trackd.rules.tracker import Tracker
 from trackd.sessions.queue import Queue
 from trackd.sessions.sessions import Lease, Sessions
 from trackd.state.history import History
+from trackd.state.presented import Presented
+from trackd.state.sources import Sources
 
 
 class State:
@@ -25,6 +27,8 @@ class State:
         leases: who owns which lease.
         in_flight: the leases that have not claimed, the oldest grant first.
         tombstones: of the proxies that an administrator had forgotten.
+        presented: which claims presented which names.
+        sources: sessions that gossiped and have ended.
         budget: how many dials may begin.
         history: the last events.
         revision: that of the last event; it counts over restarts.
@@ -60,6 +64,8 @@ class State:
         self.leases: dict[int, Lease] = {}
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.tombstones = Tombstones()
+        self.presented = Presented(self.tracker)
+        self.sources = Sources()
         self.budget = Budget(dial_rate, dial_burst)
         self.history = History(history, history_age)
         self.revision = 0

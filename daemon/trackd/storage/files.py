@@ -103,6 +103,7 @@ class StateFiles:
             OSError: that is not possible.
         """
         for path in (self.path, *self._beside):
+            self._own.discard(path)  # it is not lost
             if os.path.lexists(path):
                 path.rename(aside.with_name(aside.name + path.name.removeprefix(FILE_NAME)))
 
@@ -123,6 +124,6 @@ class StateFiles:
         return self._beside[0].exists()
 
     def close(self) -> None:
-        """Forget the files: SQLite has removed some of them."""
+        """Forget the files: SQLite removes some of them when it closes them."""
         for path in (self.path, *self._beside, self.mark):
             self._own.discard(path)

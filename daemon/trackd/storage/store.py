@@ -456,12 +456,12 @@ class Store:
 
     def close(self) -> None:
         """Close the files."""
+        if self._files is not None:
+            self._files.close()
         self._db.close()
         if self._mark is not None and self._files is not None:
             self._mark.close(remove=not self._files.has_wal())
             self._mark = None
-        if self._files is not None:
-            self._files.close()
 
     def _replace(self, why: str) -> None:
         files = self._files

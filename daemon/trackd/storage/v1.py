@@ -23,8 +23,12 @@ record      fields                                               changes the key
 ``drop``    names of proxies that expired                        (proxy, name) for each
 ``mention`` expiry, names, session, TTL                          (proxy, name) for each
 ``forget``  name, group, generation, until                       (proxy, name), (forgotten, name)
+``source``  session, uid, pid, agent of a session that ended (source, session)
 ``events``  revision of the first, packed events                 (history, chunk) for each
 =========== ==================================================== =======================
+
+Another record, ``forget_group``, has a group, the lowest and the highest of its generations that
+are forgotten, and until when. It changes (forgotten_group, group), and (proxy, name) for each.
 """
 
 from __future__ import annotations
@@ -151,6 +155,9 @@ class Image:
     forgotten: dict[str, list[Any]] = field(
         default_factory=dict
     )  # name: [group, generation, until]
+    # group: [lowest generation, highest generation, until]
+    forgotten_groups: dict[str, list[Any]] = field(default_factory=dict)
+    sources: dict[int, list[Any]] = field(default_factory=dict)  # session: [uid, pid, agent]
     events: dict[int, bytes] = field(default_factory=dict)  # by revision, packed
     # key of a chunk: a list of packed events for each share of the history
     older_events: dict[int, list[list[bytes]]] = field(default_factory=dict)
@@ -171,6 +178,10 @@ class Image:
                     self.proxies[key] = value
                 case "forgotten":
                     self.forgotten[key] = value
+                case "forgotten_group":
+                    self.forgotten_groups[key] = value
+                case "source":
+                    self.sources[key] = value
                 case "history":
                     first, events, *older = value
                     self._take_events(first, events)
@@ -212,10 +223,21 @@ class Image:
                 name, *tombstone = values
                 self.proxies.pop(name, None)
                 self.forgotten[name] = tombstone
+            case "forget_group":
+                self._forget_group(*values)
+            case "source":
+                number, *source = values
+                self.sources[number] = source
             case "events":
                 self._take_events(*values)
             case _:
                 self._replay_of_session(kind, values)
+
+    def _forget_group(self, group: str, low: int, high: int, until: float) -> None:
+        for name, row in list(self.proxies.items()):
+            if row[0] == group and low <= row[1] <= high:
+                del self.proxies[name]
+        self.forgotten_groups[group] = [low, high, until]
 
     def _take_events(self, first: int, packed: list[bytes]) -> None:
         self.events.update(enumerate(packed, first))
@@ -289,6 +311,8 @@ class Image:
             rows.append(("lease", lease, values))
         rows += [("ended", token, ended) for token, ended in self.ended.items()]
         rows += [("tombstone", name, tombstone) for name, tombstone in self.forgotten.items()]
+        rows += [("group_tombstone", group, row) for group, row in self.forgotten_groups.items()]
+        rows += [("source", number, source) for number, source in self.sources.items()]
         return rows + self._history_rows() + self._mention_rows()
 
     def _session_row(self, session: SessionRow) -> list[Any]:

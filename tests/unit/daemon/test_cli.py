@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import trackd
-from trackd import cli
+from trackd import cli, signals
 from trackd.config import exits
 from trackd.config.settings import SETTINGS, Config
 from trackd.host import logs
@@ -57,6 +57,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Stub:
     monkeypatch.setitem(sys.modules, "trackd.server", stub)
     monkeypatch.setattr(trackd, "server", stub, raising=False)
     monkeypatch.setattr(logs, "setup", lambda _level: None)
+    monkeypatch.setattr(signals, "hold_signals", lambda: None)  # of this process
     for variable in set(os.environ) - set(clean_environ()):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")

@@ -264,6 +264,16 @@ def test_an_admin_who_is_gone_is_logged_and_the_reload_done(
     assert "an admin is unknown" in caplog.messages
 
 
+def test_the_log_names_every_mistake_of_a_configuration_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    world.wanted = ConfigError(["the first is wrong", "the second too"])
+    world.reload()
+    (record,) = caplog.records
+    assert record.__dict__["fields"] == {"reason": "the first is wrong; the second too"}
+
+
 def test_a_wrong_configuration_changes_nothing() -> None:
     world = World()
     world.wanted = ConfigError("line 3: no such setting")

@@ -77,8 +77,7 @@ class World:
 
     def serve(self, descriptor: int | None = None) -> int:
         overseer: Any = Overseer(self)
-        places = take_places(self.config, listening=descriptor is not None)
-        with places:
+        with take_places(self.config, listening=descriptor is not None) as places:
             return server._serve(self.config, places, descriptor, overseer)
 
 

@@ -37,7 +37,7 @@ PARKED = {"acquire", "watch_session"}
 MESSAGES = messages()
 CONVERSATIONS = list(dict.fromkeys(message.section for message in MESSAGES))
 #: Fields that any request or reply may have; all others belong to an operation.
-COMMON_REQUEST = {"op", "seq", "token", "done", "deadline", "namespace"}
+COMMON_REQUEST = {"op", "seq", "token", "done", "deadline", "reply_if_stale", "namespace"}
 COMMON_REPLY = {"seq", "revision", "error", "message", "retry_after"}
 
 

@@ -11,7 +11,7 @@ Examples:
   trackctl set-connection-count 3   # at most three: proxy peering
   trackctl set-connection-count 0   # one to every desired proxy: agent mesh
 
-It holds over restarts of the daemon, until the configured count changes. Who
+It holds across restarts of the daemon, until the configured count changes. Who
 may do it says the setting count_role: every client, by default.
 
 \b

@@ -26,6 +26,7 @@ from trackd_client.cli.output.render import (
     format_value,
 )
 from trackd_client.cli.output.verdict import decide, describe_proxy, seconds_since_dial
+from trackd_client.cli.text import escape
 from trackd_client.core.event import Event
 
 _EPILOG = """\b
@@ -215,6 +216,19 @@ def show_proxy(reply: dict[str, Any], events: list[Event], tracker: Tracker, pag
         page.line(event_lines.format_line(event, people, page))
 
 
+def describe_source(source: dict[str, Any] | None) -> str:
+    """Return in words whose gossip it was."""
+    if source is None:
+        return "-"
+    words = [f"session {source['session']}"]
+    if source["uid"] is not None:
+        agent = f" {escape(source['agent'])}" if source["agent"] else ""
+        words[0] += f" (pid {source['pid']}{agent}, uid {source['uid']})"
+    if source["ended"]:
+        words.append("which has ended")
+    return ", ".join(words)
+
+
 def _list_details(
     reply: dict[str, Any], people: People, tracker: Tracker
 ) -> Iterator[tuple[str, str]]:
@@ -226,7 +240,9 @@ def _list_details(
         yield "generation", f"{proxy['generation']}; the newest of the group is {proxy['largest']}"
         left = listing.seconds_until(tracker, proxy["expires"])
         yield "expires", "-" if left is None else f"in {format_remaining(left)}"
-        yield "mentioned by", people.describe(proxy["mentioned_by"])
+        yield "mentioned by", describe_source(reply.get("source"))
+        if (source := reply.get("group_source")) is not None:
+            yield "group set by", describe_source(source)
     if proxy["lease"] is not None:
         yield "claimed by", f"lease {proxy['lease']} of {people.describe(proxy['session'])}"
     if reply["aliases"]:

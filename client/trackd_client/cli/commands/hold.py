@@ -87,7 +87,7 @@ _PASSED_ON: Final = (
     "--timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long to wait for a lease; without it, for ever.",
+    help="How long to wait for a lease; without it, forever.",
 )
 @click.option("--name", help="What operators see as the agent's name; else the command's.")
 @click.option(

@@ -48,7 +48,8 @@ def metrics(options: common.Options, *, output: Path | None, as_json: bool) -> N
         common.print_json(reply)
     elif output is None:
         page = Page()
-        for line in exposition(reply["families"]).splitlines():
+        # A group may be called like a line: only a line feed ends one in this format.
+        for line in exposition(reply["families"]).removesuffix("\n").split("\n"):
             page.line(escape(line) if page.terminal else line)
     else:
         try:

@@ -1,4 +1,4 @@
-"""`trackctl watch`: what happens, as it happens, and never a gap without a word."""
+"""`trackctl watch`: what happens, as it happens, and never a silent gap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Examples:
   trackctl watch --kind proxy_claimed --kind lease_released
   trackctl watch --json --no-snapshot | jq -c '[.revision, .kind, .fields]'
 
-It goes on over restarts of the daemon. What was lost on the way is fetched
+It goes on across restarts of the daemon. What was lost on the way is fetched
 from the daemon's history; what the history does not have is shown as a gap, and a
 new snapshot follows. Ctrl-C ends it.
 

@@ -24,7 +24,7 @@ def seconds_since_dial(tracker: Tracker, revision: int) -> float | None:
     One instant says little: most dials are over within milliseconds.
     """
     for event in reversed(tracker.log(after=max(0, revision - _EVENTS))["events"]):
-        if event.kind == "lease_granted":
+        if event.kind == "lease_granted" and event.fields.get("reason") != "adopt":
             left = seconds_until(tracker, event.time)
             ago = 0.0 if left is None else max(0.0, -left)
             return ago if ago <= DIALLING_SECONDS else None

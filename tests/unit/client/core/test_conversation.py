@@ -313,6 +313,7 @@ ERRORS: dict[str, type[TrackdError]] = {
     Code.NOT_OWNER: NotOwner,
     Code.LEASE_EXPIRED: LeaseExpired,
     Code.UNAVAILABLE: StoreUnavailable,
+    Code.STALE: Refused,  # our client asks for silence
     Code.INTERNAL: DaemonFailed,
 }
 
@@ -333,6 +334,16 @@ def test_a_refusal_raises_the_error_of_its_code(code: str, kind: type[TrackdErro
     assert not session.outstanding, "a refusal is an answer"
     if isinstance(caught.value, Refused):
         assert (caught.value.code, caught.value.retry_after) == (code, 1.5)
+
+
+@pytest.mark.parametrize("code", ["too_late", Code.SESSION_UNKNOWN])
+def test_a_sentence_of_the_daemon_is_one_line_that_no_terminal_obeys(code: str) -> None:
+    talk = conversation()
+    request = ask(talk, opened(talk))
+    with pytest.raises(TrackdError) as caught:
+        talk.result(request, ok(request, error=code, message="bad\x1b[2J\nnews\u202e"))
+    assert str(caught.value).startswith("bad\\x1b[2J\\nnews\\u202e")
+    assert str(caught.value).isprintable()
 
 
 def test_a_quota_that_is_used_up_says_which_and_how_much() -> None:
@@ -403,7 +414,7 @@ def test_the_clocks_are_compared_when_the_daemon_answers() -> None:
 def test_a_daemon_that_tells_no_clock_is_taken_to_have_the_same(clock: object) -> None:
     talk = conversation()
     greet(talk, clock=clock)
-    assert talk.greeted
+    assert talk.said_hello
     assert talk.local(NOW) == NOW
 
 
@@ -430,15 +441,15 @@ def test_a_daemon_of_another_cluster_is_refused() -> None:
     talk = conversation(cluster="example.com")
     with pytest.raises(WrongCluster, match=r"'example.org', not 'example.com'"):
         greet(talk, cluster="example.org")
-    assert not talk.greeted
+    assert not talk.said_hello
     greet(talk, cluster="example.com")
-    assert talk.greeted
+    assert talk.said_hello
 
 
 def test_any_cluster_will_do_when_none_was_asked_for() -> None:
     talk = conversation()
     greet(talk, cluster="example.org")
-    assert talk.greeted
+    assert talk.said_hello
 
 
 # -- when it may not be used -------------------------------------------------------------
@@ -476,3 +487,37 @@ def test_a_child_process_is_told_to_make_its_own() -> None:
         [sys.executable, "-c", FORK], check=False, capture_output=True, text=True, timeout=20
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_request_within_another_says_of_no_number_that_it_is_done() -> None:
+    """A signal handler makes it between the choice of the outer one's number and its note."""
+    talk = conversation()
+    session = opened(talk)
+    numbers = talk._numbers
+    nested: list[Request] = []
+    chances = [True]
+
+    class Interrupted:
+        def __next__(self) -> int:
+            number = next(numbers)
+            if chances and chances.pop():
+                nested.append(talk.request("ping", {}, None, session))
+            return number
+
+    talk._numbers = Interrupted()  # type: ignore[assignment]
+    outer = talk.request("ping", {}, None, session)
+    assert body_of(nested[0])["done"] == []
+    assert body_of(outer)["done"] == [1, outer.seq - 1]
+    later = talk.request("ping", {}, None, session)
+    assert body_of(later)["done"] == [1, outer.seq - 1]
+
+
+def test_a_session_serves_the_user_that_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = conversation()
+    session = opened(talk)
+    monkeypatch.setattr("os.geteuid", lambda: session.user + 1)
+    with pytest.raises(PermissionRefused, match="close this tracker and make another"):
+        talk.request("try_acquire", {}, None, session)
+    talk.request("release", {"lease": 1}, None, session)
+    talk.request("close", {}, None, session)
+    talk.request("status", {}, None, None)

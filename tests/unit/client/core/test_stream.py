@@ -215,6 +215,41 @@ def test_a_lost_state_is_a_gap_and_a_snapshot_of_the_new_one() -> None:
     assert [event.revision for event in watcher.settle()] == [2]
 
 
+@pytest.mark.parametrize("minor", [0, 1])
+def test_a_mirror_follows_a_lost_state_though_its_revisions_are_smaller(minor: int) -> None:
+    """With the state lost between any two requests."""
+    for step in range(8):
+        world = World(publishes=False, minor=minor)
+        change(world, 30)
+        watcher = Watcher(world, page=10)
+        watcher.settle()
+        asked = len(world.asked)
+        change(world, 25)
+        while len(world.asked) < asked + step:
+            watcher.step()
+        world.begin()
+        change(world)
+        watcher.settle()
+        assert watcher.mirror is not None
+        assert watcher.mirror.revision == world.revision == 2, f"lost after {step} requests"
+        assert facts_of(watcher.mirror) == world.facts[world.tracker_id, 2]
+
+
+def test_a_snapshot_of_a_state_that_is_lost_is_given_up_at_the_next_page() -> None:
+    world = World()
+    world.open()
+    watcher = Watcher(world)
+    while world.asked.count("snapshot") < 1:
+        watcher.step()
+    world.begin()
+    while world.asked.count("snapshot") < 2:
+        watcher.step()
+    world.asked.clear()
+    watcher.settle()
+    assert world.asked[:2] == ["hello", "hello"], "what it had is of no use"
+    assert watcher.told[0].fields["sessions"] == []
+
+
 def test_a_state_that_went_back_is_a_gap_too() -> None:
     world = World()
     watcher = watched(world)
@@ -343,7 +378,7 @@ def logged(world: World, after: int) -> dict[str, Any]:
         while True:
             answer = world.answer(ask._replace(fields={**ask.fields, "limit": 2}))
             assert answer is not None
-            change(world)  # a busy daemon is not read for ever
+            change(world)  # a busy daemon is not read forever
             ask = asks.send(answer)
     except StopIteration as end:
         return dict(end.value)
@@ -359,6 +394,47 @@ def test_the_history_is_read_as_a_whole(after: int, first: int) -> None:
     assert revisions == list(range(first, revisions[-1] + 1))
     assert 8 <= revisions[-1] <= 10
     assert log["oldest"] == 4
+
+
+def test_a_history_is_of_one_state() -> None:
+    world = World()
+    change(world, 7)
+    asks = read_log(2)
+    first = next(asks)
+    page = world.answer(first._replace(fields={**first.fields, "limit": 2}))
+    assert page is not None
+    second = asks.send(page)
+    world.begin()
+    change(world, 3)
+    page = world.answer(second)
+    assert page is not None
+    page = world.answer(asks.send(page))
+    assert page is not None
+    with pytest.raises(StopIteration) as end:
+        asks.send(page)
+    log = end.value.value
+    assert [event.revision for event in log["events"]] == [3, 4]
+    assert (log["newest"], log["tracker_id"]) == (4, world.tracker_id)
+
+
+def test_rows_of_a_new_state_follow_though_they_have_the_keys_of_old_ones() -> None:
+    world = World()
+    for _ in range(3):
+        world.open()
+    numbers = []
+    steps, answer = read_rows("sessions"), None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, Rows):
+                numbers += [row["session"] for row in step.rows]
+            elif isinstance(step, Ask):
+                if world.asked.count("snapshot") == 1:
+                    world.begin()
+                    world.open()
+                answer = world.answer(step._replace(fields={**step.fields, "limit": 2}))
+    assert numbers == [1, 2, 1]
 
 
 def test_a_history_that_is_empty_or_unreadable_says_so() -> None:
@@ -385,3 +461,18 @@ def test_the_event_socket_is_beside_that_of_the_daemon_as_it_is_seen_from_here(
     endpoint: str, told: str, found: str | None
 ) -> None:
     assert event_endpoint(endpoint, told) == found
+
+
+def test_a_claim_that_gets_another_name_leaves_the_old_one_without_a_holder() -> None:
+    mirror = Mirror()
+    claim = {"lease": 1, "session": 2}
+    for kind, fields in [
+        ("lease_granted", {**claim, "reason": "need"}),
+        ("proxy_claimed", {**claim, "name": "host1"}),
+        ("proxy_tracked", {"name": "uuid1", "group": "", "generation": 1, "session": 2}),
+        ("proxy_claimed", {**claim, "name": "uuid1", "before": "host1", "cause": "renamed"}),
+    ]:
+        mirror.apply(Event(mirror.revision + 1, 1.0, 1e9, kind, fields))
+    shown = mirror.snapshot()
+    assert [(row["name"], row["lease"]) for row in shown["proxies"]] == [("uuid1", 1)]
+    assert [row["name"] for row in shown["leases"]] == ["uuid1"]

@@ -307,3 +307,23 @@ def test_the_module_imports_nothing_but_the_standard_library() -> None:
         text=True,
     )
     assert done.stdout.strip() == "['__main__']"
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("x" * 84, 84), ("-" * 40, 160), ("é" * 11, 88), ("a." * 42, 84)]
+)
+def test_a_cluster_s_name_that_is_too_long_is_refused_with_the_length_that_fits(
+    name: str, length: int
+) -> None:
+    said = f"as systemd escapes it, it has {length} bytes, and 83 are allowed"
+    with pytest.raises(PlaceError, match=said):
+        places.client_endpoint(None, name, {})
+    with pytest.raises(PlaceError, match=said):
+        places.daemon_endpoint({"RUNTIME_DIRECTORY": f"/run/trackd/{places.escape(name)}"})
+
+
+def test_the_longest_name_of_a_cluster_is_taken() -> None:
+    for name in ("x" * 83, "-" * 20 + "xxx"):
+        endpoint = f"ipc:///run/trackd/{places.escape(name)}/trackd.sock"
+        assert places.client_endpoint(None, name, {}) == endpoint
+        assert len(endpoint) == len("ipc://") + places.MAX_PATH_BYTES

@@ -172,6 +172,8 @@ def test_a_request_comes_with_its_peer_as_the_kernel_knows_it(
         ([b"x"] * 3_000, Code.MALFORMED, 0),
         ([pack({"seq": 3}, version=2)], Code.UNSUPPORTED_VERSION, 3),
         ([request(0)], Code.INVALID_ARGUMENT, 0),
+        ([pack({"op": "ping", "seq": 3.0})], Code.INVALID_ARGUMENT, 3),
+        ([pack({"op": "ping", "seq": 3.5})], Code.INVALID_ARGUMENT, 0),
         ([request(3, fill=bytes(MAX_FRAME))], Code.LIMIT_EXCEEDED, 3),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -133,6 +133,13 @@ def test_a_socket_elsewhere_or_one_that_does_not_listen_is_refused(tmp_path: Pat
     )
 
 
+def test_a_descriptor_that_is_no_open_socket_is_refused(tmp_path: Path) -> None:
+    closed = "os.close(3)\n" + REFUSED.format(path="/s")
+    assert "no socket as descriptor 3: bad file descriptor" in passed(tmp_path / "a", closed)
+    file = "os.dup2(os.open('/dev/null', os.O_RDONLY), 3)\n" + REFUSED.format(path="/s")
+    assert "no socket as descriptor 3: " in passed(tmp_path / "b", file)
+
+
 def test_sockets_that_are_meant_for_another_process_are_left_alone(tmp_path: Path) -> None:
     assert listening_socket({}, tmp_path / "s") is None
     assert listening_socket({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, tmp_path / "s") is None

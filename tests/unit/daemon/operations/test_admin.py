@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from helpers.admin import ROWS, World, claimed
+from helpers.admin import NOBODY, ROWS, World, claimed
+from helpers.writer import AgentOf
+from trackd.state.sources import MOST_SOURCES
 
 # -- what admins do ------------------------------------------------------------------------
 
@@ -161,3 +163,111 @@ def test_an_act_that_is_refused_is_logged_with_who_asked(
     world.agent.ask(world.desk, op, **fields)
     (refused,) = [each for each in caplog.records if each.message == "admin act refused"]
     assert vars(refused)["fields"] == {"operation": op, "uid": world.agent.peer.uid, "pid": 0}
+
+
+# -- groups, and who said what -----------------------------------------------------------------
+
+LARGEST = 2**64 - 1
+BY = {"by_uid": os.geteuid(), "by_pid": 0}
+
+
+def test_a_generation_that_nobody_deployed_is_forgotten_and_the_real_one_counts_at_once(
+    world: World,
+) -> None:
+    real = [["p1", "east", 7, None], ["p2", "east", 7, None]]
+    world.agent.ask(world.desk, "track_expected", proxies=real)
+    world.agent.ask(world.desk, "track_expected", proxies=[["p1", "east", LARGEST, 86_400.0]])
+    assert world.read("status")["desired"] == 1
+    reply = world.admin.ask(world.desk, "forget", group="east", generation=LARGEST)
+    assert reply["until"] == world.clock.now + 86_400
+    assert (reply["forgotten"], reply["claimed"], reply["count"]) == (True, False, 1)
+    world.agent.ask(world.desk, "track_expected", proxies=[["p1", "east", LARGEST, 86_400.0]])
+    assert [row["name"] for row in world.rows("proxies")] == ["p2"]
+    world.agent.ask(world.desk, "track_expected", proxies=real)
+    assert world.read("status")["desired"] == 2
+    assert world.counted("trackd_admin_acts")["forget"] == 1
+
+
+def test_a_group_that_is_gone_is_forgotten_over_a_restart_until_its_ttl_has_passed(
+    world: World,
+) -> None:
+    gossip = [["a", "west", 1, 5.0], ["b", "west", 2, 20.0], ["c", "other", 1, 90.0]]
+    world.agent.ask(world.desk, "track_expected", proxies=gossip)
+    claimed(world, "b")
+    reply = world.admin.ask(world.desk, "forget", group="west")
+    assert (reply["until"], reply["count"], reply["claimed"]) == (world.clock.now + 20, 2, True)
+    assert [event[3:] for event in world.read("log")["events"][-2:]] == [
+        ["proxy_forgotten", {"name": name, "group": "west", "generation": number, **BY}]
+        for name, number in (("a", 1), ("b", 2))
+    ]
+    world.restart()
+    world.agent.ask(world.desk, "track_expected", proxies=gossip)
+    tracked = [row["name"] for row in world.rows("proxies") if row["tracked"]]
+    assert tracked == ["c"]
+    world.agent.ask(world.desk, "track_expected", proxies=[["a", "west", 3, 5.0]])
+    assert world.read("status")["tracked"] == 2, "a newer generation counts"
+    world.clock.now += 21
+    world.desk.sweep()
+    world.agent.ask(world.desk, "track_expected", proxies=gossip)
+    assert world.read("status")["tracked"] == 3
+    assert len(world.desk.state.tombstones) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"group": "west", "name": "p1"}, "invalid_argument"),
+        ({"group": 7}, "invalid_argument"),
+        ({"group": "west", "generation": -1}, "invalid_argument"),
+        ({"name": "p1", "generation": 1}, "invalid_argument"),
+        ({}, "invalid_argument"),
+    ],
+)
+def test_a_group_that_makes_no_sense_is_refused(
+    world: World, fields: dict[str, Any], code: str
+) -> None:
+    assert world.admin.ask(world.desk, "forget", **fields)["error"] == code
+
+
+def test_a_group_without_proxies_is_not_forgotten(world: World) -> None:
+    world.agent.ask(world.desk, "track_expected", proxies=ROWS)
+    for fields in (
+        {"group": "west", "name": None, "generation": None},
+        {"group": "g", "generation": 6},
+    ):
+        reply = world.admin.ask(world.desk, "forget", **fields)
+        assert (reply["forgotten"], reply["until"], reply["count"]) == (False, None, 0)
+
+
+def test_who_said_it_is_known_after_its_session_has_ended_and_after_a_restart(
+    world: World,
+) -> None:
+    world.agent.ask(world.desk, "track_expected", proxies=[["p1", "east", LARGEST, 500.0]])
+    world.admin.ask(world.desk, "track_expected", proxies=[["p2", "east", 7, 500.0]])
+    said = {"session": 2, "uid": NOBODY, "pid": 0, "agent": f"agent {NOBODY}", "ended": False}
+
+    def sources() -> list[dict[str, Any] | None]:
+        explained = world.read("explain", name="p1")
+        group = world.read("status")["groups"][0]["source"]
+        return [explained["source"], explained["group_source"], group]
+
+    assert sources() == [said] * 3
+    world.agent.ask(world.desk, "close")
+    assert sources() == [{**said, "ended": True}] * 3
+    world.restart()
+    assert sources() == [{**said, "ended": True}] * 3
+    assert world.read("explain", name="p2")["source"]["session"] == 1
+    assert world.read("explain", name="nobody")["source"] is None
+
+
+def test_the_sessions_that_gossiped_are_remembered_up_to_a_number(world: World) -> None:
+    for number in range(10, 10 + MOST_SOURCES + 3):
+        agent = AgentOf(number, None, uid=NOBODY)
+        agent.ask(world.desk, "open")
+        agent.ask(world.desk, "track_expected", proxies=[[f"p{number}", "", 1, 500.0]])
+        agent.ask(world.desk, "close")
+    assert world.read("explain", name="p10")["source"]["uid"] is None
+    assert world.read("explain", name="p13")["source"]["uid"] == NOBODY
+    world.restart()
+    assert world.read("explain", name="p12")["source"]["pid"] is None
+    assert world.read("explain", name="p13")["source"]["pid"] == 0

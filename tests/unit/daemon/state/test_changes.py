@@ -27,6 +27,7 @@ from trackd.state.changes import CODES, KINDS, Moment, pack, unpack
 from trackd.state.counters import Metrics
 from trackd.state.decide import Decisions
 from trackd.state.events import count_events, derive_events, pack_events
+from trackd.state.forgetting import forget_group
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.storage import store as store_module
@@ -129,8 +130,10 @@ class World:
             decide.track(session, rows)
             if rng.random() < 0.5:
                 decide.track(session, rows)
-        elif roll < 0.38:
+        elif roll < 0.37:
             decide.forget(rng.choice(NAMES), Peer(0, 0, 1))
+        elif roll < 0.38:
+            forget_group(decide, rng.choice(("", "g")), rng.choice((None, 1)), Peer(0, 0, 1))
         elif roll < 0.5:
             self.answer(session, decide.try_acquire(session))
         elif roll < 0.6:
@@ -139,7 +142,7 @@ class World:
             decide.park(session, seq, deadline, b"route")
         elif roll < 0.75 and session.leases:
             lease = rng.choice(sorted(session.leases))
-            decide.claim(session, lease, [rng.choice(NAMES)])
+            decide.claim(session, lease, rng.sample([*NAMES, "alias"], rng.randint(1, 3)))
             self.answer(session, None)
         elif roll < 0.8 and session.leases:
             decide.release(session, rng.choice(sorted(session.leases)))
@@ -219,6 +222,8 @@ def example(kind: type[Any]) -> Any:
         fields |= {"rows": (("p", "g", 1, None),), "changed": (0,), "leaves": (1,)}
     if kind is changes.Expired:
         fields |= {"rows": (("p", "g", 1),)}
+    if kind is changes.GroupForgotten:
+        fields |= {"rows": (("p", 1),)}
     for name in ("labels", "notice"):
         if name in hints:
             fields[name] = {"key": "value"}
@@ -262,12 +267,15 @@ def test_codes_are_those_of_the_files_that_exist() -> None:
         "Released": 32,
         "ClaimTimedOut": 33,
         "DialSpent": 34,
+        "Renamed": 35,
         "Tracked": 50,
         "Mentioned": 51,
         "Renewed": 52,
         "Expired": 53,
         "Forgotten": 54,
         "TombstonesDropped": 55,
+        "GroupForgotten": 56,
+        "SourceRemembered": 57,
     }
 
 

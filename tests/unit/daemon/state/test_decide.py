@@ -352,7 +352,7 @@ def test_what_only_a_purge_has_changed_is_stored_too(world: World) -> None:
     assert world.reloaded().revision == revision
 
 
-# -- the store keeps nothing for ever ----------------------------------------------------
+# -- the store keeps nothing forever ----------------------------------------------------
 
 
 def test_a_proxy_that_expired_leaves_the_checkpoint(world: World) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from trackd_client.cli.output.verdict import describe_desired, is_covered, judge
+from trackd_client.cli.output.verdict import (
+    describe_desired,
+    is_covered,
+    judge,
+    seconds_since_dial,
+)
+from trackd_client.core.event import Event
+from trackd_client.wire.clock import boottime
 
 CALM = {"store": "ok", "tracked": 1, "target": 1, "claimed_desired": 1, "inflight": 0, "desired": 1}
 
@@ -32,6 +41,33 @@ def test_the_verdict_says_in_words_how_things_stand(told: dict[str, object], wor
 def test_an_agent_that_pauses_between_dials_counts_as_dialling() -> None:
     status = CALM | {"target": 3}
     assert judge(status, 2.0).text == "2 of 3 proxies have no tunnel; the last dial began 2s ago"
+
+
+class Logged:
+    """Stands for a tracker whose daemon granted leases a moment ago, for these reasons."""
+
+    def __init__(self, *reasons: str) -> None:
+        self._reasons = reasons
+        self._conversation = self
+
+    def local(self, moment: float) -> float:
+        return moment
+
+    def log(self, after: int) -> dict[str, Any]:
+        now = boottime()
+        return {
+            "events": [
+                Event(after + number, now - 5, 1e9, "lease_granted", {"reason": reason})
+                for number, reason in enumerate(self._reasons, 1)
+            ]
+        }
+
+
+def test_an_adoption_is_no_dial() -> None:
+    assert seconds_since_dial(Logged("adopt"), 7) is None  # type: ignore[arg-type] # all that is asked
+    ago = seconds_since_dial(Logged("need", "adopt"), 7)  # type: ignore[arg-type] # likewise
+    assert ago is not None
+    assert ago >= 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""How an administrator makes the daemon forget a whole group, or one generation of it.
+
+For a group that is gone although old gossip names it, and for a generation that nobody deployed:
+one message with the largest generation of all makes everything else of its group undesired.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trackd.sessions.identity import Peer
+from trackd.state.changes import GroupForgotten
+from trackd.state.decide import Decisions, peer_of
+
+
+class ForgottenGroup(NamedTuple):
+    """What was forgotten.
+
+    Attributes:
+        names: the proxies that are not tracked any more.
+        until: until when gossip of these generations is ignored, in seconds of CLOCK_BOOTTIME.
+    """
+
+    names: list[str]
+    until: float
+
+
+def forget_group(
+    decide: Decisions, group: str, generation: int | None, by: Peer
+) -> ForgottenGroup | None:
+    """Drop the proxies of a group, and keep old gossip from bringing them back.
+
+    Args:
+        decide: makes the change.
+        group: its name.
+        generation: drop this one only, and ignore no other; None: the whole group, and then
+            gossip up to its present generation is ignored.
+        by: the administrator.
+
+    Returns:
+        What was dropped; None when there was nothing.
+    """
+    tracker, tombstones = decide.state.tracker, decide.state.tombstones
+    largest = tracker.largest(group)
+    if largest is None:
+        return None
+    low, high = (0, largest) if generation is None else (generation, generation)
+    names = tracker.names_of(group, low, high)
+    if not names:
+        return None
+    until = decide.now + max(tracker.ttl_of(name) for name in names)
+    rows = [(name, tracker.place(name).generation) for name in names]
+    leaves, dropped = tracker.mentions.left_by(names), tombstones.too_many_groups(group)
+    decide.do(GroupForgotten(group, low, high, until, rows, leaves, dropped, peer_of(by)))
+    for name in names:
+        decide.rename_holder(name)
+    decide.topology_changed()
+    return ForgottenGroup(names, until)

@@ -1,0 +1,296 @@
+"""Every public call of the client, made in a process of its own while the system refuses things.
+
+`python -m helpers.every_call FAULT ENDPOINT` prints each call that raised what is no `TrackdError`,
+and at the end how many calls it made. A fault is a function below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import zmq
+
+from trackd_client import (
+    AgentPool,
+    AsyncAgentPool,
+    AsyncLease,
+    AsyncTracker,
+    Lease,
+    Mirror,
+    Policy,
+    Proxy,
+    TrackdError,
+    Tracker,
+    parse_discovery,
+)
+
+#: Seconds that a call may take.
+TIMEOUT: Final = 0.3
+#: What is nearly always of the wrong type.
+WRONG: Final[tuple[Any, ...]] = (
+    None,
+    3,
+    -1.5,
+    b"\xff",
+    "",
+    "x",
+    [],
+    {},
+    object(),
+    float("nan"),
+    2**70,
+    ["p"],
+    "\ud800",
+)
+
+#: How each public method is called: its arguments. A test checks that none is missing.
+ARGUMENTS: Final[dict[type, dict[str, tuple[Any, ...]]]] = {
+    Tracker: {
+        "acquire": (0.05,),
+        "adopt": ("p",),
+        "close": (),
+        "config": (),
+        "end_session": (10**6,),
+        "events": (),
+        "explain": ("p",),
+        "force_release": (10**6,),
+        "forget": ("p",),
+        "is_claimed": ("p",),
+        "log": (0,),
+        "metrics": (),
+        "ping": (),
+        "reload": (),
+        "rows": ("proxies",),
+        "set_connection_count": (0,),
+        "snapshot": (),
+        "status": (),
+        "track_discovery": ('{"proxies": []}',),
+        "track_expected": (Proxy("p"),),
+        "try_acquire": (),
+    },
+    Lease: {"claim": ("p",), "is_claimed": ("p",), "let_go": (), "release": ()},
+    AgentPool: {"drain": (0.05,), "feed": (Proxy("p"),), "start": (), "stats": ()},
+}
+
+
+def public_calls(kind: type) -> set[str]:
+    """Return the names of the public methods of a class."""
+    return {
+        name
+        for name in dir(kind)
+        if not name.startswith("_") and callable(inspect.getattr_static(kind, name))
+    }
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """Refuse nothing."""
+    yield
+
+
+@contextmanager
+def descriptors() -> Iterator[None]:
+    """Refuse every descriptor."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - the names alone count
+    fill = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        while True:
+            fill.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in fill:
+            os.close(each)
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Refuse every thread."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with replaced(threading.Thread, "start", refuse):
+        yield
+
+
+@contextmanager
+def sockets() -> Iterator[None]:
+    """Refuse every socket of ZeroMQ."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with replaced(zmq.Context, "socket", refuse):
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute another value for the time of the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+FAULTS: Final = (nothing, descriptors, threads, sockets)
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+class Walk:
+    """Makes calls, and notes those that raise what they must not."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def note(self, what: str, error: BaseException) -> None:
+        if not isinstance(error, TrackdError):
+            print(f"{what} raised {error!r}", flush=True)
+
+    def make(self, what: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Make a call of the synchronous client, and take the first of what an iterator yields."""
+        self.made += 1
+        try:
+            result = call(*args, **options)
+            if inspect.isgenerator(result):
+                next(result, None)
+                result.close()
+        except Exception as error:  # noqa: BLE001 - looked at
+            self.note(what, error)
+            return None
+        return result
+
+    async def make_async(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        """Make a call of the asyncio client."""
+        self.made += 1
+        try:
+            result = call(*args)
+            if inspect.isasyncgen(result):
+                await anext(result, None)
+                await result.aclose()
+            elif inspect.isawaitable(result):
+                result = await result
+        except Exception as error:  # noqa: BLE001 - looked at
+            self.note(what, error)
+            return None
+        return result
+
+
+def arguments(kind: type, name: str, *, wrong: bool) -> Iterator[tuple[Any, ...]]:
+    """Yield the right arguments of a call, and perhaps wrong ones."""
+    right = ARGUMENTS[kind][name]
+    yield right
+    if right and wrong:
+        for each in WRONG:
+            yield (each,)
+
+
+def walk_sync(walk: Walk, fault: Callable[[], Any], endpoint: str) -> None:
+    """Make every call of the synchronous client, of new trackers and of used ones."""
+
+    def dial(lease: Lease) -> None:
+        lease.claim("p")
+
+    calls = [(kind, name) for kind, names in ARGUMENTS.items() for name in names]
+    for used in (False, True):
+        for kind, name in calls:
+            tracker = Tracker(endpoint, timeout=TIMEOUT)
+            wants = used or kind is Lease
+            lease = tracker.adopt(f"{kind.__name__}.{name}.{used}") if wants else None
+            pool = AgentPool(tracker, dial, drain_timeout=TIMEOUT)
+            target = {Tracker: tracker, Lease: lease, AgentPool: pool}[kind]
+            with fault():
+                for args in arguments(kind, name, wrong=used and fault is nothing):
+                    walk.make(f"{kind.__name__}.{name}{args!r}", getattr(target, name), *args)
+            walk.make("drain", pool.drain, TIMEOUT)
+            with fault():
+                walk.make("close", tracker.close)
+        with fault():
+            walk.make("Tracker", lambda: Tracker(endpoint, timeout=TIMEOUT).close())
+            walk.make("AgentPool", AgentPool, tracker, dial)
+
+
+async def walk_async(walk: Walk, fault: Callable[[], Any], endpoint: str) -> None:
+    """Make every call of the asyncio client, of new trackers and of used ones."""
+    kinds: dict[type, type] = {AsyncTracker: Tracker, AsyncLease: Lease, AsyncAgentPool: AgentPool}
+
+    async def dial(lease: AsyncLease) -> None:
+        await lease.claim("p")
+
+    calls = [(kind, twin, name) for kind, twin in kinds.items() for name in ARGUMENTS[twin]]
+    for used in (False, True):
+        for kind, twin, name in calls:
+            tracker = AsyncTracker(endpoint, timeout=TIMEOUT)
+            wants = used or kind is AsyncLease
+            lease = await tracker.adopt(f"{kind.__name__}.{name}.{used}") if wants else None
+            pool = AsyncAgentPool(tracker, dial, drain_timeout=TIMEOUT)
+            target = {AsyncTracker: tracker, AsyncLease: lease, AsyncAgentPool: pool}[kind]
+            with fault():
+                for args in arguments(twin, name, wrong=used and fault is nothing):
+                    what = f"{kind.__name__}.{name}{args!r}"
+                    await walk.make_async(what, getattr(target, name), *args)
+            await walk.make_async("drain", pool.drain, TIMEOUT)
+            with fault():
+                await walk.make_async("close", tracker.close)
+
+
+def walk_values(walk: Walk) -> None:
+    """Construct every public thing of wrong values."""
+    trackers: list[Any] = [Tracker, AsyncTracker]
+    pools: list[Any] = [AgentPool, AsyncAgentPool]
+    policy: Any = Policy
+    for wrong in WRONG:
+        value: Any = wrong
+        for kind in trackers:
+            for name in ("endpoint", "cluster", "timeout", "name", "labels", "on_session_lost"):
+                made = walk.make(f"{kind.__name__}({name}={wrong!r})", kind, **{name: wrong})
+                if isinstance(made, Tracker):
+                    made.close()
+        with Tracker("/nowhere/socket", timeout=TIMEOUT) as tracker:
+            for kind in pools:
+                for args in ([wrong, print], [tracker, wrong]):
+                    walk.make(f"{kind.__name__}{args}", kind, *args)
+                for name in ("max_concurrent_dials", "policy", "on_event", "drain_timeout"):
+                    walk.make(f"pool({name}={wrong!r})", kind, tracker, print, **{name: wrong})
+        for name in inspect.signature(Policy).parameters:
+            walk.make(f"Policy({name}={wrong!r})", policy, **{name: wrong})
+        walk.make(f"Mirror({wrong!r})", Mirror, value)
+        walk.make(f"Mirror().apply({wrong!r})", Mirror().apply, value)
+        walk.make(f"parse_discovery({wrong!r})", parse_discovery, value)
+
+
+def main() -> None:
+    """Walk under the fault that the command line names."""
+    fault = next(each for each in FAULTS if each.__name__ == sys.argv[1])
+    walk = Walk()
+    walk_sync(walk, fault, sys.argv[2])
+    asyncio.run(walk_async(walk, fault, sys.argv[2]))
+    if fault is nothing:
+        walk_values(walk)
+    print(f"calls: {walk.made}")
+
+
+if __name__ == "__main__":
+    main()
