@@ -34,7 +34,6 @@ ELSEWHERE = {
     "daemon/state/state.py": "attributes: state/test_changes.py",
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
     "daemon/operations/replies.py": "replies to parked requests: operations/test_agents.py",
-    "daemon/state/forgetting.py": "what admins do: operations/test_admin.py",
     "daemon/state/sources.py": "shown by explain and status: operations/test_admin.py",
     "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",
     "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",

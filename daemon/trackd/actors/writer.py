@@ -71,6 +71,8 @@ log = logging.getLogger("trackd.actor")
 
 #: Seconds after which a sweep comes too late to judge agents by what has been read so far.
 LATE_SECONDS = 0.01
+#: Seconds between two steps of a checkpoint while nothing changes.
+STEP_INTERVAL = 0.01
 #: Seconds between two probes of a store that fails.
 PROBE_SECONDS = 1.0
 
@@ -315,7 +317,9 @@ class TrackerActor(SupervisedActor):
         self._replies.batch_ended()
         if self._batch:
             self._count_requests()
-        if store.has_work and self._runtime.store_problem is None:
+        # Not after a batch that only read: the next request can be served first.
+        due = changed or self._timer_due
+        if due and store.has_work and self._runtime.store_problem is None:
             try:
                 store.step()
             except StoreError as error:
@@ -399,6 +403,8 @@ class TrackerActor(SupervisedActor):
             due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
             due = min(now + SWEEP_INTERVAL, due or math.inf)
+        if self._store is not None and self._store.has_work:
+            due = min(now + STEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
             self._announced = due
             send(self._ticker, WakeAt(due))

@@ -28,7 +28,9 @@ class World:
         for name in names:
             adopted = self.tracker.adopt([name])
             assert adopted is not None
-            self.leases[adopted[0]] = SimpleNamespace(session=SimpleNamespace(watch=object()))
+            self.leases[adopted[0]] = SimpleNamespace(
+                session=SimpleNamespace(live=SimpleNamespace(watch=object()))
+            )
         self.advice = Advice(self.tracker, self.leases, threshold)
         self.advice.changed(0.0)
 
