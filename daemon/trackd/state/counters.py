@@ -111,7 +111,7 @@ class Metrics:
                 case "lease_granted":
                     self.grants[reason] += 1
                 case "proxy_claimed":
-                    self.claims += not reason  # with one, a claim has got another name
+                    self.claims += 1
                 case "lease_released":
                     self.releases[reason] += 1
                 case "session_opened":

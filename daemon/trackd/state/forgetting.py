@@ -59,7 +59,5 @@ def forget_group(
         state.changes.touched.append(("proxy", name))
         fields = {"name": name, "group": group, "generation": place.generation}
         state.changes.emit("proxy_forgotten", **fields, **act_of(by))
-    for name in names:
-        state.rename_holder(name)
     state.topology_changed()
     return ForgottenGroup(names, until)

@@ -124,8 +124,6 @@ def load(state: State, image: Image) -> None:
         state.leases[lease] = Lease(session, held.granted, held.wall, held.principals, held.granted)
         if held.name is None:
             state.in_flight[lease] = None
-        else:
-            state.presented.add(lease, state.leases[lease])
     changed = state.changes.history.restore(image.events, image.older_events, now)
     state.changes.touched += [("history", chunk) for chunk in changed]
 

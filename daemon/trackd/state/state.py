@@ -35,7 +35,6 @@ from trackd.sessions.sessions import (
 from trackd.state.advice import Advice
 from trackd.state.changes import Changes
 from trackd.state.counters import Metrics
-from trackd.state.presented import MOST_ALIASES, Presented
 from trackd.state.sources import Sources, source_of
 from trackd.storage.records import Key
 from trackd.storage.rows import lease_row, session_row
@@ -50,7 +49,8 @@ SWEEP_INTERVAL = 1.0
 _LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES = 1024
-#: Claims kept for `explain`.
+#: Principals kept of a claim, and claims kept for `explain`.
+MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
 
 
@@ -115,7 +115,6 @@ class State:
         self.effects = effects
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.advice = Advice(self.tracker, self.leases, config.disconnect_threshold)
-        self.presented = Presented(self.tracker)
         self.sources = Sources()
         self.began = effects.now()
         self._swept = 0.0
@@ -262,9 +261,6 @@ class State:
         self.changes.touched.extend([("proxy", name) for name in names])
         if changed:
             self._emit_changed(session, changed)
-            for name, before in changed.items():
-                if before is None:
-                    self._rename_claims(self.presented.of(name))
             self.topology_changed()
         return len(changed)
 
@@ -291,7 +287,6 @@ class State:
             generation=place.generation,
             **act_of(by),
         )
-        self.rename_holder(name)
         self.topology_changed()
         return self.tombstones.get(name)
 
@@ -633,8 +628,6 @@ class State:
                 self.changes.emit(
                     "proxy_expired", name=name, group=place.group, generation=place.generation
                 )
-            for name in expired:
-                self.rename_holder(name)
             self.topology_changed()
 
     def _budget_wait(self) -> float | None:
@@ -674,31 +667,12 @@ class State:
         self.in_flight.pop(lease, None)
         held = self.leases[lease]
         held.principals = principals[:MOST_ALIASES]
-        self.presented.add(lease, held)
         self.changes.record(
             ["lease", lease, lease_row(self.tracker.lease_name(lease), held).values()],
             ("lease", lease),
         )
         self.recent.append(RecentClaim(self.effects.now(), name, False, chance))
         self.changes.emit("proxy_claimed", name=name, lease=lease, session=session.id)
-
-    def rename_holder(self, name: str) -> None:
-        """Find another name for the lease that holds one which is not tracked any more."""
-        lease = self.tracker.holder(name)
-        if lease is not None:
-            self._rename_claims([lease])
-
-    def _rename_claims(self, leases: list[int]) -> None:
-        """Let leases hold the names by which gossip knows their proxies now."""
-        for lease in leases:
-            held = self.leases[lease]
-            name = self.presented.right_name(lease, held)
-            if name is None:
-                continue
-            before = self.tracker.rename(lease, name)
-            self.changes.record(["lease", lease, lease_row(name, held).values()], ("lease", lease))
-            fields = {"name": name, "lease": lease, "session": held.session.id}
-            self.changes.emit("proxy_claimed", **fields, before=before, cause="renamed")
 
     def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
         """Count a dial that reached a proxy which another lease holds."""
@@ -708,8 +682,6 @@ class State:
     def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
         name = self.tracker.lease_name(lease)
         self.tracker.release(lease)
-        if name is not None:
-            self.presented.remove(lease, self.leases[lease])
         self.in_flight.pop(lease, None)
         session.leases.discard(lease)
         session.use.leases -= 1
