@@ -28,8 +28,8 @@ class Target:
         return figure >= self.bound if self.least else figure <= self.bound
 
     def far_off(self, figure: float) -> bool:
-        """Tell whether a figure is worse than half of the target: more than noise."""
-        return figure < self.bound / 2 if self.least else figure > self.bound * 2
+        """Return whether a figure is worse than a quarter of the target: more than noise."""
+        return figure < self.bound / 4 if self.least else figure > self.bound * 4
 
     def __str__(self) -> str:
         return f"{'>=' if self.least else '<='} {self.bound:g}"
@@ -62,7 +62,7 @@ class Figure:
 
     @property
     def far_off(self) -> bool:
-        """Whether it is worse than half of its target."""
+        """Whether it is worse than a quarter of its target."""
         return self.target is not None and self.target.far_off(self.value)
 
     def as_json(self) -> dict[str, object]:

@@ -384,7 +384,7 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
             case "lease_granted":
                 leases[fields["lease"]] = fields["session"], None
             case "proxy_claimed":
-                assert leases[fields["lease"]] == (fields["session"], fields.get("before"))
+                assert leases[fields["lease"]] == (fields["session"], None)
                 leases[fields["lease"]] = fields["session"], fields["name"]
             case "lease_released":
                 assert leases.pop(fields["lease"]) == (fields["session"], fields["name"])

@@ -141,8 +141,6 @@ class Mirror:
         name, number, session = (event.fields[field] for field in ("name", "lease", "session"))
         row = self.leases.get(number)
         if row is not None:
-            if row["name"] not in (None, name):  # it held the same proxy under another name
-                self._unclaim(row["name"])
             row.update(name=name, claim_by=None)
         self._proxy(name).update(lease=number, session=session, pid=self._pid(session))
 

@@ -135,9 +135,7 @@ const SENTENCES = {
   lease_released: (f) => f.name === null || f.name === undefined
     ? ["lease ", f.lease, `, which had claimed nothing: ${because(f.cause)}`]
     : ["lease ", f.lease, ", which held ", name(f.name), ": ", because(f.cause)],
-  proxy_claimed: (f) => f.before === undefined
-    ? [name(f.name), " claimed by lease ", f.lease]
-    : [name(f.name), " is what gossip calls ", name(f.before), ", which lease ", f.lease, " holds"],
+  proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
   proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
   proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
   proxy_expired: (f) => [name(f.name), " expired"],

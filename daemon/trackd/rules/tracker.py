@@ -341,30 +341,6 @@ class Tracker:
         self.hold(lease, name)
         return lease, name
 
-    def rename(self, lease: int, name: str) -> str:
-        """Let a lease hold another name than the one that it claimed: both mean the same proxy.
-
-        The tracker never does this by itself. The daemon does, which keeps all names that a claim
-        presented (docs/rules.md, "Another name for a claim").
-
-        Returns:
-            The name that it held.
-
-        Raises:
-            ValueError: the lease holds nothing, or another lease holds that name.
-        """
-        check_int(lease, "lease")
-        check_str(name, "name")
-        before = self._leases.get(lease)
-        if before is None or not name or name in self._holders:
-            raise ValueError(f"lease {lease} cannot hold {name!r} instead of {before!r}")
-        del self._holders[before]
-        cohort = self._tracked.get(before)
-        if cohort is not None:
-            self._desired.unclaim(cohort)
-        self.hold(lease, name)
-        return before
-
     def release(self, lease: int) -> bool:
         """Free what a lease claims, or take it out of flight (rule 9).
 

@@ -160,7 +160,6 @@ def _claimed(state: State, change: changes.Claimed, _at: float, _wall: float) ->
     state.tracker.hold(change.lease, change.name)
     held = state.leases[change.lease]
     held.principals = change.principals
-    state.presented.add(change.lease, held)
 
 
 def _released(state: State, change: changes.Released, _at: float, _wall: float) -> None:
@@ -169,14 +168,7 @@ def _released(state: State, change: changes.Released, _at: float, _wall: float) 
     lease.session.use.leases -= 1
     if change.name is None:
         del state.in_flight[change.lease]
-    else:
-        state.presented.remove(change.lease, lease)
     state.tracker.release(change.lease)
-
-
-def _renamed(state: State, change: changes.Renamed, _at: float, _wall: float) -> None:
-    if state.tracker.rename(change.lease, change.name) != change.before:
-        raise ValueError(f"lease {change.lease} did not hold {change.before}")
 
 
 def _claim_timed_out(state: State, change: changes.ClaimTimedOut, _at: float, _wall: float) -> None:
@@ -276,7 +268,6 @@ _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
     changes.Expired: _expired,
     changes.Forgotten: _forgotten,
     changes.TombstonesDropped: _tombstones_dropped,
-    changes.Renamed: _renamed,
     changes.GroupForgotten: _group_forgotten,
     changes.SourceRemembered: _source_remembered,
 }

@@ -303,19 +303,6 @@ class ClaimTimedOut(NamedTuple):
         return (("session", self.token),)
 
 
-@_kind(35)
-class Renamed(NamedTuple):
-    """A lease holds another name of its proxy, by which gossip knows it now."""
-
-    lease: int
-    number: int
-    name: str
-    before: str
-
-    def edits(self) -> Keys:
-        return (("lease", self.lease), META)
-
-
 @_kind(34)
 class DialSpent(NamedTuple):
     """The dial budget has so many tokens left, at this time."""

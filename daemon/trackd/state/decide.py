@@ -24,7 +24,6 @@ from trackd.state.advice import Advice
 from trackd.state.apply import apply
 from trackd.state.changes import By, Change, Key, Moment
 from trackd.state.counters import Metrics
-from trackd.state.presented import MOST_ALIASES
 from trackd.state.sources import source_of
 from trackd.state.state import State
 from trackd_client import __version__
@@ -37,6 +36,8 @@ _LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES: Final = 1024
 #: Claims kept for `explain`.
+#: Principals kept of a claim, and claims kept for `explain`.
+MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
 #: Expired proxies of one change.
 _MOST_EXPIRED: Final = 1000
@@ -312,9 +313,6 @@ class Decisions:
                 mentions.left_by([row[0] for row in rows]),
             )
         )
-        for i, before in changed:
-            if before is None:
-                self._rename_claims(self.state.presented.of(rows[i][0]))
         self.topology_changed()
         return len(changed)
 
@@ -332,7 +330,6 @@ class Decisions:
         until = self.now + mention.ttl
         dropped = tombstones.too_many(name)
         self.do(changes.Forgotten(name, *place, until, [mention.number], dropped, peer_of(by)))
-        self.rename_holder(name)
         self.topology_changed()
         return tombstones.get(name)
 
@@ -618,8 +615,6 @@ class Decisions:
         while names := tracker.mentions.due(self.now, _MOST_EXPIRED):
             rows = [(name, *tracker.place(name)) for name in names]
             self.do(changes.Expired(rows, tracker.mentions.left_by(names)))
-            for name in names:
-                self.rename_holder(name)
         self.topology_changed()
 
     def _budget_wait(self) -> float | None:
@@ -663,21 +658,6 @@ class Decisions:
     ) -> None:
         self.do(changes.Claimed(lease, session.id, name, principals[:MOST_ALIASES]))
         self.recent.append(RecentClaim(self.now, name, False, chance))
-
-    def rename_holder(self, name: str) -> None:
-        """Find another name for the lease that holds one which is not tracked any more."""
-        lease = self.state.tracker.holder(name)
-        if lease is not None:
-            self._rename_claims([lease])
-
-    def _rename_claims(self, leases: list[int]) -> None:
-        """Let leases hold the names by which gossip knows their proxies now."""
-        for lease in leases:
-            held = self.state.leases[lease]
-            name = self.state.presented.right_name(lease, held)
-            before = self.state.tracker.lease_name(lease)
-            if name is not None and before is not None:
-                self.do(changes.Renamed(lease, held.session.id, name, before))
 
     def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
         """Count a dial that reached a proxy which another lease holds."""

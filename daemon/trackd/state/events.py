@@ -81,17 +81,6 @@ def derive_events(change: Change) -> Iterator[Event]:
                 "proxy_claimed",
                 {"name": change.name, "lease": change.lease, "session": change.number},
             )
-        case changes.Renamed():
-            yield (
-                "proxy_claimed",
-                {
-                    "name": change.name,
-                    "lease": change.lease,
-                    "session": change.number,
-                    "before": change.before,
-                    "cause": "renamed",
-                },
-            )
         case changes.GroupForgotten():
             for name, generation in change.rows:
                 place = {"name": name, "group": change.group, "generation": generation}
@@ -161,7 +150,6 @@ _ONE = frozenset(
         changes.SessionEnded,
         changes.Granted,
         changes.Claimed,
-        changes.Renamed,
         changes.Released,
         changes.Forgotten,
         changes.CountSet,

@@ -52,7 +52,5 @@ def forget_group(
     rows = [(name, tracker.place(name).generation) for name in names]
     leaves, dropped = tracker.mentions.left_by(names), tombstones.too_many_groups(group)
     decide.do(GroupForgotten(group, low, high, until, rows, leaves, dropped, peer_of(by)))
-    for name in names:
-        decide.rename_holder(name)
     decide.topology_changed()
     return ForgottenGroup(names, until)

@@ -212,8 +212,6 @@ def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
         claimed[lease] = name
         if name is None:
             state.in_flight[lease] = None
-        else:
-            state.presented.add(lease, state.leases[lease])
     state.tracker.restore(
         proxies=(),
         leases=claimed,

@@ -13,7 +13,6 @@ from trackd.rules.tracker import Tracker
 from trackd.sessions.queue import Queue
 from trackd.sessions.sessions import Lease, Sessions
 from trackd.state.history import History
-from trackd.state.presented import Presented
 from trackd.state.sources import Sources
 
 
@@ -27,7 +26,6 @@ class State:
         leases: who owns which lease.
         in_flight: the leases that have not claimed, the oldest grant first.
         tombstones: of the proxies that an administrator had forgotten.
-        presented: which claims presented which names.
         sources: sessions that gossiped and have ended.
         budget: how many dials may begin.
         history: the last events.
@@ -64,7 +62,6 @@ class State:
         self.leases: dict[int, Lease] = {}
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.tombstones = Tombstones()
-        self.presented = Presented(self.tracker)
         self.sources = Sources()
         self.budget = Budget(dial_rate, dial_burst)
         self.history = History(history, history_age)

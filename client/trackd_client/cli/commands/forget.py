@@ -42,7 +42,7 @@ def forget(
     generation: int | None,
     as_json: bool,
 ) -> None:
-    """Forget a proxy or a group that is gone, whatever gossip says."""
+    """Forget a proxy or a group that is gone."""
     if (proxy is None) == (group is None):
         raise click.UsageError("give a PROXY, or --group GROUP")
     if generation is not None and group is None:

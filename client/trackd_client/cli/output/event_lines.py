@@ -155,11 +155,10 @@ def _describe_released(fields: Fields, _people: People) -> str:
 
 
 def _describe_claimed(fields: Fields, people: People) -> str:
-    lease = f"lease {fields['lease']} of {people.describe(fields['session'])}"
-    if (before := fields.get("before")) is not None:
-        name = format_value(fields["name"])
-        return f"{name} is what gossip calls {format_value(before)}, which {lease} holds"
-    return f"{format_value(fields['name'])} claimed by {lease}"
+    lease = f"lease {fields['lease']}"
+    return (
+        f"{format_value(fields['name'])} claimed by {lease} of {people.describe(fields['session'])}"
+    )
 
 
 def _describe_tracked(fields: Fields, people: People) -> str:

@@ -461,18 +461,3 @@ def test_the_event_socket_is_beside_that_of_the_daemon_as_it_is_seen_from_here(
     endpoint: str, told: str, found: str | None
 ) -> None:
     assert event_endpoint(endpoint, told) == found
-
-
-def test_a_claim_that_gets_another_name_leaves_the_old_one_without_a_holder() -> None:
-    mirror = Mirror()
-    claim = {"lease": 1, "session": 2}
-    for kind, fields in [
-        ("lease_granted", {**claim, "reason": "need"}),
-        ("proxy_claimed", {**claim, "name": "host1"}),
-        ("proxy_tracked", {"name": "uuid1", "group": "", "generation": 1, "session": 2}),
-        ("proxy_claimed", {**claim, "name": "uuid1", "before": "host1", "cause": "renamed"}),
-    ]:
-        mirror.apply(Event(mirror.revision + 1, 1.0, 1e9, kind, fields))
-    shown = mirror.snapshot()
-    assert [(row["name"], row["lease"]) for row in shown["proxies"]] == [("uuid1", 1)]
-    assert [row["name"] for row in shown["leases"]] == ["uuid1"]

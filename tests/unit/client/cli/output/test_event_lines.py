@@ -48,10 +48,6 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
             "p1 claimed by lease 4 of session 2",
         ),
         (
-            event("proxy_claimed", name="u1", lease=4, session=2, before="h1", cause="renamed"),
-            "u1 is what gossip calls h1, which lease 4 of session 2 holds",
-        ),
-        (
             event("proxy_tracked", session=1, **PROXY),
             "p1 is tracked, generation 3 of group g, says session 1 (pid 8 known)",
         ),
