@@ -35,7 +35,6 @@ SWEEP_INTERVAL: Final = 1.0
 _LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES: Final = 1024
-#: Claims kept for `explain`.
 #: Principals kept of a claim, and claims kept for `explain`.
 MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
