@@ -75,6 +75,8 @@ LATE_SECONDS = 0.01
 STEP_INTERVAL = 0.01
 #: Seconds between two probes of a store that fails.
 PROBE_SECONDS = 1.0
+#: Seconds of each that checkpoint steps may take.
+PROBE_STEPS_SECONDS = 0.05
 
 
 class TrackerActor(SupervisedActor):
@@ -403,7 +405,8 @@ class TrackerActor(SupervisedActor):
             due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
             due = min(now + SWEEP_INTERVAL, due or math.inf)
-        if self._store is not None and self._store.has_work:
+        working = self._runtime.store_problem is None
+        if working and self._store is not None and self._store.has_work:
             due = min(now + STEP_INTERVAL, due or math.inf)
         if due is not None and (self._announced is None or due < self._announced):
             self._announced = due
@@ -444,8 +447,11 @@ class TrackerActor(SupervisedActor):
 
     def _probe(self) -> None:
         """Check whether the store works again; if so, do what was put off."""
+        began = time.perf_counter()
         assert self._store is not None
         try:
+            while self._store.has_work and time.perf_counter() < began + PROBE_STEPS_SECONDS:
+                self._store.step()  # which makes room on a full disk
             self._store.append(
                 changes.pack([Moment(self._moment, time.time(), [changes.Probed()])])
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trackd.host.own_files import check_own_path, open_own_file
 from trackd.host.own_paths import OwnPaths
-from trackd.storage import mark
+from trackd.storage import mark, reserve
 
 FILE_NAME = "trackd.db"
 #: What follows that name in the names of the files that SQLite creates beside it.
@@ -27,6 +27,7 @@ class StateFiles:
     Attributes:
         path: of the database.
         mark: of the mark.
+        reserve: of the reserve.
     """
 
     def __init__(self, directory: Path, own: OwnPaths) -> None:
@@ -38,6 +39,7 @@ class StateFiles:
         """
         self.path = directory / FILE_NAME
         self.mark = directory / mark.FILE_NAME
+        self.reserve = directory / reserve.FILE_NAME
         self._own = own
         self._beside = [directory / f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES]
 
@@ -49,7 +51,7 @@ class StateFiles:
         Raises:
             OSError: it cannot be created or opened, or one of the files is somebody else's.
         """
-        for path in (*self._beside, self.mark):
+        for path in (*self._beside, self.mark, self.reserve):
             check_own_path(path)
         os.close(open_own_file(self.path))
 

@@ -11,6 +11,9 @@ all is written, one small transaction makes the generation and its base valid. T
 and the journal that it covers are deleted, also in steps. A process that dies in between leaves
 rows of no valid generation, which the next checkpoint writes over.
 
+A file that has become much larger than what it holds is cut down, in steps. When the disk is
+full, the *reserve* is given up, so that a checkpoint can be written and the journal deleted.
+
 The file uses a WAL without fsync: the kernel keeps what was written when the process dies. A file
 of another boot is emptied. The store does not know what its rows mean. Only the actor's thread
 uses it.
@@ -35,6 +38,7 @@ from trackd.host.logs import fields
 from trackd.host.own_paths import OwnPaths
 from trackd.storage import mark, v1
 from trackd.storage.files import StateFiles
+from trackd.storage.reserve import Reserve
 
 log = logging.getLogger("trackd.store")
 
@@ -58,6 +62,9 @@ _ROW_BYTES = 256
 #: which its file is cut down after a large commit.
 _WAL_PAGES = 200
 _WAL_BYTES = 4 * 1024 * 1024
+#: How many free pages the file may have more than pages in use, and how many are cut off at once.
+_FREE_PAGES = 2048
+_CUT_PAGES = 16
 
 #: SQLite's result codes that are about the disk or permissions, not about the file's content.
 _OUTSIDE = frozenset(
@@ -142,6 +149,8 @@ class Store:
         self._files = None if directory is None else StateFiles(directory, own or OwnPaths())
         self._lost = ""  # why nothing can be stored, when the files are lost
         self._mark: mark.Mark | None = None
+        self._reserve: Reserve | None = None
+        self._careful = False  # the last step failed: none may be large
         try:
             self._db = self._open()
         except DamagedError as error:
@@ -158,6 +167,7 @@ class Store:
         self._old: list[Key] = []  # rows of generations before are to be deleted
         self._journal: deque[tuple[int, int]] = deque()  # number and bytes of each of its rows
         self._rows_since = self._bytes_since = 0
+        self._too_large = False  # more free pages than it may have
 
     def set_aside(self, why: str) -> None:
         """Set the file aside, and start with an empty one.
@@ -265,6 +275,9 @@ class Store:
         except sqlite3.Error as error:
             # An error may come after the commit; then the batch has happened.
             if self._newest_row() < row:
+                if self._give_up_reserve(error):
+                    self.append(changes)
+                    return
                 raise self._error_for(error) from None
         self._last_row = row
         if self._mark is not None:
@@ -293,7 +306,13 @@ class Store:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something: `step` is worth a call, now or in an idle moment."""
-        return self._next_base is not None or bool(self._old) or self._covered() or self._is_due()
+        return (
+            self._next_base is not None
+            or bool(self._old)
+            or self._covered()
+            or self._is_due()
+            or self._too_large
+        )
 
     def _is_due(self) -> bool:
         return self._rows_since >= _DUE_ROWS or self._bytes_since >= _DUE_BYTES
@@ -320,11 +339,15 @@ class Store:
                 self._tidy(stop)
             elif self._is_due():
                 self._begin()
+            elif self._too_large:
+                self._cut(stop)
         except sqlite3.Error as error:
+            self._careful = True
+            self._give_up_reserve(error)
             raise StoreError(str(error)) from None
 
     def _haste(self) -> float:
-        if self._next_base is None and not self._old and not self._covered():
+        if self._careful or (self._next_base is None and not self._old and not self._covered()):
             return 1.0
         grown = max(self._bytes_since / _DUE_BYTES, self._rows_since / _DUE_ROWS)
         return float("inf") if grown >= 1.0 else 1.0 + _HASTE * grown
@@ -364,6 +387,7 @@ class Store:
             )
         self._generation += 1
         self._base, self._next_base = self._next_base, None
+        self._careful = False
 
     def _tidy(self, stop: float) -> None:
         """Delete what the checkpoint supersedes: its older rows, and the journal up to the base."""
@@ -386,6 +410,10 @@ class Store:
         del self._old[len(self._old) - len(taken) :]
         for _ in range(deleted):
             self._journal.popleft()
+        if not self._old and not self._covered():
+            self._too_large = self._free_pages() > 0
+            if self._reserve is not None:
+                self._reserve.keep()
 
     def _delete_covered(self, stop: float) -> int:
         """Delete journal rows that the checkpoint covers; return how many.
@@ -410,11 +438,31 @@ class Store:
     def _delete_to(self, last: int) -> None:
         self._db.execute("DELETE FROM journal WHERE id <= ?", (last,))
 
+    def _free_pages(self) -> int:
+        """Return how many free pages the file has more than it may have."""
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        return int(free - (pages - free) - _FREE_PAGES)
+
+    def _cut(self, stop: float) -> None:
+        """Cut free pages off the end of the file."""
+        while self._too_large and time.perf_counter() < stop:
+            self._db.execute(f"PRAGMA incremental_vacuum({_CUT_PAGES})").fetchall()
+            self._too_large = self._free_pages() > 0
+
     def _packed(self, key: Key) -> bytes | None:
         value = self.row_of(key)
         return None if value is None else _seal(_pack(value), key[0].encode() + _pack(key[1]))
 
     # -- the file ---------------------------------------------------------------------
+
+    def _give_up_reserve(self, error: sqlite3.Error) -> bool:
+        """Give the reserve up when the disk is full; return whether there is more room now."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code != sqlite3.SQLITE_FULL or self._reserve is None or not self._reserve.give_up():
+            return False
+        log.warning("the disk is full; the reserve is given up", extra=fields(reason=str(error)))
+        return True
 
     def size(self) -> int | None:
         """Return the bytes of the file and its WAL; None without a file."""
@@ -462,6 +510,9 @@ class Store:
         if self._mark is not None and self._files is not None:
             self._mark.close(remove=not self._files.has_wal())
             self._mark = None
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
     def _replace(self, why: str) -> None:
         files = self._files
@@ -534,6 +585,10 @@ class Store:
                 self._mark = mark.Mark(files.mark, self._boot_id)
             except OSError as error:  # a full disk, say: the store still has its checksums
                 log.warning("no mark is kept of what is stored", extra=fields(reason=str(error)))
+        if files is not None and self._reserve is None:
+            with contextlib.suppress(OSError):
+                self._reserve = Reserve(files.reserve)
+                self._reserve.keep()
         if files is not None:
             files.note()
         return db
@@ -549,6 +604,8 @@ class Store:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
             self._refuse(db, version)
+        if version < _VERSION:  # before anything is written, or by `_migrate`
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
@@ -593,6 +650,9 @@ class Store:
             db.execute(_WRITE, (kind, name, 1, _seal(_pack(value), kind.encode() + name)))
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.execute("COMMIT")
+        if version == 1:
+            with contextlib.suppress(sqlite3.Error):  # a full disk, say: then it is never cut down
+                db.execute("VACUUM")
 
 
 def _nothing(_key: Key) -> None:

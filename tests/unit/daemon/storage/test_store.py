@@ -14,9 +14,11 @@ from typing import Any
 import msgpack
 import pytest
 
+from helpers.hosts import fill, needs_root, small_disk
 from helpers.writer import Faults, sqlite_error
 from trackd.storage import store as store_module
 from trackd.storage.files import FILE_NAME
+from trackd.storage.reserve import RESERVE_BYTES
 from trackd.storage.store import DamagedError, Key, NewerError, Store, StoreError, connect
 
 BOOT = "this boot"
@@ -860,3 +862,59 @@ def test_however_fast_the_journal_grows_a_checkpoint_keeps_up(
             store.step()
         store.step()
         assert sum(size for _, size in store._journal) <= 3 * 100_000
+
+
+def test_a_file_that_holds_much_less_than_before_is_cut_down(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store()
+    things: dict[Key, Any] = {("lease", number): "x" * 1000 for number in range(30_000)}
+    touch(store, *things)
+    append(store, "many")
+    finish_checkpoint(store, things.get)
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    large = (tmp_path / FILE_NAME).stat().st_size
+    touch(store, *things)
+    append(store, "none")
+    finish_checkpoint(store, lambda _: None)
+    while store.has_work:
+        store.step()
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    small = (tmp_path / FILE_NAME).stat().st_size
+    assert large > 30_000_000
+    assert small < 16_000_000
+    assert loaded(store) == ({}, [])
+
+
+@needs_root
+def test_a_disk_that_others_have_filled_takes_changes_without_end(
+    open_store: Open, tmp_path: Path
+) -> None:
+    """A checkpoint finds room in the reserve, and makes the room that the next changes need."""
+    with small_disk(tmp_path / "disk", "48m") as disk:
+        store = open_store(disk)
+        store.row_of = lambda _: "x" * 2000
+        filler = fill(disk)
+        assert (disk / "trackd.reserve").stat().st_size == RESERVE_BYTES
+        for number in range(20_000):
+            touch(store, ("lease", number % 100))
+            append(store, "x" * 2000)
+            if store.has_work:
+                store.step()
+        assert (disk / "trackd.reserve").stat().st_size == 0
+        assert store._db.execute("SELECT max(id) FROM journal").fetchone() == (20_000,)
+        filler.unlink()
+        append(store, "x")
+        finish_checkpoint(store, store.row_of)
+        assert (disk / "trackd.reserve").stat().st_size == RESERVE_BYTES
+        store.close()
+        assert not (disk / "trackd.reserve").exists()
+
+
+@needs_root
+def test_a_small_disk_is_not_filled_by_the_reserve(open_store: Open, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "20m") as disk:
+        store = open_store(disk)
+        append(store, "x")
+        assert (disk / "trackd.reserve").stat().st_size == 0
+        store.close()
