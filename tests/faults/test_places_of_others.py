@@ -91,6 +91,7 @@ def hard(path: Path, target: Path) -> None:
         "state/trackd.db-wal",
         "state/trackd.db-shm",
         "state/trackd.mark",
+        "state/trackd.reserve",
         "state/trackd.lock",
         "trackd.sock.lock",
     ],
