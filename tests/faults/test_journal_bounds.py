@@ -54,7 +54,9 @@ def test_much_gossip_does_not_outgrow_the_checkpoint_and_a_restart_does_not_peak
         assert tracker.status()["tracked"] == PROXIES
     assert peak_rss(daemon.pid) <= 1.5 * steady
     print(f"\nfile {grown / 2**20:.1f} MiB, checkpoint {needed / 2**20:.1f} MiB;", end=" ")
-    print(f"memory {steady / 2**20:.0f} MiB, peak of the restart {peak_rss(daemon.pid) / 2**20:.0f}")
+    print(
+        f"memory {steady / 2**20:.0f} MiB, peak of the restart {peak_rss(daemon.pid) / 2**20:.0f}"
+    )
 
 
 @needs_root

@@ -463,6 +463,7 @@ class TrackerActor(SupervisedActor):
             self._reload_state()
             self._decide.begin_epoch(self._tracker_id, self._stored_count)
         self._decide.restart_timers()
+        self._requests.take_unstored_done()
         self._end_gone_sessions()
 
     def _fail(self, message: Any) -> None:

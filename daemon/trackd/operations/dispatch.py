@@ -11,6 +11,7 @@ the peer got wrong is a `ProtocolError`; any other exception is a fault of ours.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 from trackd.host.logs import fields as log_fields
@@ -22,6 +23,7 @@ from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_done, check_seconds
+from trackd_client.wire.done import Done
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import REPLY, SESSIONLESS, TOKEN_BYTES, encode, error_body
 
@@ -53,7 +55,18 @@ class Requests:
         try:
             return self._answer(call)
         except ProtocolError as error:
+            with suppress(ProtocolError):
+                self._take_done(call)  # unless it is what is wrong
             return self._refuse(call, error)
+
+    def take_unstored_done(self) -> None:
+        """Take in what sessions were done with while the store failed, now that it works."""
+        for token, done in self.context.runtime.unstored_done.items():
+            session = self.state.sessions.by_token.get(token)
+            if session is not None:
+                with suppress(ProtocolError):  # too many gaps; together with what is known already
+                    self.decide.acknowledge(session, done.ranges)
+        self.context.runtime.unstored_done.clear()
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
         self.context.runtime.metrics.errors[error.code] += 1
@@ -77,6 +90,7 @@ class Requests:
             )
         operation = OPERATIONS[op]
         if op in _SESSIONLESS:
+            self._take_done(call)
             return self._reply(call, operation.run(self.context, call))
 
         token = body.get("token")
@@ -91,10 +105,7 @@ class Requests:
             self.decide.note_sign_of_life(session)
         session.live.requests += 1
         if body.get("done") is not None:
-            done = check_done(body["done"], self._max_done_ranges)
-            # It can end a wait, which must be stored; it comes again with each request.
-            if self.context.runtime.store_problem is None:
-                self.decide.acknowledge(session, done)
+            self._acknowledge(session, check_done(body["done"], self._max_done_ranges))
 
         seq, live = call.seq, session.live
         if seq in live.done:
@@ -122,6 +133,27 @@ class Requests:
         elif operation.repeatable:
             session.note_repeatable(seq, self.config.max_outstanding)
         return self._run(session, call, operation)
+
+    def _take_done(self, call: Call) -> None:
+        """Take in what a session is done with from a request that is not run in the session."""
+        token, done = call.body.get("token"), call.body.get("done")
+        if done is None or type(token) is not bytes or call.peer is None:
+            return
+        session = self.state.sessions.by_token.get(token)
+        if session is not None and session.peer.uid == call.peer.uid:
+            self._acknowledge(session, check_done(done, self._max_done_ranges))
+
+    def _acknowledge(self, session: Session, ranges: list[int]) -> None:
+        """Take in what a session is done with; while the store fails, only note it for later.
+
+        It can end a wait, which must be stored.
+        """
+        runtime = self.context.runtime
+        if runtime.store_problem is None:
+            self.decide.acknowledge(session, ranges)
+        else:
+            noted = runtime.unstored_done.setdefault(session.token, Done())
+            noted.update(ranges, self._max_done_ranges)
 
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
         """Run an operation of a session, and remember its reply."""

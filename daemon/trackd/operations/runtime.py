@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from trackd.operations.listings import Listings
 from trackd.state.counters import Metrics
+from trackd_client.wire.done import Done
 
 
 def _not_served() -> None:
@@ -63,6 +64,7 @@ class Runtime:
         wall: the same moment in Unix time.
         requests: the number of requests served since then.
         store_problem: why changes cannot be stored now, or None.
+        unstored_done: what sessions were done with while that was so, by token, for later.
         store_bytes: returns the size of the state file, or None when there is none.
         events: the endpoint of the event stream, or "".
         ask_reload: asks the overseer to read the configuration again.
@@ -81,6 +83,7 @@ class Runtime:
     wall: float
     requests: int = 0
     store_problem: str | None = None
+    unstored_done: dict[bytes, Done] = field(default_factory=dict)
     store_bytes: Callable[[], int | None] = lambda: None
     events: str = ""
     ask_reload: Callable[[], None] = _not_served

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, observe, open_session
+from helpers.writer import ROWS, AgentOf, Clock, Desk, Faults, Host, observe, open_session
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
@@ -493,15 +493,48 @@ def test_a_lost_claim_that_is_done_does_not_run_after_a_restart(
     desk.kill()
 
 
-@pytest.mark.parametrize("by", ["is_claimed", "heartbeat", "set_connection_count"])
+@pytest.mark.parametrize(
+    ("by", "fields"),
+    [
+        ("is_claimed", {}),
+        ("heartbeat", {}),
+        ("set_connection_count", {}),
+        ("nonsense", {}),
+        ("is_claimed", {"namespace": "another"}),
+        ("is_claimed", {"principals": "no list"}),
+        ("ping", {}),
+    ],
+)
 def test_a_done_change_that_changed_nothing_does_not_run_after_a_restart(
-    tmp_path: Path, clock: Clock, host: Host, by: str
+    tmp_path: Path, clock: Clock, host: Host, by: str, fields: dict[str, Any]
 ) -> None:
     desk = Desk(tmp_path, clock)
     agent, other = open_session(desk, host, 1), open_session(desk, host, 2)
     old = agent.body("set_connection_count", count=0)
     assert "error" not in (desk.ask(old, agent.peer) or {"error": "no answer"})
-    agent.ask(desk, by, principals=["p1"], count="wrong", done=[1, old["seq"]])
+    agent.ask(desk, by, **{"principals": ["p1"], "count": "wrong", **fields}, done=[1, old["seq"]])
+    other.ask(desk, "set_connection_count", count=7)
+    desk.kill()
+    desk = Desk(tmp_path, clock)
+    assert desk.ask(old, agent.peer) is None
+    assert desk.state.tracker.connection_count == 7
+    desk.kill()
+
+
+def test_what_is_done_while_the_store_fails_is_stored_once_it_works(
+    tmp_path: Path, clock: Clock, host: Host
+) -> None:
+    faults = Faults()
+    desk = Desk(tmp_path, clock, faults)
+    agent, other = open_session(desk, host, 1), open_session(desk, host, 2)
+    old = agent.body("set_connection_count", count=0)
+    assert "error" not in (desk.ask(old, agent.peer) or {"error": "no answer"})
+    faults.writes = True
+    assert other.ask(desk, "set_connection_count", count=7)["error"] == Code.UNAVAILABLE
+    agent.ask(desk, "is_claimed", principals=["p1"], done=[1, old["seq"]])
+    faults.writes = False
+    clock.now += 1
+    desk.sweep()
     other.ask(desk, "set_connection_count", count=7)
     desk.kill()
     desk = Desk(tmp_path, clock)
