@@ -29,6 +29,8 @@ log = logging.getLogger("trackd")
 
 #: Seconds that an actor may take.
 _ASK_SECONDS: Final = 5.0
+_LOST: Final = "a file of the daemon was removed or replaced"
+_LINKED: Final = "a file of the daemon has a second name, a hard link"
 
 
 class PlaceGuard:
@@ -65,10 +67,8 @@ class PlaceGuard:
         lost = self._places.own.find_lost()
         for path, what in lost.items():
             if path not in self._reported:
-                log.error(
-                    "a file of the daemon was removed or replaced",
-                    extra=fields(path=str(path), what=what),
-                )
+                linked = self._places.own.is_linked(path)
+                log.error(_LINKED if linked else _LOST, extra=fields(path=str(path), what=what))
         self._reported = lost
         if not lost:
             return

@@ -22,7 +22,7 @@ from trackd_client import Tracker
 if TYPE_CHECKING:
     from trackd_client.testing import Daemon, MakeDaemon
 
-STATE = ("trackd.db", "trackd.db-wal", "trackd.mark")
+STATE = ("trackd.db", "trackd.db-wal", "trackd.mark", "trackd.reserve")
 LOST = "a file of the daemon was removed or replaced"
 STORED_AGAIN = "state files created again"
 SERVED_AGAIN = "served again"
@@ -111,6 +111,25 @@ def test_what_somebody_put_in_the_place_of_a_state_file_is_moved_aside(
     assert aside.read_text() == "precious"
     trackd_daemon.restart()
     assert claimed(trackd_daemon) == {"before"}
+
+
+@pytest.mark.parametrize("name", [*STATE, "trackd.lock", "trackd.sock.lock"])
+def test_a_file_with_a_second_name_is_replaced_so_that_the_next_start_takes_it(
+    trackd_daemon: Daemon, tmp_path: Path, name: str
+) -> None:
+    claim(trackd_daemon, "before")
+    path = trackd_daemon.directory / name
+    other = tmp_path / "other"
+    other.hardlink_to(path)
+    wait_until(lambda: path.exists() and path.stat().st_nlink == other.stat().st_nlink == 1)
+    assert f"a file of the daemon has a second name, a hard link path={path}" in log_of(
+        trackd_daemon
+    )
+    if name in STATE:
+        says(trackd_daemon, STORED_AGAIN)
+    claim(trackd_daemon, "after")
+    trackd_daemon.restart()
+    assert claimed(trackd_daemon) == {"before", "after"}
 
 
 def test_a_state_directory_that_was_deleted_is_created_again(

@@ -72,15 +72,25 @@ class OwnPaths:
             return False
         return (found.st_dev, found.st_ino) == (known.device, known.inode)
 
+    def is_linked(self, path: Path) -> bool:
+        """Return whether the daemon's own file at a path has a second name, a hard link.
+
+        Raises:
+            OSError: that cannot be found out.
+        """
+        return self.is_own(path) and path.lstat().st_nlink > 1
+
     def find_lost(self) -> dict[Path, str]:
         """Return the paths at which the daemon's own file no longer is, and what each was.
 
-        A path that cannot be looked at is not lost.
+        A file with a second name is lost too, unless it is a socket: others could read what is
+        written to it, and the next start would refuse it. A path that cannot be looked at is not
+        lost.
         """
         lost = {}
         for path, known in list(self._known.items()):
             with contextlib.suppress(OSError):
-                if not self.is_own(path):
+                if not self.is_own(path) or (known.what != "socket" and self.is_linked(path)):
                     lost[path] = known.what
         return lost
 

@@ -213,14 +213,14 @@ class Places:
             self._take(self._state, self._state.levels)
 
     def take_again(self) -> None:
-        """Take each lock again whose file was removed or replaced, with its directory.
+        """Take each lock again whose file was removed, replaced or linked, with its directory.
 
         Raises:
             LockHeldError: another daemon has the place now.
             UnusableError: it cannot be used any more.
         """
         for place, lock in list(self._locks.items()):
-            if not self.own.is_own(place.lock):
+            if not self.own.is_own(place.lock) or self.own.is_linked(place.lock):
                 lock.close()
                 self.own.discard(place.lock)
                 self._take(place, max(1, place.levels))

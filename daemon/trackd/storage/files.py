@@ -72,14 +72,14 @@ class StateFiles:
 
     def note(self) -> None:
         """Note the files that are at the paths now: they are the store's own."""
-        for path in (self.path, *self._beside, self.mark):
+        for path in (self.path, *self._beside, self.mark, self.reserve):
             self._own.discard(path)
             with contextlib.suppress(FileNotFoundError):
                 self._own.add(path, "state")
 
-    def is_own_mark(self) -> bool:
-        """Return whether the store's own mark is still at its path."""
-        return self._own.is_own(self.mark)
+    def is_whole(self, path: Path) -> bool:
+        """Return whether the store's own file is still at a path, and has no other name."""
+        return self._own.is_own(path) and not self._own.is_linked(path)
 
     def put(self, new: Path) -> None:
         """Put a new database in the place of the present one.
@@ -90,11 +90,12 @@ class StateFiles:
             OSError: that is not possible.
         """
         aside = self.name_aside()
-        for path in (self.path, *self._beside, self.mark):
+        for path in (self.path, *self._beside, self.mark, self.reserve):
             if os.path.lexists(path) and not self._own.is_own(path):
                 path.rename(aside.with_name(aside.name + path.name.removeprefix(FILE_NAME)))
-        for path in self._beside:
-            self._own.remove(path)
+        for path in (*self._beside, self.mark, self.reserve):
+            if path in self._beside or not self.is_whole(path):
+                self._own.remove(path)
         new.rename(self.path)
         self._own.discard(new)
 
@@ -127,5 +128,5 @@ class StateFiles:
 
     def close(self) -> None:
         """Forget the files: SQLite removes some of them when it closes them."""
-        for path in (self.path, *self._beside, self.mark):
+        for path in (self.path, *self._beside, self.mark, self.reserve):
             self._own.discard(path)

@@ -488,11 +488,14 @@ class Store:
             with contextlib.closing(self._connect(str(new))) as copy:
                 copy.execute("PRAGMA synchronous = OFF")
                 self._db.backup(copy)
-            if self._mark is not None and not files.is_own_mark():
+            if self._mark is not None and not files.is_whole(files.mark):
                 self._mark.close(remove=False)
                 self._mark = None
+            if self._reserve is not None and not files.is_whole(files.reserve):
+                self._reserve.close()
+                self._reserve = None
             files.put(new)  # from here on SQLite removes no file for the old connection
-            old, self._db = self._db, self._open()
+            old, self._db = self._db, self._open(copy=True)
             old.close()
         except (sqlite3.Error, OSError, StoreError, DamagedError) as error:
             if new is not None:
@@ -557,7 +560,12 @@ class Store:
             return StoreError(str(error))
         return DamagedError(f"unreadable: {error}")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, copy: bool = False) -> sqlite3.Connection:
+        """Open the file, or create it.
+
+        Args:
+            copy: whether it is a copy of the file that was open: what is known of that holds.
+        """
         files = self._files
         path = ":memory:" if files is None else str(files.path)
         try:
@@ -570,6 +578,10 @@ class Store:
             raise StoreError(str(error) if error.filename else str(error.strerror)) from None
         try:
             self._prepare(db)
+            # Nothing that is known of another file holds for this one, a checkpoint under way least
+            # of all: it would delete rows that it does not cover.
+            if not copy:
+                self._read_head(db)
         except sqlite3.Error as error:
             db.close()
             raise self._error_for(error) from None
@@ -620,9 +632,6 @@ class Store:
             db.execute("DELETE FROM state")
             db.execute("UPDATE head SET boot = ?, generation = 0, base = 0", (boot,))
             db.execute("COMMIT")
-        # Nothing that was known of another file holds for this one, a checkpoint under way least of
-        # all: it would delete rows that it does not cover.
-        self._read_head(db)
 
     def _refuse(self, db: sqlite3.Connection, version: int) -> NoReturn:
         """Raise for a version that is not known: a newer file says it twice, a damaged one once."""
