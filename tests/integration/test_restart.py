@@ -226,7 +226,7 @@ def test_a_checkpoint_and_a_journal_together_give_what_was_there(
     daemon.kill()
     with sqlite3.connect(state_file(daemon)) as database:
         (rows,) = database.execute("SELECT count(*) FROM journal").fetchone()
-        (kept,) = database.execute("SELECT count(*) FROM state WHERE kind = 'proxy'").fetchone()
+        (kept,) = database.execute("SELECT count(*) FROM state WHERE kind = 'names'").fetchone()
     database.close()
     assert rows < messages, "the journal was never taken into a checkpoint"
     assert kept > 0
@@ -359,7 +359,7 @@ def test_what_another_boot_left_is_no_longer_true(daemon: Daemon, peer: RawPeer)
     daemon.stop()
     with sqlite3.connect(state_file(daemon)) as database:
         value = msgpack.packb("the boot before")
-        changed = database.execute("UPDATE state SET value = ? WHERE kind = 'boot'", (value,))
+        changed = database.execute("UPDATE head SET boot = ?", (value,))
         assert changed.rowcount == 1
     database.close()
     daemon.start()

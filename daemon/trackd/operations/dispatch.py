@@ -90,7 +90,6 @@ class Requests:
             )
         operation = OPERATIONS[op]
         if op in _SESSIONLESS:
-            self._take_done(call)
             return self._reply(call, operation.run(self.context, call))
 
         token = body.get("token")
@@ -135,9 +134,9 @@ class Requests:
         return self._run(session, call, operation)
 
     def _take_done(self, call: Call) -> None:
-        """Take in what a session is done with from a request that is not run in the session."""
+        """Take in what a session is done with from a request that was refused before it was run."""
         token, done = call.body.get("token"), call.body.get("done")
-        if done is None or type(token) is not bytes or call.peer is None:
+        if done is None or type(token) is not bytes or call.peer is None or call.op in _SESSIONLESS:
             return
         session = self.state.sessions.by_token.get(token)
         if session is not None and session.peer.uid == call.peer.uid:

@@ -502,7 +502,6 @@ def test_a_lost_claim_that_is_done_does_not_run_after_a_restart(
         ("nonsense", {}),
         ("is_claimed", {"namespace": "another"}),
         ("is_claimed", {"principals": "no list"}),
-        ("ping", {}),
     ],
 )
 def test_a_done_change_that_changed_nothing_does_not_run_after_a_restart(
