@@ -162,7 +162,7 @@ class Requests:
         except ProtocolError as error:
             frame = self._refuse(call, error)
             self._log(call, session, {"error": error.code})
-            if operation.changes and self._has_room(session):
+            if operation.changes and self._has_room(session, operation):
                 self.decide.remember(session, call.seq, frame, stored=False, lease=None)
             return frame
         if log.isEnabledFor(logging.DEBUG):
@@ -170,7 +170,7 @@ class Requests:
         if fields is PARKED:
             return None
         frame = self._reply(call, fields)
-        if operation.changes and not session.ended and self._has_room(session):
+        if operation.changes and not session.ended and self._has_room(session, operation):
             # Operations that run without room (release, cancel) may run again and do nothing then.
             stored = self.decide.made > before
             self.decide.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
@@ -255,7 +255,10 @@ class Requests:
             )
         quotas.check_reply(self.context, session)
 
-    def _has_room(self, session: Session) -> bool:
+    def _has_room(self, session: Session, operation: Operation) -> bool:
+        """Return whether there is room for a reply: for most operations `_check_room` was asked."""
+        if not operation.never_stale:
+            return True
         return self.replies.has_number(session) and quotas.has_reply_room(self.context, session)
 
 

@@ -241,10 +241,27 @@ class Decisions:
             ProtocolError: `limit_exceeded`; then nothing has changed.
         """
         live = session.live
-        before = Done(live.done.ranges)
-        if not live.done.update(ranges, self.config.max_done_ranges):
+        known = live.done.ranges
+        if ranges == known:
             return
-        unstored = self._forget_covered(session, before)
+        last = known[1] if known else 0
+        kept = len(session.replies) + len(live.repeatable)
+        if (  # nearly always: one range from 1 has grown by a few numbers
+            len(ranges) == 2
+            and ranges[0] == 1
+            and last < ranges[1] <= last + kept + 1
+            and (not known or (len(known) == 2 and known[0] == 1))
+        ):
+            live.done.ranges = ranges
+            unstored = not self._forget(session, range(last + 1, ranges[1] + 1))
+        else:
+            before = Done(known)
+            if not live.done.update(ranges, self.config.max_done_ranges):
+                return
+            every = {*session.replies, *live.repeatable, *live.refusals}
+            fresh = [seq for seq in every if seq in live.done and seq not in before]
+            unstored = live.done.size() - before.size() > len(fresh)
+            unstored = not self._forget(session, fresh) or unstored
         if live.watch is not None and live.watch.seq in live.done:
             live.watch = None
         for seq in [seq for seq in session.parked if seq in live.done] if session.parked else ():
@@ -253,27 +270,22 @@ class Decisions:
         if unstored or len(covered) > _MOST_COVERED:
             self._store_done(session, covered)
 
-    def _forget_covered(self, session: Session, before: Done) -> bool:
-        """Forget refusals and reads that are done; return whether other numbers are, too."""
-        live, done = session.live, session.live.done
-        ranges, known = done.ranges, before.ranges
-        last = known[1] if len(known) == 2 and known[0] == 1 else 0
-        kept = len(session.replies) + len(live.repeatable)
-        if len(ranges) == 2 and ranges[0] == 1 and ranges[1] - last <= kept + 1 and len(known) <= 2:
-            fresh: Sequence[int] = range(last + 1, ranges[1] + 1)  # nearly always
-        else:
-            every = {*session.replies, *live.repeatable, *live.refusals}
-            fresh = [seq for seq in every if seq in done and seq not in before]
-        harmless = 0
+    def _forget(self, session: Session, fresh: Sequence[int]) -> bool:
+        """Forget refusals and reads that are done.
+
+        Returns:
+            Whether none of the numbers would run again after a restart: each was a read, or its
+            reply is stored.
+        """
+        harmless = True
+        repeatable = session.live.repeatable
         for seq in fresh:
-            if seq in session.replies:
-                harmless += 1
-            elif seq in live.repeatable:
-                live.repeatable.discard(seq)
-                harmless += 1
-            else:
+            if seq in repeatable:
+                repeatable.remove(seq)
+            elif seq not in session.replies:
                 session.drop_refusal(seq)
-        return done.size() - before.size() > harmless
+                harmless = False
+        return harmless
 
     def _store_done(self, session: Session, covered: list[int]) -> None:
         self.do(changes.Acknowledged(session.token, list(session.live.done.ranges), covered))
