@@ -274,10 +274,11 @@ class Store:
             self._db.execute(_APPEND, (row, sealed))
         except sqlite3.Error as error:
             # An error may come after the commit; then the batch has happened.
-            if self._newest_row() < row:
-                if self._give_up_reserve(error):
-                    self.append(changes)
-                    return
+            newest = self._newest_row()
+            if newest is not None and newest < row and self._give_up_reserve(error):
+                self.append(changes)
+                return
+            if newest is None or newest < row:
                 raise self._error_for(error) from None
         self._last_row = row
         if self._mark is not None:
@@ -286,13 +287,13 @@ class Store:
         self._rows_since += 1
         self._bytes_since += len(sealed)
 
-    def _newest_row(self) -> int:
-        """Return the number of the newest committed row, or 0 when that is unknown."""
+    def _newest_row(self) -> int | None:
+        """Return the number of the newest committed row, 0 for none; None when it is unknown."""
         try:
             self._end_transaction()
             (row,) = self._db.execute("SELECT max(id) FROM journal").fetchone()
         except sqlite3.Error:
-            return 0
+            return None
         return row or 0
 
     # -- the checkpoint ---------------------------------------------------------------
