@@ -40,7 +40,7 @@ from trackd.operations.runtime import HttpState
 from trackd.overseer import Overseer
 from trackd.probe import Probe
 from trackd.signals import ActorEnded, Events, SignalCame, name_signal, take_signals
-from trackd.storage.store import StoreError
+from trackd.storage.database import StoreError
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path
 

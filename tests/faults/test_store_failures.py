@@ -21,7 +21,7 @@ from helpers.hosts import fill, needs_root, small_disk, started_by
 from helpers.support import RawPeer, wait_until
 from helpers.writer import AgentOf, Clock, Desk, Faults, Host, observe, sqlite_error
 from trackd.host.processes import start_time
-from trackd.storage.store import StoreError
+from trackd.storage.database import StoreError
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, StoreUnavailable
 from trackd_client.testing import Daemon, MakeDaemon
@@ -174,7 +174,7 @@ class Trial:
 def test_with_any_statement_failing_nothing_acknowledged_is_lost_and_nothing_refused_shows(
     tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch, length: int, *, late: bool
 ) -> None:
-    monkeypatch.setattr("trackd.storage.store._DUE_ROWS", 3)  # checkpoints too
+    monkeypatch.setattr("trackd.storage.checkpoint._DUE_ROWS", 3)  # checkpoints too
     quiet = Trial(tmp_path / "quiet", host, Faults())
     opening = len(quiet.faults.statements)
     quiet.run()
@@ -376,7 +376,7 @@ def test_a_disk_that_forbids_writing_is_a_clear_error_at_the_start(
 #: Loaded by Python before anything else; the store of the daemon that it is loaded by obeys.
 INJECTED = """
 import os, sqlite3
-import trackd.storage.store
+import trackd.storage.checkpoint, trackd.storage.database
 
 ORDERS = os.environ["FAULTS"]
 
@@ -397,8 +397,8 @@ class Faulty(sqlite3.Connection):
 def connect(path):
     return sqlite3.connect(path, isolation_level=None, timeout=0.0, factory=Faulty)
 
-trackd.storage.store.connect = connect
-trackd.storage.store._DUE_ROWS = 4
+trackd.storage.database.connect = connect
+trackd.storage.checkpoint._DUE_ROWS = 4
 """
 
 

@@ -24,7 +24,8 @@ from trackd.operations.call import Call
 from trackd.sessions.identity import Peer, Process
 from trackd.state.restore import restore
 from trackd.state.state import State
-from trackd.storage.store import Connect, Store, connect
+from trackd.storage.database import Connect, connect
+from trackd.storage.store import Store
 from trackd_client.wire.clock import boot_id
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
@@ -405,7 +406,9 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
 
 def assert_same_after_reload(now: State, reloaded: State) -> None:
     """Check that a restart forgets nothing, and makes nothing up."""
-    assert observe(reloaded) == observe(now)
+    found, wanted = observe(reloaded), observe(now)
+    differ = {name for name in wanted if found[name] != wanted[name]}
+    assert not differ, {name: (found[name], wanted[name]) for name in differ}
 
 
 def through_msgpack(value: Any) -> Any:

@@ -99,12 +99,12 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.host = Host()
         self.stack.enter_context(self.host.seen())
         # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
-        self.stack.enter_context(patch("trackd.storage.store._DUE_ROWS", 4))
-        self.stack.enter_context(patch("trackd.storage.store._STEP_ROWS", 2))
-        self.stack.enter_context(patch("trackd.storage.store._STEP_SECONDS", 0.001))
+        self.stack.enter_context(patch("trackd.storage.checkpoint._DUE_ROWS", 4))
+        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_ROWS", 2))
+        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_SECONDS", 0.001))
         ticks = iter(range(10**9))
         fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
-        self.stack.enter_context(patch("trackd.storage.store.time", fake))
+        self.stack.enter_context(patch("trackd.storage.checkpoint.time", fake))
         self.clock = Clock()
         self.faults = Faults()
         self.clients: list[Client] = []
@@ -519,7 +519,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         if not self.batch and hasattr(self, "desk") and not self.failing:
             store = self.desk.actor._store
             assert store is not None
-            pending = store._dirty.keys() | store._todo.keys() | set(store._old)
+            steps = store._checkpoint
+            pending = steps._dirty.keys() | steps._todo.keys() | set(steps._old)
             for kind, packed in store._db.execute("SELECT kind, key FROM state"):
                 key = kind, msgpack.unpackb(packed, use_list=False)
                 kept = row_of(self.desk.state, key) is not None

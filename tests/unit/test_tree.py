@@ -35,6 +35,8 @@ ELSEWHERE = {
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
     "daemon/operations/replies.py": "replies to parked requests: operations/test_agents.py",
     "daemon/state/sources.py": "shown by explain and status: operations/test_admin.py",
+    "daemon/storage/checkpoint.py": "the steps of a store: storage/test_store.py",
+    "daemon/storage/database.py": "errors, transactions and seals: storage/test_store.py",
     "daemon/storage/mark.py": "the store writes and reads it: storage/test_store.py",
     "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",
     "daemon/actors/messages.py": "classes without behaviour",

@@ -62,7 +62,8 @@ from trackd.state.decide import SWEEP_INTERVAL, Decisions
 from trackd.state.events import pack_events
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
-from trackd.storage.store import Connect, DamagedError, Store, StoreError, connect
+from trackd.storage.database import Connect, DamagedError, StoreError, connect
+from trackd.storage.store import Store
 from trackd_client.errors import Code
 from trackd_client.wire.clock import boot_id
 from trackd_client.wire.protocol import REPLY, encode, error_body

@@ -33,17 +33,19 @@ class Budget:
         """Return the seconds until there is a token; 0 when there is one now."""
         if self.rate <= 0:
             return 0.0
-        self._fill(now)
-        return max(0.0, (1.0 - self._tokens) / self.rate)
+        return max(0.0, (1.0 - self.tokens(now)) / self.rate)
 
     def take(self, now: float) -> None:
         """Take a token. Call it only after `wait` has returned 0."""
         if self.rate > 0:
-            self._fill(now)
-            self._tokens -= 1.0
+            self.restore(self.tokens(now) - 1.0, now)
+
+    def tokens(self, now: float) -> float:
+        """Return the number of tokens at a moment, of a rate that is limited."""
+        return min(float(self.burst), self._tokens + (now - self._at) * self.rate)
 
     def level(self) -> tuple[float, float]:
-        """Return the number of tokens, and the time at which it was that; for the store."""
+        """Return a number of tokens, and the time at which it was that; for the store."""
         return self._tokens, self._at
 
     def restore(self, tokens: float, at: float) -> None:
@@ -53,13 +55,6 @@ class Budget:
 
     def change(self, rate: float, burst: int, now: float) -> None:
         """Change the rate and the size; a bucket that had no limit before begins full."""
-        if self.limited:
-            self._fill(now)
-            self._tokens = min(self._tokens, float(burst))
-        else:
-            self._tokens, self._at = float(burst), now
+        tokens = self.tokens(now) if self.limited else float(burst)
         self.rate, self.burst = rate, burst
-
-    def _fill(self, now: float) -> None:
-        self._tokens = min(float(self.burst), self._tokens + (now - self._at) * self.rate)
-        self._at = now
+        self.restore(tokens, now)

@@ -540,6 +540,7 @@ class Decisions:
             self.do(changes.Configured(config.connection_count))
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
             self.state.budget.change(config.dial_rate, config.dial_burst, self.now)
+            self.do(changes.DialSpent(*self.state.budget.level()))
 
     def begin_epoch(self, tracker_id: str, before: int | None) -> None:
         """Count a start of the daemon.
@@ -644,8 +645,7 @@ class Decisions:
         if budget.limited:
             if budget.wait(self.now):
                 return None
-            tokens, at = budget.level()
-            self.do(changes.DialSpent(tokens - 1.0, at))
+            self.do(changes.DialSpent(budget.tokens(self.now) - 1.0, self.now))
         return self._grant(session, "bootstrap" if bootstrap else "need")
 
     def _grant(self, session: Session, reason: str) -> int:

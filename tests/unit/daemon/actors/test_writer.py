@@ -224,14 +224,14 @@ def test_a_message_has_one_moment_so_that_no_expiry_slips_in_between(host: Host)
         agent.ask(desk, "track_expected", proxies=[["p1", "", 1, float(ttl)]])
         store = desk.actor._store
         assert store is not None
-        store._rows_since = 10**9
+        store._checkpoint._rows_since = 10**9
         while store.has_work:
             store.step()
         revision = desk.state.revision
         while desk.state.tracker.tracked_count:
             agent.ask(desk, "release", lease=agent.ask(desk, "try_acquire")["lease"] or 99)
             assert desk.state.revision >= revision
-        assert any(kind == "names" for kind, _ in store._dirty), f"a TTL of {ttl}"
+        assert any(kind == "names" for kind, _ in store._checkpoint._dirty), f"a TTL of {ttl}"
         desk.kill()
 
 

@@ -30,8 +30,10 @@ from trackd.state.events import count_events, derive_events, pack_events
 from trackd.state.forgetting import forget_group
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
-from trackd.storage import store as store_module
-from trackd.storage.store import Store, StoreError
+from trackd.storage import checkpoint as checkpoint_module
+from trackd.storage.checkpoint import Checkpoint
+from trackd.storage.database import StoreError
+from trackd.storage.store import Store
 
 NAMES = [f"p{i}" for i in range(8)]
 
@@ -176,11 +178,11 @@ class World:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a checkpoint begin after two batches, and write one row a step."""
-    monkeypatch.setattr(store_module, "_DUE_ROWS", 2)
-    monkeypatch.setattr(store_module, "_STEP_ROWS", 1)
-    monkeypatch.setattr(store_module, "_STEP_SECONDS", -1.0)
-    monkeypatch.setattr(store_module, "_HASTE", 0)
-    monkeypatch.setattr(Store, "_haste", lambda _store: 1.0)
+    monkeypatch.setattr(checkpoint_module, "_DUE_ROWS", 2)
+    monkeypatch.setattr(checkpoint_module, "_STEP_ROWS", 1)
+    monkeypatch.setattr(checkpoint_module, "_STEP_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint_module, "_HASTE", 0)
+    monkeypatch.setattr(Checkpoint, "_haste", lambda _checkpoint: 1.0)
 
 
 @pytest.mark.usefixtures("small_steps")

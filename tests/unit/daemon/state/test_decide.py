@@ -115,7 +115,7 @@ class World:
     def take_checkpoint(self) -> None:
         """Move everything into the checkpoint, as many small steps would."""
         self.commit()
-        self.store._rows_since = 10**9
+        self.store._checkpoint._rows_since = 10**9
         while self.store.has_work:
             self.store.step()
 

@@ -16,10 +16,11 @@ import pytest
 
 from helpers.hosts import fill, needs_root, small_disk
 from helpers.writer import Faults, sqlite_error
-from trackd.storage import store as store_module
+from trackd.storage import checkpoint as checkpoint_module
+from trackd.storage.database import DamagedError, Key, NewerError, StoreError, connect
 from trackd.storage.files import FILE_NAME
 from trackd.storage.reserve import RESERVE_BYTES
-from trackd.storage.store import DamagedError, Key, NewerError, Store, StoreError, connect
+from trackd.storage.store import Store
 
 BOOT = "this boot"
 
@@ -47,9 +48,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a checkpoint step end after about three looks at the clock, one row or deletion each."""
     ticks = iter(range(10**6))
     fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=lambda: 1)
-    monkeypatch.setattr(store_module, "time", fake)
-    monkeypatch.setattr(store_module, "_STEP_SECONDS", 0.001)
-    monkeypatch.setattr(store_module, "_STEP_ROWS", 1)
+    monkeypatch.setattr(checkpoint_module, "time", fake)
+    monkeypatch.setattr(checkpoint_module, "_STEP_SECONDS", 0.001)
+    monkeypatch.setattr(checkpoint_module, "_STEP_ROWS", 1)
 
 
 def select(store: Store, sql: str) -> list[tuple[Any, ...]]:
@@ -114,14 +115,14 @@ def journal_rows(store: Store) -> int:
 
 def is_busy(store: Store) -> bool:
     """Return whether a checkpoint is under way, its tidying included."""
-    return store._next_base is not None or bool(store._old) or store._covered()
+    return not store._checkpoint.is_tidy()
 
 
 def step(store: Store, row_of: Callable[[Key], Any]) -> None:
     """Take a step of a checkpoint, which begins if none is under way."""
     store.row_of = row_of
     if not is_busy(store):
-        store._begin()
+        store._checkpoint._begin()
     store.step()
 
 
@@ -512,30 +513,30 @@ def test_a_path_that_is_a_directory_is_an_error_not_damage(
 def test_a_checkpoint_is_due_when_the_journal_has_many_rows_or_many_bytes(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_DUE_ROWS", 3)
-    monkeypatch.setattr(store_module, "_DUE_BYTES", 1000)
+    monkeypatch.setattr(checkpoint_module, "_DUE_ROWS", 3)
+    monkeypatch.setattr(checkpoint_module, "_DUE_BYTES", 1000)
     store = open_store()
     due = []
     for size in (1, 1, 1, 1000):
         append(store, ("a", "x" * size))
-        due.append(store._is_due())
-        if store._is_due():
+        due.append(store._checkpoint._is_due())
+        if store._checkpoint._is_due():
             finish_checkpoint(store, lambda _: None)
     assert due == [False, False, True, True]
-    assert not store._is_due()
+    assert not store._checkpoint._is_due()
 
 
 def test_a_restart_counts_what_is_left_of_the_journal(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_DUE_ROWS", 3)
+    monkeypatch.setattr(checkpoint_module, "_DUE_ROWS", 3)
     store = open_store()
     for _ in range(3):
         append(store, ("a", 1))
     store.close()
     again = open_store()
     loaded(again)
-    assert again._is_due()
+    assert again._checkpoint._is_due()
 
 
 def test_a_checkpoint_takes_the_journal_in_and_deletes_it(open_store: Open) -> None:
@@ -586,7 +587,7 @@ def test_a_real_step_looks_at_the_clock_every_fifty_rows(open_store: Open) -> No
     append(store, ("a", 1))
     touch(store, *(("meta", f"n{number}") for number in range(20_000)))
     counts = []
-    while len(store._todo) + len(store._dirty):
+    while len(store._checkpoint._todo) + len(store._checkpoint._dirty):
         faults.statements.clear()
         step(store, lambda _: 1)
         counts.append(sum(sql.startswith("INSERT OR REPLACE") for sql in faults.statements))
@@ -836,7 +837,7 @@ def test_what_is_stored_after_a_store_was_set_aside_is_never_deleted_by_the_old_
     for number in range(20):
         append(store, (str(number), number))
         touch(store, ("meta", str(number)))
-    assert not store._is_due()
+    assert not store._checkpoint._is_due()
     for _ in range(10):
         step(store, lambda key: int(key[1]))
     store.close()
@@ -851,17 +852,17 @@ def test_however_fast_the_journal_grows_a_checkpoint_keeps_up(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes in while a checkpoint is written is bounded: then the rest is done at once."""
-    monkeypatch.setattr(store_module, "_DUE_BYTES", 100_000)
+    monkeypatch.setattr(checkpoint_module, "_DUE_BYTES", 100_000)
     store = open_store()
     keys = [("proxy", f"{number}.proxy.example") for number in range(500)]
     for _ in range(400):
         touch(store, *keys)
         append(store, "x" * 10_000)
         store.row_of = lambda _: ["", 0, 180.0, 1]
-        while store.has_work and not store._is_due():
+        while store.has_work and not store._checkpoint._is_due():
             store.step()
         store.step()
-        assert sum(size for _, size in store._journal) <= 3 * 100_000
+        assert sum(size for _, size in store._checkpoint._journal) <= 3 * 100_000
 
 
 def test_a_file_that_holds_much_less_than_before_is_cut_down(
