@@ -99,6 +99,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     async def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
+        self._conversation.check_usable()
         if not self._conversation.said_hello:
             await self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
@@ -373,6 +374,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._leases.pop(lease.id, None)
 
     def _release_later(self, lease: AsyncLease) -> None:
+        self._conversation.check_process()
         self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
         lease._released = True  # noqa: SLF001
         self._leases.pop(lease.id, None)

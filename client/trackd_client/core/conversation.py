@@ -137,11 +137,7 @@ class Conversation:
         Raises:
             UsedAfterFork: this is a forked child of the process that made the tracker.
         """
-        if self.inherited:
-            raise UsedAfterFork(
-                f"this tracker belongs to the process {self._pid}; make another in this one,"
-                " after the fork"
-            )
+        check_process(self._pid, "tracker")
 
     def request(
         self, op: str, fields: Mapping[str, Any], deadline: float | None, session: Session | None
@@ -314,6 +310,22 @@ class Conversation:
             if self._unopened is session:
                 self._unopened = None
         return news
+
+
+def check_process(pid: int, what: str) -> None:
+    """Refuse use in a forked child.
+
+    Args:
+        pid: the process that made what is used.
+        what: its kind, for the error.
+
+    Raises:
+        UsedAfterFork: this is another process.
+    """
+    if os.getpid() != pid:
+        raise UsedAfterFork(
+            f"this {what} belongs to the process {pid}; make another in this one, after the fork"
+        )
 
 
 def read_reply(frame: bytes) -> Reply | None:

@@ -13,6 +13,7 @@ import io
 import os
 import select
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, TypeVar
@@ -205,8 +206,10 @@ class Connections:
         except zmq.ZMQError as error:
             raise system_error(error) from error
         self._lock = threading.RLock()  # guards what is below
-        # For calls, and for calls that wait for a lease: how many there are, and what waits.
+        # For calls, and for calls that wait for a lease: how many there are, how many each thread
+        # has, since handlers may nest them, and what waits.
         self._busy = [0, 0]
+        self._nested: tuple[defaultdict[int, int], ...] = (defaultdict(int), defaultdict(int))
         self._turns = (threading.Condition(self._lock), threading.Condition(self._lock))
         self._idle: list[Connection] = []
         self._opened: list[Closable] = []
@@ -260,7 +263,8 @@ class Connections:
 
         Raises:
             TrackerClosed: the tracker is closed.
-            NoAnswer, AcquireTimeout: too many calls were under way until the deadline.
+            NoAnswer, AcquireTimeout: too many calls were under way until the deadline, or all of
+                them are this thread's own.
             SystemRefused: the system has no room for a connection.
         """
         with self._lock:
@@ -271,6 +275,7 @@ class Connections:
                 self._check_open()
             self._lent += 1
             self._busy[loan.parks] += loan.wake is None
+            self._nested[loan.parks][loan.thread] += loan.wake is None
             loan.counted = True  # nothing can interrupt between these
             if self._idle and loan.wake is None:
                 loan.connection = self._idle[-1]
@@ -286,6 +291,8 @@ class Connections:
             loan.connection = Connection(
                 self._context, self.place.find(), loan.wake or self._closing
             )
+        except TrackdError:  # of a signal handler; some are an OSError too
+            raise
         except (zmq.ZMQError, OSError) as error:
             raise self.error_of(error) from error
         return loan.connection
@@ -301,7 +308,10 @@ class Connections:
             if loan.counted:
                 self._lent -= 1
                 self._busy[loan.parks] -= loan.wake is None
+                self._nested[loan.parks][loan.thread] -= loan.wake is None
                 loan.counted = False
+                if not self._nested[loan.parks][loan.thread]:
+                    self._nested[loan.parks].pop(loan.thread, None)
             self._turns[loan.parks].notify()
             self._close_idle()
 
@@ -327,6 +337,12 @@ class Connections:
 
     def _await_turn(self, loan: Loan) -> None:
         """Wait until a call of the same kind has ended, or a moment. Holds the lock."""
+        if self._nested[loan.parks][loan.thread] == self._busy[loan.parks]:
+            raise NoAnswer(
+                f"{self._busy[loan.parks]} calls of this thread are under way within one another,"
+                " and none can end before this one: a signal handler or a finalizer calls the"
+                " tracker while an earlier one does; let it do nothing then"
+            )
         left = _LOOK_AGAIN if loan.deadline is None else loan.deadline - boottime()
         if left <= 0:
             if loan.parks:
@@ -366,9 +382,10 @@ class Loan:
         deadline: until when it may wait for its turn, or None.
         connection: what is lent, while it is.
         counted: whether the loan is counted as lent.
+        thread: the thread that borrows.
     """
 
-    __slots__ = ("_connections", "connection", "counted", "deadline", "parks", "wake")
+    __slots__ = ("_connections", "connection", "counted", "deadline", "parks", "thread", "wake")
 
     def __init__(
         self, connections: Connections, wake: Wake | None, parks: bool, deadline: float | None
@@ -379,6 +396,7 @@ class Loan:
         self.deadline = deadline
         self.connection: Connection | None = None
         self.counted = False
+        self.thread = threading.get_ident()
 
     def __enter__(self) -> Connection:
         try:

@@ -96,6 +96,7 @@ class Tracker(Operations[Lease]):
 
     def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
+        self._check_usable()
         if not self._conversation.said_hello:
             self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
@@ -272,7 +273,7 @@ class Tracker(Operations[Lease]):
             deadline = boottime() + self.timeout
         # A call without a limit waits for a lease forever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
-        self._conversation.check_usable()
+        self._check_usable()
         self._keeper.ensure()
         try:
             with self._connections.lend(wake, parks=parks, deadline=deadline) as connection:
