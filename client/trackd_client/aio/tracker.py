@@ -25,10 +25,9 @@ from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_
 from trackd_client.core.conversation import (
     GRANTING,
     HEARTBEATS,
-    LONGEST_RESEND,
-    RESEND_SECONDS,
     Request,
     Session,
+    lengthen,
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
@@ -272,7 +271,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             raise TrackerClosed("the tracker was closed while the call was under way")
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._post(Outstanding(request, None if parks else RESEND_SECONDS, future=future))
+        self._post(Outstanding(request, future=future))
         try:
             remaining = None if deadline is None else deadline - started
             try:
@@ -383,7 +382,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _keep(self, session: Session) -> None:
         """Watch a session that has just been opened, and send its heartbeats."""
-        self._errand("watch_session", {}, session, pause=None)
+        self._errand("watch_session", {}, session)
         if session.heartbeat_ttl is not None:
             self._beat(session)
 
@@ -406,7 +405,6 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         session: Session,
         *,
         settles: Request | None = None,
-        pause: float | None = RESEND_SECONDS,
     ) -> None:
         """Send a request until it is answered; the reply may settle another request as well."""
         if self._socket.closed or self._conversation.inherited:
@@ -424,11 +422,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             except TrackdError:
                 return  # the daemon cannot do it; another try would not help
             if op == "watch_session":
-                self._errand("watch_session", {}, session, pause=None)
+                self._errand("watch_session", {}, session)
                 for notice in body.get("notices", ()):
                     self._notice(session, notice)
 
-        self._post(Outstanding(request, pause, on_reply=on_reply))
+        self._post(Outstanding(request, on_reply=on_reply))
 
     # -- the socket -------------------------------------------------------------------------------
 
@@ -501,9 +499,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         if outstanding.timer is not None:
             outstanding.timer.cancel()
-        if outstanding.pause is not None:
-            outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
-            outstanding.pause = min(2 * outstanding.pause, LONGEST_RESEND)
+        outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
+        outstanding.pause = lengthen(outstanding.pause)
         sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
         if sent.done():
             sent.exception()  # no room: the timer sends it again

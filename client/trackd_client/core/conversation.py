@@ -37,7 +37,8 @@ from trackd_client.wire.protocol import REQUEST, TOKEN_BYTES, Limits, Reply, dec
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0
-#: The longest pause in seconds between two tries of a request for which no call waits.
+#: The longest pause in seconds between two copies of a request that is sent for long: it may be
+#: parked, or no call waits for it.
 LONGEST_RESEND: Final = 30.0
 #: Heartbeats within one time-to-live of a session that needs them.
 HEARTBEATS: Final = 3
@@ -310,6 +311,11 @@ class Conversation:
             if self._unopened is session:
                 self._unopened = None
         return news
+
+
+def lengthen(pause: float) -> float:
+    """Return the pause in seconds after the next copy of a request that is sent for long."""
+    return min(2 * pause, LONGEST_RESEND)
 
 
 def check_process(pid: int, what: str) -> None:
