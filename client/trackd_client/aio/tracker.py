@@ -499,7 +499,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         if outstanding.timer is not None:
             outstanding.timer.cancel()
-        outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
+        # The timer holds nothing of the tracker, so that one that is dropped is noticed.
+        outstanding.timer = self._loop.call_later(
+            outstanding.pause, _send_again, weakref.ref(self), outstanding.request.seq
+        )
         outstanding.pause = lengthen(outstanding.pause)
         sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
         if sent.done():
@@ -564,3 +567,9 @@ def _beat(tracker_ref: weakref.ref[AsyncTracker], session: Session) -> None:
     tracker = tracker_ref()
     if tracker is not None:
         tracker._beat(session)  # noqa: SLF001 - a part of it
+
+
+def _send_again(tracker_ref: weakref.ref[AsyncTracker], seq: int) -> None:
+    tracker = tracker_ref()
+    if tracker is not None and seq in tracker._outstanding:  # noqa: SLF001 - a part of it
+        tracker._send(tracker._outstanding[seq])  # noqa: SLF001
