@@ -24,11 +24,19 @@ __all__ = ["daemon", "maker", "shared_daemon"]
 #: Sockets that nobody holds close themselves, with this warning.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
+#: Where an exception leaves a lease to nobody; no library can catch it there.
+GAPS = {("Lease.__enter__", "call"), ("Lease.__exit__", "call")}
 SOURCE = str(Path(trackd_client.__file__).parent)
 
 
 class Interrupted(BaseException):
-    """What the signal handler of a program might raise."""
+    """What the signal handler of a program might raise.
+
+    Attributes:
+        last: the function and the event where it was raised last.
+    """
+
+    last = ("", "")
 
 
 def interrupt_at(count: int, work: Callable[[], object]) -> bool:
@@ -49,6 +57,7 @@ def interrupt_at(count: int, work: Callable[[], object]) -> bool:
         if event in ("call", "c_return") and code.co_filename.startswith(SOURCE):
             left -= 1
             if left == 0:
+                Interrupted.last = (code.co_qualname, event)
                 raise Interrupted
 
     sys.setprofile(profile)
@@ -124,6 +133,26 @@ def test_a_block_that_is_interrupted_as_it_ends_releases_its_lease(
                 leases[-1].release()
             wait_until(lambda: not operator.is_claimed("p"))
             leases.append(held(tracker, "p"))
+
+
+def test_a_block_leaves_its_lease_only_when_it_is_interrupted_as_it_is_entered_or_left(
+    daemon: Daemon, operator: Tracker
+) -> None:
+    with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+        tracker.is_claimed("p")
+
+        def hold() -> None:
+            with tracker.adopt("p") as lease:  # type: ignore[union-attr]
+                lease.is_claimed("p")
+
+        left = []
+        for _ in every_point(hold):
+            if Interrupted.last in GAPS:
+                left.append(Interrupted.last)
+                (lease,) = tracker._leases.values()  # the block has lost it, the tracker has not
+                lease.release()
+            wait_until(lambda: not operator.is_claimed("p"))
+        assert set(left) == GAPS
 
 
 def test_a_close_that_is_interrupted_is_completed_by_a_second(
