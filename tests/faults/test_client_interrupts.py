@@ -13,7 +13,7 @@ import pytest
 
 import trackd_client
 from helpers.both_clients import Maker, daemon, maker, shared_daemon
-from helpers.support import PATIENCE, wait_until
+from helpers.support import PATIENCE, run_script, wait_until
 from helpers.trackers import held
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.errors import AcquireTimeout
@@ -169,6 +169,34 @@ def test_a_close_that_is_interrupted_is_completed_by_a_second(
             break
         count += 1
     wait_until(lambda: operator.status()["sessions"] == 1)  # the operator's own
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_an_exception_while_a_socket_is_made_does_not_keep_the_tracker_from_closing(
+    daemon: Daemon, made: int
+) -> None:
+    """The traceback holds the socket for as long as the exception leaves the block."""
+    code = f"""
+import sys
+from trackd_client import Tracker
+left = {made}
+def profile(frame, event, _):
+    global left
+    if event == "call" and frame.f_code.co_name == "_add_socket":  # of a new socket
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+try:
+    with Tracker(sys.argv[1], timeout=60.0) as tracker:
+        tracker.ping()
+        tracker._connections._idle.pop().close()
+        sys.setprofile(profile)
+        tracker.is_claimed("p")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
 
 
 def test_a_release_whose_request_cannot_be_sent_is_sent_later(

@@ -188,6 +188,10 @@ class Connection:
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
 
+#: Contexts that nothing may end: a traceback may hold a socket that is open, for which the end
+#: would wait. A signal handler raised an exception while it was made.
+_UNENDED: Final[list[zmq.Context[zmq.Socket[bytes]]]] = []
+
 T = TypeVar("T", bound=Closable)
 
 
@@ -216,6 +220,7 @@ class Connections:
         self._lent = 0
         self._started = False
         self._closed = False
+        self._interrupted = False  # while a socket was made, which may be open for good
 
     @contextlib.contextmanager
     def open(self, make: Callable[[zmq.Context[zmq.Socket[bytes]], Wake], T]) -> Iterator[T]:
@@ -291,10 +296,15 @@ class Connections:
             loan.connection = Connection(
                 self._context, self.place.find(), loan.wake or self._closing
             )
-        except TrackdError:  # of a signal handler; some are an OSError too
-            raise
-        except (zmq.ZMQError, OSError) as error:
+        except zmq.ZMQError as error:
             raise self.error_of(error) from error
+        except BaseException as error:
+            self._interrupted = True
+            if (
+                isinstance(error, OSError) and error.errno is not None
+            ):  # the system's, not a handler's
+                raise self.error_of(error) from error
+            raise
         return loan.connection
 
     def give_back(self, loan: Loan) -> None:
@@ -359,7 +369,13 @@ class Connections:
             if not self._started:
                 check_room()
                 # It starts with its first socket.
-                self._context.socket(zmq.PAIR).close()
+                try:
+                    self._context.socket(zmq.PAIR).close()
+                except zmq.ZMQError:
+                    raise
+                except BaseException:
+                    self._interrupted = True
+                    raise
                 self._started = True
 
     def _close_idle(self) -> None:
@@ -370,7 +386,10 @@ class Connections:
             self._idle.pop().close()
         if self._lent == 0 and not self._context.closed:
             self._closing.close()
-            self._context.term()
+            if not self._interrupted:
+                self._context.term()
+            elif self._context not in _UNENDED:
+                _UNENDED.append(self._context)
 
 
 class Loan:
