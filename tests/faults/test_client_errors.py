@@ -12,6 +12,7 @@ import pytest
 from helpers.both_clients import daemon, shared_daemon
 from helpers.every_call import ARGUMENTS, FAULTS, public_calls
 from helpers.support import run_script
+from trackd_client import Tracker
 from trackd_client.testing import Daemon
 
 __all__ = ["daemon", "shared_daemon"]
@@ -29,6 +30,22 @@ def test_the_walk_makes_every_public_call() -> None:
 def test_every_error_that_leaves_a_public_call_is_a_trackd_error(
     daemon: Daemon, fault: str
 ) -> None:
+    made, stderr = walk(fault, daemon)
+    assert made > 100
+    assert "Traceback" not in stderr
+
+
+def test_every_public_call_in_a_forked_child_is_refused(daemon: Daemon) -> None:
+    made, stderr = walk("fork", daemon)
+    assert made > 100
+    assert stderr == ""
+    with Tracker(daemon.endpoint) as operator:
+        status = operator.status()
+    assert (status["claimed"], status["inflight"]) == (0, 0)
+
+
+def walk(fault: str, daemon: Daemon) -> tuple[int, str]:
+    """Make every public call, check what they raise; return how many, and standard error."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "helpers.every_call", fault, daemon.endpoint],
         capture_output=True,
@@ -40,8 +57,7 @@ def test_every_error_that_leaves_a_public_call_is_a_trackd_error(
     assert done.returncode == 0, done.stderr
     *raised, calls = done.stdout.splitlines()
     assert not raised
-    assert int(calls.removeprefix("calls: ")) > 100
-    assert "Traceback" not in done.stderr
+    return int(calls.removeprefix("calls: ")), done.stderr
 
 
 @pytest.mark.parametrize("patched", ["real threads", "greenlets"])
@@ -65,3 +81,38 @@ except TrackdError as error:
     done = run_script(code, daemon.endpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert ("patch with thread=False" in done.stdout) == (patched == "greenlets")
+
+
+@pytest.mark.parametrize(
+    ("before", "call"),
+    [
+        ("pass", "tracker.adopt('p')"),
+        ("pass", "next(tracker.events())"),
+        ("pass", "next(tracker.rows('proxies'))"),
+        ("pass", "tracker.track_discovery('{\"proxies\": []}')"),
+        ("pass", "pool.start()"),
+        ("tracker.ping()", "pool.start()"),
+        ("tracker.ping()", "tracker.try_acquire()"),
+        ("lease = tracker.adopt('p')", "lease.claim('q')"),
+    ],
+)
+def test_threads_that_become_greenlets_after_the_tracker_was_made_are_refused_at_the_next_call(
+    daemon: Daemon, before: str, call: str
+) -> None:
+    code = f"""
+import _thread, sys
+from trackd_client import AgentPool, TrackdError, Tracker
+def start_new_thread(function, args=(), kwargs=None):
+    raise AssertionError("this would be a greenlet, which a call of libzmq stops")
+with Tracker(sys.argv[1], timeout=60.0) as tracker:
+    pool = AgentPool(tracker, print)
+    {before}
+    _thread.start_new_thread = start_new_thread
+    try:
+        {call}
+    except TrackdError as error:
+        print(error)
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "patch with thread=False" in done.stdout

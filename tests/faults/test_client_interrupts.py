@@ -13,7 +13,7 @@ import pytest
 
 import trackd_client
 from helpers.both_clients import Maker, daemon, maker, shared_daemon
-from helpers.support import PATIENCE, wait_until
+from helpers.support import PATIENCE, run_script, wait_until
 from helpers.trackers import held
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.errors import AcquireTimeout
@@ -24,11 +24,19 @@ __all__ = ["daemon", "maker", "shared_daemon"]
 #: Sockets that nobody holds close themselves, with this warning.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
+#: Where an exception leaves a lease to nobody; no library can catch it there.
+GAPS = {("Lease.__enter__", "call"), ("Lease.__exit__", "call")}
 SOURCE = str(Path(trackd_client.__file__).parent)
 
 
 class Interrupted(BaseException):
-    """What the signal handler of a program might raise."""
+    """What the signal handler of a program might raise.
+
+    Attributes:
+        last: the function and the event where it was raised last.
+    """
+
+    last = ("", "")
 
 
 def interrupt_at(count: int, work: Callable[[], object]) -> bool:
@@ -49,6 +57,7 @@ def interrupt_at(count: int, work: Callable[[], object]) -> bool:
         if event in ("call", "c_return") and code.co_filename.startswith(SOURCE):
             left -= 1
             if left == 0:
+                Interrupted.last = (code.co_qualname, event)
                 raise Interrupted
 
     sys.setprofile(profile)
@@ -126,6 +135,26 @@ def test_a_block_that_is_interrupted_as_it_ends_releases_its_lease(
             leases.append(held(tracker, "p"))
 
 
+def test_a_block_leaves_its_lease_only_when_it_is_interrupted_as_it_is_entered_or_left(
+    daemon: Daemon, operator: Tracker
+) -> None:
+    with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+        tracker.is_claimed("p")
+
+        def hold() -> None:
+            with tracker.adopt("p") as lease:  # type: ignore[union-attr]
+                lease.is_claimed("p")
+
+        left = []
+        for _ in every_point(hold):
+            if Interrupted.last in GAPS:
+                left.append(Interrupted.last)
+                (lease,) = tracker._leases.values()  # the block has lost it, the tracker has not
+                lease.release()
+            wait_until(lambda: not operator.is_claimed("p"))
+        assert set(left) == GAPS
+
+
 def test_a_close_that_is_interrupted_is_completed_by_a_second(
     daemon: Daemon, operator: Tracker
 ) -> None:
@@ -140,6 +169,34 @@ def test_a_close_that_is_interrupted_is_completed_by_a_second(
             break
         count += 1
     wait_until(lambda: operator.status()["sessions"] == 1)  # the operator's own
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_an_exception_while_a_socket_is_made_does_not_keep_the_tracker_from_closing(
+    daemon: Daemon, made: int
+) -> None:
+    """The traceback holds the socket for as long as the exception leaves the block."""
+    code = f"""
+import sys
+from trackd_client import Tracker
+left = {made}
+def profile(frame, event, _):
+    global left
+    if event == "call" and frame.f_code.co_name == "_add_socket":  # of a new socket
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+try:
+    with Tracker(sys.argv[1], timeout=60.0) as tracker:
+        tracker.ping()
+        tracker._connections._idle.pop().close()
+        sys.setprofile(profile)
+        tracker.is_claimed("p")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = run_script(code, daemon.endpoint)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
 
 
 def test_a_release_whose_request_cannot_be_sent_is_sent_later(

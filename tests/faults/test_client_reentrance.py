@@ -129,3 +129,35 @@ for number in range(tries // 100):
 """
     done = run_script(code, daemon.endpoint, str(TRIES), timeout=HANGS)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_handlers_that_nest_waits_without_end_are_refused_instead_of_waiting_for_themselves(
+    daemon: Daemon,
+) -> None:
+    code = """
+import signal, sys
+from trackd_client import Tracker
+sys.setrecursionlimit(10_000)
+depth, refusals = 0, []
+def handle(*_):
+    global depth
+    if refusals:
+        return
+    depth += 1
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    try:
+        tracker.acquire()
+    except TimeoutError as error:
+        refusals.append(str(error))
+        raise
+with Tracker(sys.argv[1], timeout=60.0) as tracker:
+    tracker.ping()
+    signal.signal(signal.SIGALRM, handle)
+    try:
+        handle()
+    except TimeoutError:
+        print(depth > 128, refusals[0])
+"""
+    done = run_script(code, daemon.endpoint, timeout=HANGS / 4)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("True 128 calls of this thread are under way within one another")

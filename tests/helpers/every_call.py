@@ -1,7 +1,8 @@
 """Every public call of the client, made in a process of its own while the system refuses things.
 
 `python -m helpers.every_call FAULT ENDPOINT` prints each call that raised what is no `TrackdError`,
-and at the end how many calls it made. A fault is a function below.
+and at the end how many calls it made. A fault is a function below. With `fork` for a fault, forked
+children make the calls, and each that did not raise `UsedAfterFork` is printed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import errno
 import inspect
 import os
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import zmq
 
@@ -32,9 +34,12 @@ from trackd_client import (
     Tracker,
     parse_discovery,
 )
+from trackd_client.errors import UsedAfterFork
 
 #: Seconds that a call may take.
 TIMEOUT: Final = 0.3
+#: Seconds after which a call in a forked child hangs.
+CHILD_SECONDS: Final = 20
 #: What is nearly always of the wrong type.
 WRONG: Final[tuple[Any, ...]] = (
     None,
@@ -256,6 +261,63 @@ async def walk_async(walk: Walk, fault: Callable[[], Any], endpoint: str) -> Non
                 await walk.make_async("close", tracker.close)
 
 
+async def walk_children(endpoint: str) -> int:
+    """Make every call of both clients in a forked child of its own, and return how many."""
+
+    def dial(lease: Lease) -> None:
+        lease.claim("p")
+
+    async def dial_async(lease: AsyncLease) -> None:
+        await lease.claim("p")
+
+    tracker, twin = Tracker(endpoint), AsyncTracker(endpoint)
+    lease, twin_lease = tracker.adopt("p"), await twin.adopt("q")
+    assert lease is not None
+    assert twin_lease is not None
+    targets: dict[type, tuple[Any, ...]] = {
+        Tracker: (tracker, Tracker(endpoint), twin, AsyncTracker(endpoint)),
+        Lease: (lease, twin_lease),
+        AgentPool: (AgentPool(tracker, dial), AsyncAgentPool(twin, dial_async)),
+    }
+    calls = [
+        (getattr(target, name), args)
+        for kind, names in ARGUMENTS.items()
+        for name, args in names.items()
+        for target in targets[kind]
+    ]
+    flags = (lease.lost, lease.should_close, twin_lease.lost, twin_lease.should_close)
+    calls += [(flag.wait, ()) for flag in flags]
+    for call, args in calls:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(CHILD_SECONDS)
+            await make_in_child(call, *args)
+        elif os.waitpid(child, 0)[1]:  # noqa: ASYNC222 - nothing else runs in this loop
+            print(f"the child that called {call} hung", flush=True)
+    tracker.close()
+    await twin.close()
+    return len(calls)
+
+
+async def make_in_child(call: Callable[..., Any], *args: Any) -> NoReturn:
+    """Make a call, print what it did unless it raised `UsedAfterFork`, and end this process."""
+    try:
+        result = call(*args)
+        if inspect.isgenerator(result):
+            result = next(result)
+        elif inspect.isasyncgen(result):
+            result = await anext(result)
+        elif inspect.isawaitable(result):
+            result = await result
+    except UsedAfterFork:
+        pass
+    except Exception as error:  # noqa: BLE001 - looked at
+        print(f"{call} raised {error!r}", flush=True)
+    else:
+        print(f"{call} returned {result!r}", flush=True)
+    os._exit(0)
+
+
 def walk_values(walk: Walk) -> None:
     """Construct every public thing of wrong values."""
     trackers: list[Any] = [Tracker, AsyncTracker]
@@ -283,6 +345,9 @@ def walk_values(walk: Walk) -> None:
 
 def main() -> None:
     """Walk under the fault that the command line names."""
+    if sys.argv[1] == "fork":
+        print(f"calls: {asyncio.run(walk_children(sys.argv[2]))}")
+        return
     fault = next(each for each in FAULTS if each.__name__ == sys.argv[1])
     walk = Walk()
     walk_sync(walk, fault, sys.argv[2])

@@ -1,4 +1,4 @@
-"""Short ways to use a tracker in tests: leases, calls in threads, and a daemon that is silent."""
+"""Short ways to use a tracker in tests: leases, calls in threads, silent and lossy daemons."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import zmq
 
 from trackd_client import Lease, Proxy, TrackdError, Tracker
+from trackd_client.testing import Daemon
+from trackd_client.wire.protocol import decode
 
 
 def acquire(tracker: Tracker) -> Lease:
@@ -68,3 +70,43 @@ def silent_router(directory: Path) -> Iterator[str]:
         router.linger = 0
         router.bind(f"ipc://{directory}/silent")
         yield f"{directory}/silent"
+
+
+@contextlib.contextmanager
+def lossy_way(daemon: Daemon, directory: Path, *ops: str) -> Iterator[str]:
+    """Serve an endpoint that leads to a daemon, but loses the first copy of some requests."""
+    seen: set[bytes] = set()
+    over = threading.Event()
+
+    def pass_on() -> None:
+        peers: dict[bytes, zmq.Socket[bytes]] = {}
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.linger = 0
+            router.bind(f"ipc://{directory}/lossy")
+            ready.set()
+            while not over.is_set():
+                while router.poll(10):
+                    name, frame = router.recv_multipart()
+                    if name not in peers:
+                        peers[name] = context.socket(zmq.DEALER)
+                        peers[name].connect(daemon.endpoint)
+                    decoded = decode(frame)
+                    lost = decoded is not None and decoded[1]["op"] in ops and frame not in seen
+                    seen.add(frame)
+                    if not lost:
+                        peers[name].send(frame)
+                for name, peer in peers.items():
+                    while peer.poll(0):
+                        router.send_multipart([name, peer.recv()])
+            for peer in peers.values():
+                peer.close(linger=0)
+
+    ready = threading.Event()
+    thread = threading.Thread(target=pass_on)
+    thread.start()
+    try:
+        ready.wait()
+        yield f"{directory}/lossy"
+    finally:
+        over.set()
+        thread.join()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.agents import Agent
-from helpers.support import wait_until
+from helpers.support import paused, wait_until
 from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
@@ -218,4 +218,16 @@ def test_a_dead_daemon_is_seen_without_waiting_for_a_reply(trackd_daemon: Daemon
         terminal.shows("example.com")
         trackd_daemon.kill()
         terminal.shows("no answer: no trackd daemon")
+        terminal.press("q")
+
+
+def test_a_daemon_that_stands_still_is_seen_without_waiting_for_a_reply(
+    trackd_daemon: Daemon,
+) -> None:
+    patient = ("--endpoint", trackd_daemon.endpoint, "--timeout", "3600")
+    with Terminal(*TRACKCTL, *patient, "top", "--interval", "0.1") as terminal:
+        terminal.shows("example.com")
+        with paused(trackd_daemon.pid):
+            terminal.shows("no answer: the daemon on")
+        terminal.shows("example.com  ")
         terminal.press("q")

@@ -288,7 +288,6 @@ async def main():
             other = await tracker.adopt("q")
             child = os.fork()
             if not child:
-                other.let_go()
                 for call in (lease.release, tracker.try_acquire, tracker.status, tracker.close):
                     try:
                         await call()

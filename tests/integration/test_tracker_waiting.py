@@ -6,12 +6,13 @@ import contextlib
 import math
 import resource
 import time
+from pathlib import Path
 
 import pytest
 
 from helpers.both_clients import Background, Maker
 from helpers.support import PATIENCE, RawPeer, paused, wait_until
-from helpers.trackers import acquire, in_thread, waiting
+from helpers.trackers import acquire, in_thread, lossy_way, waiting
 from trackd_client import AcquireTimeout, NoAnswer, Proxy, SessionLost, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
 
@@ -142,6 +143,22 @@ def test_a_wait_may_be_as_long_as_anybody_likes(shared_daemon: Daemon, seconds: 
 def test_a_tracker_without_a_deadline_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         Tracker("/tmp/x", timeout=seconds)
+
+
+# -- what is lost on its way ----------------------------------------------------------------
+
+
+def test_a_request_that_was_lost_on_its_way_into_the_queue_is_sent_again(
+    daemon: Daemon, maker: Maker, tmp_path: Path
+) -> None:
+    with lossy_way(daemon, tmp_path, "acquire", "watch_session") as endpoint:
+        tracker = maker.tracker(endpoint)
+        lease = Background(tracker.acquire).result()
+        with Tracker(daemon.endpoint) as operator:
+            assert operator.force_release(lease.id)["released"]
+        wait_until(lambda: lease.lost)
+        assert lease.revoked
+        tracker.close()
 
 
 # -- what is given up ------------------------------------------------------------------------

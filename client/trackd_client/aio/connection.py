@@ -29,7 +29,6 @@ class Outstanding:
     def __init__(
         self,
         request: Request,
-        pause: float | None,
         *,
         future: asyncio.Future[Reply] | None = None,
         on_reply: Callable[[Reply], None] | None = None,
@@ -38,12 +37,11 @@ class Outstanding:
 
         Args:
             request: the request.
-            pause: seconds until it is sent again, or None for a request that may be parked.
             future: gets the reply as its result.
             on_reply: called with the reply when there is no future.
         """
         self.request = request
-        self.pause = pause
+        self.pause = RESEND_SECONDS
         self.future = future
         self.on_reply = on_reply
         self.timer: asyncio.TimerHandle | None = None

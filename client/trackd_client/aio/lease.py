@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from trackd_client.core.arguments import principal_list
-from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.conversation import Conversation, Session, check_process
 from trackd_client.core.lease import BaseLease
 
 
@@ -32,8 +33,21 @@ class AsyncGranter(Protocol):
 class AsyncFlag(asyncio.Event):
     """An event that is true once it is set: `if lease.lost:`, or `await lease.lost.wait()`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
     def __bool__(self) -> bool:
         return self.is_set()
+
+    async def wait(self) -> Literal[True]:
+        """Wait until it is set.
+
+        Raises:
+            UsedAfterFork: this is a forked child, where nothing would set it.
+        """
+        check_process(self._pid, "lease")
+        return await super().wait()
 
 
 class AsyncLease(BaseLease):

@@ -71,9 +71,11 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """Start to dial, in the running event loop.
 
         Raises:
+            UsedAfterFork: this is a forked child; the pool lives on in its parent.
             WrongLoop: no event loop is running.
             TrackdError: it was started before.
         """
+        self._check_process()
         if self._dispatcher is not None:
             raise TrackdError("the pool cannot start: it was started before")
         try:
@@ -106,8 +108,7 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             BadArgument: `timeout` is not a time.
         """
         check_wait(timeout, "timeout")
-        if self._inherited:
-            self._tracker._conversation.check_usable()  # noqa: SLF001 - raises what it should
+        self._check_process()
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.wait([self._dispatcher])
@@ -141,6 +142,9 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
     @property
     def _inherited(self) -> bool:
         return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
+
+    def _check_process(self) -> None:
+        self._tracker._conversation.check_process()  # noqa: SLF001 - the pool is its user
 
     async def _dispatch(self) -> None:
         """Acquire and dial until the pool is drained."""

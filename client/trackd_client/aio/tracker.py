@@ -25,10 +25,9 @@ from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_
 from trackd_client.core.conversation import (
     GRANTING,
     HEARTBEATS,
-    LONGEST_RESEND,
-    RESEND_SECONDS,
     Request,
     Session,
+    lengthen,
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
@@ -99,6 +98,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     async def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
+        self._conversation.check_usable()
         if not self._conversation.said_hello:
             await self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
@@ -271,7 +271,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             raise TrackerClosed("the tracker was closed while the call was under way")
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._post(Outstanding(request, None if parks else RESEND_SECONDS, future=future))
+        self._post(Outstanding(request, future=future))
         try:
             remaining = None if deadline is None else deadline - started
             try:
@@ -373,6 +373,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._leases.pop(lease.id, None)
 
     def _release_later(self, lease: AsyncLease) -> None:
+        self._conversation.check_process()
         self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
         lease._released = True  # noqa: SLF001
         self._leases.pop(lease.id, None)
@@ -381,7 +382,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _keep(self, session: Session) -> None:
         """Watch a session that has just been opened, and send its heartbeats."""
-        self._errand("watch_session", {}, session, pause=None)
+        self._errand("watch_session", {}, session)
         if session.heartbeat_ttl is not None:
             self._beat(session)
 
@@ -404,7 +405,6 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         session: Session,
         *,
         settles: Request | None = None,
-        pause: float | None = RESEND_SECONDS,
     ) -> None:
         """Send a request until it is answered; the reply may settle another request as well."""
         if self._socket.closed or self._conversation.inherited:
@@ -422,11 +422,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             except TrackdError:
                 return  # the daemon cannot do it; another try would not help
             if op == "watch_session":
-                self._errand("watch_session", {}, session, pause=None)
+                self._errand("watch_session", {}, session)
                 for notice in body.get("notices", ()):
                     self._notice(session, notice)
 
-        self._post(Outstanding(request, pause, on_reply=on_reply))
+        self._post(Outstanding(request, on_reply=on_reply))
 
     # -- the socket -------------------------------------------------------------------------------
 
@@ -499,9 +499,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return
         if outstanding.timer is not None:
             outstanding.timer.cancel()
-        if outstanding.pause is not None:
-            outstanding.timer = self._loop.call_later(outstanding.pause, self._send, outstanding)
-            outstanding.pause = min(2 * outstanding.pause, LONGEST_RESEND)
+        # The timer holds nothing of the tracker, so that one that is dropped is noticed.
+        outstanding.timer = self._loop.call_later(
+            outstanding.pause, _send_again, weakref.ref(self), outstanding.request.seq
+        )
+        outstanding.pause = lengthen(outstanding.pause)
         sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
         if sent.done():
             sent.exception()  # no room: the timer sends it again
@@ -565,3 +567,9 @@ def _beat(tracker_ref: weakref.ref[AsyncTracker], session: Session) -> None:
     tracker = tracker_ref()
     if tracker is not None:
         tracker._beat(session)  # noqa: SLF001 - a part of it
+
+
+def _send_again(tracker_ref: weakref.ref[AsyncTracker], seq: int) -> None:
+    tracker = tracker_ref()
+    if tracker is not None and seq in tracker._outstanding:  # noqa: SLF001 - a part of it
+        tracker._send(tracker._outstanding[seq])  # noqa: SLF001

@@ -37,7 +37,8 @@ from trackd_client.wire.protocol import REQUEST, TOKEN_BYTES, Limits, Reply, dec
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0
-#: The longest pause in seconds between two tries of a request for which no call waits.
+#: The longest pause in seconds between two copies of a request that is sent for long: it may be
+#: parked, or no call waits for it.
 LONGEST_RESEND: Final = 30.0
 #: Heartbeats within one time-to-live of a session that needs them.
 HEARTBEATS: Final = 3
@@ -137,11 +138,7 @@ class Conversation:
         Raises:
             UsedAfterFork: this is a forked child of the process that made the tracker.
         """
-        if self.inherited:
-            raise UsedAfterFork(
-                f"this tracker belongs to the process {self._pid}; make another in this one,"
-                " after the fork"
-            )
+        check_process(self._pid, "tracker")
 
     def request(
         self, op: str, fields: Mapping[str, Any], deadline: float | None, session: Session | None
@@ -314,6 +311,27 @@ class Conversation:
             if self._unopened is session:
                 self._unopened = None
         return news
+
+
+def lengthen(pause: float) -> float:
+    """Return the pause in seconds after the next copy of a request that is sent for long."""
+    return min(2 * pause, LONGEST_RESEND)
+
+
+def check_process(pid: int, what: str) -> None:
+    """Refuse use in a forked child.
+
+    Args:
+        pid: the process that made what is used.
+        what: its kind, for the error.
+
+    Raises:
+        UsedAfterFork: this is another process.
+    """
+    if os.getpid() != pid:
+        raise UsedAfterFork(
+            f"this {what} belongs to the process {pid}; make another in this one, after the fork"
+        )
 
 
 def read_reply(frame: bytes) -> Reply | None:

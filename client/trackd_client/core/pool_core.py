@@ -85,9 +85,22 @@ class PoolCore(Generic[LeaseT]):
         self._last_held = ""  # the last held proxy that a dial reached
 
     def stats(self) -> PoolStats:
-        """Return a copy of the counts."""
+        """Return a copy of the counts.
+
+        Raises:
+            UsedAfterFork: this is a forked child; the pool lives on in its parent.
+        """
+        self._check_process()
         with self._lock:
             return replace(self._stats)
+
+    @abstractmethod
+    def _check_process(self) -> None:
+        """Refuse use in a forked child, where a lock may be held for good.
+
+        Raises:
+            UsedAfterFork: this is one.
+        """
 
     @abstractmethod
     def _changed(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
-import inspect
 import os
 import socket
 import struct
 import threading
+from types import BuiltinFunctionType
 from typing import Any, Final, Protocol, TypeVar
 
 import zmq
@@ -69,7 +69,7 @@ def check_threads() -> None:
     Raises:
         TrackdError: gevent or eventlet has put greenlets in their place.
     """
-    if not inspect.isbuiltin(_thread.start_new_thread):
+    if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
         raise TrackdError(
             "threads are greenlets in this program (monkey.patch_all of gevent or eventlet), and a"
             " call of Tracker would stop them all; patch with thread=False, or run the agent in a"

@@ -13,6 +13,7 @@ import io
 import os
 import select
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, TypeVar
@@ -187,6 +188,10 @@ class Connection:
         return (Happened.RECONNECTED if again else Happened.CONNECTED), b""
 
 
+#: Contexts that nothing may end: a traceback may hold a socket that is open, for which the end
+#: would wait. A signal handler raised an exception while it was made.
+_UNENDED: Final[list[zmq.Context[zmq.Socket[bytes]]]] = []
+
 T = TypeVar("T", bound=Closable)
 
 
@@ -205,14 +210,17 @@ class Connections:
         except zmq.ZMQError as error:
             raise system_error(error) from error
         self._lock = threading.RLock()  # guards what is below
-        # For calls, and for calls that wait for a lease: how many there are, and what waits.
+        # For calls, and for calls that wait for a lease: how many there are, how many each thread
+        # has, since handlers may nest them, and what waits.
         self._busy = [0, 0]
+        self._nested: tuple[defaultdict[int, int], ...] = (defaultdict(int), defaultdict(int))
         self._turns = (threading.Condition(self._lock), threading.Condition(self._lock))
         self._idle: list[Connection] = []
         self._opened: list[Closable] = []
         self._lent = 0
         self._started = False
         self._closed = False
+        self._interrupted = False  # while a socket was made, which may be open for good
 
     @contextlib.contextmanager
     def open(self, make: Callable[[zmq.Context[zmq.Socket[bytes]], Wake], T]) -> Iterator[T]:
@@ -260,7 +268,8 @@ class Connections:
 
         Raises:
             TrackerClosed: the tracker is closed.
-            NoAnswer, AcquireTimeout: too many calls were under way until the deadline.
+            NoAnswer, AcquireTimeout: too many calls were under way until the deadline, or all of
+                them are this thread's own.
             SystemRefused: the system has no room for a connection.
         """
         with self._lock:
@@ -271,6 +280,7 @@ class Connections:
                 self._check_open()
             self._lent += 1
             self._busy[loan.parks] += loan.wake is None
+            self._nested[loan.parks][loan.thread] += loan.wake is None
             loan.counted = True  # nothing can interrupt between these
             if self._idle and loan.wake is None:
                 loan.connection = self._idle[-1]
@@ -286,8 +296,15 @@ class Connections:
             loan.connection = Connection(
                 self._context, self.place.find(), loan.wake or self._closing
             )
-        except (zmq.ZMQError, OSError) as error:
+        except zmq.ZMQError as error:
             raise self.error_of(error) from error
+        except BaseException as error:
+            self._interrupted = True
+            if (
+                isinstance(error, OSError) and error.errno is not None
+            ):  # the system's, not a handler's
+                raise self.error_of(error) from error
+            raise
         return loan.connection
 
     def give_back(self, loan: Loan) -> None:
@@ -301,7 +318,10 @@ class Connections:
             if loan.counted:
                 self._lent -= 1
                 self._busy[loan.parks] -= loan.wake is None
+                self._nested[loan.parks][loan.thread] -= loan.wake is None
                 loan.counted = False
+                if not self._nested[loan.parks][loan.thread]:
+                    self._nested[loan.parks].pop(loan.thread, None)
             self._turns[loan.parks].notify()
             self._close_idle()
 
@@ -327,6 +347,12 @@ class Connections:
 
     def _await_turn(self, loan: Loan) -> None:
         """Wait until a call of the same kind has ended, or a moment. Holds the lock."""
+        if self._nested[loan.parks][loan.thread] == self._busy[loan.parks]:
+            raise NoAnswer(
+                f"{self._busy[loan.parks]} calls of this thread are under way within one another,"
+                " and none can end before this one: a signal handler or a finalizer calls the"
+                " tracker while an earlier one does; let it do nothing then"
+            )
         left = _LOOK_AGAIN if loan.deadline is None else loan.deadline - boottime()
         if left <= 0:
             if loan.parks:
@@ -343,7 +369,13 @@ class Connections:
             if not self._started:
                 check_room()
                 # It starts with its first socket.
-                self._context.socket(zmq.PAIR).close()
+                try:
+                    self._context.socket(zmq.PAIR).close()
+                except zmq.ZMQError:
+                    raise
+                except BaseException:
+                    self._interrupted = True
+                    raise
                 self._started = True
 
     def _close_idle(self) -> None:
@@ -354,7 +386,10 @@ class Connections:
             self._idle.pop().close()
         if self._lent == 0 and not self._context.closed:
             self._closing.close()
-            self._context.term()
+            if not self._interrupted:
+                self._context.term()
+            elif self._context not in _UNENDED:
+                _UNENDED.append(self._context)
 
 
 class Loan:
@@ -366,9 +401,10 @@ class Loan:
         deadline: until when it may wait for its turn, or None.
         connection: what is lent, while it is.
         counted: whether the loan is counted as lent.
+        thread: the thread that borrows.
     """
 
-    __slots__ = ("_connections", "connection", "counted", "deadline", "parks", "wake")
+    __slots__ = ("_connections", "connection", "counted", "deadline", "parks", "thread", "wake")
 
     def __init__(
         self, connections: Connections, wake: Wake | None, parks: bool, deadline: float | None
@@ -379,6 +415,7 @@ class Loan:
         self.deadline = deadline
         self.connection: Connection | None = None
         self.counted = False
+        self.thread = threading.get_ident()
 
     def __enter__(self) -> Connection:
         try:

@@ -19,11 +19,11 @@ from typing import Any, Final
 from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.conversation import (
     HEARTBEATS,
-    LONGEST_RESEND,
     RESEND_SECONDS,
     Conversation,
     Request,
     Session,
+    lengthen,
     read_reply,
 )
 from trackd_client.errors import PASSING, SessionLost, TrackdError, TrackerClosed
@@ -42,8 +42,7 @@ class Errand:
         request: the request.
         settles: a request that is done together with this one, or None.
         due: when it is sent next, in seconds of CLOCK_BOOTTIME.
-        pause: seconds from then to the next time; infinite for a parked request, which is sent
-            again only over a new connection.
+        pause: seconds from then to the next time.
     """
 
     request: Request
@@ -77,7 +76,7 @@ class Keeper:
         self._heartbeat_at = math.inf
         if session.heartbeat_ttl is not None:
             self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
-        self._send("watch_session", {}, session, pause=math.inf)
+        self._send("watch_session", {}, session)
 
     def cancel(self, request: Request, session: Session) -> None:
         """Cancel a request: the daemon takes back what it granted."""
@@ -117,14 +116,13 @@ class Keeper:
         session: Session,
         *,
         settles: Request | None = None,
-        pause: float = RESEND_SECONDS,
     ) -> None:
         """Add an errand, and start or wake the thread."""
         request = self._conversation.request(op, fields, None, session)
         with self._lock:
             if self._stopping:
                 return
-            self._errands[request.seq] = Errand(request, settles, boottime(), pause)
+            self._errands[request.seq] = Errand(request, settles, boottime())
             self._start()
             self._wake.set()
 
@@ -232,7 +230,7 @@ class Keeper:
             due = [errand for errand in self._errands.values() if errand.due <= now]
             for errand in due:
                 errand.due = now + errand.pause
-                errand.pause = min(2 * errand.pause, max(LONGEST_RESEND, errand.pause))
+                errand.pause = lengthen(errand.pause)
         for errand in due:
             connection.send(errand.request.frame)
 
@@ -267,7 +265,7 @@ class Keeper:
         except TrackdError:
             return  # the daemon cannot do it; another try would not help
         if errand.request.op == "watch_session":
-            self._send("watch_session", {}, session, pause=math.inf)
+            self._send("watch_session", {}, session)
             tracker = self._tracker()
             if tracker is not None:
                 for notice in body.get("notices", ()):

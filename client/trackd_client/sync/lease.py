@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Final, Protocol, Self
 
 from trackd_client.core.arguments import principal_list
 from trackd_client.core.base_tracker import insist
-from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.conversation import Conversation, Session, check_process
 from trackd_client.core.lease import BaseLease
 from trackd_client.errors import UsedAfterFork
 
@@ -43,6 +44,7 @@ class Flag(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self._cond = threading.Condition(threading.RLock())  # the lock of an event is no RLock
+        self._pid = os.getpid()
 
     def __bool__(self) -> bool:
         return self.is_set()
@@ -52,7 +54,11 @@ class Flag(threading.Event):
 
         Args:
             timeout: seconds to wait at most, or None for no limit.
+
+        Raises:
+            UsedAfterFork: this is a forked child, where nothing would set it.
         """
+        check_process(self._pid, "lease")
         # In slices: set between the look and the wait of the same thread, it wakes nobody.
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not super().wait(min(_SLICE, max(0.0, deadline - time.monotonic()))):

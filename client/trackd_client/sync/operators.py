@@ -15,6 +15,7 @@ from trackd_client.core.base_tracker import BaseTracker, forget_fields, own_fiel
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
+from trackd_client.core.sockets import check_threads
 from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
@@ -194,6 +195,17 @@ class Operations(BaseTracker[LeaseT]):
 
     # -- inside ----------------------------------------------------------------------------
 
+    def _check_usable(self) -> None:
+        """Refuse use where a call would do harm.
+
+        Raises:
+            TrackerClosed: `close` was called.
+            UsedAfterFork: this is a forked child of the process that made the tracker.
+            TrackdError: threads are greenlets by now, and a call would stop them all.
+        """
+        self._conversation.check_usable()
+        check_threads()  # a program may have patched them since the tracker was made
+
     def _perform(self, steps: Steps, *, patient: bool) -> Generator[Any, None, None]:
         """Take the steps of a stream, and yield the events and rows among them.
 
@@ -202,7 +214,7 @@ class Operations(BaseTracker[LeaseT]):
             patient: whether to wait for a daemon that has gone, and to end quietly when the
                 tracker is closed.
         """
-        self._conversation.check_usable()
+        self._check_usable()
         begun = False
         answer: Any = None
         try:
@@ -224,7 +236,7 @@ class Operations(BaseTracker[LeaseT]):
                         case Pause():
                             subscription.pause(step.seconds)
                         case Listen():
-                            self._conversation.check_usable()  # not in a child process
+                            self._check_usable()  # not in a child process
                             answer = subscription.receive(step.seconds, self._connection_changed)
         except StopIteration:
             return

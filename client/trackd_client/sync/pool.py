@@ -26,6 +26,7 @@ from typing import Any, Self
 from trackd_client.core.base_tracker import CLOSE_SECONDS, log
 from trackd_client.core.discovery import Gossip, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
+from trackd_client.core.sockets import check_threads
 from trackd_client.errors import (
     BadArgument,
     SessionLost,
@@ -91,8 +92,12 @@ class AgentPool(PoolCore[Lease]):
         """Start to dial.
 
         Raises:
-            TrackdError: it was started before, or the system has no room for a thread.
+            UsedAfterFork: this is a forked child; the pool lives on in its parent.
+            TrackdError: it was started before, the system has no room for a thread, or threads
+                are greenlets.
         """
+        self._check_process()
+        check_threads()
         try:
             self._dispatcher.start()
         except RuntimeError as error:  # a second start, or no room for a thread
@@ -131,8 +136,7 @@ class AgentPool(PoolCore[Lease]):
             BadArgument: `timeout` is not a time.
         """
         check_wait(timeout, "timeout")
-        if self._inherited:
-            self._tracker._conversation.check_usable()  # noqa: SLF001 - raises what it should
+        self._check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
         self._begin_drain()
         if not self._draining.is_set():
@@ -170,6 +174,9 @@ class AgentPool(PoolCore[Lease]):
     def _inherited(self) -> bool:
         return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
 
+    def _check_process(self) -> None:
+        self._tracker._conversation.check_process()  # noqa: SLF001 - the pool is its user
+
     # -- the dispatcher's thread ------------------------------------------------------------
 
     def _dispatch(self) -> None:
@@ -196,6 +203,7 @@ class AgentPool(PoolCore[Lease]):
             lease.let_go()  # a dial has failed meanwhile: leave the lease to others
             return
         try:
+            check_threads()  # they may have become greenlets during the wait
             self._spawn(self._begin(lease))
         except BaseException:
             lease.let_go()

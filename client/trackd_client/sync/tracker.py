@@ -22,6 +22,7 @@ from trackd_client.core.conversation import (
     Conversation,
     Request,
     Session,
+    lengthen,
     read_reply,
 )
 from trackd_client.core.discovery import Reading, messages, read_gossip
@@ -96,6 +97,7 @@ class Tracker(Operations[Lease]):
 
     def _feed(self, reading: Reading) -> int:
         """Send what gossip mentions, and return how many of its entries were skipped."""
+        self._check_usable()
         if not self._conversation.said_hello:
             self.ping()  # its limits are known then
         parts, skipped = messages(reading, self._conversation.limits)
@@ -263,8 +265,8 @@ class Tracker(Operations[Lease]):
             session: the session that it must be made in; None for the present one.
             deadline: seconds of CLOCK_BOOTTIME, None for never; by default `timeout` from now.
             take: makes the result from the reply, before other calls may use the connection.
-            parks: whether the daemon may park the request; it is then sent again only over a
-                new connection.
+            parks: whether the daemon may park the request; it is then sent again more and more
+                seldom.
             never_stale: whether the daemon runs it however late it arrives.
             wake: ends the call when it is set; without it, only `close` does.
         """
@@ -272,7 +274,7 @@ class Tracker(Operations[Lease]):
             deadline = boottime() + self.timeout
         # A call without a limit waits for a lease forever, not for a daemon.
         begin_by = boottime() + self.timeout if deadline is None else deadline
-        self._conversation.check_usable()
+        self._check_usable()
         self._keeper.ensure()
         try:
             with self._connections.lend(wake, parks=parks, deadline=deadline) as connection:
@@ -298,7 +300,8 @@ class Tracker(Operations[Lease]):
         """Send a request, and again when needed, and wait for its reply; return what came of it."""
         started = boottime()
         try:
-            resend = None if parks else started + RESEND_SECONDS
+            pause = RESEND_SECONDS
+            resend = started + pause
             frame: bytes | None = None
             if parks:
                 connection.send(request.frame)
@@ -318,17 +321,15 @@ class Tracker(Operations[Lease]):
                         self._stray(request.session, reply.body)
                 elif happened is Happened.WOKEN:
                     raise TrackerClosed("the tracker was closed while the call was under way")
-                elif happened is Happened.RECONNECTED or (
-                    resend is not None and boottime() >= resend
-                ):
+                elif happened is Happened.RECONNECTED or boottime() >= resend:
                     connection.send(request.frame)
-                    if resend is not None:
-                        resend = boottime() + RESEND_SECONDS
+                    pause = lengthen(pause) if parks else pause
+                    resend = boottime() + pause
                 now = boottime()
                 if deadline is not None and now >= deadline:
                     raise self._unanswered(connection, request.op, now - started)
-                ends = [moment for moment in (deadline, resend) if moment is not None]
-                happened, frame = connection.wait(min(ends) - now if ends else None)
+                ends = resend if deadline is None else min(deadline, resend)
+                happened, frame = connection.wait(ends - now)
         except SessionLost as error:
             if request.session is not None:
                 self._lose(request.session, error)

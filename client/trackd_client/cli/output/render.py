@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import click
-from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
+from trackd_client.cli.output.shorten import measure, shorten
 from trackd_client.cli.text import escape
 
 #: Rows of a table on a terminal, by default.
@@ -125,64 +125,19 @@ def draw_table(
     widths = _widths(columns, rows)
     if most is not None:
         _shrink(widths, columns, most)
-    shared = [
-        _find_shared([text for row in rows if _wide(text := _text(row[i])) > width])
-        for i, width in enumerate(widths)
-    ]
+    looks: list[dict[str, str]] = [{} for _ in columns]
+    if most is not None:
+        looks = [shorten([_text(row[i]) for row in rows], width) for i, width in enumerate(widths)]
     heading = [Cell(column.name, "dim") for column in columns]
     for row in [heading, *rows]:
         line: list[Cell] = []
-        for column, cell, width in zip(columns, row, widths, strict=True):
+        for column, cell, width, look in zip(columns, row, widths, looks, strict=True):
             text, style = (cell.text, cell.style) if isinstance(cell, Cell) else (cell, "")
-            blank = width - _wide(text)
-            if blank < 0:
-                text = cut(text, width, *shared[len(line)])
-            elif column.right:
-                text = f"{' ' * blank}{text}"
-            else:
-                text = f"{text}{' ' * blank}"
+            text = look.get(text, text)
+            blank = " " * (width - measure(text))
+            text = f"{blank}{text}" if column.right else f"{text}{blank}"
             line.append(Cell(f"{text}{_GAP}", style))
         yield line
-
-
-def cut(text: str, width: int, prefix: int, suffix: int) -> str:
-    """Return a text cut to a width, so that it stays different from the others of its column.
-
-    Args:
-        text: is wider than that.
-        width: in columns of a terminal.
-        prefix: characters that all of them begin with; they are cut second.
-        suffix: characters that all of them end with; they are cut first.
-    """
-    body = text[: len(text) - suffix]
-    if not text.isascii() or (not suffix and not prefix):
-        return f"{set_cell_size(text, width - 1)}…"
-    if len(body) + 1 <= width:
-        return f"{body}…".ljust(width)
-    end = "…" if suffix else ""
-    room = width - 1 - len(end)
-    if len(body) - room <= prefix:
-        return f"…{body[len(body) - room :]}{end}"
-    return f"…{body[prefix : prefix + width - 2]}…"
-
-
-def _find_shared(texts: Sequence[str]) -> tuple[int, int]:
-    """Return how many characters all texts begin with, and end with; none of a single text."""
-    if len(texts) < 2:
-        return 0, 0
-    suffix = _count_shared([text[::-1] for text in texts])
-    least = min(map(len, texts))
-    if suffix == least:  # they differ at the front only, or are equal
-        suffix = 0
-    prefix = _count_shared([text[: len(text) - suffix] for text in texts])
-    return prefix, suffix
-
-
-def _count_shared(texts: Sequence[str]) -> int:
-    """Return how many characters all texts begin with."""
-    first, last = min(texts), max(texts)
-    pairs = zip(first, last, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
 
 
 def note_rest(shown: int, total: int, page: Page) -> None:
@@ -194,7 +149,7 @@ def note_rest(shown: int, total: int, page: Page) -> None:
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> list[int]:
     """Return how wide each column is when nothing is cut."""
     return [
-        max([_wide(column.name), *(_wide(_text(row[i])) for row in rows)])
+        max([measure(column.name), *(measure(_text(row[i])) for row in rows)])
         for i, column in enumerate(columns)
     ]
 
@@ -229,10 +184,6 @@ def _shrink(widths: list[int], columns: Sequence[Column], most: int) -> None:
 
 def _text(cell: str | Cell) -> str:
     return cell.text if isinstance(cell, Cell) else cell
-
-
-def _wide(text: str) -> int:
-    return len(text) if text.isascii() else cell_len(text)
 
 
 _DIGITS: Final = re.compile(r"(\d+)")

@@ -1,7 +1,7 @@
 """What `trackctl top` knows, fetched by three threads.
 
 One follows the events and keeps a mirror of the daemon's state by them; the other asks now and
-then for what no event says; the third sees when no daemon listens.
+then for what no event says; the third sees when no daemon listens, or it does not answer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from trackd_client.core.sockets import absent_error, diagnose
 from trackd_client.errors import TrackdError, TrackerClosed
 from trackd_client.metrics import total
 
-#: Seconds between two looks at whether anybody listens.
+#: Seconds between two looks at whether anybody listens and answers.
 _PROBE_SECONDS: Final = 0.5
+#: Seconds within which a daemon that is well answers.
+_PROMPT_SECONDS: Final = 1.0
 #: Last events that are kept.
 EVENTS: Final = 5
 _RATES: Final = {
@@ -50,16 +52,23 @@ class Feed:
         self.status: dict[str, Any] = {}
         self.sessions: dict[int, Row] = {}
         self.rates: dict[str, float] = {}
-        self.trouble = ""
+        self._refusal = ""  # of a question
+        self._silence = ""  # of the daemon, for the time that it lasts
         self.failure: Exception | None = None
         self.granted = float("-inf")  # Unix time of the last lease
         self._tracker = tracker
+        self._prober = Tracker(tracker.endpoint, timeout=_PROMPT_SECONDS)
         self._interval = interval
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
             for work in (self._follow, self._ask, self._probe)
         ]
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing new comes, or nothing."""
+        return self._silence or self._refusal
 
     def __enter__(self) -> None:
         for thread in self._threads:
@@ -68,6 +77,7 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._ending.set()
         self._tracker.close()
+        self._prober.close()
         for thread in self._threads:
             thread.join()
 
@@ -100,12 +110,21 @@ class Feed:
                     self.events.append(event)
 
     def _probe(self) -> None:
-        """See at once that no daemon listens: a request would wait for its timeout."""
-        endpoint = self._tracker.endpoint
+        """See soon that no daemon listens or answers: a question would wait for its timeout."""
+        endpoint = self._prober.endpoint
         while not self._ending.wait(_PROBE_SECONDS):
+            silence = ""
             if diagnose(endpoint) is not None:
-                with self.lock:
-                    self.trouble = str(absent_error(endpoint))
+                silence = str(absent_error(endpoint))
+            else:
+                try:
+                    self._prober.ping()
+                except TrackerClosed:
+                    return
+                except TrackdError as error:
+                    silence = str(error)
+            with self.lock:
+                self._silence = silence
 
     def _ask(self) -> None:
         counted: dict[str, float] = {}
@@ -119,13 +138,13 @@ class Feed:
                 raise
             except TrackdError as error:
                 with self.lock:
-                    self.trouble = str(error)
+                    self._refusal = str(error)
             else:
                 now = time.monotonic()
                 counts = {name: total(families, family) for name, family in _RATES.items()}
                 counts["requests"] = status["requests"]
                 with self.lock:
-                    self.trouble = ""
+                    self._refusal = ""
                     self.status, self.sessions = status, sessions
                     if counted:
                         self.rates = {

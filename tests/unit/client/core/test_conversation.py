@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trackd_client import __version__
-from trackd_client.core.conversation import Conversation, Request, Session, read_reply
+from trackd_client.core.conversation import (
+    RESEND_SECONDS,
+    Conversation,
+    Request,
+    Session,
+    lengthen,
+    read_reply,
+)
 from trackd_client.errors import (
     Code,
     DaemonFailed,
@@ -521,3 +528,10 @@ def test_a_session_serves_the_user_that_opened_it(monkeypatch: pytest.MonkeyPatc
     talk.request("release", {"lease": 1}, None, session)
     talk.request("close", {}, None, session)
     talk.request("status", {}, None, None)
+
+
+def test_pauses_between_copies_grow_up_to_half_a_minute() -> None:
+    pauses = [RESEND_SECONDS]
+    while len(pauses) < 8:
+        pauses.append(lengthen(pauses[-1]))
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]

@@ -59,6 +59,9 @@ class Core(PoolCore[BareLease]):
     def _changed(self) -> None:
         self.changes += 1
 
+    def _check_process(self) -> None:
+        """Let every process use it."""
+
     def begin(self, number: int = 1) -> Dial[BareLease]:
         return self._begin(BareLease(number))
 
