@@ -203,7 +203,8 @@ class PoolCore(Generic[LeaseT]):
             return list(dial.leases)
 
     def _not_adopted(self, dial: Dial[LeaseT], error: TrackdError) -> None:
-        log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)
+        if not isinstance(error, TrackerClosed):  # then nobody wants it adopted
+            log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)
         self._adopted(dial, None)
 
     def _begin_drain(self) -> None:

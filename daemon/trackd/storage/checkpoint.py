@@ -27,6 +27,7 @@ _STEP_ROWS = 50
 #: before the checkpoint is done, the rest is done at once; so the journal is bounded.
 _DUE_ROWS = 4096
 _DUE_BYTES = 4 * 1024 * 1024
+_DUE_KEYS = 16_384  # which are kept in memory until then
 #: How much longer the steps are just before that.
 _HASTE = 16
 #: Journal rows are deleted in parts of so many bytes; each row counts some bytes extra.
@@ -125,7 +126,15 @@ class Checkpoint:
         return not self.is_tidy() or self._is_due() or self._too_large
 
     def _is_due(self) -> bool:
-        return self._rows_since >= _DUE_ROWS or self._bytes_since >= _DUE_BYTES
+        return self._growth() >= 1.0
+
+    def _growth(self) -> float:
+        """Return how far the journal has grown towards the next checkpoint: 1 when it is due."""
+        return max(
+            self._rows_since / _DUE_ROWS,
+            self._bytes_since / _DUE_BYTES,
+            len(self._dirty) / _DUE_KEYS,
+        )
 
     def _covered(self) -> bool:
         return bool(self._journal) and self._journal[0][0] <= self.base
@@ -161,7 +170,7 @@ class Checkpoint:
     def _haste(self) -> float:
         if self._careful or self.is_tidy():
             return 1.0
-        grown = max(self._bytes_since / _DUE_BYTES, self._rows_since / _DUE_ROWS)
+        grown = self._growth()
         return float("inf") if grown >= 1.0 else 1.0 + _HASTE * grown
 
     def _begin(self) -> None:
