@@ -351,9 +351,10 @@ def test_a_session_closed_during_a_long_outage_is_ended_after_it(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
     own = make_trackd_daemon()
-    tracker = maker.tracker(own.endpoint, timeout=0.5)
+    tracker = maker.tracker(own.endpoint, timeout=PATIENCE)
     assert tracker.adopt("p")
     own.kill()
+    tracker.timeout = 0.5
     tracker.close()
     own.start()
     wait_until(lambda: sessions_at(own) == 0)
@@ -388,8 +389,9 @@ def test_a_session_that_is_perhaps_open_is_ended(
 ) -> None:
     """Its request to open it lies at a daemon that is stopped, and runs after the close."""
     own = make_trackd_daemon()
-    tracker = maker.tracker(own.endpoint, timeout=0.5)
+    tracker = maker.tracker(own.endpoint, timeout=PATIENCE)
     tracker.ping()
+    tracker.timeout = 0.5
     with paused(own.pid):
         with pytest.raises(TrackdError):
             tracker.adopt("p")
@@ -472,6 +474,7 @@ def test_an_agent_that_starts_before_its_daemon_finds_it_wherever_it_starts(
         tracker.adopt("p")
     daemon = make_trackd_daemon()
     (run / "default" / "trackd.sock").symlink_to(daemon.endpoint.removeprefix("ipc://"))
+    tracker.timeout = PATIENCE
     lease = tracker.adopt("p")
     assert lease
     with Tracker(daemon.endpoint) as operator:

@@ -91,8 +91,12 @@ def test_calls_that_were_given_up_leave_no_sessions_behind(make_trackd_daemon: M
         daemon.start()
         tracker.timeout = PATIENCE
         tracker.is_claimed("p")
-        status = tracker.status()
-        assert (status["sessions"], status["inflight"]) == (1, 0)
+
+        def left() -> tuple[int, int]:
+            status = tracker.status()
+            return status["sessions"], status["inflight"]
+
+        wait_until(lambda: left() == (1, 0))
 
 
 # -- one that is silent, or of another cluster -----------------------------------------------
