@@ -1,4 +1,4 @@
-"""What `--json` prints for given replies, byte for byte, as scripts rely on it."""
+"""What the commands print with `--json` for given replies, byte for byte: scripts rely on it."""
 
 from __future__ import annotations
 
