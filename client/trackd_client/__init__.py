@@ -36,6 +36,15 @@ from trackd_client.errors import (
 )
 from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy
+from trackd_client.results import (
+    Explanation,
+    LeaseRow,
+    ProxyExplanation,
+    ProxyRow,
+    SessionRow,
+    Snapshot,
+    Status,
+)
 
 if TYPE_CHECKING:
     from trackd_client.aio.lease import AsyncLease
@@ -54,15 +63,22 @@ __all__ = [
     "BadPayload",
     "DaemonAbsent",
     "Event",
+    "Explanation",
     "Lease",
+    "LeaseRow",
     "Mirror",
     "NoAnswer",
     "Policy",
     "PoolEvent",
     "PoolStats",
     "Proxy",
+    "ProxyExplanation",
+    "ProxyRow",
     "Refused",
     "SessionLost",
+    "SessionRow",
+    "Snapshot",
+    "Status",
     "TrackdError",
     "Tracker",
     "__version__",

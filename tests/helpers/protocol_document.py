@@ -20,7 +20,7 @@ _SHOWN: Final = re.compile(
     r"^```json (?P<name>[^\n]+)\n(?P<json>.*?)^```$(\n\n```hex\n(?P<hex>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-_HEADING: Final = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^(#{2,4}) (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Message:
 
 
 def sections() -> dict[str, str]:
-    """Return the text under each heading of the second and third level, without deeper ones."""
+    """Return the text under each heading of the second to fourth level, without deeper ones."""
     text = PATH.read_text(encoding="utf-8")
     headings = list(_HEADING.finditer(text))
     ends = [heading.start() for heading in headings[1:]] + [len(text)]

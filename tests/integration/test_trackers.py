@@ -12,7 +12,19 @@ import pytest
 from helpers.both_clients import Background, Maker
 from helpers.support import run_script, socket_path, wait_until
 from helpers.trackers import acquire, in_thread
-from trackd_client import AsyncTracker, BadPayload, Proxy, Tracker
+from trackd_client import (
+    AsyncTracker,
+    BadPayload,
+    Explanation,
+    LeaseRow,
+    Proxy,
+    ProxyExplanation,
+    ProxyRow,
+    SessionRow,
+    Snapshot,
+    Status,
+    Tracker,
+)
 from trackd_client.errors import BadArgument
 from trackd_client.testing import Daemon
 
@@ -287,6 +299,42 @@ def test_explain_tells_the_numbers_behind_a_refusal(tracker: Tracker) -> None:
     after = tracker.explain()
     assert (after["would_grant"], after["target"], after["inflight"]) == (False, 2, 1)
     assert tracker.try_acquire() is None
+
+
+def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
+    daemon: Daemon, maker: Maker
+) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    tracker.track_expected(Proxy("p1", group="east", generation=3))
+    lease = tracker.acquire()
+    assert lease.claim("p1.example.com", "p1")
+
+    status = tracker.status()
+    assert type(status) is Status
+    assert (status.cluster, status.pid, status.claimed) == ("example.com", daemon.pid, 1)
+    assert status.groups[0].generation == 3
+    assert status["groups"] == [dict(group) for group in status.groups]
+    assert json.loads(json.dumps(status)) == status
+    assert set(status) == set(Status.__annotations__) - {"http_problem"}
+    explained, about = tracker.explain(), tracker.explain("p1.example.com")
+    assert type(explained) is Explanation
+    assert explained.reason == "satisfied"
+    assert explained.recent.claims >= 1
+    assert set(explained) == set(Explanation.__annotations__) - {"retry_after"}
+    assert type(about) is ProxyExplanation
+    assert (about.why, about.proxy.lease) == ("claimed", lease.id)
+    assert set(about) == set(ProxyExplanation.__annotations__)
+
+    snapshot = tracker.snapshot()
+    assert type(snapshot) is Snapshot
+    for of, kind in (("proxies", ProxyRow), ("leases", LeaseRow), ("sessions", SessionRow)):
+        (row,) = tracker.rows(of)
+        (same,) = getattr(snapshot, of)
+        assert type(row) is type(same) is kind
+        assert set(row) == set(same) == set(kind.__annotations__)
+    assert about.proxy == snapshot.proxies[0]
+    assert snapshot.leases[0].principals == ["p1.example.com", "p1"]
+    assert snapshot.sessions[0].session == snapshot.leases[0].session
 
 
 # -- sessions and places ---------------------------------------------------------------------

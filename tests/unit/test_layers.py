@@ -22,6 +22,7 @@ CLIENT = [
         "trackd_client.metrics",
         "trackd_client.policy",
         "trackd_client.proxy",
+        "trackd_client.results",
     ],
     ["trackd_client.wire"],
     ["trackd_client.core"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal, overload
 
 import zmq
 import zmq.asyncio
@@ -32,6 +32,17 @@ from trackd_client.core.stream import (
     read_rows,
 )
 from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
+from trackd_client.results import (
+    ROWS,
+    Explanation,
+    LeaseRow,
+    ProxyExplanation,
+    ProxyRow,
+    Result,
+    SessionRow,
+    Snapshot,
+    Status,
+)
 
 
 class AsyncOperations(BaseTracker[LeaseT]):
@@ -52,14 +63,21 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     # -- how things stand ------------------------------------------------------------------
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> Status:
         """Return the daemon's counts."""
-        return own_fields(await self._call("status", {}, in_session=False))
+        return Status(own_fields(await self._call("status", {}, in_session=False)))
 
-    async def explain(self, name: str | None = None) -> dict[str, Any]:
+    @overload
+    async def explain(self, name: None = None) -> Explanation: ...
+
+    @overload
+    async def explain(self, name: str) -> ProxyExplanation: ...
+
+    async def explain(self, name: str | None = None) -> Explanation | ProxyExplanation:
         """Return why a lease would be granted, or of a proxy; see `Tracker.explain`."""
         fields = {} if name is None else {"name": name}
-        return own_fields(await self._call("explain", fields, in_session=False))
+        reply = own_fields(await self._call("explain", fields, in_session=False))
+        return Explanation(reply) if name is None else ProxyExplanation(reply)
 
     async def ping(self) -> None:
         """Return when the daemon has answered."""
@@ -75,17 +93,30 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     # -- who and what ----------------------------------------------------------------------
 
-    async def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self) -> Snapshot:
         """Return all proxies, leases and sessions; see `Tracker.snapshot`."""
         (event,) = [event async for event in self._perform(Stream().once(), patient=False)]
-        return dict(event.fields)
+        return Snapshot(event.fields)
 
-    async def rows(self, of: str) -> AsyncIterator[dict[str, Any]]:
+    @overload
+    def rows(self, of: Literal["proxies"]) -> AsyncIterator[ProxyRow]: ...
+
+    @overload
+    def rows(self, of: Literal["leases"]) -> AsyncIterator[LeaseRow]: ...
+
+    @overload
+    def rows(self, of: Literal["sessions"]) -> AsyncIterator[SessionRow]: ...
+
+    @overload
+    def rows(self, of: str) -> AsyncIterator[Result]: ...
+
+    async def rows(self, of: str) -> AsyncIterator[Result]:
         """Return the rows of a listing; see `Tracker.rows`."""
         async with aclosing(self._perform(read_rows(of), patient=False)) as pages:
             async for page in pages:
+                kind = ROWS[of]
                 for row in page.rows:
-                    yield row
+                    yield kind(row)
 
     # -- what has happened, and what happens -----------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import zmq
 
@@ -29,6 +29,17 @@ from trackd_client.core.stream import (
     read_rows,
 )
 from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.results import (
+    ROWS,
+    Explanation,
+    LeaseRow,
+    ProxyExplanation,
+    ProxyRow,
+    Result,
+    SessionRow,
+    Snapshot,
+    Status,
+)
 from trackd_client.sync.connection import Connections
 from trackd_client.sync.subscription import Subscription
 
@@ -44,18 +55,25 @@ class Operations(BaseTracker[LeaseT]):
 
     # -- how things stand ------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return the daemon's counts."""
-        return own_fields(self._call("status", {}, in_session=False))
+        return Status(own_fields(self._call("status", {}, in_session=False)))
 
-    def explain(self, name: str | None = None) -> dict[str, Any]:
+    @overload
+    def explain(self, name: None = None) -> Explanation: ...
+
+    @overload
+    def explain(self, name: str) -> ProxyExplanation: ...
+
+    def explain(self, name: str | None = None) -> Explanation | ProxyExplanation:
         """Return why a lease would be granted or refused now, or all that is known of a proxy.
 
         Args:
             name: of the proxy, or any of its principals.
         """
         fields = {} if name is None else {"name": name}
-        return own_fields(self._call("explain", fields, in_session=False))
+        reply = own_fields(self._call("explain", fields, in_session=False))
+        return Explanation(reply) if name is None else ProxyExplanation(reply)
 
     def ping(self) -> None:
         """Return when the daemon has answered."""
@@ -71,7 +89,7 @@ class Operations(BaseTracker[LeaseT]):
 
     # -- who and what ----------------------------------------------------------------------
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Return all `proxies`, `leases` and `sessions`, as of one `revision`.
 
         A row that appeared while this was read has nil, or nothing, in those fields of which
@@ -81,9 +99,21 @@ class Operations(BaseTracker[LeaseT]):
             NoAnswer: they change faster than they can be read, and the history is off.
         """
         (event,) = self._perform(Stream().once(), patient=False)
-        return dict(event.fields)
+        return Snapshot(event.fields)
 
-    def rows(self, of: str) -> Iterator[dict[str, Any]]:
+    @overload
+    def rows(self, of: Literal["proxies"]) -> Iterator[ProxyRow]: ...
+
+    @overload
+    def rows(self, of: Literal["leases"]) -> Iterator[LeaseRow]: ...
+
+    @overload
+    def rows(self, of: Literal["sessions"]) -> Iterator[SessionRow]: ...
+
+    @overload
+    def rows(self, of: str) -> Iterator[Result]: ...
+
+    def rows(self, of: str) -> Iterator[Result]:
         """Return the rows of `proxies`, `leases` or `sessions`, read as they are needed.
 
         Each is as it was when it was read, so that they may contradict one another; `snapshot`
@@ -94,7 +124,7 @@ class Operations(BaseTracker[LeaseT]):
             NoAnswer: too many are read at the same time.
         """
         for page in self._perform(read_rows(of), patient=False):
-            yield from page.rows
+            yield from map(ROWS[of], page.rows)
 
     # -- what has happened, and what happens -----------------------------------------------
 

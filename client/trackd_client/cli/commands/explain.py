@@ -28,6 +28,7 @@ from trackd_client.cli.output.render import (
 from trackd_client.cli.output.verdict import decide, describe_proxy, seconds_since_dial
 from trackd_client.cli.text import escape
 from trackd_client.core.event import Event
+from trackd_client.results import ProxyExplanation, Source
 
 _EPILOG = """\b
 Examples:
@@ -60,26 +61,35 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
     PROXY is a name from gossip, or what a proxy presents: its principals.
     """
     with common.report_errors(), options.connect() as tracker:
-        reply = tracker.explain(proxy)
         if proxy is None:
-            ago = None
-            if reply["target"] > reply["claimed_desired"]:
-                ago = seconds_since_dial(tracker, tracker.status()["revision"])
-            if as_json:
-                texts = [sentence.text for sentence in write_sentences(reply, ago)]
-                common.print_json({**reply, "sentences": texts})
-            else:
-                show(reply, ago, Page())
-            return
-        events = [
-            event
-            for event in tracker.log(older=True)["events"]
-            if event_lines.concerns(event, reply["meant"] or proxy)
-        ][-_EVENTS:]
-        if as_json:
-            common.print_json({**reply, "events": [event_lines.to_json(each) for each in events]})
+            _explain_leases(tracker, as_json=as_json)
         else:
-            show_proxy(reply, events, tracker, Page())
+            _explain_proxy(tracker, proxy, as_json=as_json)
+
+
+def _explain_leases(tracker: Tracker, *, as_json: bool) -> None:
+    reply = tracker.explain()
+    ago = None
+    if reply.target > reply.claimed_desired:
+        ago = seconds_since_dial(tracker, tracker.status().revision)
+    if as_json:
+        texts = [sentence.text for sentence in write_sentences(reply, ago)]
+        common.print_json({**reply, "sentences": texts})
+    else:
+        show(reply, ago, Page())
+
+
+def _explain_proxy(tracker: Tracker, proxy: str, *, as_json: bool) -> None:
+    reply = tracker.explain(proxy)
+    events = [
+        event
+        for event in tracker.log(older=True)["events"]
+        if event_lines.concerns(event, reply.meant or proxy)
+    ][-_EVENTS:]
+    if as_json:
+        common.print_json({**reply, "events": [event_lines.to_json(each) for each in events]})
+    else:
+        show_proxy(reply, events, tracker, Page())
 
 
 # -- the whole ------------------------------------------------------------------------------
@@ -203,10 +213,10 @@ def is_suspicious(recent: dict[str, Any]) -> bool:
 # -- one proxy ------------------------------------------------------------------------------
 
 
-def show_proxy(reply: dict[str, Any], events: list[Event], tracker: Tracker, page: Page) -> None:
+def show_proxy(reply: ProxyExplanation, events: list[Event], tracker: Tracker, page: Page) -> None:
     """Print for people all that is known of a proxy."""
     people = People(tracker.rows("sessions"))
-    title = page.paint(format_value(reply["meant"] or reply["name"]), "bold")
+    title = page.paint(format_value(reply.meant or reply.name), "bold")
     verdict = describe_proxy(reply)
     page.line(f"{title}  {page.paint(verdict.text, verdict.style)}")
     page.pairs(_list_details(reply, people, tracker))
@@ -216,38 +226,38 @@ def show_proxy(reply: dict[str, Any], events: list[Event], tracker: Tracker, pag
         page.line(event_lines.format_line(event, people, page))
 
 
-def describe_source(source: dict[str, Any] | None) -> str:
+def describe_source(source: Source | None) -> str:
     """Return in words whose gossip it was."""
     if source is None:
         return "-"
-    words = [f"session {source['session']}"]
-    if source["uid"] is not None:
-        agent = f" {escape(source['agent'])}" if source["agent"] else ""
-        words[0] += f" (pid {source['pid']}{agent}, uid {source['uid']})"
-    if source["ended"]:
+    words = [f"session {source.session}"]
+    if source.uid is not None:
+        agent = f" {escape(source.agent)}" if source.agent else ""
+        words[0] += f" (pid {source.pid}{agent}, uid {source.uid})"
+    if source.ended:
         words.append("which has ended")
     return ", ".join(words)
 
 
 def _list_details(
-    reply: dict[str, Any], people: People, tracker: Tracker
+    reply: ProxyExplanation, people: People, tracker: Tracker
 ) -> Iterator[tuple[str, str]]:
-    proxy, meant = reply["proxy"], reply["meant"]
-    if meant is not None and meant != reply["name"]:
-        yield "asked for", f"{format_value(reply['name'])}, which means {format_value(meant)}"
-    if proxy["tracked"]:
-        yield "group", format_value(proxy["group"])
-        yield "generation", f"{proxy['generation']}; the newest of the group is {proxy['largest']}"
-        left = listing.seconds_until(tracker, proxy["expires"])
+    proxy, meant = reply.proxy, reply.meant
+    if meant is not None and meant != reply.name:
+        yield "asked for", f"{format_value(reply.name)}, which means {format_value(meant)}"
+    if proxy.tracked:
+        yield "group", format_value(proxy.group)
+        yield "generation", f"{proxy.generation}; the newest of the group is {proxy.largest}"
+        left = listing.seconds_until(tracker, proxy.expires)
         yield "expires", "-" if left is None else f"in {format_remaining(left)}"
-        yield "mentioned by", describe_source(reply.get("source"))
-        if (source := reply.get("group_source")) is not None:
+        yield "mentioned by", describe_source(reply.source)
+        if (source := reply.group_source) is not None:
             yield "group set by", describe_source(source)
-    if proxy["lease"] is not None:
-        yield "claimed by", f"lease {proxy['lease']} of {people.describe(proxy['session'])}"
-    if reply["aliases"]:
-        yield "principals", format_names(reply["aliases"])
-    if (tombstone := reply["tombstone"]) is not None:
-        left = listing.seconds_until(tracker, tombstone["until"]) or 0.0
-        where = f"generation {tombstone['generation']} of group {format_value(tombstone['group'])}"
+    if proxy.lease is not None:
+        yield "claimed by", f"lease {proxy.lease} of {people.describe(proxy.session)}"
+    if reply.aliases:
+        yield "principals", format_names(reply.aliases)
+    if (tombstone := reply.tombstone) is not None:
+        left = listing.seconds_until(tracker, tombstone.until) or 0.0
+        where = f"generation {tombstone.generation} of group {format_value(tombstone.group)}"
         yield "forgotten", f"{where}, for {format_duration(max(0.0, left))} more"

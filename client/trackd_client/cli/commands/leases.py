@@ -19,6 +19,7 @@ from trackd_client.cli.output.render import (
     format_value,
 )
 from trackd_client.core.mirror import Row
+from trackd_client.results import LeaseRow
 
 _EPILOG = """\b
 Examples:
@@ -72,7 +73,7 @@ def leases(
     PATTERN is a proxy's name or principal, or one with * and ? in it.
     """
     with common.report_errors(), options.connect() as tracker:
-        sessions = {row["session"]: row for row in tracker.rows("sessions")}
+        sessions = {row.session: row for row in tracker.rows("sessions")}
         everything = [_make_row(row, sessions, tracker) for row in tracker.rows("leases")]
     found = [
         row
@@ -89,19 +90,21 @@ def leases(
         listing.show(_COLUMNS, found, make_cells, limit=limit, of=("leases", len(everything)))
 
 
-def _make_row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
-    holding, agent = listing.find_holder(sessions, row["session"])
-    age = listing.seconds_until(tracker, row["granted"])
+def _make_row(row: LeaseRow, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.find_holder(sessions, row.session)
+    age = listing.seconds_until(tracker, row.granted)
     return {
-        "lease": row["lease"],
-        "state": "in_flight" if row["name"] is None else "claimed",
-        **{name: row[name] for name in ("name", "session", "pid")},
+        "lease": row.lease,
+        "state": "in_flight" if row.name is None else "claimed",
+        "name": row.name,
+        "session": row.session,
+        "pid": row.pid,
         "command": holding,
         "agent": agent,
         "age": None if age is None else max(0.0, -age),
-        "wall": row["wall"],
-        "claim_within": listing.seconds_until(tracker, row["claim_by"]),
-        "principals": row["principals"],
+        "wall": row.wall,
+        "claim_within": listing.seconds_until(tracker, row.claim_by),
+        "principals": row.principals,
     }
 
 

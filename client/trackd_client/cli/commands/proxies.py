@@ -14,6 +14,7 @@ from trackd_client.cli.output import listing
 from trackd_client.cli.output.render import Cell, Column, format_remaining, format_value
 from trackd_client.cli.output.verdict import describe_desired
 from trackd_client.core.mirror import Row
+from trackd_client.results import ProxyRow, Snapshot
 
 _EPILOG = """\b
 Examples:
@@ -94,22 +95,22 @@ def proxies(
     if by_default and not as_json and sys.stdout.isatty():  # where rows may be left out
         found.sort(key=lambda row: not (row["desired"] and row["lease"] is None))
     if as_json:
-        document = listing.make_document("proxies", found, limit, revision=reply["revision"])
+        document = listing.make_document("proxies", found, limit, revision=reply.revision)
         common.print_json(document)
     else:
         listing.show(_COLUMNS, found, make_cells, limit=limit, of=("proxies", len(everything)))
 
 
-def make_rows(reply: Mapping[str, Any], tracker: Tracker) -> list[Row]:
+def make_rows(reply: Snapshot, tracker: Tracker) -> list[Row]:
     """Return the rows of proxies of a snapshot, each with its holder's session."""
-    sessions = {row["session"]: row for row in reply["sessions"]}
-    return [_make_row(row, sessions, tracker) for row in reply["proxies"]]
+    sessions = {row.session: row for row in reply.sessions}
+    return [_make_row(row, sessions, tracker) for row in reply.proxies]
 
 
-def _make_row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
-    holding, agent = listing.find_holder(sessions, row["session"])
-    speaking, speaker = listing.find_holder(sessions, row["mentioned_by"])
-    why = None if row["desired"] else "old_generation" if row["tracked"] else "not_tracked"
+def _make_row(row: ProxyRow, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+    holding, agent = listing.find_holder(sessions, row.session)
+    speaking, speaker = listing.find_holder(sessions, row.mentioned_by)
+    why = None if row.desired else "old_generation" if row.tracked else "not_tracked"
     return {
         **{name: row[name] for name in ("name", "group", "generation", "largest")},
         **{name: row[name] for name in ("tracked", "desired")},
@@ -117,8 +118,8 @@ def _make_row(row: Row, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
         **{name: row[name] for name in ("lease", "session", "pid")},
         "command": holding,
         "agent": agent,
-        "expires_in": listing.seconds_until(tracker, row["expires"]),
-        "mentioned_by": row["mentioned_by"],
+        "expires_in": listing.seconds_until(tracker, row.expires),
+        "mentioned_by": row.mentioned_by,
         "mentioned_by_agent": speaker or speaking,
     }
 

@@ -18,6 +18,7 @@ from trackd_client.cli.output.render import (
     format_value,
 )
 from trackd_client.core.mirror import Row
+from trackd_client.results import SessionRow
 
 _EPILOG = """\b
 Examples:
@@ -92,19 +93,19 @@ def sessions(
         listing.show(_COLUMNS, found, make_cells, limit=limit, of=("sessions", len(everything)))
 
 
-def _make_row(row: Row, tracker: Tracker) -> Row:
-    age = listing.seconds_until(tracker, row["opened"])
+def _make_row(row: SessionRow, tracker: Tracker) -> Row:
+    age = listing.seconds_until(tracker, row.opened)
     shown: dict[str, Any] = {
-        "session": row["session"],
-        "pid": row["pid"],
-        "uid": row["uid"],
-        "user": find_user_name(row["uid"]),
+        "session": row.session,
+        "pid": row.pid,
+        "uid": row.uid,
+        "user": find_user_name(row.uid),
         **{name: row[name] for name in ("gid", "command", "name", "version", "labels")},
         **{name: row[name] for name in ("leases", "inflight", "waiting", "requests", "gossip")},
         "age": None if age is None else max(0.0, -age),
-        "wall": row["wall"],
-        "visible": row["visible"],
-        "heartbeat_within": listing.seconds_until(tracker, row["deadline"]),
+        "wall": row.wall,
+        "visible": row.visible,
+        "heartbeat_within": listing.seconds_until(tracker, row.deadline),
     }
     return shown
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -23,6 +23,7 @@ from trackd_client.cli.output.render import (
 )
 from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_dial
 from trackd_client.cli.text import escape
+from trackd_client.results import Group, Status, UserUsage
 
 _EPILOG = """\b
 Examples:
@@ -58,7 +59,7 @@ def status(options: common.Options, *, check: bool, as_json: bool) -> None:
     """Show how things stand, in counts and in words."""
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.status()
-        ago = None if is_covered(reply) else seconds_since_dial(tracker, reply["revision"])
+        ago = None if is_covered(reply) else seconds_since_dial(tracker, reply.revision)
     if as_json:
         common.print_json({**reply, "verdict": judge(reply, ago).text})
     elif check:
@@ -69,56 +70,56 @@ def status(options: common.Options, *, check: bool, as_json: bool) -> None:
         raise SystemExit(FAILED)
 
 
-def show(reply: dict[str, Any], since_dial: float | None, page: Page) -> None:
+def show(reply: Status, since_dial: float | None, page: Page) -> None:
     """Print a status for people."""
     sentence = judge(reply, since_dial)
-    cluster = page.paint(escape(reply["cluster"]), "bold")
+    cluster = page.paint(escape(reply.cluster), "bold")
     page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
     page.pairs(list_counts(reply))
-    if reply["groups"]:
+    if reply.groups:
         page.table(
             _COLUMNS,
             [
                 [
-                    format_value(group["group"]),
+                    format_value(group.group),
                     *(str(group[name]) for name in ("generation", "tracked", "desired")),
-                    Cell(str(group["claimed"]), _choose_style(group)),
+                    Cell(str(group.claimed), _choose_style(group)),
                 ]
-                for group in reply["groups"]
+                for group in reply.groups
             ],
         )
-        note_rest(len(reply["groups"]), reply["group_count"], page)
+        note_rest(len(reply.groups), reply.group_count, page)
 
 
-def list_counts(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def list_counts(reply: Status) -> Iterator[tuple[str, str]]:
     """Return the lines of the table: name and value."""
-    count = reply["connection_count"]
+    count = reply.connection_count
     limit = "" if count <= 0 else f", at most {format_count(count, 'connection')}"
-    claimed = f"{reply['claimed_desired']} desired; target {reply['target']}"
-    daemon = f"{escape(reply['server'])}, pid {reply['pid']}, up {format_duration(reply['uptime'])}"
-    yield "mode", escape(reply["mode"]) + limit
-    older = reply["tracked"] - reply["desired"]
+    claimed = f"{reply.claimed_desired} desired; target {reply.target}"
+    daemon = f"{escape(reply.server)}, pid {reply.pid}, up {format_duration(reply.uptime)}"
+    yield "mode", escape(reply.mode) + limit
+    older = reply.tracked - reply.desired
     rest = f", {older} of older generations" if older else ""
-    yield "proxies", f"{reply['tracked']} tracked, {reply['desired']} desired{rest}"
-    yield "claimed", f"{reply['claimed']}, of which {claimed}"
-    yield "in flight", str(reply["inflight"])
-    yield "waiting", str(reply["waiting"])
-    yield "sessions", str(reply["sessions"])
-    for user in reply.get("users", ()):
-        if near := list_near_quotas(user, reply["quotas"]):
-            yield "quotas", f"user {user['uid']} uses {', '.join(near)}"
+    yield "proxies", f"{reply.tracked} tracked, {reply.desired} desired{rest}"
+    yield "claimed", f"{reply.claimed}, of which {claimed}"
+    yield "in flight", str(reply.inflight)
+    yield "waiting", str(reply.waiting)
+    yield "sessions", str(reply.sessions)
+    for user in reply.users:
+        if near := list_near_quotas(user, reply.quotas):
+            yield "quotas", f"user {user.uid} uses {', '.join(near)}"
     yield "store", describe_store(reply)
-    if reply.get("http"):
-        problem = reply.get("http_problem")
-        yield "http", escape(f"not served: {problem}" if problem else reply["http"])
-    if (last := reply.get("reload")) is not None:
+    if reply.http:
+        problem = reply.http_problem
+        yield "http", escape(f"not served: {problem}" if problem else reply.http)
+    if (last := reply.reload) is not None:
         yield "reloaded", describe_reload(last)
-    yield "daemon", f"{daemon}, epoch {reply['epoch']}, revision {reply['revision']}"
+    yield "daemon", f"{daemon}, epoch {reply.epoch}, revision {reply.revision}"
 
 
-def list_near_quotas(user: dict[str, Any], allowed: dict[str, int]) -> list[str]:
+def list_near_quotas(user: UserUsage, allowed: Mapping[str, int]) -> list[str]:
     """Return in words how much a user uses of the quotas that it is near to."""
-    if user["exempt"]:
+    if user.exempt:
         return []
     return [
         f"{user[name]} of {most} {name.replace('_', ' ')}"
@@ -127,10 +128,10 @@ def list_near_quotas(user: dict[str, Any], allowed: dict[str, int]) -> list[str]
     ]
 
 
-def describe_store(reply: dict[str, Any]) -> str:
+def describe_store(reply: Status) -> str:
     """Return in words how the store is."""
-    words = [escape(reply["store_problem"] or reply["store"])]
-    if (stored := reply.get("store_bytes")) is not None:
+    words = [escape(reply.store_problem or reply.store)]
+    if (stored := reply.store_bytes) is not None:
         words.append(format_size(stored))
     if (kept := reply.get("history")) is not None:
         words.append(f"{format_count(kept, 'event')} kept")
@@ -151,7 +152,7 @@ def describe_reload(last: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _choose_style(group: dict[str, Any]) -> str:
-    if group["claimed"] >= group["desired"]:
+def _choose_style(group: Group) -> str:
+    if group.claimed >= group.desired:
         return "green"
-    return "yellow" if group["claimed"] else "red"
+    return "yellow" if group.claimed else "red"

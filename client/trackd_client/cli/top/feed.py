@@ -133,7 +133,9 @@ class Feed:
             try:
                 status = self._tracker.status()
                 families = self._tracker.metrics()["families"]
-                sessions = {row["session"]: row for row in self._tracker.rows("sessions")}
+                sessions: dict[int, Row] = {
+                    row.session: row for row in self._tracker.rows("sessions")
+                }
             except TrackerClosed:
                 raise
             except TrackdError as error:

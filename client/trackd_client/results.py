@@ -1,0 +1,512 @@
+"""What a tracker returns to operators: `status`, `explain`, `snapshot` and the rows of listings.
+
+Each is a frozen class. It has the fields of the daemon's reply as attributes, and is a read-only
+dictionary of exactly those fields, in their order::
+
+    status = tracker.status()
+    status.claimed == status["claimed"]
+    json.dumps(status)
+
+Fields that only a newer daemon sends are items too, without an attribute. A field that an older
+daemon does not send is no item: its attribute is the default below, or None. docs/protocol.md
+describes the fields; a test holds the classes against it. No I/O.
+
+Points in time are seconds of the daemon's CLOCK_BOOTTIME, unless they are Unix time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Final, NoReturn
+
+__all__ = [
+    "Explanation",
+    "Group",
+    "LeaseRow",
+    "ProxyExplanation",
+    "ProxyRow",
+    "RecentClaims",
+    "Reload",
+    "Result",
+    "SessionRow",
+    "Snapshot",
+    "Source",
+    "Status",
+    "Tombstone",
+    "UserUsage",
+]
+
+#: Characters after which a `repr` names no further field, and of one value in it.
+_REPR: Final = 120
+_REPR_VALUE: Final = 40
+
+
+class Result(dict[str, Any]):
+    """Fields of a reply, which cannot be changed; `dict(result)` is a copy that can be.
+
+    Subclasses declare the fields that they know: each annotation becomes a read-only attribute.
+    Keywords of a subclass name the fields that are results themselves, or lists of them.
+    """
+
+    __slots__ = ()
+    _nested: ClassVar[Mapping[str, type[Result]]] = {}
+
+    def __init_subclass__(cls, **nested: type[Result]) -> None:
+        """Make the attributes of a subclass from its annotations."""
+        super().__init_subclass__()
+        cls._nested = nested
+        for name in cls.__annotations__:
+            setattr(cls, name, property(partial(_read, name, vars(cls).get(name))))
+
+    def __init__(self, fields: Mapping[str, Any], /) -> None:
+        """Copy the fields of a reply."""
+        super().__init__(fields)
+        for name, kind in self._nested.items():
+            if name in self:
+                super().__setitem__(name, _wrap(kind, self[name]))
+
+    def __repr__(self) -> str:
+        """Return the class and the first fields, in about a hundred characters."""
+        shown: list[str] = []
+        for name, value in self.items():
+            if sum(map(len, shown)) > _REPR:
+                shown.append(f"... {len(self)} fields")
+                break
+            text = repr(value)
+            shown.append(
+                f"{name}={text if len(text) <= _REPR_VALUE else f'{text[:_REPR_VALUE]}...'}"
+            )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[type[Result], tuple[dict[str, Any]]]:
+        """Return what `copy` and `pickle` make another one from."""
+        return type(self), (dict(self),)
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        """Refuse a change.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"a {type(self).__name__} cannot be changed; dict(...) returns a copy")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
+def _read(name: str, default: Any, result: Result) -> Any:
+    """Return a field, or the default where the daemon did not send it."""
+    return result.get(name, default)
+
+
+def _wrap(kind: type[Result], value: Any) -> Any:
+    """Return a map as a result, and a list of maps as a list of results."""
+    if isinstance(value, dict):
+        return kind(value)
+    if isinstance(value, list):
+        return [_wrap(kind, each) for each in value]
+    return value
+
+
+# -- rows -----------------------------------------------------------------------------------
+
+
+class ProxyRow(Result):
+    """A proxy that is tracked, or claimed without being tracked.
+
+    Attributes:
+        name: its name in gossip.
+        tracked: whether gossip names it.
+        group: its group; None: it is not tracked.
+        generation: its generation; None: it is not tracked.
+        expires: the point in time at which its gossip expires; None: it is not tracked, or it
+            appeared while a snapshot was read.
+        desired: whether a connection to it is wanted: it is tracked, of the largest generation.
+        largest: the largest generation of its group; None: it is not tracked.
+        lease: id of the lease that holds it, or None.
+        session: number of the session that holds it, or None.
+        pid: process id of its holder, or None.
+        mentioned_by: number of the session that mentioned it last, or None.
+    """
+
+    __slots__ = ()
+    name: str
+    tracked: bool
+    group: str | None
+    generation: int | None
+    expires: float | None
+    desired: bool
+    largest: int | None
+    lease: int | None
+    session: int | None
+    pid: int | None
+    mentioned_by: int | None
+
+
+class LeaseRow(Result):
+    """A lease.
+
+    Attributes:
+        lease: its id.
+        session: number of the session that owns it.
+        pid: process id of its owner; None: it appeared while a snapshot was read.
+        name: the proxy that it holds; None: it is in flight.
+        granted: the point in time at which it was granted.
+        wall: the same in Unix time, in seconds.
+        claim_by: the point in time at which the daemon takes it back unless it has claimed; None:
+            it has claimed, or there is no limit.
+        principals: the first 8 of its claim.
+    """
+
+    __slots__ = ()
+    lease: int
+    session: int
+    pid: int | None
+    name: str | None
+    granted: float
+    wall: float
+    claim_by: float | None
+    principals: Sequence[str]
+
+
+class SessionRow(Result):
+    """A session: one agent.
+
+    Attributes:
+        session: its number.
+        uid: user id of its process.
+        gid: group id of its process; None: it appeared while a snapshot was read.
+        pid: process id, as the daemon sees it.
+        visible: whether the daemon sees the process, and needs no heartbeats; None: as for `gid`.
+        name: what the agent calls itself.
+        version: version of its client.
+        labels: further names and values of the agent.
+        command: what the process ran when it opened the session; `""` when that is hidden.
+        opened: the point in time at which it was opened.
+        wall: the same in Unix time, in seconds.
+        leases: how many leases it owns.
+        inflight: how many of them are in flight.
+        waiting: how many of its requests wait for a lease.
+        requests: how many requests it sent since the daemon started.
+        gossip: how many of them were gossip (`track_expected`).
+        deadline: the point in time at which it ends unless a request arrives; None: it does not.
+    """
+
+    __slots__ = ()
+    session: int
+    uid: int
+    gid: int | None
+    pid: int
+    visible: bool | None
+    name: str
+    version: str
+    labels: Mapping[str, str]
+    command: str
+    opened: float
+    wall: float
+    leases: int
+    inflight: int
+    waiting: int
+    requests: int
+    gossip: int
+    deadline: float | None
+
+
+#: The class of the rows of each listing.
+ROWS: Final[Mapping[str, type[Result]]] = {
+    "proxies": ProxyRow,
+    "leases": LeaseRow,
+    "sessions": SessionRow,
+}
+
+
+class Snapshot(Result, proxies=ProxyRow, leases=LeaseRow, sessions=SessionRow):
+    """All rows, as of one revision.
+
+    Attributes:
+        revision: the revision.
+        proxies: sorted by name.
+        leases: sorted by id.
+        sessions: sorted by number.
+    """
+
+    __slots__ = ()
+    revision: int
+    proxies: Sequence[ProxyRow]
+    leases: Sequence[LeaseRow]
+    sessions: Sequence[SessionRow]
+
+
+# -- status ---------------------------------------------------------------------------------
+
+
+class Source(Result):
+    """The session whose gossip said something.
+
+    Attributes:
+        session: its number.
+        uid: its user id; None: the session ended too long ago.
+        pid: its process id; None: likewise.
+        agent: what it called itself, or its command.
+        ended: whether it has ended.
+    """
+
+    __slots__ = ()
+    session: int
+    uid: int | None
+    pid: int | None
+    agent: str
+    ended: bool
+
+
+class Group(Result, source=Source):
+    """A group that has a tracked proxy.
+
+    Attributes:
+        group: its name.
+        generation: its largest generation.
+        tracked: how many of its proxies are tracked.
+        desired: how many of them are desired.
+        claimed: how many of the desired ones are claimed.
+        source: who put a proxy into its largest generation last; None: unknown.
+    """
+
+    __slots__ = ()
+    group: str
+    generation: int
+    tracked: int
+    desired: int
+    claimed: int
+    source: Source | None
+
+
+class Reload(Result):
+    """The result of a reload.
+
+    Attributes:
+        wall: when it was, in Unix time (seconds).
+        changed: names of the settings that changed.
+        refused: pairs of a setting's name and why it needs a restart.
+        error: why nothing changed; None: it succeeded.
+    """
+
+    __slots__ = ()
+    wall: float
+    changed: Sequence[str]
+    refused: Sequence[Sequence[str]]
+    error: str | None
+
+
+class UserUsage(Result):
+    """How much a user uses of each quota.
+
+    Attributes:
+        uid: the user.
+        exempt: whether no quota holds for it.
+        sessions: open sessions.
+        leases: leases that are held, and requests that wait for one.
+        waiters: requests that wait for a lease.
+        reply_bytes: bytes of remembered replies.
+        subscriptions: subscriptions to events.
+    """
+
+    __slots__ = ()
+    uid: int
+    exempt: bool
+    sessions: int
+    leases: int
+    waiters: int
+    reply_bytes: int
+    subscriptions: int
+
+
+class Status(Result, reload=Reload, groups=Group, users=UserUsage):
+    """The daemon's counts.
+
+    Attributes:
+        revision: of the state that this describes.
+        cluster: name of the cluster.
+        server: version of the daemon's package.
+        pid: process id of the daemon, as it sees itself.
+        epoch: how often a daemon has started with this state.
+        tracker_id: 16 hexadecimal digits, the same as long as the state is.
+        uptime: seconds since it started.
+        mode: `agent mesh` or `proxy peering`.
+        connection_count: connections at most; 0 or less: one to every desired proxy.
+        proxy_expiry: seconds after which a proxy expires whose gossip has no TTL.
+        tracked: tracked proxies.
+        desired: desired proxies.
+        target: connections that should exist.
+        claimed: claimed proxies, tracked or not.
+        claimed_desired: desired proxies that are claimed.
+        inflight: leases in flight.
+        waiting: requests that wait for a lease.
+        sessions: sessions.
+        last_lease: the lease id granted last; 0 before the first.
+        requests: requests that this process of the daemon has handled.
+        store: `ok`, `off` (the state is only in memory), or `failing`.
+        store_problem: why it is failing, or None.
+        store_bytes: size of the state file with its write-ahead log; None: no file.
+        history: events that `log` can return.
+        events: endpoint of the socket that publishes events; `""`: none.
+        http: where the daemon serves metrics and the status page; `""`: nowhere.
+        reloads: reloads since the daemon started.
+        reload: the result of the last one, or None.
+        group_count: groups that have a tracked proxy.
+        groups: the first 100 of them by name.
+        quotas: what each quota allows one user.
+        user_count: users that have a session.
+        users: the 10 users that are nearest to a quota, the nearest first.
+        http_problem: why `http` cannot be served; None: it can be.
+    """
+
+    __slots__ = ()
+    revision: int
+    cluster: str
+    server: str
+    pid: int
+    epoch: int
+    tracker_id: str
+    uptime: float
+    mode: str
+    connection_count: int
+    proxy_expiry: float
+    tracked: int
+    desired: int
+    target: int
+    claimed: int
+    claimed_desired: int
+    inflight: int
+    waiting: int
+    sessions: int
+    last_lease: int
+    requests: int
+    store: str
+    store_problem: str | None
+    store_bytes: int | None
+    history: int
+    events: str = ""
+    http: str = ""
+    reloads: int
+    reload: Reload | None
+    group_count: int
+    groups: Sequence[Group]
+    quotas: Mapping[str, int]
+    user_count: int
+    users: Sequence[UserUsage] = ()
+    http_problem: str | None
+
+
+# -- explain --------------------------------------------------------------------------------
+
+
+class RecentClaims(Result):
+    """The last 256 claims that this process of the daemon handled.
+
+    Attributes:
+        claims: how many succeeded.
+        duplicates: how many reached a proxy that another lease holds.
+        since: the point in time of the first one, or None.
+        met: the 5 most frequent proxies of the duplicates: pairs of a name and a number.
+        expected: how many would have succeeded on average through a load balancer that reaches
+            every known proxy equally often; None: the daemon does not know.
+        expected_since_success: the same since the last one that succeeded.
+    """
+
+    __slots__ = ()
+    claims: int
+    duplicates: int
+    since: float | None
+    met: Sequence[Sequence[Any]]
+    expected: float | None
+    expected_since_success: float | None
+
+
+class Explanation(Result, recent=RecentClaims):
+    """Why a lease would be granted or refused now.
+
+    Attributes:
+        revision: of the state that this describes.
+        would_grant: whether `try_acquire` would grant a lease.
+        reason: why: `bootstrap` or `need`; or why not: `satisfied`, `waiters`, `budget`, `store`.
+        bootstrap: whether nothing is in flight, and nothing is claimed or nothing is tracked.
+        need: whether `target` > `claimed_desired` + `inflight`.
+        connection_count: as in `Status`, and so are the next seven.
+        tracked: tracked proxies.
+        desired: desired proxies.
+        target: connections that should exist.
+        claimed: claimed proxies, tracked or not.
+        claimed_desired: desired proxies that are claimed.
+        inflight: leases in flight.
+        waiting: requests that wait for a lease.
+        missing: names of desired proxies that no lease holds, at most 100.
+        missing_count: how many there are.
+        recent: how the last claims went.
+        retry_after: seconds until the next dial may begin; None: `reason` is not `budget`.
+    """
+
+    __slots__ = ()
+    revision: int
+    would_grant: bool
+    reason: str
+    bootstrap: bool
+    need: bool
+    connection_count: int
+    tracked: int
+    desired: int
+    target: int
+    claimed: int
+    claimed_desired: int
+    inflight: int
+    waiting: int
+    missing: Sequence[str]
+    missing_count: int
+    recent: RecentClaims
+    retry_after: float | None
+
+
+class Tombstone(Result):
+    """What makes the daemon ignore old gossip about a forgotten proxy.
+
+    Attributes:
+        group: the group that it was in.
+        generation: gossip of this generation or a smaller one is ignored.
+        until: the point in time at which that ends.
+    """
+
+    __slots__ = ()
+    group: str
+    generation: int
+    until: float
+
+
+class ProxyExplanation(
+    Result, tombstone=Tombstone, proxy=ProxyRow, source=Source, group_source=Source
+):
+    """All that is known of one proxy.
+
+    Attributes:
+        revision: of the state that this describes.
+        name: the name that was asked for.
+        meant: the name of the proxy that it means, or None.
+        why: `claimed`, `missing`, `old_generation`, `forgotten` or `unknown`.
+        claimed: whether a lease holds it.
+        aliases: the other principals of its holder's claim.
+        tombstone: what makes the daemon ignore old gossip about it, or None.
+        proxy: its row.
+        source: who mentioned it last; None: unknown.
+        group_source: who put a proxy into the largest generation of its group last; None: unknown.
+    """
+
+    __slots__ = ()
+    revision: int
+    name: str
+    meant: str | None
+    why: str
+    claimed: bool
+    aliases: Sequence[str]
+    tombstone: Tombstone | None
+    proxy: ProxyRow
+    source: Source | None
+    group_source: Source | None
