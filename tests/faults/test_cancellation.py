@@ -226,6 +226,37 @@ def test_cancelling_at_every_await_leaves_nothing(
     wait_until(lambda: operator.status()["sessions"] == 1)
 
 
+@pytest.mark.parametrize("steps", range(1, 6))
+@pytest.mark.parametrize("heeds", [True, False], ids=["heeds advice", "heeds nothing"])
+def test_a_drain_that_is_cancelled_leaves_no_lease_and_no_dial(
+    trackd_daemon: Daemon, operator: Tracker, runner: asyncio.Runner, steps: int, heeds: bool
+) -> None:
+    async def run() -> None:
+        claimed, over = asyncio.Event(), asyncio.Event()
+
+        async def dial(lease: AsyncLease) -> None:
+            assert await lease.claim("p0")
+            claimed.set()
+            try:
+                await (lease.should_close.wait() if heeds else asyncio.sleep(PATIENCE))
+            finally:
+                over.set()
+
+        async with AsyncTracker(trackd_daemon.endpoint) as tracker:
+            pool = AsyncAgentPool(tracker, dial, max_concurrent_dials=1)
+            pool.start()
+            await claimed.wait()
+            draining = asyncio.create_task(pool.drain())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            draining.cancel()
+            await asyncio.wait([draining])
+            await asyncio.wait_for(over.wait(), PATIENCE / 2)
+            await asyncio.to_thread(wait_until, lambda: not operator.is_claimed("p0"))
+
+    runner.run(run())
+
+
 def test_a_tracker_closed_while_a_task_is_being_cancelled_raises_nothing_else(
     trackd_daemon: Daemon, operator: Tracker, runner: asyncio.Runner
 ) -> None:

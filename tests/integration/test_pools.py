@@ -899,3 +899,58 @@ def test_the_time_after_which_the_daemon_wants_to_be_asked_again_is_kept(
             assert begun >= refused[-1][0] + 0.9
     finally:
         resource.prlimit(own.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("presented", ["p0", "p0.example.com"])
+def test_a_tunnel_that_was_claimed_before_gossip_named_its_proxy_gets_that_name(
+    daemon: Daemon, maker: Maker, presented: str
+) -> None:
+    """Else the daemon would grant another dial, which can only reach a proxy that has a tunnel."""
+    network, gossip = Network("p0"), threading.Event()
+    operator = Tracker(daemon.endpoint, timeout=PATIENCE)
+
+    def dial(agent: Agent, lease: Any) -> None:
+        network.enter(network.reach())
+        try:
+            assert operator.adopt("p1")  # so that no other dial is wanted before the gossip
+            assert lease.claim("host-7.example.com", presented)
+            assert lease.claimed_name == "host-7"
+            assert gossip.wait(PATIENCE)
+            assert agent.pool.feed(Proxy("p0"), Proxy("p1"))
+            assert lease.claimed_name == "p0"
+            assert lease.should_close.wait(PATIENCE)
+        finally:
+            network.leave("p0")
+
+    with operator:
+        operator.track_expected(Proxy("p1"))
+        with Agent(maker, daemon, network, dial=dial, max_concurrent_dials=1) as agent:
+            wait_until(lambda: operator.status().claimed == 2)
+            gossip.set()
+            wait_until(lambda: operator.is_claimed("p0") and not operator.is_claimed("host-7"))
+            assert operator.status().claimed_desired == 2
+            assert operator.try_acquire() is None
+            assert (network.dials, len(agent.leases)) == ({"p0": 1}, 1)
+        wait_until(lambda: operator.status().claimed == 1)
+        assert not agent.changes(Change.FAILED)
+
+
+def test_a_tunnel_whose_proxy_another_lease_holds_by_the_name_of_gossip_is_closed(
+    daemon: Daemon, maker: Maker
+) -> None:
+    network, gossip = Network("p0"), threading.Event()
+
+    def dial(agent: Agent, lease: Any) -> None:
+        if not lease.claim("host-7", "p0"):
+            return
+        assert gossip.wait(PATIENCE)
+        with Tracker(daemon.endpoint, timeout=PATIENCE) as other:
+            assert other.adopt("p0")
+            assert agent.pool.feed(Proxy("p0", generation=1))
+            assert lease.should_close.wait(0)
+
+    with Agent(maker, daemon, network, dial=dial) as agent:
+        wait_until(lambda: status(daemon)["claimed"] == 1)
+        gossip.set()
+        wait_until(lambda: agent.changes(Change.CLOSED))
+    assert not agent.changes(Change.FAILED)

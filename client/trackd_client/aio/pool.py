@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,10 +12,11 @@ from typing import Any, Final, Self
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.tracker import AsyncTracker
 from trackd_client.core.base_tracker import log
-from trackd_client.core.discovery import Gossip, read_gossip
+from trackd_client.core.discovery import Gossip, Reading, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
 from trackd_client.errors import (
     BadArgument,
+    Refused,
     SessionLost,
     TrackdError,
     TrackerClosed,
@@ -88,14 +89,28 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """Pass gossip on to the daemon, and return whether it took it; see `AgentPool.feed`."""
         reading = read_gossip(gossip)
         try:
+            await self._follow_names(reading)  # before the daemon knows of a proxy without a tunnel
             return self._fed(await self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
         except UsedAfterFork:
             raise
         except TrackdError as error:
             return self._dropped(error)
 
+    async def _follow_names(self, reading: Reading) -> None:
+        """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
+        for dial, name in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
+            try:
+                unwanted = self._renamed(dial, await self._tracker.adopt(name))
+            except Refused as error:  # no quota is left, say: the gossip matters more
+                log.warning("the tunnel to %s cannot be called %s: %s", dial.lease, name, error)
+            else:
+                if unwanted is not None:
+                    unwanted.let_go()
+
     async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as `AgentPool.drain`
         """Stop dialling, advise every tunnel to close, wait until all have closed, cancel the rest.
+
+        A drain that is cancelled itself cancels the dials at once.
 
         Args:
             timeout: seconds to wait at most, or None for no limit.
@@ -109,22 +124,28 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """
         check_wait(timeout, "timeout")
         self._check_process()
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-            await asyncio.wait([self._dispatcher])
         self._begin_drain()
-        for dial in self._dials:
-            dial.lease.should_close.set()
-        if not self._tasks:
-            return True
-        _, late = await asyncio.wait(self._tasks, timeout=timeout)
-        for dial in self._dials if late else ():
-            self._let_go(dial)
-        for task in late:
-            task.cancel()
+        try:
+            if self._dispatcher is not None:
+                self._dispatcher.cancel()
+                await asyncio.wait([self._dispatcher])
+            if not self._tasks:
+                return True
+            _, late = await asyncio.wait(self._tasks, timeout=timeout)
+        except asyncio.CancelledError:
+            self._cancel(self._tasks)
+            raise
         if late:
+            self._cancel(late)
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
         return not late
+
+    def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        """Cancel dials, and release the leases of all."""
+        for dial in self._dials:
+            self._let_go(dial)
+        for task in tasks:
+            task.cancel()
 
     async def __aenter__(self) -> Self:
         self.start()

@@ -101,6 +101,7 @@ class Conversation:
             clock: returns seconds of CLOCK_BOOTTIME.
         """
         self.cluster = cluster
+        self.served = ""  # the cluster that the daemon serves, once it has said so
         self.name = name or ""
         self.labels = dict(labels or {})
         self.limits = Limits()
@@ -236,6 +237,7 @@ class Conversation:
             WrongCluster: it serves another cluster than this tracker wants.
         """
         self.check_cluster(fields)
+        self.served = str(fields.get("cluster", ""))
         clock = fields.get("clock")
         if isinstance(clock, int | float):
             # Read by the daemon between these two moments. Nearly always the clocks are one.

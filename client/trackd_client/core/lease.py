@@ -37,6 +37,8 @@ class BaseLease:
         self._claim_by = claim_by
         self._releasing = False
         self._released = False
+        #: The names that its last claim presented.
+        self.presented: tuple[str, ...] = ()
         #: Whether an admin has taken it back. Its tunnel must be closed, not adopted.
         self.revoked = False
         #: Called with True and the name when a claim succeeded, and with False and the name when
@@ -73,6 +75,7 @@ class BaseLease:
         if self._releasing or self._released:
             log.warning("lease %d was released and cannot claim; acquire another", self.id)
             return None
+        self.presented = principals
         return {"lease": self.id, "principals": principal_list(principals)}
 
     def _take_claim(self, fields: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from trackd_client.core.arguments import check_callable, check_number, check_type
 from trackd_client.core.base_tracker import log
+from trackd_client.core.discovery import Reading
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import (
@@ -143,6 +144,8 @@ class PoolCore(Generic[LeaseT]):
 
         lease.on_claim = claimed
         with self._lock:
+            if self._stopping:
+                lease.should_close.set()
             self._dials[dial] = None
             self._stats.dials += 1
             self._stats.dialling += 1
@@ -196,6 +199,42 @@ class PoolCore(Generic[LeaseT]):
             dial.leases.append(lease)
         return None
 
+    def _misnamed(self, reading: Reading, cluster: str) -> list[tuple[Dial[LeaseT], str]]:
+        """Return the dials of which gossip mentions another name than the claimed one.
+
+        Args:
+            reading: the gossip.
+            cluster: the name of the cluster, which principals may end with.
+
+        Returns:
+            Each with the name that gossip has for its proxy.
+        """
+        mentioned = {proxy.name for proxy in reading.proxies}
+        found = []
+        with self._lock:
+            for dial in self._dials:
+                lease = dial.lease
+                if lease.claimed_name is None or lease.claimed_name in mentioned:
+                    continue
+                presented = (name.removesuffix(f".{cluster}") for name in lease.presented)
+                names = [name for name in (*lease.presented, *presented) if name in mentioned]
+                if names and not dial.leases[-1].lost.is_set():
+                    found.append((dial, names[0]))
+        return found
+
+    def _renamed(self, dial: Dial[LeaseT], lease: LeaseT | None) -> LeaseT | None:
+        """Note the lease that holds a tunnel's proxy by the name that gossip has for it.
+
+        Returns:
+            The lease to release: that of the name before, or the new one when the dial has ended.
+        """
+        before = dial.leases[-1]
+        unwanted = self._adopted(dial, lease)
+        if lease is None or unwanted is not None:
+            return unwanted
+        dial.lease.claimed_name = lease.claimed_name
+        return before
+
     def _leases_of(self, dial: Dial[LeaseT]) -> list[LeaseT]:
         """Return all leases of a dial that has ended, or whose time is up; none is added later."""
         with self._lock:
@@ -208,9 +247,11 @@ class PoolCore(Generic[LeaseT]):
         self._adopted(dial, None)
 
     def _begin_drain(self) -> None:
-        """Stop beginning dials."""
+        """Stop beginning dials, and advise every tunnel to close."""
         with self._lock:
             self._stopping = True
+            for dial in self._dials:
+                dial.lease.should_close.set()
             self._changed()
 
     # -- after a dial -------------------------------------------------------------------------

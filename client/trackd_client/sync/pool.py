@@ -24,11 +24,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from trackd_client.core.base_tracker import CLOSE_SECONDS, log
-from trackd_client.core.discovery import Gossip, read_gossip
+from trackd_client.core.discovery import Gossip, Reading, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
 from trackd_client.core.sockets import check_threads
 from trackd_client.errors import (
     BadArgument,
+    Refused,
     SessionLost,
     TrackdError,
     TrackerClosed,
@@ -114,11 +115,23 @@ class AgentPool(PoolCore[Lease]):
         """
         reading = read_gossip(gossip)
         try:
+            self._follow_names(reading)  # before the daemon knows of a proxy without a tunnel
             return self._fed(self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
         except UsedAfterFork:
             raise
         except TrackdError as error:
             return self._dropped(error)
+
+    def _follow_names(self, reading: Reading) -> None:
+        """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
+        for dial, name in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
+            try:
+                unwanted = self._renamed(dial, self._tracker.adopt(name))
+            except Refused as error:  # no quota is left, say: the gossip matters more
+                log.warning("the tunnel to %s cannot be called %s: %s", dial.lease, name, error)
+            else:
+                if unwanted is not None:
+                    unwanted.let_go()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Stop dialling, advise every tunnel to close, and wait until all have closed.
@@ -148,8 +161,6 @@ class AgentPool(PoolCore[Lease]):
             if not self._dispatcher.is_alive():
                 self._wake.close()
         with self._room:
-            for dial in self._dials:
-                dial.lease.should_close.set()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done = self._room.wait_for(lambda: not self._dials, left)
             late = list(self._dials)
