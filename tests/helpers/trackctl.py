@@ -21,7 +21,8 @@ TRACKCTL = [sys.executable, "-c", "from trackd_client.cli import main; main()"]
 PLAIN = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith("TRACKD_") and name not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}
+    if not name.startswith("TRACKD_")
+    and name not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"}
 }
 
 

@@ -25,6 +25,7 @@ from helpers.support import PATIENCE, descriptors, needed, paused, processor_sec
 from helpers.web import Site, free_port, path_of, site, unix_site
 from trackd.config.settings import load
 from trackd.host.own_paths import OwnPaths
+from trackd.host.processes import command_of
 from trackd.http import listener, views
 from trackd.http.listener import HttpListener
 from trackd_client import Lease, Proxy, Tracker
@@ -519,7 +520,7 @@ def test_what_a_page_is_told_fits_what_the_daemon_says(tcp: Site) -> None:
         assert (rows["c"]["lease"], rows["c"]["pid"]) == (lease.id, os.getpid())
         holder = told["holders"][str(rows["c"]["session"])]
         assert holder["name"] == "mine"
-        assert "pytest" in holder["command"]
+        assert holder["command"] == command_of(os.getpid())
         wait_until(lambda: tcp.json("/api/state")["status"]["claimed"] == 1)
         events = tcp.json("/api/state")["events"]
         assert [kind for _, _, kind, _ in events][-2:] == ["lease_granted", "proxy_claimed"]
