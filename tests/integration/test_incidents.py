@@ -27,6 +27,7 @@ _VARIES = (
     (re.compile(rf"\b{re.escape(getpass.getuser())}\b"), "root"),
     (re.compile(r"\b\d{3,}\b"), "N"),
     (re.compile(r" +"), " "),
+    (re.compile(r" \d+ AGE process"), " N AGE process"),  # requests that wait are sent again
 )
 
 

@@ -21,10 +21,7 @@ MEANINGS: Final = {
     USAGE: "wrong usage or configuration",
     NO_DAEMON: "no daemon answers (trackctl only)",
     HELD: "the endpoint or state directory is held by another daemon",
-    UNUSABLE: (
-        "the endpoint or state directory cannot be used: not a socket, too long, forbidden,"
-        " written by a newer trackd"
-    ),
+    UNUSABLE: "the endpoint or state directory cannot be used: not a socket, too long, forbidden",
     INTERRUPTED: "interrupted before there was anything to stop",
 }
 
