@@ -9,8 +9,8 @@ As a pytest plugin it gives two fixtures; name it in a `conftest.py`::
             ...
 
 `trackd_daemon` is a running daemon for the cluster `example.com`; `make_trackd_daemon` makes
-daemons with other settings. Both are gone after the test, whatever it did. Needs
-`trackd[daemon]`, and pytest only for the fixtures.
+daemons with other settings. Both are gone after the test, whatever it did. It needs
+the daemon (`pip install '.[daemon]'` in a checkout), and pytest only for the fixtures.
 """
 
 from __future__ import annotations

@@ -901,9 +901,12 @@ def test_the_time_after_which_the_daemon_wants_to_be_asked_again_is_kept(
         resource.prlimit(own.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
-@pytest.mark.parametrize("presented", ["p0", "p0.example.com"])
+@pytest.mark.parametrize(
+    ("presented", "name"),
+    [("p0", "p0"), ("p0.example.com", "p0"), ("p0.example.com", "p0.example.com")],
+)
 def test_a_tunnel_that_was_claimed_before_gossip_named_its_proxy_gets_that_name(
-    daemon: Daemon, maker: Maker, presented: str
+    daemon: Daemon, maker: Maker, presented: str, name: str
 ) -> None:
     """Else the daemon would grant another dial, which can only reach a proxy that has a tunnel."""
     network, gossip = Network("p0"), threading.Event()
@@ -916,8 +919,8 @@ def test_a_tunnel_that_was_claimed_before_gossip_named_its_proxy_gets_that_name(
             assert lease.claim("host-7.example.com", presented)
             assert lease.claimed_name == "host-7"
             assert gossip.wait(PATIENCE)
-            assert agent.pool.feed(Proxy("p0"), Proxy("p1"))
-            assert lease.claimed_name == "p0"
+            assert agent.pool.feed(Proxy(name), Proxy("p1"))
+            assert lease.claimed_name == name
             assert lease.should_close.wait(PATIENCE)
         finally:
             network.leave("p0")
@@ -927,7 +930,7 @@ def test_a_tunnel_that_was_claimed_before_gossip_named_its_proxy_gets_that_name(
         with Agent(maker, daemon, network, dial=dial, max_concurrent_dials=1) as agent:
             wait_until(lambda: operator.status().claimed == 2)
             gossip.set()
-            wait_until(lambda: operator.is_claimed("p0") and not operator.is_claimed("host-7"))
+            wait_until(lambda: operator.is_claimed(name) and not operator.is_claimed("host-7"))
             assert operator.status().claimed_desired == 2
             assert operator.try_acquire() is None
             assert (network.dials, len(agent.leases)) == ({"p0": 1}, 1)

@@ -340,6 +340,26 @@ def test_metrics_replace_a_file_at_once_or_leave_it(trackd_daemon: Daemon, tmp_p
     assert failed.stderr == f"trackctl: cannot write {nowhere}: No such file or directory\n"
 
 
+def test_metrics_are_written_to_what_is_no_plain_file_and_through_links(
+    trackd_daemon: Daemon, tmp_path: Path
+) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target.prom", "link.prom", "pipe"))
+    target.write_text("of yesterday")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for each in (link, pipe):
+            done = trackctl("--endpoint", trackd_daemon.endpoint, "metrics", "--output", str(each))
+            assert (done.returncode, done.stderr) == (0, "")
+        assert b"trackd_sessions" in os.read(reading, 1 << 16)
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert "trackd_sessions" in target.read_text()
+
+
 def test_metrics_are_what_prometheus_reads(trackd_daemon: Daemon) -> None:
     with Tracker(trackd_daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p1"), Proxy("p2"))

@@ -199,7 +199,9 @@ class PoolCore(Generic[LeaseT]):
             dial.leases.append(lease)
         return None
 
-    def _misnamed(self, reading: Reading, cluster: str) -> list[tuple[Dial[LeaseT], str]]:
+    def _misnamed(
+        self, reading: Reading, cluster: str
+    ) -> list[tuple[Dial[LeaseT], tuple[str, str]]]:
         """Return the dials of which gossip mentions another name than the claimed one.
 
         Args:
@@ -207,7 +209,8 @@ class PoolCore(Generic[LeaseT]):
             cluster: the name of the cluster, which principals may end with.
 
         Returns:
-            Each with the name that gossip has for its proxy.
+            Each with the principals that mean the name that gossip has for its proxy, whether
+            the daemon knows it already or not (rule 7).
         """
         mentioned = {proxy.name for proxy in reading.proxies}
         found = []
@@ -219,7 +222,7 @@ class PoolCore(Generic[LeaseT]):
                 presented = (name.removesuffix(f".{cluster}") for name in lease.presented)
                 names = [name for name in (*lease.presented, *presented) if name in mentioned]
                 if names and not dial.leases[-1].lost.is_set():
-                    found.append((dial, names[0]))
+                    found.append((dial, (f"{names[0]}.{cluster}", names[0])))
         return found
 
     def _renamed(self, dial: Dial[LeaseT], lease: LeaseT | None) -> LeaseT | None:

@@ -124,11 +124,11 @@ class AgentPool(PoolCore[Lease]):
 
     def _follow_names(self, reading: Reading) -> None:
         """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
-        for dial, name in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
+        for dial, principals in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
             try:
-                unwanted = self._renamed(dial, self._tracker.adopt(name))
+                unwanted = self._renamed(dial, self._tracker.adopt(*principals))
             except Refused as error:  # no quota is left, say: the gossip matters more
-                log.warning("the tunnel to %s cannot be called %s: %s", dial.lease, name, error)
+                log.warning("%s cannot be called %s: %s", dial.lease, principals[1], error)
             else:
                 if unwanted is not None:
                     unwanted.let_go()

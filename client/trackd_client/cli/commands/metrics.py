@@ -61,9 +61,16 @@ def metrics(options: common.Options, *, output: Path | None, as_json: bool) -> N
 def replace(file: Path, text: str) -> None:
     """Replace a file by one rename; everybody may read the new one.
 
+    A symbolic link stays, and its target is replaced. A device or a pipe is written to.
+
     Raises:
         OSError: it cannot be written; the old one is unchanged.
     """
+    file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file():
+        with file.open("w", encoding="utf-8") as there:
+            there.write(text)
+        return
     # The collector reads *.prom: the file has another ending until it is complete.
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".new", dir=file.parent)
     try:
