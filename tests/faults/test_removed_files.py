@@ -122,9 +122,7 @@ def test_a_file_with_a_second_name_is_replaced_so_that_the_next_start_takes_it(
     other = tmp_path / "other"
     other.hardlink_to(path)
     wait_until(lambda: path.exists() and path.stat().st_nlink == other.stat().st_nlink == 1)
-    assert f"a file of the daemon has a second name, a hard link path={path}" in log_of(
-        trackd_daemon
-    )
+    says(trackd_daemon, f"a file of the daemon has a second name, a hard link path={path}")
     if name in STATE:
         says(trackd_daemon, STORED_AGAIN)
     claim(trackd_daemon, "after")
