@@ -239,8 +239,9 @@ def test_a_directory_that_was_deleted_comes_back_with_all_that_was_in_it(apart: 
 def test_a_directory_that_cannot_be_created_ends_the_daemon_with_an_error(apart: Daemon) -> None:
     home = socket_path(apart).parent
     away = home.with_name("away")
-    home.rename(away)
-    home.touch()  # logind leaves nothing at all, in a directory of root's
+    with paused(apart.pid):  # it may look between the two
+        home.rename(away)
+        home.touch()  # logind leaves nothing at all, in a directory of root's
     assert end_of(apart) == exits.UNUSABLE
     assert LOST in log_of(apart)
     last = log_of(apart).splitlines()[-1]
@@ -254,8 +255,9 @@ def test_a_regular_file_in_the_place_of_a_socket_ends_the_daemon_and_stays(
     trackd_daemon: Daemon, suffix: str
 ) -> None:
     path = Path(f"{socket_path(trackd_daemon)}{suffix}")
-    path.unlink()
-    path.write_text("precious")
+    with paused(trackd_daemon.pid):  # it may look between the two
+        path.unlink()
+        path.write_text("precious")
     assert end_of(trackd_daemon) == exits.UNUSABLE
     assert f"{path} is a regular file; trackd never removes" in log_of(trackd_daemon)
     assert path.read_text() == "precious"
@@ -362,7 +364,7 @@ def test_a_lock_file_that_was_deleted_keeps_a_second_daemon_out_again(
 ) -> None:
     for lock in (lock_path(socket_path(trackd_daemon)), trackd_daemon.directory / "trackd.lock"):
         lock.unlink()
-        wait_until(lock.exists)
+        wait_until(lambda lock=lock: lock.exists() and lock.read_text())  # type: ignore[misc]
         second = run_beside(trackd_daemon)
         assert (second.returncode, "is held by pid" in second.stderr) == (exits.HELD, True)
     assert serves(trackd_daemon)
