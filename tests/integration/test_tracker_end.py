@@ -6,8 +6,10 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,19 @@ def test_closing_ends_the_calls_that_wait(daemon: Daemon, maker: Maker) -> None:
     assert waiting(operator) == 0
 
 
+@pytest.fixture
+def busy_switching() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("busy_switching")
 def test_closing_ends_the_calls_that_begin(daemon: Daemon, maker: Maker) -> None:
     """Whatever each was doing, first greetings included, it ends, and no session is left."""
-    for _ in range(10):
+    for _ in range(100):
         tracker = maker.tracker(daemon.endpoint, timeout=20.0)
         calls = [Background(tracker.acquire) for _ in range(6)]
         tracker.close()

@@ -95,8 +95,7 @@ def close_dropped(
     """Close what a tracker leaves that was garbage collected without `close`."""
     if os.getpid() != pid:
         return  # after a fork they belong to the parent
-    conversation.closed = True
-    session = conversation.end_session()
+    session = conversation.close()
     for part in parts:
         part.close()
     context.term()

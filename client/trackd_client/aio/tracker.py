@@ -163,8 +163,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         if conversation.closed:
             return
         conversation.check_usable()
-        conversation.closed = True
-        session = conversation.end_session()
+        session = conversation.close()
         if session is not None and conversation.lose(session):
             self._mark_lost(session)
         if self._loop is None:
@@ -336,7 +335,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             if session is None:
                 session = self._conversation.begin_session()
                 request = self._conversation.open(session)
-                perhaps_open, session.perhaps_open = session.perhaps_open, True
+                perhaps_open = self._conversation.expect_open(session)
                 try:
                     fields = await self._exchange(request, deadline)
                 except DaemonAbsent:

@@ -275,14 +275,28 @@ class Conversation:
         Raises:
             TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
         """
-        self.check_usable()
-        if self._unopened is None:
-            self._unopened = Session(secrets.token_bytes(TOKEN_BYTES))
-        return self._unopened
+        with self._lock:
+            self.check_usable()
+            if self._unopened is None:
+                self._unopened = Session(secrets.token_bytes(TOKEN_BYTES))
+            return self._unopened
 
-    def end_session(self) -> Session | None:
-        """Return the session that `close` must end, open or perhaps open; else None."""
-        return self.session or self._unopened
+    def expect_open(self, session: Session) -> bool:
+        """Mark a session as perhaps open, before it is opened; return whether it was already.
+
+        Raises:
+            TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
+        """
+        with self._lock:
+            self.check_usable()
+            was, session.perhaps_open = session.perhaps_open, True
+            return was
+
+    def close(self) -> Session | None:
+        """Open no session any more; return the one to end, open or not yet, or None."""
+        with self._lock:
+            self.closed = True
+            return self.session or self._unopened
 
     def open(self, session: Session) -> Request:
         """Return the request that opens a session."""

@@ -163,10 +163,7 @@ class Tracker(Operations[Lease]):
     def _end(self) -> None:
         """End the session and close everything; what was done already does no harm again."""
         conversation = self._conversation
-        conversation.closed = True
-        if self._ending is None:
-            self._ending = conversation.end_session()
-        session = self._ending
+        session = self._ending = self._ending or conversation.close()
         if session is not None:
             conversation.lose(session)
             self._mark_lost(session)
@@ -374,7 +371,7 @@ class Tracker(Operations[Lease]):
             if session is None:
                 session = self._conversation.begin_session()
                 request = self._conversation.open(session)
-                perhaps_open, session.perhaps_open = session.perhaps_open, True
+                perhaps_open = self._conversation.expect_open(session)
                 try:
                     fields = self._exchange(connection, request, deadline)
                 except DaemonAbsent:
@@ -428,8 +425,7 @@ def _close_dropped(
     """Close what a tracker leaves that was garbage collected without `close`."""
     if os.getpid() != pid:
         return  # after a fork they belong to the parent
-    conversation.closed = True
-    session = conversation.end_session()
+    session = conversation.close()
     keeper.stop(0.0)
     connections.close()
     if session is not None and session.perhaps_open:

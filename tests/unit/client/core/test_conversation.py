@@ -225,7 +225,7 @@ def test_a_session_whose_opening_was_not_answered_is_opened_with_the_same_token(
     session = talk.begin_session()
     talk.settle(talk.open(session))
     assert talk.begin_session() is session
-    assert talk.end_session() is session, "the daemon may have opened it"
+    assert talk.close() is session, "the daemon may have opened it"
 
 
 def test_opening_tells_who_asks_and_which_cluster_is_meant() -> None:
@@ -253,7 +253,7 @@ def test_an_open_session_has_a_number_and_perhaps_a_time_to_live(told: Any, ttl:
     session = talk.begin_session()
     talk.take_open(session, {"session": 7, "heartbeat_ttl": told})
     assert talk.session is session
-    assert talk.end_session() is session
+    assert talk.close() is session
     assert (session.id, session.heartbeat_ttl) == (7, ttl)
 
 
@@ -263,9 +263,35 @@ def test_a_session_is_lost_once_and_the_next_one_is_another() -> None:
     assert talk.lose(session)
     assert session.lost
     assert talk.session is None
-    assert talk.end_session() is None
     assert not talk.lose(session), "it is no news any more"
     assert talk.begin_session().token != session.token
+
+
+def test_closing_leaves_a_lost_session_alone() -> None:
+    talk = conversation()
+    talk.lose(opened(talk))
+    assert talk.close() is None
+
+
+def test_a_session_is_opened_before_the_end_sees_it_or_not_at_all() -> None:
+    """Another thread may close the tracker at each point of the opening."""
+    talk = conversation()
+    assert talk.close() is None
+    with pytest.raises(TrackerClosed):
+        talk.begin_session()
+
+    talk = conversation()
+    session = talk.begin_session()
+    assert talk.close() is session
+    assert not session.perhaps_open
+    with pytest.raises(TrackerClosed):
+        talk.expect_open(session)
+
+    talk = conversation()
+    session = talk.begin_session()
+    assert [talk.expect_open(session) for _ in range(2)] == [False, True]
+    assert talk.close() is session
+    assert session.perhaps_open
 
 
 def test_losing_an_old_session_leaves_the_present_one_alone() -> None:
@@ -465,7 +491,7 @@ def test_any_cluster_will_do_when_none_was_asked_for() -> None:
 def test_a_closed_conversation_says_so() -> None:
     talk = conversation()
     talk.check_usable()
-    talk.closed = True
+    talk.close()
     with pytest.raises(TrackerClosed):
         talk.check_usable()
 
