@@ -12,15 +12,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks import floods, growth, load, single
-from benchmarks.peers import KINDS, absent
+from benchmarks.peers import KINDS, Trackd, absent
 from benchmarks.report import Results
 from benchmarks.targets import QUICK, of_load
 
 #: What the quick run measures: the columns that targets speak of.
-_QUICK_COLUMNS = ("echo", "wire", "library")
+_QUICK_COLUMNS = ("echo", "wire", "before", "library")
 #: What is measured with a daemon of its own, by name.
 _PARTS = {**single.PARTS, **floods.PARTS}
 #: How often the guard measures again what is far off.
@@ -73,6 +74,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--most", type=int, metavar="N", default=1_000_000, help="the end of the growth curves")
     add("--scale", type=float, metavar="X", default=1.0, help="less makes the other parts smaller")
     add("--json", type=Path, metavar="FILE", help="where to write all figures")
+    add("--before", type=Path, metavar="DIR", help="a checkout of another version to measure too")
     add(
         "--guard",
         action="store_true",
@@ -103,12 +105,15 @@ def _load(
     columns = _QUICK_COLUMNS if args.quick else tuple(load.COLUMNS)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        kinds = {name: kind for name, kind in KINDS.items() if name not in without}
+        if args.before is not None:
+            kinds["before"] = partial(Trackd, tree=args.before.resolve())
         peers = {}
         for name in dict.fromkeys(load.COLUMNS[column] for column in columns):
-            if name not in without:
+            if name in kinds:
                 directory = root / name
                 directory.mkdir()
-                peers[name] = KINDS[name](directory)
+                peers[name] = kinds[name](directory)
                 stack.callback(peers[name].close)
         return load.measure(
             cases,

@@ -43,6 +43,7 @@ CONNECTED = Shape(name="500 connected, 16 busy", agents=16, idle=484)
 COLUMNS = {
     "echo": "echo",
     "wire": "trackd",
+    "before": "before",
     "library": "trackd",
     "redis": "redis",
     "managers": "managers",
@@ -88,12 +89,14 @@ class Round:
         p50: seconds of one turn, median over the agents; 0 when turns overlap.
         p99: likewise.
         busy: processor time that the peer used, as a share of the time that passed.
+        cost: processor seconds that the peer used for one request.
     """
 
     rate: float
     p50: float
     p99: float
     busy: float
+    cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +175,7 @@ class Workers:
             p50=statistics.median(each.p50 for each in seen),
             p99=statistics.median(each.p99 for each in seen),
             busy=used / max(each.seconds for each in seen),
+            cost=used / sum(each.requests for each in seen),
         )
 
     @staticmethod

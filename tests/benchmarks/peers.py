@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.mixes import HELD, TRACKED, Mix, names
@@ -28,6 +29,18 @@ PATIENCE = 20.0
 def environ() -> dict[str, str]:
     """Return the environment in which `python -m benchmarks...` finds its modules."""
     return {**os.environ, "PYTHONPATH": str(TESTS)}
+
+
+@contextmanager
+def python_path(tree: Path | None) -> Iterator[None]:
+    """Let processes that start meanwhile run the trackd of another checkout, unless it is None."""
+    before = os.environ.get("PYTHONPATH")
+    if tree is not None:
+        os.environ["PYTHONPATH"] = f"{tree / 'daemon'}:{tree / 'client'}"
+    yield
+    os.environ.pop("PYTHONPATH", None)
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
 
 
 class Peer(ABC):
@@ -103,9 +116,11 @@ class Trackd(Peer):
 
     name = "trackd"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tree: Path | None = None) -> None:
+        """Start it: the daemon of this tree, or of another checkout."""
         self.daemon = Daemon(directory)
-        self.daemon.start()
+        with python_path(tree):
+            self.daemon.start()
         self.endpoint = self.daemon.endpoint
         self.pid = self.daemon.pid
         self._operator = Tracker(self.endpoint, timeout=PATIENCE, name="operator")

@@ -21,8 +21,12 @@ NOTE = """\
 Each figure but the echo's own is a ratio to the echo's in the same round: the median of the
 rounds, which alternate. p50: how long a turn takes, less is better. /s: requests per second of
 all agents together, more is better. `wire` and `echo` are asked by the same bare DEALER with
-frames made beforehand; `library` is trackd_client.Tracker (AsyncTracker for 4 x 64), as agents
-use it; `redis` is redis-py with Lua scripts and an append-only file (fsync every second)."""
+frames made beforehand, and so is `before`, the version of --before; `library` is
+trackd_client.Tracker (AsyncTracker for 4 x 64), as agents use it; `redis` is redis-py with Lua
+scripts and an append-only file (fsync every second)."""
+
+#: The columns of which the processor time is shown.
+_COSTS = ("echo", "wire", "before", "redis")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +72,7 @@ class Results:
 
     def text(self) -> str:
         """Return the tables."""
-        parts = [self._load_table(), self._growth_table(), self._target_table()]
+        parts = [self._load_table(), self._cost_table(), self._growth_table(), self._target_table()]
         parts += [f"not measured: {peer}: {why}" for peer, why in self.absent.items()]
         return "\n\n".join(part for part in parts if part)
 
@@ -89,6 +93,17 @@ class Results:
                     row.append("-" if ratio is None else f"{ratio:.2f}")
             rows.append(row)
         return f"{NOTE}\n\n{aligned(rows, left=2)}"
+
+    def _cost_table(self) -> str:
+        """Return the processor time of each peer for one request, all of its threads."""
+        columns = [c for c in _COSTS if any(c in measured.rounds for measured in self.load)]
+        rows = [["", *columns]]
+        for measured in self.load:
+            costs = [measured.median(column, "cost") for column in columns]
+            cells = ["-" if cost is None else f"{cost * 1e6:.0f} us" for cost in costs]
+            rows.append([measured.case.name, *cells])
+        told = "Processor time of the peer for one request, all of its threads."
+        return f"{told}\n\n{aligned(rows, left=1)}" if self.load else ""
 
     def _growth_table(self) -> str:
         parts = []

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import floods, growth, load, single
 from benchmarks.__main__ import main
 from benchmarks.mixes import Mix
-from benchmarks.peers import absent
+from benchmarks.peers import TESTS, absent
 from benchmarks.targets import Figure, Target
 
 
@@ -19,7 +19,8 @@ def small(path: Path, *only: str) -> dict[str, Any]:
     """Run the smallest benchmark of what has one of these words in its name."""
     words = [word for name in only for word in ("--only", name)]
     size = ["--rounds=1", "--seconds=0.02", "--scale=0.01", "--most=10"]
-    assert main([*size, "--json", str(path / "bench.json"), *words]) == 0
+    before = ["--before", str(TESTS.parent)]
+    assert main([*size, *before, "--json", str(path / "bench.json"), *words]) == 0
     written: dict[str, Any] = json.loads((path / "bench.json").read_text())
     return written
 
