@@ -63,6 +63,8 @@ def main(argv: list[str]) -> int:
     try:
         _ping(path, time.monotonic() + seconds)
     except (OSError, ValueError, _Silent) as error:
+        if why := _problem(endpoint):
+            return _fail(why, _USAGE_ERROR)
         why = getattr(error, "strerror", None) or str(error) or "no answer in time"
         return _fail(f"no trackd daemon answers at {path}: {why}", _NO_DAEMON)
     return _OK
@@ -73,6 +75,17 @@ def _default() -> str:
     from trackd_client.wire.places import client_endpoint
 
     return client_endpoint()
+
+
+def _problem(endpoint: str) -> str:
+    """Return why an endpoint cannot be one, or ""; this imports more."""
+    from trackd_client.wire.places import PlaceError, check_ipc_path
+
+    try:
+        check_ipc_path(endpoint)
+    except PlaceError as error:
+        return str(error)
+    return ""
 
 
 def _fail(sentence: str, code: int) -> int:

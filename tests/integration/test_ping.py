@@ -67,7 +67,16 @@ def test_no_daemon_or_one_that_hangs_is_exit_code_3(trackd_daemon: Daemon, tmp_p
 
 
 @pytest.mark.parametrize(
-    "args", [["what"], ["--timeout", "nan"], ["--timeout", "0"], ["--endpoint"]]
+    "args",
+    [
+        ["what"],
+        ["--timeout", "nan"],
+        ["--timeout", "0"],
+        ["--endpoint"],
+        ["--endpoint", "tcp://127.0.0.1:1"],
+        ["--endpoint=@abstract"],
+        ["--endpoint", f"/{'x' * 200}"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(args: list[str]) -> None:
     done = ping(*args)

@@ -54,7 +54,7 @@ def ping(context: Context, _call: Call) -> Fields:
 
 def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fields:
     """Begin a session for the process that asks."""
-    body, state = call.body, context.state
+    body = call.body
     cluster = body.get("cluster")
     if cluster is not None and cluster != context.config.cluster_name:
         raise ProtocolError(
@@ -71,11 +71,6 @@ def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fiel
     for key, value in labels.items():
         check_name(key, "a label's name", MAX_LABEL_BYTES)
         check_text(value, f"label {key}", MAX_LABEL_BYTES)
-    if len(state.sessions) >= context.config.max_sessions:
-        raise ProtocolError(
-            Code.LIMIT_EXCEEDED,
-            f"the daemon has {context.config.max_sessions} sessions, which is the limit",
-        )
     quotas.check_session(context, peer.uid)
     process = _process_of(peer)
     command = command_of(peer.pid) if peer.pid else ""
@@ -208,6 +203,7 @@ def adopt(context: Context, call: Call, session: Session) -> Fields:
     """Grant a lease that claims at once, for a tunnel that is open already."""
     principals = _principals(context, call)
     _check_leases(context)
+    quotas.check_adoption(context, session)
     lease, name = context.decide.adopt(session, principals)
     return {"lease": lease, "name": name}
 

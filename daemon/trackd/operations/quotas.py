@@ -2,9 +2,9 @@
 
 A quota bounds what all sessions of one uid have together. What is over it is refused with
 `quota_exceeded`, which says which quota, how much is used and how much is allowed; nothing that
-the user has already is taken away. Root and the daemon's own user have no quotas, so that an
-administrator always gets in and a daemon for one user bounds nobody: the limits of the whole daemon
-(`[limits]`) hold for them too.
+the user has already is taken away. Root and the daemon's own user have no quotas, so that a daemon
+for one user bounds nobody. The limits of the whole daemon (`[limits]`) hold for them too, but of
+sessions and replies some are kept for them, so that an administrator always gets in.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ QUOTAS: Final = {
     "reply_bytes": "bytes of replies that are not marked as done",
     "subscriptions": "subscriptions to events",
 }
+#: Sessions, and bytes of replies, beyond `max_sessions` and `max_reply_bytes` for users without
+#: quotas.
+KEPT_SESSIONS: Final = 16
+KEPT_REPLY_BYTES: Final = 1024 * 1024
 #: Users that `status` and `metrics` name: those that are nearest to a quota.
 MOST_USERS: Final = 10
 
@@ -55,7 +59,15 @@ def used_by(context: Context, use: Use) -> dict[str, int]:
 
 
 def check_session(context: Context, uid: int) -> None:
-    """Refuse a user another session who has as many as the quota allows."""
+    """Refuse another session to a user at the quota, and to any when the daemon is at its limit.
+
+    Some sessions are kept for root and the daemon's own user.
+    """
+    most = context.config.max_sessions
+    if len(context.state.sessions) >= most + (KEPT_SESSIONS if is_exempt(uid) else 0):
+        raise ProtocolError(
+            Code.LIMIT_EXCEEDED, f"the daemon has {most} sessions, which is the limit"
+        )
     used = context.state.sessions.use_of(uid).sessions
     _check(context, uid, "sessions", used, context.config.quota_sessions)
 
@@ -64,6 +76,15 @@ def check_lease(context: Context, session: Session) -> None:
     """Refuse a user another lease who holds, and waits for, as many as the quota allows."""
     use = session.use
     _check(context, use.uid, "leases", use.leases + use.waiters, context.config.quota_leases)
+
+
+def check_adoption(context: Context, session: Session) -> None:
+    """Refuse a user another adopted lease who holds twice as many leases as the quota allows.
+
+    A tunnel that is open stays known, also where its user waits for as many leases as are allowed.
+    """
+    use = session.use
+    _check(context, use.uid, "leases", use.leases, 2 * context.config.quota_leases)
 
 
 def check_waiter(context: Context, session: Session) -> None:
@@ -76,7 +97,7 @@ def check_reply(context: Context, session: Session) -> None:
     """Refuse a change whose reply finds no room, in the quota or in that of all sessions."""
     use, config = session.use, context.config
     _check(context, use.uid, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)
-    if context.state.sessions.total.reply_bytes >= config.max_reply_bytes:
+    if not _has_total_room(context, use):
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
             f"the daemon keeps {config.max_reply_bytes} bytes of replies that are not marked as"
@@ -86,10 +107,16 @@ def check_reply(context: Context, session: Session) -> None:
 
 def has_reply_room(context: Context, session: Session) -> bool:
     """Return whether there is room to remember another reply of a session."""
-    use, config = session.use, context.config
-    return context.state.sessions.total.reply_bytes < config.max_reply_bytes and (
-        use.reply_bytes < config.quota_reply_bytes or is_exempt(use.uid)
+    use = session.use
+    return _has_total_room(context, use) and (
+        use.reply_bytes < context.config.quota_reply_bytes or is_exempt(use.uid)
     )
+
+
+def _has_total_room(context: Context, use: Use) -> bool:
+    """Return whether all sessions together leave room for another reply of a user."""
+    room = context.config.max_reply_bytes - context.state.sessions.total.reply_bytes
+    return room > 0 or (room > -KEPT_REPLY_BYTES and is_exempt(use.uid))
 
 
 def _check(context: Context, uid: int, quota: str, used: int, allowed: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helpers.writer import Clock, Desk, Host
-from trackd.operations.quotas import MOST_USERS, QUOTAS
+from trackd.operations.quotas import KEPT_REPLY_BYTES, KEPT_SESSIONS, MOST_USERS, QUOTAS
 from trackd.sessions.identity import Peer
 from trackd.sessions.use import REPLY_OVERHEAD
 
@@ -73,6 +73,15 @@ def test_leases_that_are_held_and_waited_for_count_together(desk: Desk) -> None:
     assert "error" not in first.ask("claim", lease=lease, principals=["p1"])
 
 
+def test_adopted_leases_are_bounded_at_twice_the_quota(desk: Desk) -> None:
+    """Else one user could take all leases of the daemon with names that nobody has."""
+    first, root = opened(desk, 1), opened(desk, 2, 0)
+    for n in range(4):
+        assert first.ask("adopt", principals=[f"p{n}"])["lease"]
+    assert first.refusal("adopt", principals=["p4"]) == ("quota_exceeded", "leases", 4, 4)
+    assert root.ask("adopt", principals=["p4"])["lease"]
+
+
 def test_a_user_parks_as_many_requests_as_the_quota_allows(desk: Desk) -> None:
     first = opened(desk, 1)
     first.ask("track_expected", proxies=[["p", "", 1, None]])
@@ -100,14 +109,36 @@ def test_replies_that_are_not_done_are_bounded_in_bytes_but_giving_back_is_not(d
     assert desk.state.sessions.total.reply_bytes == desk.state.sessions.users[UID + 1].reply_bytes
 
 
-@pytest.mark.parametrize("desk", [{"max_reply_bytes": REPLY_BYTES}], indirect=True)
-def test_the_replies_of_all_sessions_are_bounded_for_root_too(desk: Desk) -> None:
-    first, root = opened(desk, 1), opened(desk, 2, 0)
-    for _ in range(4):
-        first.ask("track_expected", proxies=[])
-    reply = root.ask("track_expected", proxies=[])
+@pytest.mark.parametrize("desk", [{"max_sessions": 2}], indirect=True)
+def test_some_sessions_are_kept_for_root(desk: Desk) -> None:
+    """Without a session an administrator could not end those of others."""
+    opened(desk, 1)
+    opened(desk, 2, UID + 1)
+    other = Client(desk, 3, UID + 2)
+    assert other.ask("open")["error"] == "limit_exceeded"
+    for number in range(KEPT_SESSIONS):
+        opened(desk, 100 + number, 0)
+    root = Client(desk, 200, 0)
+    assert [client.ask("open")["error"] for client in (other, root)] == 2 * ["limit_exceeded"]
+
+
+@pytest.mark.parametrize(
+    "desk", [{"max_reply_bytes": REPLY_BYTES, "max_outstanding": 9000}], indirect=True
+)
+def test_the_replies_of_all_sessions_are_bounded_and_some_bytes_are_kept_for_root(
+    desk: Desk,
+) -> None:
+    first, other, root = opened(desk, 1), opened(desk, 2, UID + 1), opened(desk, 3, 0)
+    while desk.state.sessions.total.reply_bytes < REPLY_BYTES:
+        assert "error" not in first.ask("track_expected", proxies=[])
+    reply = other.ask("track_expected", proxies=[])
     assert reply["error"] == "limit_exceeded"
     assert f"{REPLY_BYTES} bytes of replies" in reply["message"]
+    lease = root.ask("adopt", principals=["p"])["lease"]
+    assert root.ask("force_release", lease=lease)["released"]
+    while desk.state.sessions.total.reply_bytes < REPLY_BYTES + KEPT_REPLY_BYTES:
+        assert "error" not in root.ask("track_expected", proxies=[])
+    assert root.ask("track_expected", proxies=[])["error"] == "limit_exceeded"
 
 
 def test_the_users_nearest_to_a_quota_are_shown_and_those_without_quotas_last(desk: Desk) -> None:
