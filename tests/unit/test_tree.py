@@ -94,6 +94,7 @@ def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
     several = {
         "daemon/rules/test_traces.py",
         "daemon/rules/test_tracker_costs.py",
+        "daemon/operations/test_error_order.py",
         "daemon/operations/test_request_fields.py",
     }
     for side, source in SOURCES.items():

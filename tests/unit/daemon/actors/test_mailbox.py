@@ -193,6 +193,25 @@ def test_what_is_wrong_with_a_message_comes_with_it(
     assert take(mailbox).seq == 9, "the next message is whole"
 
 
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([b"\xc1" * (MAX_FRAME + 9), b""], "one frame"),
+        ([b"\xc1" * (MAX_FRAME + 9)], "not a msgpack message"),
+        ([pack(bytes(MAX_FRAME), version=2)], "protocol version 2"),
+        ([pack(bytes(MAX_FRAME))], "the body of a message is a map"),
+        ([request(0, fill=bytes(MAX_FRAME))], "seq must be"),
+        ([request(3, fill=bytes(MAX_FRAME))], "the message has"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_several_things_that_are_wrong_with_a_frame_the_first_comes_with_it(
+    mailbox: RouterMailbox, peer: RawPeer, frames: list[bytes], says: str
+) -> None:
+    peer.send(*frames)
+    assert says in str(take(mailbox).problem)
+
+
 def test_messages_that_are_no_requests_are_skipped(mailbox: RouterMailbox, peer: RawPeer) -> None:
     for kind in (0, 2, 3, 4, None, "x"):
         peer.send(pack({"seq": 1}, kind=kind))

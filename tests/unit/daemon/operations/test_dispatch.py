@@ -1,18 +1,15 @@
-"""The way of a request: who asks, how often, how late, and which error wins."""
+"""The way of a request: who asks, how often, how late."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Faults, Host, observe, open_session
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
-from trackd_client.wire.errors import ProtocolError
 
 # who asks
 
@@ -273,205 +270,6 @@ def test_a_reply_that_is_remembered_is_told_after_the_deadline_too(
     first = desk.ask(body, agent.peer)
     clock.now += 100
     assert desk.ask(body, agent.peer) == first
-
-
-# which error wins
-
-ADMINS = 2002
-
-
-class Case:
-    """A request and its peer, to be made wrong; until then the daemon serves it."""
-
-    def __init__(self, desk: Desk, op: str, **fields: Any) -> None:
-        self.desk = desk
-        self.agent = AgentOf(5, uid=54321)
-        self.agent.peer = self.agent.peer._replace(gid=ADMINS)
-        self.peer: Peer | None = self.agent.peer
-        self.problem: ProtocolError | None = None
-        if op != "open":
-            self.agent.ask(desk, "open")
-        self.body = self.agent.body(op, **fields)
-        self.seq: int = self.body["seq"]
-
-    def be(self, **changes: Any) -> None:
-        """Let the kernel name somebody else as the peer."""
-        if self.peer is not None:
-            self.peer = self.peer._replace(**changes)
-
-    def reply(self, wrong: Iterable[Wrong]) -> dict[str, Any] | None:
-        """Make things wrong, what lies in the past first; ask, and return the reply."""
-        for each in sorted(wrong, key=lambda each: each.step):
-            each.change(self)
-        return self.desk.ask(self.body, self.peer, problem=self.problem)
-
-
-class Wrong(NamedTuple):
-    """One thing that can be wrong with a request, and the outcome when nothing else is.
-
-    Attributes:
-        change: makes it wrong.
-        code: of the error; "" when there is no error, and None when there is no reply.
-        says: is in the error's sentence.
-        step: the order in which several things are made wrong.
-    """
-
-    change: Callable[[Case], object]
-    code: str | None
-    says: str = ""
-    step: int = 9
-
-    def is_outcome(self, reply: dict[str, Any] | None) -> bool:
-        """Tell whether a reply is the one that this earns."""
-        if reply is None or self.code is None:
-            return reply is None and self.code is None
-        return reply.get("error", "") == self.code and self.says in reply.get("message", "")
-
-
-def field(code: str, says: str, **values: Any) -> Wrong:
-    """Return what is wrong with fields of the request."""
-    return Wrong(lambda case: case.body.update(values), code, says)
-
-
-def send_before(case: Case) -> None:
-    case.desk.ask(case.body, case.agent.peer)
-
-
-def park_before(case: Case) -> None:
-    while case.agent.ask(case.desk, "try_acquire", done=[1, case.seq - 1])["lease"] is not None:
-        pass
-    parked = case.agent.body("acquire", seq=case.seq)
-    assert case.desk.ask(parked, case.agent.peer) is None
-
-
-def watch_before(case: Case) -> None:
-    watch = case.agent.body("watch_session", seq=case.seq)
-    assert case.desk.ask(watch, case.agent.peer) is None
-
-
-def be_done_before(case: Case) -> None:
-    case.agent.ask(case.desk, "heartbeat", done=[case.seq, case.seq])
-
-
-def leave_no_room(case: Case) -> None:
-    for _ in range(8):  # as the fixture's max_outstanding says
-        case.agent.ask(case.desk, "release", lease=99)
-
-
-def leave_no_session(case: Case) -> None:
-    for number in (101, 102):  # as the fixture's max_sessions says
-        case.desk.ask(AgentOf(number).body("open"), AgentOf(number).peer)
-
-
-IN_THE_FRAME = ProtocolError(Code.MALFORMED, "not a map")
-IN_ITS_ENVELOPE = {
-    "the frame": Wrong(
-        lambda case: setattr(case, "problem", IN_THE_FRAME), Code.MALFORMED, "not a map"
-    ),
-    "the operation": field(Code.UNKNOWN_OPERATION, "'fly'", op="fly"),
-    "the namespace": field(Code.INVALID_ARGUMENT, "namespace", namespace="b"),
-    "the peer": Wrong(
-        lambda case: setattr(case, "peer", None), Code.PERMISSION_DENIED, "the kernel"
-    ),
-    "the token": field(Code.INVALID_ARGUMENT, "token", token=b"short"),
-}
-#: What can be wrong with a request of a session, in the order in which the daemon looks: of two
-#: things that are wrong the first one is the outcome. The request is `forget`, an admin's.
-WITHIN_A_SESSION: dict[str, Wrong] = {
-    **IN_ITS_ENVELOPE,
-    "an unknown session": field(Code.SESSION_UNKNOWN, "does not know", token=bytes(16)),
-    "another user": Wrong(
-        lambda case: case.be(uid=54322), Code.PERMISSION_DENIED, "to another user"
-    ),
-    "an ended session": Wrong(
-        lambda case: case.agent.ask(case.desk, "close"), Code.SESSION_ENDED, step=3
-    ),
-    "the field done": field(Code.INVALID_ARGUMENT, "done", done=[2, 1]),
-    "done": Wrong(be_done_before, None, step=1),
-    "remembered": Wrong(send_before, "", step=1),
-    "watching": Wrong(watch_before, None, step=1),
-    "parked": Wrong(park_before, None, step=1),
-    "the deadline": field(Code.INVALID_ARGUMENT, "deadline", deadline="soon"),
-    "stale": Wrong(lambda case: case.body.update(deadline=1.0), None),
-    "the role": Wrong(lambda case: case.be(gid=1), Code.PERMISSION_DENIED, "the role admin"),
-    "the store": Wrong(
-        lambda case: case.desk.fail_store("disk full"), Code.UNAVAILABLE, "disk full"
-    ),
-    "no room": Wrong(leave_no_room, Code.LIMIT_EXCEEDED, "the session has 8 requests", step=2),
-    "a field": field(Code.INVALID_ARGUMENT, "name", name=7),
-}
-#: The same of `open`, which has no session yet.
-WHEN_IT_OPENS: dict[str, Wrong] = {
-    **IN_ITS_ENVELOPE,
-    "the deadline": field(Code.INVALID_ARGUMENT, "deadline", deadline="soon"),
-    "stale": WITHIN_A_SESSION["stale"],
-    "the store": WITHIN_A_SESSION["the store"],
-    "the cluster": field(Code.WRONG_CLUSTER, "'other.example'", cluster="other.example"),
-    "the name": field(Code.LIMIT_EXCEEDED, "name", name="x" * 256),
-    "the version": field(Code.LIMIT_EXCEEDED, "version", version="x" * 256),
-    "no map of labels": field(Code.INVALID_ARGUMENT, "labels must be a map", labels=[]),
-    "17 labels": field(Code.LIMIT_EXCEEDED, "17 labels", labels={str(i): "" for i in range(17)}),
-    "a label's name": field(Code.INVALID_ARGUMENT, "a label's name", labels={"": 1}),
-    "a label": field(Code.INVALID_ARGUMENT, "label k", labels={"k": 1}),
-    "too many sessions": Wrong(
-        leave_no_session, Code.LIMIT_EXCEEDED, "the daemon has 2 sessions", step=1
-    ),
-    "the process": Wrong(lambda case: case.be(pid=2**22 + 1), Code.SESSION_ENDED, "process"),
-}
-#: What cannot be so at once.
-EXCLUSIVE = (
-    {"the token", "an unknown session"},
-    {"done", "remembered", "watching", "parked"},
-    {"the deadline", "stale"},
-    {"no map of labels", "17 labels", "a label's name", "a label"},
-)
-
-
-def pairs(order: dict[str, Wrong]) -> list[tuple[str, str]]:
-    """Return all pairs of what can be wrong at once, the one that the daemon sees first first."""
-    return [
-        pair
-        for pair in itertools.combinations(order, 2)
-        if not any(set(pair) <= exclusive for exclusive in EXCLUSIVE)
-    ]
-
-
-@pytest.fixture
-def admins_desk(clock: Clock, host: Host) -> Iterator[Desk]:
-    desk = Desk(None, clock, max_outstanding=8, max_sessions=2, admin_groups=(ADMINS,))
-    yield desk
-    desk.kill()
-
-
-@pytest.mark.parametrize(
-    ("op", "order"), [("forget", WITHIN_A_SESSION), ("open", WHEN_IT_OPENS)], ids=["forget", "open"]
-)
-def test_each_thing_that_is_wrong_has_its_outcome(
-    clock: Clock, host: Host, op: str, order: dict[str, Wrong]
-) -> None:
-    for name, wrong in [("nothing", Wrong(lambda _: None, "")), *order.items()]:
-        desk = Desk(None, clock, max_outstanding=8, max_sessions=2, admin_groups=(ADMINS,))
-        reply = Case(desk, op, name="p1").reply([wrong])
-        assert wrong.is_outcome(reply), f"{name}: {reply}"
-        desk.kill()
-
-
-@pytest.mark.parametrize(("first", "second"), pairs(WITHIN_A_SESSION), ids=str)
-def test_of_two_things_that_are_wrong_the_first_is_the_outcome(
-    admins_desk: Desk, first: str, second: str
-) -> None:
-    both = WITHIN_A_SESSION[first], WITHIN_A_SESSION[second]
-    reply = Case(admins_desk, "forget", name="p1").reply(both)
-    assert both[0].is_outcome(reply), reply
-
-
-@pytest.mark.parametrize(("first", "second"), pairs(WHEN_IT_OPENS), ids=str)
-def test_of_two_things_that_are_wrong_with_an_open_the_first_is_the_outcome(
-    admins_desk: Desk, first: str, second: str
-) -> None:
-    both = WHEN_IT_OPENS[first], WHEN_IT_OPENS[second]
-    reply = Case(admins_desk, "open", name="p1").reply(both)
-    assert both[0].is_outcome(reply), reply
 
 
 # what is done never runs again, whatever was stored
