@@ -206,6 +206,11 @@ def _renewed(state: State, change: changes.Renewed, at: float, _wall: float) -> 
     state.tracker.mentions.renew(change.number, at + change.ttl, change.ttl, change.by)
 
 
+def _renewed_each(state: State, change: changes.RenewedEach, at: float, _wall: float) -> None:
+    for number, ttl in zip(change.numbers, change.ttls, strict=True):
+        state.tracker.mentions.renew(number, at + ttl, ttl, change.by)
+
+
 def _expired(state: State, change: changes.Expired, _at: float, _wall: float) -> None:
     state.tracker.drop(row[0] for row in change.rows)
 
@@ -265,6 +270,7 @@ _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
     changes.Tracked: _tracked,
     changes.Mentioned: _mentioned,
     changes.Renewed: _renewed,
+    changes.RenewedEach: _renewed_each,
     changes.Expired: _expired,
     changes.Forgotten: _forgotten,
     changes.TombstonesDropped: _tombstones_dropped,

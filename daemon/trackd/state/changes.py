@@ -372,6 +372,18 @@ class Renewed(NamedTuple):
         return (("mention", self.number),)
 
 
+@_kind(58)
+class RenewedEach(NamedTuple):
+    """Gossip repeated the names of several mentions, each with a TTL of its own."""
+
+    numbers: Sequence[int]
+    by: int
+    ttls: Sequence[float]
+
+    def edits(self) -> Keys:
+        return [("mention", number) for number in self.numbers]
+
+
 @_kind(53)
 class Expired(NamedTuple):
     """Gossip has stopped to mention proxies; each row is a name, its group and generation."""

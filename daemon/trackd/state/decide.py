@@ -605,14 +605,26 @@ class Decisions:
     def _mention(self, session: Session, rows: Sequence[GossipRow]) -> None:
         tracker = self.state.tracker
         mentions = tracker.mentions
+        numbers: list[int] = []  # to renew, in one change: there may be as many TTLs as proxies
+        ttls: list[float] = []
         for ttl, names in runs(rows):
             used = tracker.ttl_used(ttl)
             renewed = mentions.renewable(names)
             if renewed is not None:
-                self.do(changes.Renewed(renewed.number, session.id, used))
-            else:
-                number, leaves = mentions.last + 1, mentions.left_by(names)
-                self.do(changes.Mentioned(number, session.id, used, names, leaves))
+                numbers.append(renewed.number)
+                ttls.append(used)
+                continue
+            self._renew(session, numbers, ttls)
+            numbers, ttls = [], []
+            number, leaves = mentions.last + 1, mentions.left_by(names)
+            self.do(changes.Mentioned(number, session.id, used, names, leaves))
+        self._renew(session, numbers, ttls)
+
+    def _renew(self, session: Session, numbers: list[int], ttls: list[float]) -> None:
+        if len(numbers) == 1:
+            self.do(changes.Renewed(numbers[0], session.id, ttls[0]))
+        elif numbers:
+            self.do(changes.RenewedEach(numbers, session.id, ttls))
 
     def topology_changed(self) -> None:
         """Restart the wait after which connections are advised to close."""

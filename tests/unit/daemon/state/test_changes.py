@@ -277,6 +277,7 @@ def test_codes_are_those_of_the_files_that_exist() -> None:
         "TombstonesDropped": 55,
         "GroupForgotten": 56,
         "SourceRemembered": 57,
+        "RenewedEach": 58,
     }
 
 

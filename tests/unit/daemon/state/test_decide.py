@@ -294,6 +294,22 @@ def test_a_further_mention_does_what_gossip_that_is_looked_at_closely_does(world
     world.check()
 
 
+def test_gossip_repeated_with_a_ttl_for_each_proxy_is_one_change(world: World) -> None:
+    """Else such a message would cost as much as a change for each proxy."""
+    names = [f"p{i}" for i in range(100)]
+    world.decide.track(world.gossip, [(name, "", 1, 100.0 + i) for i, name in enumerate(names)])
+    world.check()
+    rows = [(name, "", 1, 200.0 + i) for i, name in enumerate(names)]
+    rows[50] = ("p50", "", 1, 1.0)
+    made = world.decide.made
+    world.decide.mention(world.gossip, rows)
+    assert world.decide.made == made + 1
+    ttls = [world.state.tracker.mentions.of(name).ttl for name in names]
+    assert ttls == [row[3] for row in rows]
+    assert world.state.tracker.next_expiry == world.clock.now + 1.0
+    world.check()
+
+
 # -- the revision ------------------------------------------------------------------------
 
 
