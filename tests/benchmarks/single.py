@@ -285,6 +285,24 @@ def kills(progress: Progress, scale: float) -> list[Figure]:
     ]
 
 
+def backlog(_progress: Progress, scale: float) -> list[Figure]:
+    """Ask while a checkpoint of very many proxies is under way, and once it is done."""
+    proxies, seconds = int(1_000_000 * scale), 0.5
+    with running(max_tracked=1_000_000) as daemon, dealer(daemon) as client:
+        track(client, proxies)
+        beside = _others(daemon, seconds, lambda: None)
+        settle(client)
+        alone = _others(daemon, seconds, lambda: None)
+    return [
+        Figure(
+            name=f"a read beside the checkpoint of {proxies:,} proxies / without it, p50",
+            value=beside.p50 / alone.p50,
+            target=TARGETS["backlog"],
+            about=f"p99 {1000 * beside.p99:.2f} ms, without {1000 * alone.p99:.2f} ms",
+        )
+    ]
+
+
 def restart(progress: Progress, scale: float) -> list[Figure]:
     """Kill a daemon with much to remember, and see when the next one answers."""
     leases, proxies, times = int(10_000 * scale), int(100_000 * scale), 5
@@ -327,5 +345,6 @@ PARTS: dict[str, Callable[[Progress, float], list[Figure]]] = {
     "memory": memory,
     "gossip": gossip,
     "kills": kills,
+    "backlog": backlog,
     "restart": restart,
 }

@@ -129,6 +129,7 @@ TARGETS: Mapping[str, Target] = {
     "session_bytes": Target(bound=2048.0),
     "idle_rss": Target(bound=45.0),
     "kill": Target(bound=10.0),
+    "backlog": Target(bound=1.3),
     "restart": Target(bound=1.5),
     "wakeups": Target(bound=1.0),
     "idle_cpu": Target(bound=0.1),

@@ -56,6 +56,7 @@ def test_everything_else_is_measured_too(
         "gossip",
         "SIGKILL",
         "restart",
+        "checkpoint",
         "queued",
         "/metrics",
         "throughput",
