@@ -78,15 +78,6 @@ def check_lease(context: Context, session: Session) -> None:
     _check(context, use.uid, "leases", use.leases + use.waiters, context.config.quota_leases)
 
 
-def check_adoption(context: Context, session: Session) -> None:
-    """Refuse a user another adopted lease who holds twice as many leases as the quota allows.
-
-    A tunnel that is open stays known, also where its user waits for as many leases as are allowed.
-    """
-    use = session.use
-    _check(context, use.uid, "leases", use.leases, 2 * context.config.quota_leases)
-
-
 def check_waiter(context: Context, session: Session) -> None:
     """Refuse to park another request of a user who has as many parked as the quota allows."""
     use = session.use

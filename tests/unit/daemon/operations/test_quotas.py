@@ -73,15 +73,6 @@ def test_leases_that_are_held_and_waited_for_count_together(desk: Desk) -> None:
     assert "error" not in first.ask("claim", lease=lease, principals=["p1"])
 
 
-def test_adopted_leases_are_bounded_at_twice_the_quota(desk: Desk) -> None:
-    """Else one user could take all leases of the daemon with names that nobody has."""
-    first, root = opened(desk, 1), opened(desk, 2, 0)
-    for n in range(4):
-        assert first.ask("adopt", principals=[f"p{n}"])["lease"]
-    assert first.refusal("adopt", principals=["p4"]) == ("quota_exceeded", "leases", 4, 4)
-    assert root.ask("adopt", principals=["p4"])["lease"]
-
-
 def test_a_user_parks_as_many_requests_as_the_quota_allows(desk: Desk) -> None:
     first = opened(desk, 1)
     first.ask("track_expected", proxies=[["p", "", 1, None]])
