@@ -14,7 +14,9 @@ import zmq
 import zmq.asyncio
 
 from trackd_client.aio.subscription import AsyncSubscription
-from trackd_client.core.base_tracker import BaseTracker, forget_fields, own_fields
+from trackd_client.core import calls
+from trackd_client.core.base_tracker import BaseTracker
+from trackd_client.core.calls import Call, T
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -22,6 +24,7 @@ from trackd_client.core.sockets import system_error
 from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
+    History,
     Listen,
     Pause,
     Rows,
@@ -52,7 +55,11 @@ class AsyncOperations(BaseTracker[LeaseT]):
     _opened: list[AsyncSubscription]
 
     @abstractmethod
-    async def _call(
+    async def _call(self, call: Call[T]) -> T:
+        """Make a call and return its result."""
+
+    @abstractmethod
+    async def _request(
         self, op: str, fields: Mapping[str, Any], *, in_session: bool = True
     ) -> dict[str, Any]:
         """Make one request and return the fields of its reply."""
@@ -65,7 +72,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def status(self) -> Status:
         """Return the daemon's counts."""
-        return Status(own_fields(await self._call("status", {}, in_session=False)))
+        return await self._call(calls.status())
 
     @overload
     async def explain(self, name: None = None) -> Explanation: ...
@@ -75,21 +82,19 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def explain(self, name: str | None = None) -> Explanation | ProxyExplanation:
         """Return why a lease would be granted, or of a proxy; see `Tracker.explain`."""
-        fields = {} if name is None else {"name": name}
-        reply = own_fields(await self._call("explain", fields, in_session=False))
-        return Explanation(reply) if name is None else ProxyExplanation(reply)
+        return await self._call(calls.explain(name))
 
     async def ping(self) -> None:
         """Return when the daemon has answered."""
-        await self._call("ping", {}, in_session=False)
+        await self._call(calls.ping())
 
     async def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
-        return own_fields(await self._call("metrics", {}, in_session=False))
+        return await self._call(calls.metrics())
 
     async def config(self) -> dict[str, Any]:
         """Return the daemon's `settings`."""
-        return own_fields(await self._call("config", {}, in_session=False))
+        return await self._call(calls.config())
 
     # -- who and what ----------------------------------------------------------------------
 
@@ -122,13 +127,9 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def log(self, after: int = 0, *, older: bool = False) -> dict[str, Any]:
         """Return the events that the daemon still has; see `Tracker.log`."""
-        asks = read_log(after, older=older)
-        try:
-            ask = next(asks)
-            while True:
-                ask = asks.send(await self._call(ask.op, ask.fields, in_session=False))
-        except StopIteration as end:
-            return own_fields(end.value)
+        steps = read_log(after, older=older)
+        (history,) = [step async for step in self._perform(steps, patient=False)]
+        return calls.own_fields(history.fields)
 
     def events(self, *, snapshot: bool = True) -> AsyncGenerator[Event, None]:
         """Return what happens from now on; see `Tracker.events`."""
@@ -138,26 +139,26 @@ class AsyncOperations(BaseTracker[LeaseT]):
 
     async def force_release(self, lease: int) -> dict[str, Any]:
         """Take a lease back from its session, which is notified: it is `lost` there."""
-        return own_fields(await self._call("force_release", {"lease": lease}))
+        return await self._call(calls.force_release(lease))
 
     async def end_session(self, session: int) -> dict[str, Any]:
         """End a session; see `Tracker.end_session`."""
-        return own_fields(await self._call("end_session", {"session": session}))
+        return await self._call(calls.end_session(session))
 
     async def forget(
         self, name: str | None = None, *, group: str | None = None, generation: int | None = None
     ) -> dict[str, Any]:
         """Stop tracking a proxy or a group until gossip is newer than what is known now."""
-        return own_fields(await self._call("forget", forget_fields(name, group, generation)))
+        return await self._call(calls.forget(name, group, generation))
 
     async def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again; see `Tracker.reload`."""
-        return own_fields(await self._call("reload", {}))
+        return await self._call(calls.reload())
 
     # -- inside ----------------------------------------------------------------------------
 
     async def _perform(self, steps: Steps, *, patient: bool) -> AsyncGenerator[Any, None]:
-        """Take the steps of a stream, and yield the events and rows among them."""
+        """Take the steps of a stream, and yield what is for the caller among them."""
         self._begin()
         subscription = AsyncSubscription(self._context)
         self._opened.append(subscription)
@@ -171,7 +172,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
                     return
                 answer = None
                 match step:
-                    case Event() | Rows():
+                    case Event() | Rows() | History():
                         yield step
                     case Ask():
                         answer = await self._ask(step, subscription if patient and begun else None)
@@ -198,7 +199,7 @@ class AsyncOperations(BaseTracker[LeaseT]):
         """Return the fields of a reply, or None where it may be refused; see `Operations._ask`."""
         while True:
             try:
-                fields = await self._call(ask.op, ask.fields, in_session=False)
+                fields = await self._request(ask.op, ask.fields, in_session=False)
             except InvalidRequest:
                 if not ask.refusable:
                     raise

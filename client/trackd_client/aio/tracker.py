@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,8 +20,9 @@ import zmq.asyncio
 from trackd_client.aio.connection import Outstanding, close_dropped, receive
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.operators import AsyncOperations
-from trackd_client.core.arguments import principal_list, proxy_rows
-from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, log
+from trackd_client.core import calls
+from trackd_client.core.base_tracker import CLOSE_SECONDS, log
+from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, T
 from trackd_client.core.conversation import (
     GRANTING,
     HEARTBEATS,
@@ -87,7 +88,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Args:
             proxies: at most as many as the daemon takes in one message (10,000).
         """
-        await self._call("track_expected", {"proxies": proxy_rows(proxies)})
+        await self._call(calls.track_expected(proxies))
 
     async def track_discovery(self, payload: bytes | str) -> int:
         """Send gossip as it came down a tunnel, and return how many entries were skipped.
@@ -113,16 +114,15 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Args:
             count: 0 or less for one to every desired proxy; n > 0 for at most n.
         """
-        await self._call("set_connection_count", {"count": count})
+        await self._call(calls.set_connection_count(count))
 
     async def is_claimed(self, *principals: str) -> bool:
         """Return whether a lease of any agent holds the proxy with these principals."""
-        answer = await self._call("is_claimed", {"principals": principal_list(principals)})
-        return bool(answer["claimed"])
+        return await self._call(calls.is_claimed(principals))
 
     async def try_acquire(self) -> AsyncLease | None:
         """Return a lease to dial with, or None when no dial is wanted now."""
-        return await self._grant("try_acquire", {})
+        return await self._grant(calls.try_acquire())
 
     async def acquire(self, timeout: float | None = None) -> AsyncLease:  # noqa: ASYNC109 - as `Tracker.acquire`
         """Wait for a lease to dial with; the longest waiter is served first.
@@ -133,15 +133,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Raises:
             AcquireTimeout: no lease was granted in time.
         """
-        if timeout == 0:
-            granted = await self.try_acquire()
-            if granted is None:
-                raise AcquireTimeout("no lease was granted at once")
-            return granted
-        lease = await self._grant("acquire", {}, deadline=deadline_of(timeout), parks=True)
-        if lease is None:
-            raise AcquireTimeout(f"no lease was granted within {timeout:g} s")
-        return lease
+        lease: Any = await self._grant(calls.acquire(timeout))
+        return lease  # type: ignore[no-any-return]
 
     async def adopt(self, *principals: str) -> AsyncLease | None:
         """Get a lease for a tunnel that is open already, after its session was lost.
@@ -149,7 +142,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
         """
-        return await self._grant("adopt", {"principals": principal_list(principals)})
+        return await self._grant(calls.adopt(principals))
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -210,61 +203,86 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     # -- calls ------------------------------------------------------------------------------------
 
-    async def _grant(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        *,
-        deadline: float | None = BY_TIMEOUT,
-        parks: bool = False,
-    ) -> AsyncLease | None:
-        """Make a request that may grant a lease."""
-        self._begin()
-        if deadline == BY_TIMEOUT:
-            deadline = boottime() + self.timeout
-        # A call without a limit waits for a lease forever, not for a daemon.
-        begin_by = boottime() + self.timeout if deadline is None else deadline
-        await self._say_hello(begin_by)
-        session = await self._open_session(begin_by)
-        request = self._conversation.request(op, fields, deadline, session)
-        # No await stands between the reply and the lease, so that a cancel cannot lose it there.
-        lease = self._take_lease(session, await self._exchange(request, deadline, parks=parks))
-        if lease is not None:
-            self._conversation.settle(request)
+    async def _grant(self, grant: Grant) -> AsyncLease | None:
+        """Make a call that may grant a lease; return the lease, or None when it was refused.
+
+        Raises:
+            AcquireTimeout: none was granted, and the call has a sentence that says so.
+        """
+        lease: AsyncLease | None = await self._request(
+            grant.op,
+            grant.fields,
+            deadline=grant.deadline,
+            take=self._take_lease,
+            parks=grant.parks,
+        )
+        if lease is None and grant.refused:
+            raise AcquireTimeout(grant.refused)
         return lease
 
-    async def _call(
+    async def _call(self, call: Call[T], *, session: Session | None = None) -> T:
+        """Make a call and return its result.
+
+        Args:
+            call: what to request, and how to read the reply.
+            session: the session that it must be made in; None for the present one.
+        """
+        reply = await self._request(
+            call.op,
+            call.fields,
+            in_session=call.in_session,
+            session=session,
+            never_stale=call.never_stale,
+        )
+        return call.read(reply)
+
+    async def _request(
         self,
         op: str,
         fields: Mapping[str, Any],
         *,
         in_session: bool = True,
         session: Session | None = None,
+        deadline: float | None = BY_TIMEOUT,
+        take: Callable[[Session, dict[str, Any]], Any] | None = None,
+        parks: bool = False,
         never_stale: bool = False,
-    ) -> dict[str, Any]:
-        """Make one request and return the fields of its reply.
+    ) -> Any:
+        """Make one request and return its result.
 
         Args:
             op: the operation.
             fields: its own fields.
             in_session: whether the request is made within a session.
             session: the session that it must be made in; None for the present one.
+            deadline: seconds of CLOCK_BOOTTIME, None for never; by default `timeout` from now.
+            take: makes the result from the reply. No await stands between the reply and this,
+                so that a cancel cannot lose a lease there.
+            parks: whether the daemon may park the request; without a reply in time the result is
+                None then.
             never_stale: whether the daemon runs it however late it arrives.
         """
+        if deadline == BY_TIMEOUT:
+            deadline = boottime() + self.timeout
+        # A call without a limit waits for a lease forever, not for a daemon.
+        begin_by = boottime() + self.timeout if deadline is None else deadline
         self._begin()
-        deadline = boottime() + self.timeout
-        await self._say_hello(deadline)
+        await self._say_hello(begin_by)
         if in_session and session is None:
-            session = await self._open_session(deadline)
+            session = await self._open_session(begin_by)
         stale = None if never_stale else deadline
-        return await self._exchange(
-            self._conversation.request(op, fields, stale, session), deadline
-        )
+        request = self._conversation.request(op, fields, stale, session)
+        return await self._exchange(request, deadline, parks=parks, take=take)
 
     async def _exchange(
-        self, request: Request, deadline: float | None, *, parks: bool = False
-    ) -> dict[str, Any]:
-        """Send a request, and again when needed, and wait for its reply."""
+        self,
+        request: Request,
+        deadline: float | None,
+        *,
+        parks: bool = False,
+        take: Callable[[Session, dict[str, Any]], Any] | None = None,
+    ) -> Any:
+        """Send a request, and again when needed, and wait for its reply; return what came of it."""
         assert self._loop is not None
         if self._socket.closed:  # while the call was on its way here
             raise TrackerClosed("the tracker was closed while the call was under way")
@@ -281,9 +299,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 raise no_answer_error(
                     self.endpoint, request.op, waited, connected=self._connected
                 ) from None
-            answer = self._conversation.result(request, reply)
-            if answer.get("lease") is None:
-                self._conversation.settle(request)
+            answer: Any = self._conversation.result(request, reply)
+            if take is not None and request.session is not None:
+                answer = take(request.session, answer)
+            self._conversation.settle(request)
             return answer
         except SessionLost as error:
             if request.session is not None:
@@ -295,7 +314,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             # No answer, cancelled or closed: the daemon may run the request all the same.
             self._give_up(request)
             if parks and isinstance(error, NoAnswer):
-                return {"lease": None}
+                return None  # no lease was granted in time
             if isinstance(error, DaemonAbsent) and not self._was_connected:
                 self._withdraw(request.seq)
                 self._connect_again()  # it must not be sent later
@@ -355,9 +374,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     async def _release(self, lease: AsyncLease) -> None:
         session = lease._session  # noqa: SLF001 - one module
-        fields = {"lease": lease.id}
         try:
-            await self._call("release", fields, session=session, never_stale=True)
+            await self._call(calls.release(lease.id), session=session)
         except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._release_later(lease)

@@ -23,8 +23,6 @@ from trackd_client.wire.places import PlaceError
 
 log = logging.getLogger("trackd_client")
 
-#: Stands for the deadline that a tracker's `timeout` gives.
-BY_TIMEOUT: Final = -1.0
 #: Seconds that `close` waits for a daemon to confirm it.
 CLOSE_SECONDS: Final = 1.0
 #: Times that `insist` tries.
@@ -246,30 +244,3 @@ def insist(act: Callable[[], object]) -> None:
         else:
             return
     raise interruption
-
-
-def deadline_of(timeout: float | None) -> float | None:
-    """Return the moment that is `timeout` seconds from now, or None for never.
-
-    Raises:
-        BadArgument: `timeout` is not a number, or less than 0.
-    """
-    if timeout is None:
-        return None
-    check_number(timeout, "timeout")
-    if timeout >= threading.TIMEOUT_MAX:  # three centuries
-        return None
-    if not timeout >= 0:
-        raise BadArgument("timeout must be a number of at least 0, or None")
-    return boottime() + timeout
-
-
-def own_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a reply without the number that matches it."""
-    return {name: value for name, value in body.items() if name != "seq"}
-
-
-def forget_fields(name: str | None, group: str | None, generation: int | None) -> dict[str, Any]:
-    """Return the fields of `forget`: those that were given."""
-    fields = {"name": name, "group": group, "generation": generation}
-    return {field: value for field, value in fields.items() if value is not None}

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from trackd_client.core import calls
 from trackd_client.core.arguments import principal_list
+from trackd_client.core.calls import Call
 from trackd_client.core.conversation import Session
 from trackd_client.errors import SessionLost
 from trackd_client.wire.clock import boottime
@@ -61,8 +63,8 @@ class BaseLease:
         state = "lost" if self.lost.is_set() else "released" if self._released else None
         return f"<{type(self).__name__} {self.id} {state or self.claimed_name or 'in flight'}>"
 
-    def _claim_fields(self, principals: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return the fields of a claim request, or None when the lease was released.
+    def _claim(self, principals: tuple[str, ...]) -> Call[bool] | None:
+        """Return the call that claims a proxy, or None when the lease was released.
 
         A claim after the release is a mistake in the program: it is logged, and fails.
 
@@ -76,7 +78,12 @@ class BaseLease:
             log.warning("lease %d was released and cannot claim; acquire another", self.id)
             return None
         self.presented = principals
-        return {"lease": self.id, "principals": principal_list(principals)}
+        fields = {"lease": self.id, "principals": principal_list(principals)}
+        return Call("claim", fields, self._take_claim)
+
+    def _look(self, principals: tuple[str, ...]) -> Call[bool]:
+        """Return the call that asks whether a lease holds the proxy that is being dialled."""
+        return calls.is_claimed(principals)._replace(read=self._take_claimed)
 
     def _take_claim(self, fields: Mapping[str, Any]) -> bool:
         claimed, name = bool(fields["claimed"]), fields["name"]

@@ -1,9 +1,9 @@
 """The stream of events, without any I/O: what to listen for, what to ask, which events to emit.
 
 A `Stream` is a conversation in *steps*. Its generators yield what they need (an `Ask`, a
-`Subscribe`, a `Listen`, a `Pause`) and are sent the result; an `Event` that they yield is for the
-caller. The synchronous and the asyncio client take the steps, each with its own I/O, and add
-nothing.
+`Subscribe`, a `Listen`, a `Pause`) and are sent the result; an `Event`, `Rows` or a `History`
+is for the caller. The synchronous and the asyncio client take the steps, each with its own I/O,
+and add nothing.
 
 Each change of the daemon's state raises its revision by one, and is one event. So a stream
 that has emitted revision N must emit N + 1 next. It nearly always has it from the event socket,
@@ -82,7 +82,13 @@ class Rows(NamedTuple):
     rows: list[Row]
 
 
-Step = Event | Rows | Ask | Subscribe | Listen | Pause
+class History(NamedTuple):
+    """All pages of a reply to `log`, for the caller."""
+
+    fields: dict[str, Any]
+
+
+Step = Event | Rows | History | Ask | Subscribe | Listen | Pause
 Steps = Generator[Step, Any, None]
 
 
@@ -131,10 +137,8 @@ def read_page(reply: Mapping[str, Any]) -> list[Event]:
         raise NoAnswer(f"the daemon's history cannot be read: {error}") from None
 
 
-def read_log(
-    after: int, *, older: bool = False
-) -> Generator[Ask, Mapping[str, Any], dict[str, Any]]:
-    """Ask for the history after a revision, page by page, and return it as one reply.
+def read_log(after: int, *, older: bool = False) -> Steps:
+    """Ask for the history after a revision, page by page, and yield it as one reply.
 
     When the daemon loses its state meanwhile, it is the history of the new state.
 
@@ -157,7 +161,8 @@ def read_log(
         if until is None:
             until = reply["newest"]  # changes may come faster than they can be read
         if not page or until is None or page[-1].revision >= until:
-            return {**reply, "events": events}
+            yield History({**reply, "events": events})
+            return
         after = page[-1].revision
 
 

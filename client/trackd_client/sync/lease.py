@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from trackd_client.core.arguments import principal_list
 from trackd_client.core.base_tracker import insist
+from trackd_client.core.calls import Call, T
 from trackd_client.core.conversation import Conversation, Session, check_process
 from trackd_client.core.lease import BaseLease
 from trackd_client.errors import UsedAfterFork
@@ -25,8 +25,8 @@ class Granter(Protocol):
 
     _conversation: Conversation
 
-    def _call(self, op: str, fields: Mapping[str, Any], *, session: Session | None = None) -> Any:
-        """Make one request and return the fields of its reply."""
+    def _call(self, call: Call[T], *, session: Session | None = None) -> T:
+        """Make a call and return its result."""
 
     def _release(self, lease: Lease) -> None:
         """Release a lease, now or as soon as the daemon can."""
@@ -111,18 +111,17 @@ class Lease(BaseLease):
             LeaseExpired: it was in flight for longer than the daemon allows.
             TrackdError: the daemon does not answer, or refuses.
         """
-        fields = self._claim_fields(principals)
-        if fields is None:
+        claim = self._claim(principals)
+        if claim is None:
             return False
-        return self._take_claim(self._tracker._call("claim", fields, session=self._session))  # noqa: SLF001
+        return self._tracker._call(claim, session=self._session)  # noqa: SLF001 - one module
 
     def is_claimed(self, *principals: str) -> bool:
         """Return whether any lease holds the proxy that is being dialled.
 
         A dial may ask as soon as it knows the principals, before a costly handshake ends.
         """
-        fields = {"principals": principal_list(principals)}
-        return self._take_claimed(self._tracker._call("is_claimed", fields))  # noqa: SLF001
+        return self._tracker._call(self._look(principals))  # noqa: SLF001 - one module
 
     def release(self) -> None:
         """Release the lease: its proxy, or its permission to dial, is free for others.

@@ -11,7 +11,9 @@ from typing import Any, Literal, overload
 
 import zmq
 
-from trackd_client.core.base_tracker import BaseTracker, forget_fields, own_fields
+from trackd_client.core import calls
+from trackd_client.core.base_tracker import BaseTracker
+from trackd_client.core.calls import Call, T
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -19,6 +21,7 @@ from trackd_client.core.sockets import check_threads
 from trackd_client.core.stream import (
     RETRY_SECONDS,
     Ask,
+    History,
     Listen,
     Pause,
     Rows,
@@ -50,14 +53,18 @@ class Operations(BaseTracker[LeaseT]):
     _connections: Connections
 
     @abstractmethod
-    def _call(self, op: str, fields: Mapping[str, Any], *, in_session: bool = True) -> Any:
+    def _call(self, call: Call[T]) -> T:
+        """Make a call and return its result."""
+
+    @abstractmethod
+    def _request(self, op: str, fields: Mapping[str, Any], *, in_session: bool = True) -> Any:
         """Make one request and return the fields of its reply."""
 
     # -- how things stand ------------------------------------------------------------------
 
     def status(self) -> Status:
         """Return the daemon's counts."""
-        return Status(own_fields(self._call("status", {}, in_session=False)))
+        return self._call(calls.status())
 
     @overload
     def explain(self, name: None = None) -> Explanation: ...
@@ -71,21 +78,19 @@ class Operations(BaseTracker[LeaseT]):
         Args:
             name: of the proxy, or any of its principals.
         """
-        fields = {} if name is None else {"name": name}
-        reply = own_fields(self._call("explain", fields, in_session=False))
-        return Explanation(reply) if name is None else ProxyExplanation(reply)
+        return self._call(calls.explain(name))
 
     def ping(self) -> None:
         """Return when the daemon has answered."""
-        self._call("ping", {}, in_session=False)
+        self._call(calls.ping())
 
     def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
-        return own_fields(self._call("metrics", {}, in_session=False))
+        return self._call(calls.metrics())
 
     def config(self) -> dict[str, Any]:
         """Return the daemon's `settings`."""
-        return own_fields(self._call("config", {}, in_session=False))
+        return self._call(calls.config())
 
     # -- who and what ----------------------------------------------------------------------
 
@@ -141,13 +146,8 @@ class Operations(BaseTracker[LeaseT]):
             missing, or None; `newest`, the daemon's revision; `history`, how many are kept.
             Nothing is missing if `after` + 1 >= `oldest`.
         """
-        asks = read_log(after, older=older)
-        try:
-            ask = next(asks)
-            while True:
-                ask = asks.send(self._call(ask.op, ask.fields, in_session=False))
-        except StopIteration as end:
-            return own_fields(end.value)
+        (history,) = self._perform(read_log(after, older=older), patient=False)
+        return calls.own_fields(history.fields)
 
     def events(self, *, snapshot: bool = True) -> Generator[Event, None, None]:
         """Return what happens from now on, each change once and in order, forever.
@@ -178,7 +178,7 @@ class Operations(BaseTracker[LeaseT]):
         Raises:
             PermissionRefused: this user is no administrator.
         """
-        return own_fields(self._call("force_release", {"lease": lease}))
+        return self._call(calls.force_release(lease))
 
     def end_session(self, session: int) -> dict[str, Any]:
         """End a session, which releases its leases.
@@ -189,7 +189,7 @@ class Operations(BaseTracker[LeaseT]):
         Raises:
             PermissionRefused: this user is no administrator.
         """
-        return own_fields(self._call("end_session", {"session": session}))
+        return self._call(calls.end_session(session))
 
     def forget(
         self, name: str | None = None, *, group: str | None = None, generation: int | None = None
@@ -210,7 +210,7 @@ class Operations(BaseTracker[LeaseT]):
             PermissionRefused: this user is no administrator.
             InvalidRequest: neither a proxy nor a group is given, or both.
         """
-        return own_fields(self._call("forget", forget_fields(name, group, generation)))
+        return self._call(calls.forget(name, group, generation))
 
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; `status` has the outcome.
@@ -221,7 +221,7 @@ class Operations(BaseTracker[LeaseT]):
         Raises:
             PermissionRefused: this user is no administrator.
         """
-        return own_fields(self._call("reload", {}))
+        return self._call(calls.reload())
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Operations(BaseTracker[LeaseT]):
         check_threads()  # a program may have patched them since the tracker was made
 
     def _perform(self, steps: Steps, *, patient: bool) -> Generator[Any, None, None]:
-        """Take the steps of a stream, and yield the events and rows among them.
+        """Take the steps of a stream, and yield what is for the caller among them.
 
         Args:
             steps: as `trackd_client.core.stream` makes them.
@@ -253,7 +253,7 @@ class Operations(BaseTracker[LeaseT]):
                     step = steps.send(answer)
                     answer = None
                     match step:
-                        case Event() | Rows():
+                        case Event() | Rows() | History():
                             yield step
                         case Ask():
                             answer = self._ask(step, subscription if patient and begun else None)
@@ -285,7 +285,7 @@ class Operations(BaseTracker[LeaseT]):
         """
         while True:
             try:
-                fields: dict[str, Any] = self._call(ask.op, ask.fields, in_session=False)
+                fields: dict[str, Any] = self._request(ask.op, ask.fields, in_session=False)
             except InvalidRequest:
                 if not ask.refusable:
                     raise

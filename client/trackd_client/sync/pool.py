@@ -23,6 +23,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from trackd_client.core import calls
 from trackd_client.core.base_tracker import CLOSE_SECONDS, log
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
 from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
@@ -240,7 +241,7 @@ class AgentPool(PoolCore[Lease]):
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
             self._adopt()
-            return self._tracker._acquire(None, self._wake)  # noqa: SLF001 - the wake-up ends the wait
+            return self._tracker._grant(calls.acquire(None), self._wake)  # noqa: SLF001 - the wake-up ends the wait
         except SessionLost:
             pass  # its tunnels are adopted before the next lease
         except TrackerClosed:

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import zmq
 
-from trackd_client.core.arguments import principal_list, proxy_rows
-from trackd_client.core.base_tracker import BY_TIMEOUT, CLOSE_SECONDS, deadline_of, insist, log
+from trackd_client.core import calls
+from trackd_client.core.base_tracker import CLOSE_SECONDS, insist, log
+from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, T
 from trackd_client.core.conversation import (
     GRANTING,
     RESEND_SECONDS,
@@ -79,7 +80,7 @@ class Tracker(Operations[Lease]):
         Args:
             proxies: at most as many as the daemon takes in one message (10,000).
         """
-        self._call("track_expected", {"proxies": proxy_rows(proxies)})
+        self._call(calls.track_expected(proxies))
 
     def track_discovery(self, payload: bytes | str) -> int:
         """Send gossip to the daemon as it came down a tunnel: Teleport's JSON discovery payload.
@@ -112,15 +113,15 @@ class Tracker(Operations[Lease]):
         Args:
             count: 0 or less for one to every desired proxy; n > 0 for at most n.
         """
-        self._call("set_connection_count", {"count": count})
+        self._call(calls.set_connection_count(count))
 
     def is_claimed(self, *principals: str) -> bool:
         """Return whether a lease of any agent holds the proxy with these principals."""
-        return bool(self._call("is_claimed", {"principals": principal_list(principals)})["claimed"])
+        return self._call(calls.is_claimed(principals))
 
     def try_acquire(self) -> Lease | None:
         """Return a lease to dial with, or None when no dial is wanted now."""
-        return self._grant("try_acquire", {})
+        return self._grant(calls.try_acquire())
 
     def acquire(self, timeout: float | None = None) -> Lease:
         """Wait for a lease to dial with; the longest waiter is served first.
@@ -131,7 +132,8 @@ class Tracker(Operations[Lease]):
         Raises:
             AcquireTimeout: no lease was granted in time.
         """
-        return self._acquire(timeout, None)
+        lease: Any = self._grant(calls.acquire(timeout))
+        return lease  # type: ignore[no-any-return]
 
     def adopt(self, *principals: str) -> Lease | None:
         """Get a lease for a tunnel that is open already, after its session was lost.
@@ -139,7 +141,7 @@ class Tracker(Operations[Lease]):
         Returns:
             A lease that has claimed the proxy, or None when another lease holds it.
         """
-        return self._grant("adopt", {"principals": principal_list(principals)})
+        return self._grant(calls.adopt(principals))
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -191,37 +193,19 @@ class Tracker(Operations[Lease]):
         if not self._conversation.inherited:  # a forked child has nothing to close
             self.close()
 
-    def _acquire(self, timeout: float | None, wake: Wake | None) -> Lease:
-        """Acquire a lease; a wake ends the wait early, with `TrackerClosed`."""
-        lease: Any
-        if timeout == 0:
-            lease = self._grant("try_acquire", {}, refused="no lease was granted at once")
-        else:
-            deadline = deadline_of(timeout)
-            refused = f"no lease was granted within {timeout} s"
-            lease = self._grant(
-                "acquire", {}, deadline=deadline, parks=True, wake=wake, refused=refused
-            )
-        return lease  # type: ignore[no-any-return]
-
     # -- requests -------------------------------------------------------------------------------
 
-    def _grant(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        *,
-        deadline: float | None = BY_TIMEOUT,
-        parks: bool = False,
-        wake: Wake | None = None,
-        refused: str = "",
-    ) -> Lease | None:
-        """Make a request that may grant a lease; return the lease, or None when it was refused.
+    def _grant(self, grant: Grant, wake: Wake | None = None) -> Lease | None:
+        """Make a call that may grant a lease; return the lease, or None when it was refused.
 
         An exception after the reply, by a signal handler for instance, gives the lease back.
 
+        Args:
+            grant: the call.
+            wake: ends the wait early, with `TrackerClosed`.
+
         Raises:
-            AcquireTimeout: none was granted, and `refused` is the sentence that says so.
+            AcquireTimeout: none was granted, and the call has a sentence that says so.
         """
         granted: list[Lease] = []
 
@@ -231,16 +215,39 @@ class Tracker(Operations[Lease]):
                 granted.append(lease)
 
         try:
-            self._call(op, fields, take=take, deadline=deadline, parks=parks, wake=wake)
-            if not granted and refused:
-                raise AcquireTimeout(refused)
+            self._request(
+                grant.op,
+                grant.fields,
+                deadline=grant.deadline,
+                take=take,
+                parks=grant.parks,
+                wake=wake,
+            )
+            if not granted and grant.refused:
+                raise AcquireTimeout(grant.refused)
             return granted[0] if granted else None
         except BaseException:
             for lease in granted:
                 insist(lease.let_go)
             raise
 
-    def _call(
+    def _call(self, call: Call[T], *, session: Session | None = None) -> T:
+        """Make a call and return its result.
+
+        Args:
+            call: what to request, and how to read the reply.
+            session: the session that it must be made in; None for the present one.
+        """
+        reply = self._request(
+            call.op,
+            call.fields,
+            in_session=call.in_session,
+            session=session,
+            never_stale=call.never_stale,
+        )
+        return call.read(reply)
+
+    def _request(
         self,
         op: str,
         fields: Mapping[str, Any],
@@ -263,7 +270,7 @@ class Tracker(Operations[Lease]):
             deadline: seconds of CLOCK_BOOTTIME, None for never; by default `timeout` from now.
             take: makes the result from the reply, before other calls may use the connection.
             parks: whether the daemon may park the request; it is then sent again more and more
-                seldom.
+                seldom, and without a reply in time the result is None.
             never_stale: whether the daemon runs it however late it arrives.
             wake: ends the call when it is set; without it, only `close` does.
         """
@@ -337,7 +344,7 @@ class Tracker(Operations[Lease]):
             # No answer, interrupted or closed: the daemon may run the request all the same.
             insist(partial(self._give_up, request))
             if parks and isinstance(error, NoAnswer) and deadline is not None:
-                return {"lease": None}
+                return None  # no lease was granted in time
             raise
 
     def _unanswered(
@@ -392,9 +399,8 @@ class Tracker(Operations[Lease]):
 
     def _release(self, lease: Lease) -> None:
         session = lease._session  # noqa: SLF001 - one module
-        fields = {"lease": lease.id}
         try:
-            self._call("release", fields, session=session, never_stale=True)
+            self._call(calls.release(lease.id), session=session)
         except TROUBLES as error:
             log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
             self._keeper.release(lease.id, session)

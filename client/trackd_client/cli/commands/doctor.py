@@ -149,7 +149,7 @@ def _check_versions(status: dict[str, Any]) -> Iterator[Finding]:
 
 def _check_clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
     """Compare the daemon's clocks with those of this process."""
-    hello = tracker._call("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
+    hello = tracker._request("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
     clock = hello["clock"]
     offset = clock - boottime()
     if abs(offset) > _CLOCK_SECONDS:
@@ -169,7 +169,7 @@ def _check_wall(tracker: Tracker, status: dict[str, Any], clock: float) -> Itera
     if not status.get("history"):
         return
     revision = max(0, status["revision"] - 1)
-    events = tracker._call("log", {"after": revision, "limit": 1}, in_session=False)["events"]  # noqa: SLF001
+    events = tracker._request("log", {"after": revision, "limit": 1}, in_session=False)["events"]  # noqa: SLF001
     if not events:
         return
     _, then, wall, *_ = events[0]

@@ -50,7 +50,7 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> None:
     pages["sessions"]["rows"] = [{**session, "uid": NOBODY}]
     unknown = {"weather": {"sky": ["blue", None], "wind": 1.5}}  # of a newer daemon
 
-    def call(_: Tracker, op: str, fields: Mapping[str, Any], **__: object) -> dict[str, Any]:
+    def request(_: Tracker, op: str, fields: Mapping[str, Any], **__: object) -> dict[str, Any]:
         match op:
             case "hello":
                 return {**reply("hello reply"), "revision": 6, "events": ""}
@@ -63,7 +63,7 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> None:
             case _:
                 return {**reply(f"{op} reply"), **unknown}
 
-    monkeypatch.setattr(Tracker, "_call", call)
+    monkeypatch.setattr(Tracker, "_request", request)
     monkeypatch.setattr(common, "diagnose", lambda _: None)
     monkeypatch.setattr(listing, "boottime", lambda: 5010.5)
 

@@ -15,6 +15,7 @@ from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.mirror import Mirror
 from trackd_client.core.stream import (
     Ask,
+    History,
     Listen,
     Pause,
     Rows,
@@ -372,16 +373,16 @@ def test_a_listing_of_rows_that_is_forgotten_tells_each_row_once() -> None:
 
 
 def logged(world: World, after: int) -> dict[str, Any]:
-    asks = read_log(after)
-    ask = next(asks)
-    try:
-        while True:
-            answer = world.answer(ask._replace(fields={**ask.fields, "limit": 2}))
-            assert answer is not None
-            change(world)  # a busy daemon is not read forever
-            ask = asks.send(answer)
-    except StopIteration as end:
-        return dict(end.value)
+    steps = read_log(after)
+    step = next(steps)
+    while isinstance(step, Ask):
+        answer = world.answer(step._replace(fields={**step.fields, "limit": 2}))
+        assert answer is not None
+        change(world)  # a busy daemon is not read forever
+        step = steps.send(answer)
+    assert isinstance(step, History)
+    assert next(steps, None) is None
+    return step.fields
 
 
 @pytest.mark.parametrize(("after", "first"), [(0, 4), (3, 4), (5, 6)])
@@ -399,20 +400,24 @@ def test_the_history_is_read_as_a_whole(after: int, first: int) -> None:
 def test_a_history_is_of_one_state() -> None:
     world = World()
     change(world, 7)
-    asks = read_log(2)
-    first = next(asks)
+    steps = read_log(2)
+    first = next(steps)
+    assert isinstance(first, Ask)
     page = world.answer(first._replace(fields={**first.fields, "limit": 2}))
     assert page is not None
-    second = asks.send(page)
+    second = steps.send(page)
+    assert isinstance(second, Ask)
     world.begin()
     change(world, 3)
     page = world.answer(second)
     assert page is not None
-    page = world.answer(asks.send(page))
+    third = steps.send(page)
+    assert isinstance(third, Ask)
+    page = world.answer(third)
     assert page is not None
-    with pytest.raises(StopIteration) as end:
-        asks.send(page)
-    log = end.value.value
+    history = steps.send(page)
+    assert isinstance(history, History)
+    log = history.fields
     assert [event.revision for event in log["events"]] == [3, 4]
     assert (log["newest"], log["tracker_id"]) == (4, world.tracker_id)
 
@@ -439,10 +444,10 @@ def test_rows_of_a_new_state_follow_though_they_have_the_keys_of_old_ones() -> N
 
 def test_a_history_that_is_empty_or_unreadable_says_so() -> None:
     assert logged(World(history=0), 0)["events"] == []
-    asks = read_log(0)
-    next(asks)
+    steps = read_log(0)
+    next(steps)
     with pytest.raises(NoAnswer, match="history"):
-        asks.send({"events": [5], "newest": 9})
+        steps.send({"events": [5], "newest": 9})
 
 
 # -- where to listen ----------------------------------------------------------------------------
