@@ -24,6 +24,7 @@ from trackd_client.cli.commands import (
     sessions,
     status,
     top,
+    wait,
     watch,
 )
 
@@ -37,6 +38,7 @@ def build() -> click.Group:
         sessions.sessions,
         explain.explain,
         top.top,
+        wait.wait,
         watch.watch,
         log.log,
         metrics.metrics,

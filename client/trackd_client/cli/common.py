@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: The commands as `trackctl --help` lists them: by purpose.
 SECTIONS: Final = {
-    "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top"),
+    "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top", "wait"),
     "See what happens": ("watch", "log", "metrics"),
     "Agents that are scripts": ("hold", "gossip"),
     "For admins": ("release", "end-session", "forget", "set-connection-count", "reload"),
