@@ -17,6 +17,7 @@ from helpers.support import PATIENCE, wait_until
 from helpers.trackctl import PLAIN, TRACKCTL, Terminal, start_trackctl, trackctl
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.clock import boottime
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -497,6 +498,30 @@ def test_gossip_feeds_a_file_or_standard_input(trackd_daemon: Daemon, tmp_path: 
         groups = {each["group"]: each for each in tracker.status()["groups"]}
     assert (groups[""]["tracked"], groups[""]["generation"]) == (2500, 3)
     assert groups["g"]["tracked"] == 1
+
+
+def test_gossip_may_be_the_names_of_proxies(trackd_daemon: Daemon) -> None:
+    command = ("--endpoint", trackd_daemon.endpoint, "gossip")
+    fed = trackctl(*command, "--names", "p1", "p2", "--ttl=60", "--group=g", "--generation=3")
+    assert (fed.returncode, fed.stdout) == (0, "2 proxies fed\n")
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        rows = {row["name"]: row for row in tracker.rows("proxies")}
+        assert rows.keys() == {"p1", "p2"}
+        assert (rows["p1"]["group"], rows["p1"]["generation"]) == ("g", 3)
+        left = rows["p1"]["expires"] - boottime()
+        assert 0 < left <= 60
+    for wrong, sentence in (
+        (("--names",), "--names needs the names of proxies"),
+        (("--names", "p1", "--follow"), "excludes --follow"),
+        (("p1", "p2"), "are these names of proxies? (--names)"),
+        (("--ttl=3",), "--group, --generation and --ttl are for --names"),
+        (("/nowhere/at/all",), "No such file or directory"),
+    ):
+        refused = trackctl(*command, *wrong)
+        assert refused.returncode == 2, wrong
+        assert sentence in refused.stderr
+    refused = trackctl(*command, "--names", "")
+    assert (refused.returncode, refused.stderr) == (1, "trackctl: proxies[0].name is empty\n")
 
 
 def test_gossip_that_is_followed_is_fed_line_by_line(trackd_daemon: Daemon) -> None:

@@ -1,6 +1,6 @@
 """What the listener answers: a page, its data, metrics, health. Read-only, and strict.
 
-Each path is one function that takes nothing and returns a `Reply`. Whatever is not asked for by
+Each path is one function that takes the query and returns a `Reply`. Whatever is not asked for by
 GET or HEAD, by a name of this host, on one of these paths, is refused here.
 """
 
@@ -42,6 +42,8 @@ _NOTHING: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; fram
 _OWN: Final = re.compile(
     r'<link rel="stylesheet" href="(?P<css>\w+\.css)">|<script src="(?P<js>\w+\.js)"></script>'
 )
+#: The query of `/readyz/tunnels`: how many tunnels are enough, or which share of the wanted ones.
+_MIN: Final = re.compile(r"(?:min=(?P<number>\d{1,9})(?P<percent>%|%25)?)?", re.ASCII)
 
 
 class Reply(NamedTuple):
@@ -74,23 +76,39 @@ def application(
     pace = views.Pace()
     readable = views.Limited(lambda: metrics.exposition(tracker.metrics()["families"]).encode())
     readiness = views.Limited(ready)
+    status = views.Limited(tracker.status)
     state = views.Shared(lambda: views.state(tracker))
     proxies = views.Shared(lambda: views.proxies(tracker))
     page = _page()
 
-    def show_readiness() -> Reply:
+    def show_readiness(_query: str) -> Reply:
         problem = readiness.get()
         if problem is None:
             return Reply(b"ready\n")
         return Reply(f"{problem}\n".encode(), status=HTTPStatus.SERVICE_UNAVAILABLE)
 
-    paths: dict[str, Callable[[], Reply]] = {
-        "/": lambda: page,
-        "/api/state": lambda: Reply(state.get(), _JSON),
-        "/api/proxies": lambda: Reply(proxies.get(), _JSON),
-        "/metrics": lambda: Reply(readable.get(), metrics.CONTENT_TYPE),
-        "/healthz": lambda: Reply(b"ok\n"),
+    def show_coverage(query: str) -> Reply:
+        least = _MIN.fullmatch(query)
+        if least is None:
+            return _refusal(HTTPStatus.BAD_REQUEST, "the query may be min=N or min=P%")
+        counts = status.get()
+        there, wanted = counts["claimed_desired"], counts["target"]
+        needed = float(least["number"] or 100)
+        if least["number"] is None or least["percent"]:
+            needed *= wanted / 100
+        text = f"{there} of {wanted} wanted tunnels are there\n".encode()
+        if wanted and there >= needed:
+            return Reply(text)
+        return Reply(text, status=HTTPStatus.SERVICE_UNAVAILABLE)
+
+    paths: dict[str, Callable[[str], Reply]] = {
+        "/": lambda _query: page,
+        "/api/state": lambda _query: Reply(state.get(), _JSON),
+        "/api/proxies": lambda _query: Reply(proxies.get(), _JSON),
+        "/metrics": lambda _query: Reply(readable.get(), metrics.CONTENT_TYPE),
+        "/healthz": lambda _query: Reply(b"ok\n"),
         "/readyz": show_readiness,
+        "/readyz/tunnels": show_coverage,
     }
 
     def answer(environ: WSGIEnvironment) -> Reply:
@@ -108,7 +126,7 @@ def application(
             refused = _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "nothing can be changed here")
             return refused._replace(headers=(("Allow", _METHODS),))
         try:
-            return path()
+            return path(environ.get("QUERY_STRING", ""))
         except TrackdError as error:
             return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 

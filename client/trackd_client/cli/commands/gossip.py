@@ -28,10 +28,14 @@ Examples:
   trackctl gossip discovery.json
   my-tunnel --print-discovery | trackctl gossip --follow
   echo '{"proxies": [{"metadata": {"name": "p1"}}]}' | trackctl gossip
+  trackctl gossip --names p1 p2 --ttl 60
 
 FILE holds one JSON object as a proxy sends it down its tunnel: {"proxies":
 [{"metadata": {"name": NAME}, "gid": GROUP, "ggen": GENERATION, "ttl":
 NANOSECONDS}]}. The newest message wins; absence from one removes nothing.
+
+With --names the arguments are the names of proxies. Say each again before its
+TTL is over, or it is dropped.
 
 With --follow a line that cannot be read is skipped, with a word on standard
 error. While the daemon is away, what comes is kept, and fed when it is back.
@@ -51,12 +55,49 @@ _FINAL: Final = (VersionMismatch, WrongCluster)
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("file", type=click.File("rb"), default="-", metavar="[FILE]")
+@click.argument("arguments", nargs=-1, metavar="[FILE | NAME...]")
 @click.option("--follow", is_flag=True, help="Each line is a message, fed when it comes.")
+@click.option("--names", is_flag=True, help="The arguments are names of proxies.")
+@click.option("--group", metavar="GROUP", help="The group of these proxies.")
+@click.option(
+    "--generation",
+    type=click.IntRange(0, 2**64 - 1),
+    metavar="N",
+    help="The generation of these proxies.",
+)
+@click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For how long they are tracked; without it, as the daemon is set.",
+)
 @common.json_option("Print how many proxies were fed, as JSON.")
-@click.pass_obj
-def gossip(options: common.Options, *, file: IO[bytes], follow: bool, as_json: bool) -> None:
-    """Feed Teleport's JSON gossip from FILE or stdin."""
+@click.pass_context
+def gossip(
+    context: click.Context,
+    *,
+    arguments: tuple[str, ...],
+    follow: bool,
+    names: bool,
+    group: str | None,
+    generation: int | None,
+    ttl: float | None,
+    as_json: bool,
+) -> None:
+    """Feed gossip: Teleport's JSON from FILE or stdin, or names."""
+    options: common.Options = context.obj
+    if names:
+        if follow or not arguments:
+            raise click.UsageError("--names needs the names of proxies, and excludes --follow")
+        with common.report_errors(), options.connect() as tracker:
+            proxies = [Proxy(name, group or "", generation or 0, ttl) for name in arguments]
+            print_fed(feed(tracker, proxies), as_json=as_json)
+        return
+    if (group, generation, ttl) != (None, None, None):
+        raise click.UsageError("--group, --generation and --ttl are for --names")
+    if len(arguments) > 1:
+        raise click.UsageError("more than one FILE; are these names of proxies? (--names)")
+    file: IO[bytes] = click.File("rb").convert(arguments[0] if arguments else "-", None, context)
     with common.report_errors():
         if follow:
             with options.make_tracker(Tracker, must_listen=False, name="trackctl") as tracker:

@@ -16,7 +16,7 @@ from trackd.http.app import application
 from trackd_client.core.event import Event
 from trackd_client.errors import DaemonAbsent, TrackdError
 
-PATHS = ("/", "/api/state", "/api/proxies", "/metrics", "/healthz", "/readyz")
+PATHS = ("/", "/api/state", "/api/proxies", "/metrics", "/healthz", "/readyz", "/readyz/tunnels")
 LARGEST = 2**64 - 1
 
 
@@ -26,12 +26,14 @@ class Scripted:
     Attributes:
         asked: what it was asked for, in order.
         error: what it raises, if anything.
+        there, wanted: the tunnels that are there, and those that are wanted.
     """
 
     def __init__(self, proxies: int = 1) -> None:
         self.asked: list[str] = []
         self.error: TrackdError | None = None
         self.proxies = proxies
+        self.there = self.wanted = 1
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -41,7 +43,13 @@ class Scripted:
     def status(self) -> dict[str, Any]:
         self._ask("status")
         group = {"group": "g", "generation": LARGEST, "tracked": 1, "desired": 1, "claimed": 1}
-        return {"revision": 70, "tracker_id": b"\x01\xff", "groups": [group]}
+        return {
+            "revision": 70,
+            "tracker_id": b"\x01\xff",
+            "groups": [group],
+            "claimed_desired": self.there,
+            "target": self.wanted,
+        }
 
     def explain(self) -> dict[str, Any]:
         self._ask("explain")
@@ -77,7 +85,8 @@ class Browser:
         self, path: str, method: str = "GET", host: str | None = "localhost:9440"
     ) -> tuple[int, dict[str, str], bytes]:
         told: list[Any] = []
-        environ = {"REQUEST_METHOD": method, "PATH_INFO": path}
+        path, _, query = path.partition("?")
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
         if host is not None:
             environ["HTTP_HOST"] = host
         body = b"".join(self._app(environ, lambda *started: told.extend(started)))  # type: ignore[arg-type] # a server's start_response
@@ -249,6 +258,34 @@ def test_readiness_says_why_not(browser: Browser) -> None:
     assert browser.ask("/readyz")[::2] == (200, b"ready\n")
     browser.problem = "the disk is full"
     assert browser.ask("/readyz")[::2] == (503, b"the disk is full\n")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "query", "status"),
+    [
+        (6, 6, "", 200),
+        (5, 6, "", 503),
+        (0, 0, "", 503),
+        (0, 0, "?min=0%25", 503),
+        (5, 6, "?min=5", 200),
+        (4, 6, "?min=5", 503),
+        (5, 6, "?min=84%25", 503),
+        (5, 6, "?min=83%25", 200),
+        (5, 6, "?min=83%", 200),
+        (6, 6, "?min=x", 400),
+        (6, 6, "?max=1", 400),
+    ],
+)
+def test_readiness_of_tunnels_is_as_the_query_says(
+    browser: Browser, tracker: Scripted, there: int, wanted: int, query: str, status: int
+) -> None:
+    tracker.there, tracker.wanted = there, wanted
+    got, _, body = browser.ask(f"/readyz/tunnels{query}")
+    assert got == status
+    if status == 400:
+        assert body == b"the query may be min=N or min=P%\n"
+    else:
+        assert body == f"{there} of {wanted} wanted tunnels are there\n".encode()
 
 
 # -- shared by all viewers -----------------------------------------------------------------
