@@ -347,16 +347,15 @@ def test_a_pool_goes_on_after_an_error_that_passes(
     daemon: Daemon, maker: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind: Any = AsyncTracker if maker.is_async else Tracker
-    name = "acquire" if maker.is_async else "_acquire"
-    acquire, tries = getattr(kind, name), []
+    grant, tries = kind._grant, []
 
     def without_descriptors(*args: Any, **options: Any) -> Any:
         tries.append(args)
         if len(tries) <= 3:
             raise OSError(errno.EMFILE, "Too many open files")
-        return acquire(*args, **options)
+        return grant(*args, **options)
 
-    monkeypatch.setattr(kind, name, without_descriptors)
+    monkeypatch.setattr(kind, "_grant", without_descriptors)
     network = Network("p0")
     with Agent(maker, daemon, network):
         wait_until(lambda: network.connected == 1)

@@ -146,7 +146,7 @@ def test_threads_may_all_close_at_once(shared_daemon: Daemon) -> None:
             tracker.close()
 
         threads = [in_thread(close) for _ in range(2)]
-        tracker._keeper.release(lease.id, lease._session)  # so that the keeper is awake
+        tracker._keeper.send("heartbeat", {}, lease._session)  # so that the keeper is awake
         together.wait()
         for thread, outcome in threads:
             thread.join(PATIENCE)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -12,10 +10,8 @@ from typing import Any, TypeVar
 import zmq.asyncio
 
 from trackd_client.core.base_tracker import BaseTracker
-from trackd_client.core.conversation import RESEND_SECONDS, Conversation, Request
-from trackd_client.core.place import Place
+from trackd_client.core.conversation import RESEND_SECONDS, Request
 from trackd_client.core.sockets import Closable
-from trackd_client.sync.ending import end_later
 from trackd_client.wire.protocol import Reply
 
 TrackerT = TypeVar("TrackerT", bound=BaseTracker[Any])
@@ -24,35 +20,27 @@ TrackerT = TypeVar("TrackerT", bound=BaseTracker[Any])
 class Outstanding:
     """A request that is sent until it is answered or given up."""
 
-    __slots__ = ("future", "on_reply", "pause", "request", "timer")
+    __slots__ = ("future", "pause", "request", "settles", "timer")
 
     def __init__(
         self,
         request: Request,
         *,
         future: asyncio.Future[Reply] | None = None,
-        on_reply: Callable[[Reply], None] | None = None,
+        settles: Request | None = None,
     ) -> None:
         """Set where the reply goes.
 
         Args:
             request: the request.
-            future: gets the reply as its result.
-            on_reply: called with the reply when there is no future.
+            future: gets the reply as its result; None for an errand.
+            settles: a request that is done together with this one, or None.
         """
         self.request = request
         self.pause = RESEND_SECONDS
         self.future = future
-        self.on_reply = on_reply
+        self.settles = settles
         self.timer: asyncio.TimerHandle | None = None
-
-    def take(self, reply: Reply) -> None:
-        """Pass the reply to the future or the callback."""
-        if self.future is None:
-            assert self.on_reply is not None
-            self.on_reply(reply)
-        elif not self.future.done():
-            self.future.set_result(reply)
 
 
 async def receive(
@@ -85,20 +73,8 @@ async def receive(
             tracker = None
 
 
-def close_dropped(
-    pid: int,
-    conversation: Conversation,
-    place: Place,
-    context: zmq.asyncio.Context,
-    parts: Iterable[Closable],
-) -> None:
-    """Close what a tracker leaves that was garbage collected without `close`."""
-    if os.getpid() != pid:
-        return  # after a fork they belong to the parent
-    session = conversation.close()
+def close_parts(parts: Iterable[Closable], context: zmq.asyncio.Context) -> None:
+    """Close what a tracker that was dropped has opened."""
     for part in parts:
         part.close()
     context.term()
-    if session is not None and session.perhaps_open:
-        end_later(conversation, session, place)
-    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)

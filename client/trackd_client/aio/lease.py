@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from trackd_client.core import calls
 from trackd_client.core.calls import Call, T
-from trackd_client.core.conversation import Conversation, Session, check_process
-from trackd_client.core.lease import BaseLease
+from trackd_client.core.conversation import Session, check_process
+from trackd_client.core.lease import BaseGranter, BaseLease
 
 
-class AsyncGranter(Protocol):
+class AsyncGranter(BaseGranter, Protocol):
     """What a lease needs of its tracker."""
-
-    _conversation: Conversation
 
     async def _call(self, call: Call[T], *, session: Session | None = None) -> T:
         """Make a call and return its result."""
-
-    async def _release(self, lease: AsyncLease) -> None:
-        """Release a lease, now or as soon as the daemon can."""
-
-    def _release_later(self, lease: AsyncLease) -> None:
-        """Release a lease without waiting for the daemon's reply."""
 
 
 class AsyncFlag(asyncio.Event):
@@ -66,6 +58,7 @@ class AsyncLease(BaseLease):
 
     lost: AsyncFlag
     should_close: AsyncFlag
+    _tracker: AsyncGranter
 
     def __init__(
         self,
@@ -74,10 +67,9 @@ class AsyncLease(BaseLease):
         fields: Mapping[str, Any],
         claim_by: float | None,
     ) -> None:
-        super().__init__(session, fields, claim_by)
+        super().__init__(tracker, session, fields, claim_by)
         self.lost = AsyncFlag()
         self.should_close = AsyncFlag()
-        self._tracker = tracker
 
     async def claim(self, *principals: str) -> bool:
         """Claim the proxy that was reached.
@@ -113,24 +105,18 @@ class AsyncLease(BaseLease):
         A second call does nothing. Without a daemon it does not fail: the release is sent as soon
         as a daemon is there. Cancelling the call does not undo it.
         """
-        if not self.released:
-            self._releasing = True
-            await self._tracker._release(self)  # noqa: SLF001
-
-    def let_go(self) -> None:
-        """Release the lease without waiting for the daemon's reply. Not a coroutine."""
-        if not self.released:
-            self._releasing = True
-            self._tracker._release_later(self)  # noqa: SLF001
+        try:
+            if not self.released:
+                self._releasing = True
+                await self._tracker._call(calls.release(self.id), session=self._session)  # noqa: SLF001
+                self._tracker._forget(self)  # noqa: SLF001
+        except BaseException as error:
+            if not self._is_released_despite(error):
+                raise
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if not self._tracker._conversation.inherited:  # noqa: SLF001 - a part of it
             await self.release()

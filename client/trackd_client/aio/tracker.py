@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import zmq
 import zmq.asyncio
 
-from trackd_client.aio.connection import Outstanding, close_dropped, receive
+from trackd_client.aio.connection import Outstanding, close_parts, receive
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.operators import AsyncOperations
 from trackd_client.core import calls
 from trackd_client.core.base_tracker import CLOSE_SECONDS, log
 from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, T
 from trackd_client.core.conversation import (
-    GRANTING,
-    HEARTBEATS,
     Request,
     Session,
+    cut_off_error,
+    find_reply,
     lengthen,
-    read_reply,
 )
-from trackd_client.core.discovery import Reading, messages, read_gossip
+from trackd_client.core.discovery import Reading, read_gossip
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
     Closable,
@@ -50,12 +48,10 @@ from trackd_client.errors import (
     Refused,
     SessionLost,
     TrackdError,
-    TrackerClosed,
-    UsedAfterFork,
     WrongLoop,
 )
 from trackd_client.proxy import Proxy
-from trackd_client.sync.ending import end_later
+from trackd_client.sync.ending import close_dropped, end_later
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.protocol import Reply
 
@@ -102,11 +98,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._conversation.check_usable()
         if not self._conversation.said_hello:
             await self.ping()  # its limits are known then
-        parts, skipped = messages(reading, self._conversation.limits)
-        self._log_skipped(skipped)
-        for part in parts:
-            await self.track_expected(*part)
-        return len(skipped)
+        messages, skipped = self._messages(reading)
+        for message in messages:
+            await self._call(message)
+        return skipped
 
     async def set_connection_count(self, count: int) -> None:
         """Set how many connections all agents of this host want together.
@@ -172,17 +167,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 end_later(conversation, session, self._place)
 
     async def _end_session(self, session: Session) -> bool:
-        """End a session, and return whether the daemon has replied.
-
-        One that is perhaps open is opened first. The daemon remembers sessions that have ended,
-        so that another copy of the request to open it comes too late.
-        """
-        conversation = self._conversation
+        """End a session that is open or perhaps open, and return whether the daemon has replied."""
         deadline = boottime() + min(self.timeout, CLOSE_SECONDS)
         try:
-            if session.id == 0:
-                await self._exchange(conversation.open(session), deadline)
-            await self._exchange(conversation.request("close", {}, None, session), deadline)
+            for request in self._conversation.ending(session):
+                await self._exchange(request, deadline)
         except TROUBLES:
             return False
         except TrackdError:
@@ -192,12 +181,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if not self._conversation.inherited:  # a forked child has nothing to close
             await self.close()
 
@@ -262,10 +246,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 None then.
             never_stale: whether the daemon runs it however late it arrives.
         """
-        if deadline == BY_TIMEOUT:
-            deadline = boottime() + self.timeout
-        # A call without a limit waits for a lease forever, not for a daemon.
-        begin_by = boottime() + self.timeout if deadline is None else deadline
+        deadline, begin_by = self._deadlines(deadline)
         self._begin()
         await self._say_hello(begin_by)
         if in_session and session is None:
@@ -285,7 +266,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         """Send a request, and again when needed, and wait for its reply; return what came of it."""
         assert self._loop is not None
         if self._socket.closed:  # while the call was on its way here
-            raise TrackerClosed("the tracker was closed while the call was under way")
+            raise cut_off_error()
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._post(Outstanding(request, future=future))
@@ -299,16 +280,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 raise no_answer_error(
                     self.endpoint, request.op, waited, connected=self._connected
                 ) from None
-            answer: Any = self._conversation.result(request, reply)
-            if take is not None and request.session is not None:
-                answer = take(request.session, answer)
-            self._conversation.settle(request)
-            return answer
-        except SessionLost as error:
-            if request.session is not None:
-                self._lose(request.session, error)
-            raise
-        except Refused:
+            return self._result(request, reply, take)
+        except (SessionLost, Refused):
             raise
         except BaseException as error:
             # No answer, cancelled or closed: the daemon may run the request all the same.
@@ -321,14 +294,6 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             raise
         finally:
             self._withdraw(request.seq)
-
-    def _give_up(self, request: Request) -> None:
-        """Give up a request; the daemon takes back what it may have granted."""
-        session = request.session
-        if session is None or session.lost or request.op not in GRANTING:
-            self._conversation.settle(request)
-            return
-        self._errand("cancel", {"target": request.seq}, session, settles=request)
 
     async def _say_hello(self, deadline: float | None) -> None:
         if not self._conversation.said_hello:
@@ -352,17 +317,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         try:
             session = self._conversation.session
             if session is None:
-                session = self._conversation.begin_session()
-                request = self._conversation.open(session)
-                perhaps_open = self._conversation.expect_open(session)
-                try:
+                with self._conversation.opening(lambda: self._was_connected) as request:
                     fields = await self._exchange(request, deadline)
-                except DaemonAbsent:
-                    session.perhaps_open = perhaps_open or self._was_connected
-                    raise
-                self._conversation.take_open(session, fields)
-                self._keep(session)
-                self._session_opened(session)
+                session = request.session
+                assert session is not None
+                self._take_open(session, fields)
             return session
         finally:
             self._opening.release()
@@ -372,44 +331,20 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     ) -> AsyncLease:
         return AsyncLease(self, session, fields, claim_by)
 
-    async def _release(self, lease: AsyncLease) -> None:
-        session = lease._session  # noqa: SLF001 - one module
-        try:
-            await self._call(calls.release(lease.id), session=session)
-        except TROUBLES as error:
-            log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
-            self._release_later(lease)
-        except (SessionLost, TrackerClosed):
-            pass  # the session has released it
-        except UsedAfterFork:
-            raise
-        except BaseException:  # cancelled, for instance
-            self._release_later(lease)
-            raise
-        lease._released = True  # noqa: SLF001 - not before: an exception leaves it to be done
-        self._leases.pop(lease.id, None)
-
-    def _release_later(self, lease: AsyncLease) -> None:
-        self._conversation.check_process()
-        self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - one module
-        lease._released = True  # noqa: SLF001
-        self._leases.pop(lease.id, None)
-
     # -- errands: requests that no call awaits ---------------------------------------------------
 
     def _keep(self, session: Session) -> None:
-        """Watch a session that has just been opened, and send its heartbeats."""
         self._errand("watch_session", {}, session)
-        if session.heartbeat_ttl is not None:
-            self._beat(session)
+        self._beat(session)
 
     def _beat(self, session: Session) -> None:
         """Send a heartbeat now, and again for as long as the session lasts."""
         assert self._loop is not None
-        if session.lost or session.heartbeat_ttl is None:
+        pause = session.heartbeat_pause
+        if session.lost or pause is None:
             return
         # Timers stand still while the host is suspended; the time-to-live runs on.
-        pause = min(session.heartbeat_ttl / HEARTBEATS, LONGEST_WAIT)
+        pause = min(pause, LONGEST_WAIT)
         tracker = weakref.ref(self)  # so that a tracker that is dropped is noticed
         self._heartbeat = self._loop.call_later(pause, _beat, tracker, session)
         if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
@@ -423,27 +358,10 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         *,
         settles: Request | None = None,
     ) -> None:
-        """Send a request until it is answered; the reply may settle another request as well."""
         if self._socket.closed or self._conversation.inherited:
             return
         request = self._conversation.request(op, fields, None, session)
-
-        def on_reply(reply: Reply) -> None:
-            if settles is not None:
-                self._conversation.settle(settles)
-            try:
-                body = self._conversation.result(request, reply)
-            except SessionLost as error:
-                self._lose(session, error)
-                return
-            except TrackdError:
-                return  # the daemon cannot do it; another try would not help
-            if op == "watch_session":
-                self._errand("watch_session", {}, session)
-                for notice in body.get("notices", ()):
-                    self._notice(session, notice)
-
-        self._post(Outstanding(request, on_reply=on_reply))
+        self._post(Outstanding(request, settles=settles))
 
     # -- the socket -------------------------------------------------------------------------------
 
@@ -473,8 +391,9 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._loop = loop
         sockets = (self._monitor, self._socket)
         parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # later ones, too
+        close = partial(close_parts, parts, self._context)
         self._dropped = weakref.finalize(
-            self, close_dropped, os.getpid(), self._conversation, self._place, self._context, parts
+            self, close_dropped, self._conversation, self._place, close
         )
         self._dropped.atexit = False  # the session ends with the process
         tracker = weakref.ref(self)
@@ -527,10 +446,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _take(self, frames: list[bytes]) -> None:
         """Take a reply."""
-        try:
-            reply = read_reply(frames[-1])
-        except TrackdError:
-            return
+        reply = find_reply(frames[-1])
         if reply is None:
             return
         outstanding = self._outstanding.get(reply.seq)
@@ -538,16 +454,15 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             return  # an errand, which is sent again after its pause
         if outstanding is not None:
             self._withdraw(reply.seq)
-            outstanding.take(reply)
+            if outstanding.future is None:
+                self._take_errand(outstanding.request, outstanding.settles, reply)
+            elif not outstanding.future.done():
+                outstanding.future.set_result(reply)
         elif reply.body.get("lease") is not None:
             # A call may await a copy of this reply that comes right behind it: it is first.
-            asyncio.get_running_loop().call_soon(self._stray, reply)
-
-    def _stray(self, reply: Reply) -> None:
-        """Handle a reply for which no call waits: release the lease that it may grant."""
-        session, number = self._conversation.session, self._unwanted_grant(reply.body)
-        if session is not None and number is not None:
-            self._errand("release", {"lease": number}, session)
+            asyncio.get_running_loop().call_soon(
+                self._stray, self._conversation.session, reply.body
+            )
 
     def _take_monitored(self, frames: list[bytes]) -> None:
         """Note that the connection came or went, and send again what was lost with the last one."""
@@ -565,7 +480,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
-        closed = TrackerClosed("the tracker was closed while the call was under way")
+        closed = cut_off_error()
         for seq in list(self._outstanding):
             outstanding = self._withdraw(seq)
             future = None if outstanding is None else outstanding.future

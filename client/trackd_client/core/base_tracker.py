@@ -11,22 +11,23 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Generic
 
+from trackd_client.core import calls
 from trackd_client.core.arguments import check_callable, check_labels, check_number, check_type
-from trackd_client.core.conversation import Conversation, Session
-from trackd_client.core.discovery import sentence_of
-from trackd_client.core.lease import LeaseT
+from trackd_client.core.calls import BY_TIMEOUT, Call
+from trackd_client.core.conversation import GRANTING, Conversation, Request, Session
+from trackd_client.core.discovery import Reading, messages, sentence_of
+from trackd_client.core.lease import BaseLease, LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.core.place import Place
-from trackd_client.errors import BadArgument, SessionLost
+from trackd_client.errors import BadArgument, SessionLost, TrackdError
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError
+from trackd_client.wire.protocol import Reply
 
 log = logging.getLogger("trackd_client")
 
 #: Seconds that `close` waits for a daemon to confirm it.
 CLOSE_SECONDS: Final = 1.0
-#: Times that `insist` tries.
-_TRIES: Final = 5
 
 
 class ConnectionState(StrEnum):
@@ -122,9 +123,94 @@ class BaseTracker(Generic[LeaseT]):
         """Log that the system refused the background thread, which a later call starts."""
         self._limited_log.warning("no thread", "a later call starts the thread: %s", error)
 
-    def _log_skipped(self, skipped: list[str]) -> None:
+    # -- calls -----------------------------------------------------------------------------
+
+    def _deadlines(self, deadline: float | None) -> tuple[float | None, float]:
+        """Return until when a call waits for its result, and until when it waits for a daemon.
+
+        Args:
+            deadline: seconds of CLOCK_BOOTTIME, None for never, or `BY_TIMEOUT`.
+        """
+        if deadline == BY_TIMEOUT:
+            deadline = boottime() + self.timeout
+        # A call without a limit waits for a lease forever, not for a daemon.
+        return deadline, boottime() + self.timeout if deadline is None else deadline
+
+    def _result(
+        self, request: Request, reply: Reply, take: Callable[[Session, dict[str, Any]], Any] | None
+    ) -> Any:
+        """Return what came of a request, which is done then.
+
+        Args:
+            request: made by a call or for an errand.
+            reply: to it.
+            take: makes the result from the session and the fields of the reply; None: the fields
+                are the result.
+
+        Raises:
+            TrackdError: the daemon refused it. A session that is lost is marked as such.
+        """
+        try:
+            answer: Any = self._conversation.result(request, reply)
+        except SessionLost as error:
+            if request.session is not None:
+                self._lose(request.session, error)
+            raise
+        if take is not None and request.session is not None:
+            answer = take(request.session, answer)
+        self._conversation.settle(request)
+        return answer
+
+    def _messages(self, reading: Reading) -> tuple[list[Call[None]], int]:
+        """Return the calls that send gossip, and how many of its entries they skip."""
+        parts, skipped = messages(reading, self._conversation.limits)
         if skipped:
             self._limited_log.warning("skipped", "%s", sentence_of(skipped))
+        return [calls.track_expected(part) for part in parts], len(skipped)
+
+    def _give_up(self, request: Request) -> None:
+        """Give up a request; the daemon takes back what it may have granted."""
+        session = request.session
+        if session is None or session.lost or request.op not in GRANTING:
+            self._conversation.settle(request)
+        else:
+            self._errand("cancel", {"target": request.seq}, session, settles=request)
+
+    def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
+        """Handle a reply for which no call waits: release the lease that it may grant."""
+        number = fields.get("lease")
+        if session is not None and type(number) is int and number not in self._leases:
+            self._errand("release", {"lease": number}, session)
+
+    # -- errands: requests that no call awaits ---------------------------------------------
+
+    @abstractmethod
+    def _errand(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        session: Session,
+        *,
+        settles: Request | None = None,
+    ) -> None:
+        """Send a request until it is answered; the reply settles another request as well."""
+
+    def _take_errand(self, request: Request, settles: Request | None, reply: Reply) -> None:
+        """Handle the reply of an errand, which is done then."""
+        session = request.session
+        assert session is not None
+        if settles is not None:
+            self._conversation.settle(settles)
+        try:
+            fields = self._result(request, reply, None)
+        except TrackdError:
+            return  # the daemon cannot do it; another try would not help
+        if request.op == "watch_session":
+            self._errand("watch_session", {}, session)
+            for notice in fields.get("notices", ()):
+                self._notice(session, notice)
+
+    # -- leases ----------------------------------------------------------------------------
 
     @abstractmethod
     def _make_lease(
@@ -145,10 +231,29 @@ class BaseTracker(Generic[LeaseT]):
             self._mark_lost(session)
         return lease
 
-    def _unwanted_grant(self, fields: Mapping[str, Any]) -> int | None:
-        """Return the lease to release: one in a reply for which no call waits any longer."""
-        number = fields.get("lease")
-        return number if type(number) is int and number not in self._leases else None
+    def _release_later(self, lease: BaseLease) -> None:
+        """Release a lease without waiting for the daemon's reply."""
+        self._conversation.check_process()
+        self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - a lease is its tracker's
+        self._forget(lease)
+
+    def _forget(self, lease: BaseLease) -> None:
+        """Forget a lease that is released. Not before: an exception leaves it to be done."""
+        lease._released = True  # noqa: SLF001
+        self._leases.pop(lease.id, None)
+
+    # -- the session and the connection -----------------------------------------------------
+
+    @abstractmethod
+    def _keep(self, session: Session) -> None:
+        """Watch a session that has just been opened, and send its heartbeats."""
+
+    def _take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
+        """Begin to use a session that the daemon has opened, once."""
+        if session.id == 0:  # else a signal handler was here before
+            self._conversation.take_open(session, fields)
+            self._keep(session)
+            self._session_opened(session)
 
     def _lose(self, session: Session, error: SessionLost) -> None:
         """Mark a session and all of its leases as lost, once, and call back."""
@@ -225,22 +330,3 @@ class BaseTracker(Generic[LeaseT]):
                 log.exception("a callback of the tracker failed")
             finally:
                 self._calling_back = False
-
-
-def insist(act: Callable[[], object]) -> None:
-    """Do what must not be left undone, again when an exception interrupts it.
-
-    A signal handler can raise an exception at any point of the main thread, also within the code
-    that cleans up after the one before. What is done here may be done twice without harm.
-
-    Raises:
-        BaseException: the last exception, when each of several tries met one.
-    """
-    for _ in range(_TRIES):
-        try:
-            act()
-        except BaseException as error:  # noqa: BLE001 - raised below, unless a later try succeeds
-            interruption = error
-        else:
-            return
-    raise interruption

@@ -9,7 +9,7 @@ The synchronous and the asyncio client make the same calls and differ in how the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from trackd_client.core.arguments import check_number, principal_list, proxy_rows
@@ -65,7 +65,7 @@ class Grant(NamedTuple):
 # -- what agents do -----------------------------------------------------------------------
 
 
-def track_expected(proxies: tuple[Proxy, ...]) -> Call[None]:
+def track_expected(proxies: Iterable[Proxy]) -> Call[None]:
     """Send gossip."""
     return Call("track_expected", {"proxies": proxy_rows(proxies)}, _nothing)
 

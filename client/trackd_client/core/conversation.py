@@ -16,7 +16,8 @@ import itertools
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,7 @@ from trackd_client._version import __version__
 from trackd_client.errors import (
     LOST,
     Code,
+    DaemonAbsent,
     NoAnswer,
     PermissionRefused,
     SessionLost,
@@ -70,6 +72,11 @@ class Session:
     perhaps_open: bool = False
     lost: bool = False
     outstanding: set[int] = field(default_factory=set)
+
+    @property
+    def heartbeat_pause(self) -> float | None:
+        """Seconds between two heartbeats, or None when none is needed."""
+        return None if self.heartbeat_ttl is None else self.heartbeat_ttl / HEARTBEATS
 
 
 class Request(NamedTuple):
@@ -131,7 +138,7 @@ class Conversation:
         """
         self.check_process()
         if self.closed:
-            raise TrackerClosed("the tracker is closed; make another")
+            raise closed_error()
 
     def check_process(self) -> None:
         """Refuse use in a forked child.
@@ -220,7 +227,7 @@ class Conversation:
         message = _in_one_line(str(reply.body.get("message", code)))
         if code in LOST and request.session is not None and self.closed:
             # Ended by our own `close`: the daemon replies so to all requests that waited.
-            raise TrackerClosed("the tracker was closed while the call was under way")
+            raise cut_off_error()
         if code in LOST and request.session is not None:
             raise SessionLost(f"{message}; the next call opens a fresh session")
         raise refusal(code, message, reply.retry_after, reply.body)
@@ -309,6 +316,36 @@ class Conversation:
             fields["cluster"] = self.cluster
         return self.request("open", fields, None, session)
 
+    @contextmanager
+    def opening(self, was_connected: Callable[[], bool]) -> Iterator[Request]:
+        """Begin to open a session: the `with` block makes this request.
+
+        Args:
+            was_connected: returns whether the request may have reached a daemon, when the block
+                raises `DaemonAbsent`.
+
+        Raises:
+            TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
+        """
+        session = self.begin_session()
+        request = self.open(session)
+        perhaps_open = self.expect_open(session)
+        try:
+            yield request
+        except DaemonAbsent:
+            session.perhaps_open = perhaps_open or was_connected()
+            raise
+
+    def ending(self, session: Session) -> Iterator[Request]:
+        """Return the requests that end a session, each to be made when the one before is answered.
+
+        One that is perhaps open is opened first. The daemon remembers sessions that have ended,
+        so that another copy of the request to open it comes too late.
+        """
+        if session.id == 0:
+            yield self.open(session)
+        yield self.request("close", {}, None, session)
+
     def take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
         """Take over the number and the time-to-live of a session that is now open."""
         session.id = int(fields.get("session", 0))
@@ -348,6 +385,24 @@ def check_process(pid: int, what: str) -> None:
         raise UsedAfterFork(
             f"this {what} belongs to the process {pid}; make another in this one, after the fork"
         )
+
+
+def closed_error() -> TrackerClosed:
+    """Return the error for the use of a closed tracker."""
+    return TrackerClosed("the tracker is closed; make another")
+
+
+def cut_off_error() -> TrackerClosed:
+    """Return the error for a call that `close` ended."""
+    return TrackerClosed("the tracker was closed while the call was under way")
+
+
+def find_reply(frame: bytes) -> Reply | None:
+    """Return the reply in a frame, or None for whatever else comes."""
+    try:
+        return decode_reply(frame)
+    except ProtocolError:
+        return None
 
 
 def read_reply(frame: bytes) -> Reply | None:

@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 from trackd_client.core import calls
 from trackd_client.core.arguments import principal_list
 from trackd_client.core.calls import Call
-from trackd_client.core.conversation import Session
-from trackd_client.errors import SessionLost
+from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.insist import insist
+from trackd_client.errors import TROUBLES, SessionLost, TrackerClosed, UsedAfterFork
 from trackd_client.wire.clock import boottime
 
 log = logging.getLogger("trackd_client")
@@ -26,15 +27,35 @@ class Settable(Protocol):
         """Return whether the flag is set."""
 
 
+class BaseGranter(Protocol):
+    """What a lease needs of its tracker."""
+
+    _conversation: Conversation
+
+    def _release_later(self, lease: BaseLease) -> None:
+        """Release a lease without waiting for the daemon's reply."""
+
+    def _forget(self, lease: BaseLease) -> None:
+        """Forget a lease that is released."""
+
+
 class BaseLease:
     """The part of a lease that both clients share."""
 
     lost: Settable
     should_close: Settable
+    _tracker: BaseGranter
 
-    def __init__(self, session: Session, fields: Mapping[str, Any], claim_by: float | None) -> None:
+    def __init__(
+        self,
+        tracker: BaseGranter,
+        session: Session,
+        fields: Mapping[str, Any],
+        claim_by: float | None,
+    ) -> None:
         self.id: int = fields["lease"]
         self.claimed_name: str | None = fields.get("name")
+        self._tracker = tracker
         self._session = session
         self._claim_by = claim_by
         self._releasing = False
@@ -58,6 +79,12 @@ class BaseLease:
         if self._claim_by is None or self.claimed_name is not None:
             return None
         return max(0.0, self._claim_by - boottime())
+
+    def let_go(self) -> None:
+        """Release the lease without waiting for the daemon's reply. Not a coroutine."""
+        if not self.released:
+            self._releasing = True
+            self._tracker._release_later(self)  # noqa: SLF001 - a part of it
 
     def __repr__(self) -> str:
         state = "lost" if self.lost.is_set() else "released" if self._released else None
@@ -97,6 +124,25 @@ class BaseLease:
         if fields["claimed"] and self.on_claim is not None:
             self.on_claim(False, fields["name"])  # the agent will end the dial for that reason
         return bool(fields["claimed"])
+
+    def _is_released_despite(self, error: BaseException) -> bool:
+        """Complete a release that raised an error, and return whether that error may pass.
+
+        A release is sent as soon as a daemon is there. One that an exception interrupted, by a
+        signal handler or a cancel, is completed too, and so does a second call of `release`.
+        """
+        if isinstance(error, UsedAfterFork):
+            return False
+        if isinstance(error, SessionLost) or (
+            isinstance(error, TrackerClosed) and self._tracker._conversation.closed  # noqa: SLF001
+        ):
+            self._tracker._forget(self)  # noqa: SLF001 - the end of the session released it
+            return True
+        passes = isinstance(error, TROUBLES)
+        if passes:
+            log.warning("lease %d will be released when the daemon can: %s", self.id, error)
+        insist(self.let_go)
+        return passes
 
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)

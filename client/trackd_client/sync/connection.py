@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 
 import zmq
 
+from trackd_client.core.conversation import closed_error
 from trackd_client.core.place import Place
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
@@ -29,7 +30,7 @@ from trackd_client.core.sockets import (
     read_monitor,
     system_error,
 )
-from trackd_client.errors import AcquireTimeout, NoAnswer, TrackdError, TrackerClosed
+from trackd_client.errors import AcquireTimeout, NoAnswer, TrackdError
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.frames import fast_send
 
@@ -336,11 +337,11 @@ class Connections:
 
     def error_of(self, error: Exception) -> TrackdError:
         """Return the error for what a socket raised: it was closed, or the system refused it."""
-        return _closed() if self._closed else system_error(error)
+        return closed_error() if self._closed else system_error(error)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _closed()
+            raise closed_error()
 
     def _keeps(self, connection: Connection) -> bool:
         return len(self._idle) < _MOST_IDLE and not connection.abandoned
@@ -432,7 +433,3 @@ class Loan:
             self, "counted", False
         ):  # an exception came between the beginning of the block and its end
             self._connections.give_back(self)
-
-
-def _closed() -> TrackerClosed:
-    return TrackerClosed("the tracker is closed; make another")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import os
 import time
+import warnings
+from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -35,9 +37,6 @@ def end_session(
 ) -> bool:
     """End a session that is open or perhaps open, and return whether the daemon has replied.
 
-    One that is perhaps open is opened first, over the same connection. The daemon remembers
-    sessions that have ended, so that another copy of the request to open it comes too late.
-
     Args:
         conversation: of its tracker.
         session: what to end.
@@ -48,11 +47,8 @@ def end_session(
         TrackdError: what listens is no daemon, or the session cannot be open.
     """
     deadline = boottime() + seconds
-    opened = session.id != 0 or _answered(
-        conversation, conversation.open(session), connection, deadline
-    )
-    request = conversation.request("close", {}, None, session)
-    return opened and _answered(conversation, request, connection, deadline)
+    requests = conversation.ending(session)
+    return all(_answered(conversation, request, connection, deadline) for request in requests)
 
 
 def end_later(conversation: Conversation, session: Session, place: Place) -> None:
@@ -65,6 +61,23 @@ def end_later(conversation: Conversation, session: Session, place: Place) -> Non
         _thread.start_new_thread(_end, (conversation, session, place))
     except RuntimeError as error:
         log.warning("a session remains open until this process ends: %s", error)
+
+
+def close_dropped(conversation: Conversation, place: Place, close: Callable[[], object]) -> None:
+    """Close what a tracker leaves that was garbage collected without `close`, of either client.
+
+    Args:
+        conversation: of the tracker.
+        place: of its daemon.
+        close: closes its sockets.
+    """
+    if conversation.inherited:
+        return  # after a fork they belong to the parent
+    session = conversation.close()
+    close()
+    if session is not None and session.perhaps_open:
+        end_later(conversation, session, place)
+    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)
 
 
 def _end(conversation: Conversation, session: Session, place: Place) -> None:

@@ -18,15 +18,14 @@ from typing import Any, Final
 
 from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.conversation import (
-    HEARTBEATS,
     RESEND_SECONDS,
     Conversation,
     Request,
     Session,
+    find_reply,
     lengthen,
-    read_reply,
 )
-from trackd_client.errors import PASSING, SessionLost, TrackdError, TrackerClosed
+from trackd_client.errors import PASSING, TrackerClosed
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
 from trackd_client.wire.clock import boottime
 
@@ -73,18 +72,9 @@ class Keeper:
 
     def keep(self, session: Session) -> None:
         """Watch a session that has just been opened, and send its heartbeats."""
-        self._heartbeat_at = math.inf
-        if session.heartbeat_ttl is not None:
-            self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
-        self._send("watch_session", {}, session)
-
-    def cancel(self, request: Request, session: Session) -> None:
-        """Cancel a request: the daemon takes back what it granted."""
-        self._send("cancel", {"target": request.seq}, session, settles=request)
-
-    def release(self, lease: int, session: Session) -> None:
-        """Release a lease."""
-        self._send("release", {"lease": lease}, session)
+        pause = session.heartbeat_pause
+        self._heartbeat_at = math.inf if pause is None else boottime() + pause
+        self.send("watch_session", {}, session)
 
     def ensure(self) -> None:
         """Start the thread if there is work for it, and an earlier try failed."""
@@ -109,7 +99,7 @@ class Keeper:
         if thread is not None and seconds and thread is not threading.current_thread():
             thread.join(seconds)  # not from its own callback: it ends after that
 
-    def _send(
+    def send(
         self,
         op: str,
         fields: Mapping[str, Any],
@@ -215,14 +205,15 @@ class Keeper:
         if boottime() < self._heartbeat_at:
             return
         session = self._conversation.session
-        if session is None or session.heartbeat_ttl is None:
+        pause = None if session is None else session.heartbeat_pause
+        if session is None or pause is None:
             self._heartbeat_at = math.inf
             return
-        self._heartbeat_at = boottime() + session.heartbeat_ttl / HEARTBEATS
+        self._heartbeat_at = boottime() + pause
         with self._lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
         if not waits:
-            self._send("heartbeat", {}, session)
+            self.send("heartbeat", {}, session)
 
     def _send_due(self, connection: Connection) -> None:
         now = boottime()
@@ -241,32 +232,11 @@ class Keeper:
 
     def _take(self, frame: bytes) -> None:
         """Handle the reply of an errand, which is then done unless the error will pass."""
-        try:
-            reply = read_reply(frame)
-        except TrackdError:
-            return
+        reply = find_reply(frame)
         if reply is None or reply.error in PASSING:
             return  # the errand is sent again after its pause
         with self._lock:
             errand = self._errands.pop(reply.seq, None)
-        if errand is None:
-            return
-        session = errand.request.session
-        assert session is not None
-        if errand.settles is not None:
-            self._conversation.settle(errand.settles)
-        try:
-            body = self._conversation.result(errand.request, reply)
-        except SessionLost as error:
-            tracker = self._tracker()
-            if tracker is not None:
-                tracker._lose(session, error)
-            return
-        except TrackdError:
-            return  # the daemon cannot do it; another try would not help
-        if errand.request.op == "watch_session":
-            self._send("watch_session", {}, session)
-            tracker = self._tracker()
-            if tracker is not None:
-                for notice in body.get("notices", ()):
-                    tracker._notice(session, notice)
+        tracker = self._tracker()
+        if errand is not None and tracker is not None:
+            tracker._take_errand(errand.request, errand.settles, reply)

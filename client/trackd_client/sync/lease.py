@@ -7,32 +7,23 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from trackd_client.core.base_tracker import insist
+from trackd_client.core import calls
 from trackd_client.core.calls import Call, T
-from trackd_client.core.conversation import Conversation, Session, check_process
-from trackd_client.core.lease import BaseLease
-from trackd_client.errors import UsedAfterFork
+from trackd_client.core.conversation import Session, check_process
+from trackd_client.core.insist import insist
+from trackd_client.core.lease import BaseGranter, BaseLease
 
 #: The longest part of a wait in seconds.
 _SLICE: Final = 2.0
 
 
-class Granter(Protocol):
+class Granter(BaseGranter, Protocol):
     """What a lease needs of its tracker."""
-
-    _conversation: Conversation
 
     def _call(self, call: Call[T], *, session: Session | None = None) -> T:
         """Make a call and return its result."""
-
-    def _release(self, lease: Lease) -> None:
-        """Release a lease, now or as soon as the daemon can."""
-
-    def _release_later(self, lease: Lease) -> None:
-        """Release a lease without waiting for the daemon's reply."""
 
 
 class Flag(threading.Event):
@@ -85,14 +76,18 @@ class Lease(BaseLease):
 
     lost: Flag
     should_close: Flag
+    _tracker: Granter
 
     def __init__(
-        self, tracker: Granter, session: Session, fields: Mapping[str, Any], claim_by: float | None
+        self,
+        tracker: Granter,
+        session: Session,
+        fields: Mapping[str, Any],
+        claim_by: float | None,
     ) -> None:
-        super().__init__(session, fields, claim_by)
+        super().__init__(tracker, session, fields, claim_by)
         self.lost = Flag()
         self.should_close = Flag()
-        self._tracker = tracker
 
     def claim(self, *principals: str) -> bool:
         """Claim the proxy that was reached.
@@ -132,29 +127,16 @@ class Lease(BaseLease):
         try:
             if not self.released:
                 self._releasing = True
-                self._tracker._release(self)  # noqa: SLF001
-        except UsedAfterFork:
-            raise
-        except BaseException:
-            # By a signal handler, perhaps. The keeper completes it; so does a second call.
-            insist(self.let_go)
-            raise
-
-    def let_go(self) -> None:
-        """Release the lease without waiting for the daemon's reply."""
-        if not self.released:
-            self._releasing = True
-            self._tracker._release_later(self)  # noqa: SLF001
+                self._tracker._call(calls.release(self.id), session=self._session)  # noqa: SLF001
+                self._tracker._forget(self)  # noqa: SLF001
+        except BaseException as error:
+            if not self._is_released_despite(error):
+                raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if not self._tracker._conversation.inherited:  # noqa: SLF001 - a part of it
                 self.release()

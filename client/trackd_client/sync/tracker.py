@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import zmq
 
 from trackd_client.core import calls
-from trackd_client.core.base_tracker import CLOSE_SECONDS, insist, log
+from trackd_client.core.base_tracker import CLOSE_SECONDS, log
 from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, T
 from trackd_client.core.conversation import (
-    GRANTING,
     RESEND_SECONDS,
-    Conversation,
     Request,
     Session,
+    cut_off_error,
     lengthen,
     read_reply,
 )
-from trackd_client.core.discovery import Reading, messages, read_gossip
+from trackd_client.core.discovery import Reading, read_gossip
+from trackd_client.core.insist import insist
 from trackd_client.core.sockets import check_threads, no_answer_error
 from trackd_client.errors import (
-    TROUBLES,
     AcquireTimeout,
     DaemonAbsent,
     NoAnswer,
     Refused,
     SessionLost,
     TrackdError,
-    TrackerClosed,
 )
 from trackd_client.proxy import Proxy
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
-from trackd_client.sync.ending import end_later, end_session
+from trackd_client.sync.ending import close_dropped, end_later, end_session
 from trackd_client.sync.keeper import Keeper
 from trackd_client.sync.lease import Lease
 from trackd_client.sync.operators import Operations
@@ -68,8 +63,10 @@ class Tracker(Operations[Lease]):
         except BaseException:
             self._connections.close()
             raise
-        parts = (self._conversation, self._keeper, self._connections)
-        self._dropped = weakref.finalize(self, _close_dropped, os.getpid(), *parts)
+        close = partial(_close_parts, self._keeper, self._connections)
+        self._dropped = weakref.finalize(
+            self, close_dropped, self._conversation, self._place, close
+        )
         self._dropped.atexit = False  # the session ends with the process
 
     # -- what agents do -------------------------------------------------------------------
@@ -101,11 +98,10 @@ class Tracker(Operations[Lease]):
         self._check_usable()
         if not self._conversation.said_hello:
             self.ping()  # its limits are known then
-        parts, skipped = messages(reading, self._conversation.limits)
-        self._log_skipped(skipped)
-        for part in parts:
-            self.track_expected(*part)
-        return len(skipped)
+        messages, skipped = self._messages(reading)
+        for message in messages:
+            self._call(message)
+        return skipped
 
     def set_connection_count(self, count: int) -> None:
         """Set how many connections all agents of this host want together.
@@ -184,12 +180,7 @@ class Tracker(Operations[Lease]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._conversation.inherited:  # a forked child has nothing to close
             self.close()
 
@@ -274,10 +265,7 @@ class Tracker(Operations[Lease]):
             never_stale: whether the daemon runs it however late it arrives.
             wake: ends the call when it is set; without it, only `close` does.
         """
-        if deadline == BY_TIMEOUT:
-            deadline = boottime() + self.timeout
-        # A call without a limit waits for a lease forever, not for a daemon.
-        begin_by = boottime() + self.timeout if deadline is None else deadline
+        deadline, begin_by = self._deadlines(deadline)
         self._check_usable()
         self._keeper.ensure()
         try:
@@ -316,15 +304,11 @@ class Tracker(Operations[Lease]):
                 if happened is Happened.REPLY and frame is not None:
                     reply = read_reply(frame)
                     if reply is not None and reply.seq == request.seq:
-                        answer = self._conversation.result(request, reply)
-                        if take is not None and request.session is not None:
-                            answer = take(request.session, answer)
-                        self._conversation.settle(request)
-                        return answer
+                        return self._result(request, reply, take)
                     if reply is not None:
                         self._stray(request.session, reply.body)
                 elif happened is Happened.WOKEN:
-                    raise TrackerClosed("the tracker was closed while the call was under way")
+                    raise cut_off_error()
                 elif happened is Happened.RECONNECTED or boottime() >= resend:
                     connection.send(request.frame)
                     pause = lengthen(pause) if parks else pause
@@ -334,11 +318,7 @@ class Tracker(Operations[Lease]):
                     raise self._unanswered(connection, request.op, now - started)
                 ends = resend if deadline is None else min(deadline, resend)
                 happened, frame = connection.wait(ends - now)
-        except SessionLost as error:
-            if request.session is not None:
-                self._lose(request.session, error)
-            raise
-        except Refused:
+        except (SessionLost, Refused):
             raise
         except BaseException as error:
             # No answer, interrupted or closed: the daemon may run the request all the same.
@@ -352,14 +332,6 @@ class Tracker(Operations[Lease]):
     ) -> DaemonAbsent | NoAnswer:
         connection.abandoned = not connection.was_connected  # it must not send that later
         return no_answer_error(self.endpoint, op, seconds, connected=connection.connected)
-
-    def _give_up(self, request: Request) -> None:
-        """Give up a request; the daemon takes back what it may have granted."""
-        session = request.session
-        if session is None or session.lost or request.op not in GRANTING:
-            self._conversation.settle(request)
-            return
-        self._keeper.cancel(request, session)
 
     def _say_hello(self, connection: Connection, deadline: float | None) -> None:
         hello = self._conversation.hello()
@@ -376,18 +348,11 @@ class Tracker(Operations[Lease]):
         try:
             session = self._conversation.session
             if session is None:
-                session = self._conversation.begin_session()
-                request = self._conversation.open(session)
-                perhaps_open = self._conversation.expect_open(session)
-                try:
+                with self._conversation.opening(lambda: connection.was_connected) as request:
                     fields = self._exchange(connection, request, deadline)
-                except DaemonAbsent:
-                    session.perhaps_open = perhaps_open or connection.was_connected
-                    raise
-                if session.id == 0:  # else a signal handler was here before
-                    self._conversation.take_open(session, fields)
-                    self._keeper.keep(session)
-                    self._session_opened(session)
+                session = request.session
+                assert session is not None
+                self._take_open(session, fields)
             return session
         finally:
             self._opening.release()
@@ -397,43 +362,20 @@ class Tracker(Operations[Lease]):
     ) -> Lease:
         return Lease(self, session, fields, claim_by)
 
-    def _release(self, lease: Lease) -> None:
-        session = lease._session  # noqa: SLF001 - one module
-        try:
-            self._call(calls.release(lease.id), session=session)
-        except TROUBLES as error:
-            log.warning("lease %d will be released when the daemon can: %s", lease.id, error)
-            self._keeper.release(lease.id, session)
-        except SessionLost:
-            pass
-        except TrackerClosed:
-            if not self._conversation.closed:
-                raise
-        lease._released = True  # noqa: SLF001 - not before: an exception leaves it to be done
-        self._leases.pop(lease.id, None)
+    def _keep(self, session: Session) -> None:
+        self._keeper.keep(session)
 
-    def _release_later(self, lease: Lease) -> None:
-        self._conversation.check_process()
-        self._keeper.release(lease.id, lease._session)  # noqa: SLF001 - one module
-        lease._released = True  # noqa: SLF001
-        self._leases.pop(lease.id, None)
-
-    def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
-        """Handle a reply for which no call waits: release the lease that it may grant."""
-        number = self._unwanted_grant(fields)
-        if session is not None and number is not None:
-            self._keeper.release(number, session)
+    def _errand(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        session: Session,
+        *,
+        settles: Request | None = None,
+    ) -> None:
+        self._keeper.send(op, fields, session, settles=settles)
 
 
-def _close_dropped(
-    pid: int, conversation: Conversation, keeper: Keeper, connections: Connections
-) -> None:
-    """Close what a tracker leaves that was garbage collected without `close`."""
-    if os.getpid() != pid:
-        return  # after a fork they belong to the parent
-    session = conversation.close()
+def _close_parts(keeper: Keeper, connections: Connections) -> None:
     keeper.stop(0.0)
     connections.close()
-    if session is not None and session.perhaps_open:
-        end_later(conversation, session, connections.place)
-    warnings.warn("a tracker was dropped without close()", ResourceWarning, stacklevel=2)

@@ -17,11 +17,13 @@ from trackd_client.core.conversation import (
     Conversation,
     Request,
     Session,
+    find_reply,
     lengthen,
     read_reply,
 )
 from trackd_client.errors import (
     Code,
+    DaemonAbsent,
     DaemonFailed,
     InvalidRequest,
     LeaseExpired,
@@ -294,6 +296,36 @@ def test_a_session_is_opened_before_the_end_sees_it_or_not_at_all() -> None:
     assert session.perhaps_open
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_session_that_no_daemon_was_asked_to_open_needs_no_end(connected: bool) -> None:
+    talk = conversation()
+    session = talk.begin_session()
+
+    def fail(error: TrackdError, *, connected: bool) -> None:
+        with talk.opening(lambda: connected) as request:
+            assert (request.op, request.session) == ("open", session)
+            assert session.perhaps_open, "while it is asked"
+            raise error
+
+    with pytest.raises(DaemonAbsent):
+        fail(DaemonAbsent("none"), connected=connected)
+    assert session.perhaps_open == connected
+    with pytest.raises(NoAnswer):
+        fail(NoAnswer("none"), connected=False)
+    assert session.perhaps_open
+    with pytest.raises(DaemonAbsent):
+        fail(DaemonAbsent("gone meanwhile"), connected=False)
+    assert session.perhaps_open, "an earlier request may have reached a daemon"
+
+
+def test_a_session_that_is_perhaps_open_is_opened_before_it_is_ended() -> None:
+    talk = conversation()
+    session = talk.begin_session()
+    assert [request.op for request in talk.ending(session)] == ["open", "close"]
+    talk.take_open(session, {"session": 7})
+    assert [request.op for request in talk.ending(session)] == ["close"]
+
+
 def test_losing_an_old_session_leaves_the_present_one_alone() -> None:
     talk = conversation()
     old = opened(talk)
@@ -407,6 +439,12 @@ def test_a_session_that_is_gone_says_what_comes_next() -> None:
 def test_what_answers_in_another_protocol_is_no_daemon() -> None:
     with pytest.raises(NoAnswer, match="not a trackd daemon"):
         read_reply(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_what_no_call_waits_for_is_a_reply_or_nothing() -> None:
+    reply = Reply(3, {"seq": 3})
+    assert find_reply(encode(REPLY, {"seq": 3})) == read_reply(encode(REPLY, {"seq": 3})) == reply
+    assert find_reply(b"HTTP/1.1 400") is None
 
 
 def test_what_is_no_reply_is_skipped() -> None:

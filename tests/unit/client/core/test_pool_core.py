@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from trackd_client.policy import Change
 from trackd_client.sync.lease import Flag
 
 STILL = Policy(failed_base=0.0, duplicate_step=0.0, sticky_after=3)
+NO_TRACKER: Any = None
 
 
 class BareLease(BaseLease):
@@ -28,7 +30,7 @@ class BareLease(BaseLease):
     should_close: Flag
 
     def __init__(self, number: int) -> None:
-        super().__init__(Session(b""), {"lease": number}, None)
+        super().__init__(NO_TRACKER, Session(b""), {"lease": number}, None)
         self.lost = Flag()
         self.should_close = Flag()
 
