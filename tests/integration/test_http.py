@@ -284,6 +284,13 @@ def test_the_end_of_the_listener_is_the_end_of_the_daemon(tmp_path: Path) -> Non
 # -- starting and stopping ---------------------------------------------------------------
 
 
+def http_problem(daemon: Daemon) -> str:
+    """Return why a daemon does not serve HTTP, once it has tried: agents come first."""
+    with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+        wait_until(lambda: tracker.status().http_problem is not None)
+        return str(tracker.status().http_problem)
+
+
 def test_a_port_that_somebody_has_keeps_no_agent_waiting(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
@@ -293,8 +300,8 @@ def test_a_port_that_somebody_has_keeps_no_agent_waiting(
         daemon = make_trackd_daemon(http=address)
         with Tracker(daemon.endpoint) as tracker:
             assert tracker.adopt("p1")
-            problem = tracker.status()["http_problem"]
-            assert f"cannot serve HTTP on {address}: address already in use" in problem
+            problem = f"cannot serve HTTP on {address}: address already in use"
+            assert problem in http_problem(daemon)
             wait_until(lambda: "HTTP is not served for now" in daemon.log.read_text())
     with Tracker(daemon.endpoint) as tracker:
         wait_until(lambda: "http_problem" not in tracker.status())
@@ -362,8 +369,7 @@ def test_a_path_that_a_daemon_has_or_that_is_no_socket_is_left_alone(
 ) -> None:
     def problem(path: Path) -> str:
         daemon = make_trackd_daemon(http=f"unix:{path}")
-        with Tracker(daemon.endpoint) as tracker:
-            said: str = tracker.status()["http_problem"]
+        said = http_problem(daemon)
         assert daemon.stop() == 0
         return said
 
