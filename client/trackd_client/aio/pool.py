@@ -6,20 +6,16 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.tracker import AsyncTracker
-from trackd_client.core.base_tracker import log
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
-from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
+from trackd_client.core.pool_core import Dial, PoolCore, check_wait, is_async
 from trackd_client.errors import (
     BadArgument,
     Refused,
-    SessionLost,
     TrackdError,
-    TrackerClosed,
     UsedAfterFork,
     WrongLoop,
 )
@@ -59,11 +55,15 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             raise BadArgument(f"dial must be an async function, not {dial!r:.100}")
         if _is_plain(dial):
             raise BadArgument("dial is not async; write `async def`, or use AgentPool")
-        check_wait(drain_timeout, "drain_timeout")
-        super().__init__(max_concurrent_dials, policy, on_event)
+        super().__init__(
+            tracker,
+            max_concurrent_dials=max_concurrent_dials,
+            policy=policy,
+            on_event=on_event,
+            drain_timeout=drain_timeout,
+        )
         self._tracker = tracker
         self._dial = dial
-        self._drain_timeout = drain_timeout
         self._change = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,14 +98,11 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
 
     async def _follow_names(self, reading: Reading) -> None:
         """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
-        for dial, principals in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
+        for dial, principals in self._misnamed(reading):
             try:
-                unwanted = self._renamed(dial, await self._tracker.adopt(*principals))
-            except Refused as error:  # no quota is left, say: the gossip matters more
-                log.warning("%s cannot be called %s: %s", dial.lease, principals[1], error)
-            else:
-                if unwanted is not None:
-                    unwanted.let_go()
+                self._renamed(dial, await self._tracker.adopt(*principals))
+            except Refused as error:
+                self._not_renamed(dial, principals[1], error)
 
     async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as `AgentPool.drain`
         """Stop dialling, advise every tunnel to close, wait until all have closed, cancel the rest.
@@ -151,32 +148,18 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._inherited:  # a forked child that leaves has no tunnels to close
+    async def __aexit__(self, *_: object) -> None:
+        if not self._inherited:
             await self.drain(self._drain_timeout)
-
-    @property
-    def _inherited(self) -> bool:
-        return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
-
-    def _check_process(self) -> None:
-        self._tracker._conversation.check_process()  # noqa: SLF001 - the pool is its user
 
     async def _dispatch(self) -> None:
         """Acquire and dial until the pool is drained."""
         while True:
             try:
                 await self._dispatch_one()
-            except TrackerClosed:
-                log.info("the pool ends: its tracker was closed")
-                return
             except Exception as error:  # noqa: BLE001 - it passes, and the pool goes on
-                self._broke(error)
+                if self._ends(error):
+                    return
 
     async def _dispatch_one(self) -> None:
         """Acquire a lease when it is time to, and dial with it."""
@@ -185,17 +168,8 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             await self._change.wait()
         await asyncio.sleep(self._pause())
         lease = await self._acquire()
-        # No await since the grant: a cancelled dispatcher loses none.
-        if lease is None:
-            return
-        if self._pause():
-            lease.let_go()  # a dial has failed meanwhile: leave the lease to others
-            return
-        try:
-            self._spawn(self._begin(lease))
-        except BaseException:
-            lease.let_go()
-            raise
+        if lease is not None:
+            self._use(lease)  # no await since the grant: a cancelled dispatcher loses none
 
     def _spawn(self, dial: Dial[AsyncLease]) -> None:
         """Run a dial in a task of its own; its leases are released however the task ends."""
@@ -204,43 +178,33 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if not self._inherited:  # a forked child that leaves has no lease to release
+            if not self._inherited:
                 self._let_go(dial)
                 self._gone(dial)
 
         task.add_done_callback(ended)
-
-    def _let_go(self, dial: Dial[AsyncLease]) -> None:
-        for lease in self._leases_of(dial):
-            lease.let_go()
 
     async def _acquire(self) -> AsyncLease | None:
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
             await self._adopt()
             return await self._tracker.acquire()
-        except SessionLost:
-            pass  # its tunnels are adopted before the next lease
-        except TrackerClosed:
-            raise
         except TrackdError as error:
-            self._refused(error)
+            if not self._goes_on(error):
+                raise
         return None
 
     async def _adopt(self) -> None:
         """Adopt the open tunnels whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            if name is None:
+            if name is None or self._stopping:
                 return
             try:
-                unwanted = self._adopted(dial, await self._tracker.adopt(name))
-                if unwanted is not None:
-                    unwanted.let_go()
-            except LATER:
-                raise  # the tunnel stays open meanwhile
+                self._adopted(dial, await self._tracker.adopt(name))
             except TrackdError as error:
-                self._not_adopted(dial, error)
+                if not self._abandon(dial, error):
+                    raise
 
     async def _run(self, dial: Dial[AsyncLease]) -> None:
         error: BaseException | None = None
@@ -261,12 +225,10 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         except Exception as failed:  # noqa: BLE001 - of a release, which the tracker completes
             self._log_failed(failed)
         if self._is_suspicious():
-            explained: dict[str, Any] = {}
             try:
-                explained = await self._tracker.explain()
+                self._judge(await self._tracker.explain())
             except TrackdError as failed:
-                log.debug("explain did not say what is missing: %s", failed)
-            self._judge(explained)
+                self._judge({}, failed)
 
     def _changed(self) -> None:
         self._change.set()

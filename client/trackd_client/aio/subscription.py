@@ -7,8 +7,7 @@ import asyncio
 import zmq
 import zmq.asyncio
 
-from trackd_client.core.event_sockets import configure
-from trackd_client.errors import TrackerClosed
+from trackd_client.core.event_sockets import configure, emitting_closed_error
 from trackd_client.wire.clock import boottime
 
 
@@ -77,4 +76,4 @@ class AsyncSubscription:
 
     def _check(self) -> None:
         if self._closed.done():
-            raise TrackerClosed("the tracker was closed while it emitted events")
+            raise emitting_closed_error()

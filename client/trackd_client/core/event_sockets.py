@@ -10,6 +10,7 @@ from trackd_client.core.sockets import (
     RECONNECT_MAX_MS,
     RECONNECT_MS,
 )
+from trackd_client.errors import TrackerClosed
 from trackd_client.wire.places import EVENTS_SUFFIX, PlaceError, check_ipc_path
 
 #: Unread messages that libzmq keeps, and the largest one in bytes. The daemon sends at most 256
@@ -45,3 +46,8 @@ def configure(socket: zmq.Socket[Any]) -> None:
     socket.reconnect_ivl = RECONNECT_MS
     socket.reconnect_ivl_max = RECONNECT_MAX_MS
     socket.subscribe(b"")
+
+
+def emitting_closed_error() -> TrackerClosed:
+    """Return the error for an iteration over events that `close` ended."""
+    return TrackerClosed("the tracker was closed while it emitted events")

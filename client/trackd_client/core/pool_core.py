@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from trackd_client.core.arguments import check_callable, check_number, check_type
-from trackd_client.core.base_tracker import log
+from trackd_client.core.base_tracker import BaseTracker, log
 from trackd_client.core.discovery import Reading
-from trackd_client.core.lease import BaseLease
+from trackd_client.core.lease import LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import (
     BadArgument,
@@ -34,9 +34,8 @@ from trackd_client.errors import (
 )
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
 
-LeaseT = TypeVar("LeaseT", bound=BaseLease)
 #: Errors for which an adoption is tried again later.
-LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable, SystemRefused)
+_LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable, SystemRefused)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,15 +64,21 @@ class PoolCore(Generic[LeaseT]):
 
     def __init__(
         self,
+        tracker: BaseTracker[LeaseT],
+        *,
         max_concurrent_dials: int,
         policy: Policy | None,
         on_event: Callable[[PoolEvent], None] | None,
+        drain_timeout: float | None,
     ) -> None:
+        check_wait(drain_timeout, "drain_timeout")
         check_type(max_concurrent_dials, int, "max_concurrent_dials")
         if max_concurrent_dials < 1:
             raise BadArgument("max_concurrent_dials must be at least 1")
         check_type(policy, Policy, "policy", optional=True)
         check_callable(on_event, "on_event")
+        self._conversation = tracker._conversation  # noqa: SLF001 - the pool is its user
+        self._drain_timeout = drain_timeout
         self._limited_log = LimitedLog(log)
         self._max_dials = max_concurrent_dials
         self._pace = Pace(policy or Policy())
@@ -95,17 +100,26 @@ class PoolCore(Generic[LeaseT]):
         with self._lock:
             return replace(self._stats)
 
-    @abstractmethod
     def _check_process(self) -> None:
         """Refuse use in a forked child, where a lock may be held for good.
 
         Raises:
             UsedAfterFork: this is one.
         """
+        self._conversation.check_process()
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether this is a forked child, which has no tunnels to close or leases to release."""
+        return self._conversation.inherited
 
     @abstractmethod
     def _changed(self) -> None:
         """Wake those that wait for room or for the last dial to end. Holds the lock."""
+
+    @abstractmethod
+    def _spawn(self, dial: Dial[LeaseT]) -> None:
+        """Run a dial beside those that run already, and release its leases when it ends."""
 
     # -- before a dial ----------------------------------------------------------------------
 
@@ -115,6 +129,22 @@ class PoolCore(Generic[LeaseT]):
     def _pause(self) -> float:
         """Return the seconds to wait before the next lease is acquired."""
         return max(0.0, self._not_before - time.monotonic())
+
+    def _goes_on(self, error: TrackdError) -> bool:
+        """Back off after an error of adopting or acquiring; return whether the pool goes on."""
+        if isinstance(error, TrackerClosed):
+            return self._stopping
+        if not isinstance(error, SessionLost):  # its tunnels are adopted before the next lease
+            self._refused(error)
+        return True
+
+    def _ends(self, error: BaseException) -> bool:
+        """Log an error of the dispatcher, and return whether it ends the pool."""
+        if isinstance(error, TrackerClosed):
+            log.info("the pool ends: its tracker was closed")
+            return True
+        self._broke(error)
+        return False
 
     def _refused(self, error: TrackdError) -> None:
         """Back off after an error of `acquire`."""
@@ -134,6 +164,17 @@ class PoolCore(Generic[LeaseT]):
         self._limited_log.warning(
             f"release {type(error).__name__}", "a release raised %r", error, error=error
         )
+
+    def _use(self, lease: LeaseT) -> None:
+        """Dial with a lease, unless the pool ends or a dial has failed meanwhile."""
+        if self._stopping or self._pause():
+            lease.let_go()  # leave it to others
+            return
+        try:
+            self._spawn(self._begin(lease))
+        except BaseException:
+            lease.let_go()
+            raise
 
     def _begin(self, lease: LeaseT) -> Dial[LeaseT]:
         """Count a dial that begins, and follow the claims of its lease."""
@@ -181,37 +222,35 @@ class PoolCore(Generic[LeaseT]):
                 and not dial.abandoned
             ]
 
-    def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> LeaseT | None:
+    def _adopted(self, dial: Dial[LeaseT], lease: LeaseT | None) -> bool:
         """Note the lease by which a tunnel was adopted, or None: another lease holds the proxy.
 
+        The lease is released when the dial has ended in the meantime.
+
         Returns:
-            The lease, when the dial has ended in the meantime: release it.
+            Whether the tunnel is held by the lease.
         """
         if lease is None:
             dial.abandoned = True
             dial.lease.should_close.set()
-            return None
+            return False
         with self._lock:
-            if dial.ended:
-                return lease
-            # The dial has its first lease only: advice for the new one must reach it there.
-            lease.should_close = dial.lease.should_close
-            dial.leases.append(lease)
-        return None
+            if not dial.ended:
+                # The dial has its first lease only: advice for the new one must reach it there.
+                lease.should_close = dial.lease.should_close
+                dial.leases.append(lease)
+                return True
+        lease.let_go()
+        return False
 
-    def _misnamed(
-        self, reading: Reading, cluster: str
-    ) -> list[tuple[Dial[LeaseT], tuple[str, str]]]:
+    def _misnamed(self, reading: Reading) -> list[tuple[Dial[LeaseT], tuple[str, str]]]:
         """Return the dials of which gossip mentions another name than the claimed one.
-
-        Args:
-            reading: the gossip.
-            cluster: the name of the cluster, which principals may end with.
 
         Returns:
             Each with the principals that mean the name that gossip has for its proxy, whether
             the daemon knows it already or not (rule 7).
         """
+        cluster = self._conversation.served  # which principals may end with
         mentioned = {proxy.name for proxy in reading.proxies}
         found = []
         with self._lock:
@@ -225,18 +264,19 @@ class PoolCore(Generic[LeaseT]):
                     found.append((dial, (f"{names[0]}.{cluster}", names[0])))
         return found
 
-    def _renamed(self, dial: Dial[LeaseT], lease: LeaseT | None) -> LeaseT | None:
+    def _renamed(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
         """Note the lease that holds a tunnel's proxy by the name that gossip has for it.
 
-        Returns:
-            The lease to release: that of the name before, or the new one when the dial has ended.
+        The lease of the name before is released.
         """
         before = dial.leases[-1]
-        unwanted = self._adopted(dial, lease)
-        if lease is None or unwanted is not None:
-            return unwanted
-        dial.lease.claimed_name = lease.claimed_name
-        return before
+        if self._adopted(dial, lease) and lease is not None:
+            dial.lease.claimed_name = lease.claimed_name
+            before.let_go()
+
+    def _not_renamed(self, dial: Dial[LeaseT], name: str, error: Refused) -> None:
+        """Log that a tunnel keeps its name: no quota is left, say; the gossip matters more."""
+        log.warning("%s cannot be called %s: %s", dial.lease, name, error)
 
     def _leases_of(self, dial: Dial[LeaseT]) -> list[LeaseT]:
         """Return all leases of a dial that has ended, or whose time is up; none is added later."""
@@ -244,10 +284,19 @@ class PoolCore(Generic[LeaseT]):
             dial.ended = True
             return list(dial.leases)
 
-    def _not_adopted(self, dial: Dial[LeaseT], error: TrackdError) -> None:
+    def _let_go(self, dial: Dial[LeaseT]) -> None:
+        """Release all leases of a dial without waiting for the daemon's replies."""
+        for lease in self._leases_of(dial):
+            lease.let_go()
+
+    def _abandon(self, dial: Dial[LeaseT], error: TrackdError) -> bool:
+        """Give up a tunnel unless a later try may adopt it; return whether it was given up."""
+        if isinstance(error, _LATER):
+            return False  # the tunnel stays open meanwhile
         if not isinstance(error, TrackerClosed):  # then nobody wants it adopted
             log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)
         self._adopted(dial, None)
+        return True
 
     def _begin_drain(self) -> None:
         """Stop beginning dials, and advise every tunnel to close."""
@@ -324,12 +373,15 @@ class PoolCore(Generic[LeaseT]):
         """Return whether `_judge` needs the daemon's `explain`."""
         return self._pace.is_suspicious
 
-    def _judge(self, explained: Mapping[str, Any]) -> None:
+    def _judge(self, explained: Mapping[str, Any], error: TrackdError | None = None) -> None:
         """Decide whether the load balancer is sticky; if so, emit that once and slow down.
 
         Args:
             explained: the daemon's reply to `explain`, or nothing when it did not answer.
+            error: what `explain` raised then.
         """
+        if error is not None:
+            log.debug("explain did not say what is missing: %s", error)
         with self._lock:
             pace, policy = self._pace, self._pace.policy
             missing = explained.get("missing_count", 0)

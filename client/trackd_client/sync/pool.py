@@ -20,20 +20,17 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from trackd_client.core import calls
-from trackd_client.core.base_tracker import CLOSE_SECONDS, log
+from trackd_client.core.base_tracker import CLOSE_SECONDS
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
-from trackd_client.core.pool_core import LATER, Dial, PoolCore, check_wait, is_async
+from trackd_client.core.pool_core import Dial, PoolCore, check_wait, is_async
 from trackd_client.core.sockets import check_threads
 from trackd_client.errors import (
     BadArgument,
     Refused,
-    SessionLost,
     TrackdError,
-    TrackerClosed,
     UsedAfterFork,
 )
 from trackd_client.policy import Policy, PoolEvent
@@ -80,11 +77,15 @@ class AgentPool(PoolCore[Lease]):
             raise BadArgument(f"dial must be a function, not {dial!r:.100}")
         if is_async(dial):
             raise BadArgument("dial is async; AgentPool runs it in a thread: use AsyncAgentPool")
-        check_wait(drain_timeout, "drain_timeout")
-        super().__init__(max_concurrent_dials, policy, on_event)
+        super().__init__(
+            tracker,
+            max_concurrent_dials=max_concurrent_dials,
+            policy=policy,
+            on_event=on_event,
+            drain_timeout=drain_timeout,
+        )
         self._tracker = tracker
         self._dial = dial
-        self._drain_timeout = drain_timeout
         self._room = threading.Condition(self._lock)
         self._wake = Wake()
         self._draining = Flag()
@@ -125,14 +126,11 @@ class AgentPool(PoolCore[Lease]):
 
     def _follow_names(self, reading: Reading) -> None:
         """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
-        for dial, principals in self._misnamed(reading, self._tracker._conversation.served):  # noqa: SLF001
+        for dial, principals in self._misnamed(reading):
             try:
-                unwanted = self._renamed(dial, self._tracker.adopt(*principals))
-            except Refused as error:  # no quota is left, say: the gossip matters more
-                log.warning("%s cannot be called %s: %s", dial.lease, principals[1], error)
-            else:
-                if unwanted is not None:
-                    unwanted.let_go()
+                self._renamed(dial, self._tracker.adopt(*principals))
+            except Refused as error:
+                self._not_renamed(dial, principals[1], error)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Stop dialling, advise every tunnel to close, and wait until all have closed.
@@ -173,21 +171,9 @@ class AgentPool(PoolCore[Lease]):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._inherited:  # a forked child that leaves has no tunnels to close
+    def __exit__(self, *_: object) -> None:
+        if not self._inherited:
             self.drain(self._drain_timeout)
-
-    @property
-    def _inherited(self) -> bool:
-        return self._tracker._conversation.inherited  # noqa: SLF001 - the pool is its user
-
-    def _check_process(self) -> None:
-        self._tracker._conversation.check_process()  # noqa: SLF001 - the pool is its user
 
     # -- the dispatcher's thread ------------------------------------------------------------
 
@@ -196,11 +182,9 @@ class AgentPool(PoolCore[Lease]):
         while not self._draining.is_set():
             try:
                 self._dispatch_one()
-            except TrackerClosed:
-                log.info("the pool ends: its tracker was closed")
-                return
             except (Exception, SystemExit) as error:  # noqa: BLE001 - it passes, and the pool goes on
-                self._broke(error)
+                if self._ends(error):
+                    return
 
     def _dispatch_one(self) -> None:
         """Acquire a lease when it is time to, and dial with it."""
@@ -209,17 +193,12 @@ class AgentPool(PoolCore[Lease]):
         while (pause := self._pause()) and not self._draining.wait(pause):
             pass
         lease = self._acquire()
-        if lease is None:
-            return
-        if self._draining.is_set() or self._pause():
-            lease.let_go()  # a dial has failed meanwhile: leave the lease to others
-            return
-        try:
-            check_threads()  # they may have become greenlets during the wait
-            self._spawn(self._begin(lease))
-        except BaseException:
-            lease.let_go()
-            raise
+        if lease is not None:
+            self._use(lease)
+
+    def _begin(self, lease: Lease) -> Dial[Lease]:
+        check_threads()  # they may have become greenlets during the wait
+        return super()._begin(lease)
 
     def _spawn(self, dial: Dial[Lease]) -> None:
         """Run a dial in a thread of its own. Without room for a thread the dial has failed."""
@@ -233,38 +212,27 @@ class AgentPool(PoolCore[Lease]):
             self._let_go(dial)
             self._gone(dial)
 
-    def _let_go(self, dial: Dial[Lease]) -> None:
-        for lease in self._leases_of(dial):
-            lease.let_go()
-
     def _acquire(self) -> Lease | None:
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
             self._adopt()
             return self._tracker._grant(calls.acquire(None), self._wake)  # noqa: SLF001 - the wake-up ends the wait
-        except SessionLost:
-            pass  # its tunnels are adopted before the next lease
-        except TrackerClosed:
-            if not self._draining.is_set():
-                raise
         except TrackdError as error:
-            self._refused(error)
+            if not self._goes_on(error):
+                raise
         return None
 
     def _adopt(self) -> None:
         """Adopt the open tunnels whose session was lost."""
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            if name is None or self._draining.is_set():
+            if name is None or self._stopping:
                 return
             try:
-                unwanted = self._adopted(dial, self._tracker.adopt(name))
-                if unwanted is not None:
-                    unwanted.let_go()
-            except LATER:
-                raise  # the tunnel stays open meanwhile
+                self._adopted(dial, self._tracker.adopt(name))
             except TrackdError as error:
-                self._not_adopted(dial, error)
+                if not self._abandon(dial, error):
+                    raise
 
     # -- a dial's thread ----------------------------------------------------------------------
 
@@ -278,7 +246,7 @@ class AgentPool(PoolCore[Lease]):
         except Exception as raised:  # noqa: BLE001 - whatever a dial raises, its lease is released
             error = raised
         finally:
-            if not self._inherited:  # a forked child that leaves has no lease to release
+            if not self._inherited:
                 self._finish(dial, error)
 
     def _finish(self, dial: Dial[Lease], error: BaseException | None) -> None:
@@ -296,12 +264,10 @@ class AgentPool(PoolCore[Lease]):
 
     def _check_stickiness(self) -> None:
         if self._is_suspicious():
-            explained: dict[str, Any] = {}
             try:
-                explained = self._tracker.explain()
+                self._judge(self._tracker.explain())
             except TrackdError as error:
-                log.debug("explain did not say what is missing: %s", error)
-            self._judge(explained)
+                self._judge({}, error)
 
     def _changed(self) -> None:
         """Wake those that wait for room or for the last dial to end. Holds the lock."""

@@ -13,13 +13,12 @@ from collections.abc import Callable
 
 import zmq
 
-from trackd_client.core.event_sockets import configure
+from trackd_client.core.event_sockets import configure, emitting_closed_error
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
     MONITORED,
     read_monitor,
 )
-from trackd_client.errors import TrackerClosed
 from trackd_client.sync.connection import Wake
 from trackd_client.wire.clock import boottime
 
@@ -67,7 +66,7 @@ class Subscription:
             # Timed waits stand still in suspend.
             ready = dict(self._poller.poll(int(min(left, LONGEST_WAIT) * 1000) + 1))
             if self._wake_fd in ready:
-                raise _closed()
+                raise emitting_closed_error()
             if self._monitor in ready:
                 assert self._monitor is not None
                 notify(read_monitor(self._monitor.recv_multipart(zmq.DONTWAIT)))
@@ -85,7 +84,7 @@ class Subscription:
         poll = select.poll()
         poll.register(self._wake_fd, select.POLLIN)
         if poll.poll(seconds * 1000):
-            raise _closed()
+            raise emitting_closed_error()
 
     def close(self) -> None:
         """Close the sockets. Only while no thread uses them."""
@@ -94,7 +93,3 @@ class Subscription:
                 self._socket.disable_monitor()
                 self._monitor.close(linger=0)
             self._socket.close()
-
-
-def _closed() -> TrackerClosed:
-    return TrackerClosed("the tracker was closed while it emitted events")

@@ -11,16 +11,40 @@ from typing import Any
 import pytest
 
 from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
-from trackd_client.core.conversation import Session
+from trackd_client.core.conversation import Conversation, Session
 from trackd_client.core.discovery import read_gossip
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.pool_core import Dial, PoolCore, is_async
-from trackd_client.errors import DaemonAbsent, SessionLost, StoreUnavailable
+from trackd_client.errors import (
+    DaemonAbsent,
+    InvalidRequest,
+    SessionLost,
+    StoreUnavailable,
+    TrackerClosed,
+)
 from trackd_client.policy import Change
 from trackd_client.sync.lease import Flag
+from trackd_client.wire.clock import boottime
 
 STILL = Policy(failed_base=0.0, duplicate_step=0.0, sticky_after=3)
-NO_TRACKER: Any = None
+
+
+class NoTracker:
+    """What a pool and its leases use of a tracker.
+
+    Attributes:
+        released: the leases that were released without waiting for the daemon's reply.
+    """
+
+    def __init__(self) -> None:
+        self._conversation = Conversation(cluster=None, name=None, labels=None, clock=boottime)
+        self.released: list[object] = []
+
+    def _release_later(self, lease: object) -> None:
+        self.released.append(lease)
+
+
+NO_TRACKER: Any = NoTracker()
 
 
 class BareLease(BaseLease):
@@ -56,13 +80,19 @@ class Core(PoolCore[BareLease]):
     ) -> None:
         self.told: list[PoolEvent] = []
         self.changes = 0
-        super().__init__(dials, policy, hook or self.told.append)
+        super().__init__(
+            NO_TRACKER,
+            max_concurrent_dials=dials,
+            policy=policy,
+            on_event=hook or self.told.append,
+            drain_timeout=None,
+        )
 
     def _changed(self) -> None:
         self.changes += 1
 
-    def _check_process(self) -> None:
-        """Let every process use it."""
+    def _spawn(self, dial: Dial[BareLease]) -> None:
+        raise RuntimeError("no room")
 
     def begin(self, number: int = 1) -> Dial[BareLease]:
         return self._begin(BareLease(number))
@@ -296,10 +326,48 @@ def test_a_lease_that_is_granted_when_its_dial_has_ended_is_given_back() -> None
     dial.lease.lost.set()
     assert core._lost_dials() == [dial]
     first, second = BareLease(2), BareLease(3)
-    assert core._adopted(dial, first) is None
+    assert core._adopted(dial, first)
     assert core._leases_of(dial) == [dial.lease, first]
-    assert core._adopted(dial, second) is second
+    assert not core._adopted(dial, second)
     assert core._leases_of(dial) == [dial.lease, first]
+    assert NO_TRACKER.released[-1] is second
+
+
+def test_a_lease_that_cannot_be_used_is_given_back() -> None:
+    core = Core()
+    lease = BareLease(4)
+    with pytest.raises(RuntimeError, match="no room"):
+        core._use(lease)
+    assert NO_TRACKER.released[-1] is lease
+    assert core.kinds() == [Change.CONNECTING]
+    core._back_off(1000.0)
+    other = BareLease(5)
+    core._use(other)
+    assert NO_TRACKER.released[-1] is other
+    assert core.stats().dials == 1, "it dials with none before its pause is over"
+
+
+def test_a_pool_ends_with_its_tracker_and_goes_on_after_all_else() -> None:
+    core = Core()
+    assert core._goes_on(SessionLost("gone"))
+    assert core.told == [], "what was lost is adopted at once"
+    assert core._goes_on(DaemonAbsent("none"))
+    assert core.kinds() == [Change.BACKING_OFF]
+    assert not core._goes_on(TrackerClosed("closed"))
+    assert core._ends(TrackerClosed("closed"))
+    assert not core._ends(MemoryError())
+    core._begin_drain()
+    assert core._goes_on(TrackerClosed("closed")), "the drain ends it"
+
+
+def test_a_tunnel_abandon_when_no_later_try_can_adopt_it() -> None:
+    core = Core()
+    dial = core.begin()
+    dial.lease.claims("p1")
+    assert not core._abandon(dial, DaemonAbsent("none"))
+    assert not dial.lease.should_close
+    assert core._abandon(dial, InvalidRequest("no"))
+    assert dial.lease.should_close
 
 
 async def _coroutine(lease: object) -> None:
