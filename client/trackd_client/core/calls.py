@@ -101,13 +101,10 @@ def acquire(timeout: float | None) -> Grant:
     """
     if timeout == 0:
         return Grant("try_acquire", {}, refused="no lease was granted at once")
-    return Grant(
-        "acquire",
-        {},
-        deadline=deadline_of(timeout),
-        parks=True,
-        refused=f"no lease was granted within {timeout} s",
-    )
+    deadline = deadline_of(timeout)
+    within = "" if timeout is None else f" within {timeout:g} s"
+    refused = f"no lease was granted{within}"
+    return Grant("acquire", {}, deadline=deadline, parks=True, refused=refused)
 
 
 def adopt(principals: tuple[str, ...]) -> Grant:

@@ -95,6 +95,7 @@ def test_what_grants_a_lease_waits_as_long_as_it_was_told() -> None:
     assert grant.deadline is not None
     assert before + 0.5 <= grant.deadline <= boottime() + 0.5
     assert grant.refused == "no lease was granted within 0.5 s"
+    assert calls.acquire(5.0).refused == "no lease was granted within 5 s"
 
 
 def test_a_deadline_is_a_moment_or_never() -> None:
