@@ -234,8 +234,8 @@ def test_what_a_killed_agent_held_is_free_for_the_others(enlist: Enlist) -> None
 VIRTUAL = """
 import mmap, struct, sys
 from pathlib import Path
-import trackd.operations.agents
 import trackd.server
+import trackd_client.wire.checks
 from trackd.cli import main
 from trackd.actors.ticker import ExpiryTicker
 from trackd_client.wire.checks import check_text
@@ -243,7 +243,7 @@ with Path(sys.argv[1]).open("rb") as file:
     memory = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
 trackd.server.boottime = lambda: struct.unpack("=d", memory[:8])[0]
 ExpiryTicker.on_receive = lambda actor, message: None
-trackd.operations.agents.check_name = check_text
+trackd_client.wire.checks.check_name = check_text
 sys.exit(main(["run", *sys.argv[2:]]))
 """
 

@@ -24,6 +24,8 @@ class Done:
 
     def __contains__(self, seq: int) -> bool:
         ranges = self.ranges
+        if not ranges or seq > ranges[-1]:  # nearly always
+            return False
         i = bisect_left(ranges, seq)
         return i % 2 == 1 or (i < len(ranges) and ranges[i] == seq)
 

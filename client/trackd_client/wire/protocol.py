@@ -2,8 +2,8 @@
 
 A message is one msgpack frame, an array ``[version, kind, body]`` whose body is a map.
 docs/protocol.md is normative; this module is how both sides read and write it. It knows
-the shape that all messages share. What the fields of one operation may hold is the
-daemon's business (`trackd.operations.dispatch`). It never does I/O.
+the shape that all messages share. The fields of one operation are those of its class in
+`trackd_client.wire.requests`. It never does I/O.
 """
 
 from __future__ import annotations

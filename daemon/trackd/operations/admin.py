@@ -9,15 +9,15 @@ from trackd.operations.context import Context, log_act
 from trackd.operations.operation import Fields, Operation
 from trackd.sessions.sessions import Session
 from trackd.state.forgetting import forget_group
-from trackd_client.errors import Code
-from trackd_client.wire.checks import check_count, check_name, check_text
-from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire import requests
 
 
-def force_release(context: Context, call: Call, _session: Session) -> Fields:
+def force_release(
+    context: Context, call: Call, _session: Session, request: requests.ForceRelease
+) -> Fields:
     """Take a lease back from its session."""
-    lease = check_count(call.body.get("lease"), "lease", least=1)
     assert call.peer is not None
+    lease = request.lease
     released = context.decide.force_release(lease, call.peer)
     if released is None:
         return {"released": False, "session": None, "name": None}
@@ -26,25 +26,25 @@ def force_release(context: Context, call: Call, _session: Session) -> Fields:
     return {"released": True, "session": session.id, "name": name}
 
 
-def end_session(context: Context, call: Call, _session: Session) -> Fields:
+def end_session(
+    context: Context, call: Call, _session: Session, request: requests.EndSession
+) -> Fields:
     """End a session and release its leases."""
-    number = check_count(call.body.get("session"), "session", least=1)
-    ended = context.state.sessions.by_id.get(number)
+    ended = context.state.sessions.by_id.get(request.session)
     if ended is None:
         return {"ended": False, "freed": []}
     freed = context.decide.end_session(ended, "admin", call.peer)
-    log_act(context, call, "end_session", session=number, freed=len(freed))
+    log_act(context, call, "end_session", session=request.session, freed=len(freed))
     return {"ended": True, "freed": freed}
 
 
-def forget(context: Context, call: Call, _session: Session) -> Fields:
+def forget(context: Context, call: Call, _session: Session, request: requests.Forget) -> Fields:
     """Stop tracking a proxy, or a group, until newer gossip mentions it."""
-    if call.body.get("group") is not None:
-        return _forget_group(context, call)
-    if call.body.get("generation") is not None:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "generation needs a group")
-    name = check_name(call.body.get("name"), "name", context.config.max_name)
+    if request.group is not None:
+        return _forget_group(context, call, request.group, request.generation)
+    name = request.name
     assert call.peer is not None
+    assert name is not None
     tombstone = context.decide.forget(name, call.peer)
     claimed = context.state.tracker.holder(name) is not None
     if tombstone is None:
@@ -53,13 +53,7 @@ def forget(context: Context, call: Call, _session: Session) -> Fields:
     return {"forgotten": True, "claimed": claimed, "until": tombstone.until}
 
 
-def _forget_group(context: Context, call: Call) -> Fields:
-    if call.body.get("name") is not None:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "name and group exclude each other")
-    group = check_text(call.body["group"], "group", context.config.max_name)
-    generation = call.body.get("generation")
-    if generation is not None:
-        check_count(generation, "generation")
+def _forget_group(context: Context, call: Call, group: str, generation: int | None) -> Fields:
     assert call.peer is not None
     forgotten = forget_group(context.decide, group, generation, call.peer)
     if forgotten is None:
@@ -76,7 +70,7 @@ def _forget_group(context: Context, call: Call) -> Fields:
     }
 
 
-def reload(context: Context, call: Call, _session: Session) -> Fields:
+def reload(context: Context, call: Call, _session: Session, _request: requests.Reload) -> Fields:
     """Ask for a reload of the configuration; `status` has its outcome."""
     runtime = context.runtime
     runtime.reloads_asked = max(runtime.reloads_asked, runtime.reloads) + 1
@@ -86,8 +80,10 @@ def reload(context: Context, call: Call, _session: Session) -> Fields:
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
-    "force_release": Operation(force_release, changes=True, admin=True),
-    "end_session": Operation(end_session, changes=True, admin=True),
-    "forget": Operation(forget, changes=True, admin=True),
-    "reload": Operation(reload, admin=True),
+    "force_release": Operation(
+        requests.ForceRelease.decode, force_release, changes=True, admin=True
+    ),
+    "end_session": Operation(requests.EndSession.decode, end_session, changes=True, admin=True),
+    "forget": Operation(requests.Forget.decode, forget, changes=True, admin=True),
+    "reload": Operation(requests.Reload.decode, reload, admin=True),
 }

@@ -1,4 +1,4 @@
-"""The operations of agents: each checks its fields, changes the state, returns its reply."""
+"""The operations of agents: each changes the state, and returns the fields of its reply."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import quotas
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
-from trackd.operations.operation import PARKED, Fields, Operation, value_of
+from trackd.operations.operation import PARKED, Fields, Operation
 from trackd.operations.replies import grant_fields
 from trackd.rules.tracker import GossipRow
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
 from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.wire.checks import MAX_UINT64, check_count, check_name, check_seconds, check_text
+from trackd_client.wire import requests
+from trackd_client.wire.checks import check_principals, check_row
 from trackd_client.wire.errors import ProtocolError
-from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS, MINOR, VERSION
+from trackd_client.wire.protocol import MINOR, VERSION
 
 log = logging.getLogger("trackd.agents")
 
 #: What this daemon can do beyond minor version 0; `hello` lists it.
 FEATURES: tuple[str, ...] = ("state_in_replies", "stale_reply", "older_events")
-_INT64 = 2**63
 
 
-def hello(context: Context, _call: Call) -> Fields:
+def hello(context: Context, _call: Call, _request: requests.Hello) -> Fields:
     """Return who the daemon is and what it accepts."""
     state, config = context.state, context.config
     return {
@@ -47,40 +47,27 @@ def hello(context: Context, _call: Call) -> Fields:
     }
 
 
-def ping(context: Context, _call: Call) -> Fields:
+def ping(context: Context, _call: Call, _request: requests.Ping) -> Fields:
     """Return a reply, which shows that the daemon serves, and which state."""
     return context.state_fields()
 
 
-def open_session(context: Context, call: Call, token: bytes, peer: Peer) -> Fields:
+def open_session(context: Context, request: requests.Open, token: bytes, peer: Peer) -> Fields:
     """Begin a session for the process that asks."""
-    body = call.body
-    cluster = body.get("cluster")
-    if cluster is not None and cluster != context.config.cluster_name:
-        raise ProtocolError(
-            Code.WRONG_CLUSTER,
-            f"this daemon serves the cluster {context.config.cluster_name!r}, not {cluster!r:.99}",
-        )
-    name = check_text(value_of(body, "name", ""), "name", context.config.max_name)
-    version = check_text(value_of(body, "version", ""), "version", context.config.max_name)
-    labels = value_of(body, "labels", {})
-    if type(labels) is not dict:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "labels must be a map")
-    if len(labels) > MAX_LABELS:
-        raise ProtocolError(Code.LIMIT_EXCEEDED, f"{len(labels)} labels; {MAX_LABELS} are allowed")
-    for key, value in labels.items():
-        check_name(key, "a label's name", MAX_LABEL_BYTES)
-        check_text(value, f"label {key}", MAX_LABEL_BYTES)
     quotas.check_session(context, peer.uid)
     process = _process_of(peer)
     command = command_of(peer.pid) if peer.pid else ""
     return _opened(
         context,
-        context.decide.open_session(token, peer, process, name, version, labels, command),
+        context.decide.open_session(
+            token, peer, process, request.name, request.version, request.labels, command
+        ),
     )
 
 
-def open_again(context: Context, call: Call, session: Session) -> Fields:
+def open_again(
+    context: Context, call: Call, session: Session, _request: requests.RequestFields
+) -> Fields:
     """Return the session that is open already, to the process that opened it."""
     if call.peer is not None and call.peer.pid != session.peer.pid:
         raise ProtocolError(
@@ -95,42 +82,40 @@ def _opened(context: Context, session: Session) -> Fields:
     return {"session": session.id, "heartbeat_ttl": ttl}
 
 
-def close(context: Context, _call: Call, session: Session) -> Fields:
+def close(context: Context, _call: Call, session: Session, _request: requests.Close) -> Fields:
     """End the session and release its leases."""
     context.decide.end_session(session, "closed")
     return {}
 
 
-def heartbeat(_context: Context, _call: Call, _session: Session) -> Fields:
+def heartbeat(
+    _context: Context, _call: Call, _session: Session, _request: requests.Heartbeat
+) -> Fields:
     """Return an empty reply; like every request, this one keeps the session alive."""
     return {}
 
 
-def track_expected(context: Context, call: Call, session: Session) -> Fields:
+def track_expected(
+    context: Context, _call: Call, session: Session, request: requests.TrackExpected
+) -> Fields:
     """Track the proxies of a gossip message."""
-    entries = call.body.get("proxies")
-    if type(entries) is not list:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "proxies must be an array")
-    if len(entries) > context.config.max_proxies:
-        raise ProtocolError(
-            Code.LIMIT_EXCEEDED,
-            f"{len(entries)} proxies in one message; {context.config.max_proxies} are allowed",
-        )
+    entries = request.proxies
     unknown = context.state.tracker.unknown(entries, context.config.max_ttl)  # nearly always: none
     if not unknown:
         context.decide.mention(session, entries)
         return {"changed": 0}
     rows: list[GossipRow] = list(entries)
     for i in unknown:
-        rows[i] = _row(context, entries[i], i)
+        rows[i] = check_row(entries[i], i, context.config.max_name)
     _check_tracked(context, rows)
     _limit_ttls(context, session, rows)
     return {"changed": context.decide.track(session, rows)}
 
 
-def set_connection_count(context: Context, call: Call, _session: Session) -> Fields:
+def set_connection_count(
+    context: Context, call: Call, _session: Session, request: requests.SetConnectionCount
+) -> Fields:
     """Set the connection count."""
-    count = check_count(call.body.get("count"), "count", least=-_INT64, most=_INT64 - 1)
     assert call.peer is not None
     is_admin = context.roles.is_admin(call.peer)
     if context.config.count_role == "admin" and not is_admin:
@@ -138,6 +123,7 @@ def set_connection_count(context: Context, call: Call, _session: Session) -> Fie
         raise ProtocolError(
             Code.PERMISSION_DENIED, "setting the connection count needs the role admin here"
         )
+    count = request.count
     if count != context.state.tracker.connection_count:
         if is_admin:  # an agent that sets it does its own work, as often as it likes
             log_act(context, call, "set_connection_count", count=count)
@@ -145,22 +131,25 @@ def set_connection_count(context: Context, call: Call, _session: Session) -> Fie
     return {}
 
 
-def is_claimed(context: Context, call: Call, _session: Session) -> Fields:
+def is_claimed(
+    context: Context, _call: Call, _session: Session, request: requests.IsClaimed
+) -> Fields:
     """Return whether a lease holds the proxy that the principals mean."""
-    principals = _principals(context, call)
     tracker = context.state.tracker
-    name = tracker.resolve(principals)
+    name = tracker.resolve(request.principals)
     return {"claimed": name is not None and tracker.holder(name) is not None, "name": name}
 
 
-def try_acquire(context: Context, _call: Call, session: Session) -> Fields:
+def try_acquire(
+    context: Context, _call: Call, session: Session, _request: requests.TryAcquire
+) -> Fields:
     """Grant a lease, or refuse it."""
     _check_leases(context)
     quotas.check_lease(context, session)
     return _granted(context, context.decide.try_acquire(session))
 
 
-def acquire(context: Context, call: Call, session: Session) -> Any:
+def acquire(context: Context, call: Call, session: Session, _request: requests.Acquire) -> Any:
     """Grant a lease, or park the request until one can be granted or its deadline passes."""
     _check_leases(context)
     quotas.check_lease(context, session)
@@ -174,46 +163,48 @@ def acquire(context: Context, call: Call, session: Session) -> Any:
         )
     quotas.check_waiter(context, session)
     context.runtime.metrics.refusals[context.decide.refusal()] += 1
-    deadline = call.body.get("deadline")
-    context.decide.park(session, call.seq, deadline, call.route)
+    context.decide.park(session, call.seq, call.deadline, call.route)
     return PARKED
 
 
-def claim(context: Context, call: Call, session: Session) -> Fields:
+def claim(context: Context, _call: Call, session: Session, request: requests.Claim) -> Fields:
     """Claim a proxy for a lease."""
-    lease = _own_lease(context, call, session)
+    lease, config = request.lease, context.config
+    _check_owner(context, session, lease)
     if lease in session.expired:
         raise ProtocolError(
             Code.LEASE_EXPIRED,
             f"lease {lease} did not claim within"
-            f" {context.config.claim_timeout:g} s and was taken back; acquire another",
+            f" {config.claim_timeout:g} s and was taken back; acquire another",
         )
-    name, reason = context.decide.claim(session, lease, _principals(context, call))
+    principals = check_principals(request.principals, config.max_principals, config.max_name)
+    name, reason = context.decide.claim(session, lease, principals)
     if reason is not None:
         return {"claimed": False, "name": name, "reason": reason}
     return {"claimed": True, "name": name}
 
 
-def release(context: Context, call: Call, session: Session) -> Fields:
+def release(context: Context, _call: Call, session: Session, request: requests.Release) -> Fields:
     """Release a lease; a second release is not an error."""
-    return {"released": context.decide.release(session, _own_lease(context, call, session))}
+    _check_owner(context, session, request.lease)
+    return {"released": context.decide.release(session, request.lease)}
 
 
-def adopt(context: Context, call: Call, session: Session) -> Fields:
+def adopt(context: Context, _call: Call, session: Session, request: requests.Adopt) -> Fields:
     """Grant a lease that claims at once, for a tunnel that is open already."""
-    principals = _principals(context, call)
     _check_leases(context)
-    lease, name = context.decide.adopt(session, principals)
+    lease, name = context.decide.adopt(session, request.principals)
     return {"lease": lease, "name": name}
 
 
-def cancel(context: Context, call: Call, session: Session) -> Fields:
+def cancel(context: Context, _call: Call, session: Session, request: requests.Cancel) -> Fields:
     """Cancel an earlier request: it never runs, and a lease that it was granted is taken back."""
-    target = check_count(call.body.get("target"), "target", least=1)
-    return {"cancelled": context.decide.give_up(session, target)}
+    return {"cancelled": context.decide.give_up(session, request.target)}
 
 
-def watch_session(context: Context, call: Call, session: Session) -> Any:
+def watch_session(
+    context: Context, call: Call, session: Session, _request: requests.WatchSession
+) -> Any:
     """Park the request until there are notices for the session."""
     context.replies.watch(session, ParkedWatch(call.seq, call.route))
     return PARKED
@@ -265,52 +256,10 @@ def _granted(context: Context, lease: int | None) -> Fields:
     return fields
 
 
-def _own_lease(context: Context, call: Call, session: Session) -> int:
-    lease = check_count(call.body.get("lease"), "lease", least=1)
+def _check_owner(context: Context, session: Session, lease: int) -> None:
     held = context.state.leases.get(lease)
     if held is not None and held.session is not session:
         raise ProtocolError(Code.NOT_OWNER, f"lease {lease} belongs to another session")
-    return lease
-
-
-def _principals(context: Context, call: Call) -> list[str]:
-    principals = call.body.get("principals")
-    config = context.config
-    if type(principals) is not list:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "principals must be an array")
-    if len(principals) > config.max_principals:
-        raise ProtocolError(
-            Code.LIMIT_EXCEEDED,
-            f"{len(principals)} principals; {config.max_principals} are allowed",
-        )
-    for principal in principals:
-        if not (  # the fast way for nearly all
-            type(principal) is str
-            and 0 < len(principal) <= config.max_name
-            and principal.isascii()
-            and principal.isprintable()
-        ):
-            check_name(principal, "a principal", config.max_name)
-    return principals
-
-
-def _row(context: Context, entry: Any, index: int) -> GossipRow:
-    if type(entry) is not list or len(entry) < 4:
-        raise ProtocolError(
-            Code.INVALID_ARGUMENT,
-            f"proxies[{index}] must be an array of name, group, generation and ttl",
-        )
-    name, group, generation, ttl = entry[:4]
-    try:
-        check_name(name, "name", context.config.max_name)
-        check_text(group, "group", context.config.max_name)
-        if type(generation) is not int or not 0 <= generation <= MAX_UINT64:
-            check_count(generation, "generation")
-        if ttl is not None:
-            ttl = check_seconds(ttl, "ttl")
-    except ProtocolError as error:
-        raise ProtocolError(error.code, f"proxies[{index}].{error}") from None
-    return name, group, generation, ttl if ttl is not None and ttl > 0 else None
 
 
 def _process_of(peer: Peer) -> Process | None:
@@ -332,20 +281,22 @@ def _process_of(peer: Peer) -> Process | None:
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
-    "hello": Operation(hello),
-    "ping": Operation(ping),
-    # Only for a session that is open already; `dispatch` opens new ones.
-    "open": Operation(open_again, repeatable=True),
-    "heartbeat": Operation(heartbeat, repeatable=True),
-    "watch_session": Operation(watch_session),
-    "is_claimed": Operation(is_claimed, repeatable=True),
-    "track_expected": Operation(track_expected, changes=True),
-    "set_connection_count": Operation(set_connection_count, changes=True),
-    "try_acquire": Operation(try_acquire, changes=True),
-    "acquire": Operation(acquire, changes=True),
-    "claim": Operation(claim, changes=True),
-    "adopt": Operation(adopt, changes=True),
-    "release": Operation(release, changes=True, never_stale=True),
-    "cancel": Operation(cancel, changes=True, never_stale=True),
-    "close": Operation(close, changes=True, never_stale=True),
+    "hello": Operation(requests.Hello.decode, hello),
+    "ping": Operation(requests.Ping.decode, ping),
+    # Only for a session that is open already, whatever the fields; `dispatch` opens new ones.
+    "open": Operation(requests.RequestFields.decode, open_again, repeatable=True),
+    "heartbeat": Operation(requests.Heartbeat.decode, heartbeat, repeatable=True),
+    "watch_session": Operation(requests.WatchSession.decode, watch_session),
+    "is_claimed": Operation(requests.IsClaimed.decode, is_claimed, repeatable=True),
+    "track_expected": Operation(requests.TrackExpected.decode, track_expected, changes=True),
+    "set_connection_count": Operation(
+        requests.SetConnectionCount.decode, set_connection_count, changes=True
+    ),
+    "try_acquire": Operation(requests.TryAcquire.decode, try_acquire, changes=True),
+    "acquire": Operation(requests.Acquire.decode, acquire, changes=True),
+    "claim": Operation(requests.Claim.decode, claim, changes=True),
+    "adopt": Operation(requests.Adopt.decode, adopt, changes=True),
+    "release": Operation(requests.Release.decode, release, changes=True, never_stale=True),
+    "cancel": Operation(requests.Cancel.decode, cancel, changes=True, never_stale=True),
+    "close": Operation(requests.Close.decode, close, changes=True, never_stale=True),
 }

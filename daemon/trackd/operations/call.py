@@ -17,12 +17,13 @@ class Call:
         route: the ROUTER's id of the connection; never logged.
         peer: who sent it, or None when the kernel did not say.
         seq: its number within the session, or 0 when that could not be read.
-        body: the fields of the request.
+        body: the fields of the request as they were received; an operation gets its own decoded.
         op: its operation; "unknown" until it is known to exist.
+        deadline: when it becomes stale, by the daemon's clock; None until that is known to matter.
         problem: what is wrong with the message itself, or None.
     """
 
-    __slots__ = ("_outbox", "body", "op", "peer", "problem", "route", "seq")
+    __slots__ = ("_outbox", "body", "deadline", "op", "peer", "problem", "route", "seq")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Call:
         self.seq = seq
         self.body = body
         self.op = "unknown"
+        self.deadline: float | None = None
         self.problem = problem
 
     def set(self, frame: bytes | None) -> None:

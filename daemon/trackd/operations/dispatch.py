@@ -26,6 +26,7 @@ from trackd_client.wire.checks import check_done, check_seconds
 from trackd_client.wire.done import Done
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import REPLY, SESSIONLESS, TOKEN_BYTES, encode, error_body
+from trackd_client.wire.requests import Open, RequestFields
 
 log = logging.getLogger("trackd.requests")
 
@@ -79,7 +80,7 @@ class Requests:
     def _answer(self, call: Call) -> bytes | None:
         body = call.body
         op = body.get("op")
-        if type(op) is not str or op not in OPERATIONS:
+        if type(op) is not str or (operation := OPERATIONS.get(op)) is None:
             raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {op!r:.80}")
         call.op = op
         if body.get("namespace") not in (None, ""):
@@ -88,9 +89,9 @@ class Requests:
             raise ProtocolError(
                 Code.PERMISSION_DENIED, "the kernel does not say which process sent the request"
             )
-        operation = OPERATIONS[op]
         if op in _SESSIONLESS:
-            return self._reply(call, operation.run(self.context, call))
+            request = operation.decode(body, self.config)
+            return self.replies.frame(call.seq, operation.run(self.context, call, request))
 
         token = body.get("token")
         if type(token) is not bytes or len(token) != TOKEN_BYTES:
@@ -103,8 +104,9 @@ class Requests:
         if session.process is None:
             self.decide.note_sign_of_life(session)
         session.live.requests += 1
-        if body.get("done") is not None:
-            self._acknowledge(session, check_done(body["done"], self._max_done_ranges))
+        done, deadline = body.get("done"), body.get("deadline")
+        if done is not None:
+            self._acknowledge(session, check_done(done, self._max_done_ranges))
 
         seq, live = call.seq, session.live
         if seq in live.done:
@@ -120,7 +122,7 @@ class Requests:
         if seq in session.parked:
             live.routes[seq] = call.route
             return None
-        if not operation.never_stale and self._is_stale(call):
+        if deadline is not None and not operation.never_stale and self._is_stale(call, deadline):
             return None
         if operation.admin and not self.context.roles.is_admin(call.peer):
             log_refused_act(call, op)
@@ -157,30 +159,34 @@ class Requests:
     def _run(self, session: Session, call: Call, operation: Operation) -> bytes | None:
         """Run an operation of a session, and remember its reply."""
         before = self.decide.made
+        request = None
         try:
-            fields = operation.run(self.context, call, session)
+            request = operation.decode(call.body, self.config)
+            fields = operation.run(self.context, call, session, request)
         except ProtocolError as error:
             frame = self._refuse(call, error)
-            self._log(call, session, {"error": error.code})
+            self._log(call, session, request, {"error": error.code})
             if operation.changes and self._has_room(session, operation):
                 self.decide.remember(session, call.seq, frame, stored=False, lease=None)
             return frame
         if log.isEnabledFor(logging.DEBUG):
-            self._log(call, session, {} if fields is PARKED else fields)
+            self._log(call, session, request, {} if fields is PARKED else fields)
         if fields is PARKED:
             return None
-        frame = self._reply(call, fields)
+        frame = self.replies.frame(call.seq, fields)
         if operation.changes and not session.ended and self._has_room(session, operation):
             # Operations that run without room (release, cancel) may run again and do nothing then.
             stored = self.decide.made > before
             self.decide.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
         return frame
 
-    def _log(self, call: Call, session: Session, fields: Fields) -> None:
-        """Log at debug what a request did."""
-        lease = fields.get("lease") or call.body.get("lease")
+    def _log(
+        self, call: Call, session: Session, request: RequestFields | None, fields: Fields
+    ) -> None:
+        """Log at debug what a request did; None: its fields could not be decoded."""
+        lease = fields.get("lease") or getattr(request, "lease", None)
         shown = {
-            "operation": call.body["op"],
+            "operation": call.op,
             "session": session.id,
             "lease": lease,
             "proxy": fields.get("name"),
@@ -198,25 +204,24 @@ class Requests:
             if ended.uid != peer.uid:
                 raise ProtocolError(Code.PERMISSION_DENIED, "the session belonged to another user")
             if op == "close":
-                return self._reply(call, {})
+                return self.replies.frame(call.seq, {})
             raise ProtocolError(Code.SESSION_ENDED, sentence_of(ended.reason), reason=ended.reason)
         if op == "close":
-            return self._reply(call, {})
+            return self.replies.frame(call.seq, {})
         if op != "open":
             raise ProtocolError(
                 Code.SESSION_UNKNOWN,
                 "the daemon does not know this session; it was opened before the daemon lost its"
                 " state",
             )
-        if self._is_stale(call):
+        deadline = call.body.get("deadline")
+        if deadline is not None and self._is_stale(call, deadline):
             return None
         self._check_store()
-        fields = agents.open_session(self.context, call, token, peer)
+        request = Open.decode(call.body, self.config)
+        fields = agents.open_session(self.context, request, token, peer)
         opened = self.state.sessions.by_token[token]
         opened.note_repeatable(call.seq, self.config.max_outstanding)
-        return self._reply(call, fields)
-
-    def _reply(self, call: Call, fields: Fields) -> bytes:
         return self.replies.frame(call.seq, fields)
 
     def _check_store(self) -> None:
@@ -227,16 +232,14 @@ class Requests:
                 " nothing was changed",
             )
 
-    def _is_stale(self, call: Call) -> bool:
+    def _is_stale(self, call: Call, deadline: object) -> bool:
         """Return whether a request is to be dropped because it arrived after its deadline.
 
         Raises:
             ProtocolError: it did, and its client wants to know.
         """
-        deadline = call.body.get("deadline")
-        if deadline is None:
-            return False
-        late = self.context.now() - check_seconds(deadline, "deadline")
+        call.deadline = check_seconds(deadline, "deadline")
+        late = self.context.now() - call.deadline
         wanted = call.body.get("reply_if_stale")
         if late <= 0 or wanted is None or wanted is False:
             return late > 0

@@ -9,18 +9,19 @@ from typing import Any
 from trackd.host.logs import count_dropped
 from trackd.operations.call import Call
 from trackd.operations.context import Context
-from trackd.operations.operation import Fields, names_of
+from trackd.operations.operation import Fields
 from trackd.operations.quotas import MOST_USERS, QUOTAS, allowed_by, list_users
 from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
 from trackd_client import __version__
+from trackd_client.wire import requests
 
 Family = list[Any]
 
 
-def metrics(context: Context, call: Call) -> Fields:
+def metrics(context: Context, _call: Call, request: requests.Metrics) -> Fields:
     """Return the metrics."""
-    wanted, runtime = names_of(call), context.runtime
+    wanted, runtime = request.names, context.runtime
     runtime.metrics.quota_refusals["subscriptions"] = runtime.subscribers.refused
     families = [*_gauges(context), *counter_families(runtime.metrics)]
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from trackd.operations.call import Call
-from trackd_client.errors import Code
-from trackd_client.wire.errors import ProtocolError
+from trackd.config.settings import Config
+from trackd_client.wire.requests import RequestFields
 
 Fields = dict[str, Any]
 #: The result of an operation whose request is parked: its reply comes later.
@@ -18,7 +17,8 @@ class Operation(NamedTuple):
     """One operation of the protocol.
 
     Attributes:
-        run: runs it, given the context, the call and, within a session, the session.
+        decode: returns the fields of its requests, given a request's body and the settings.
+        run: runs it, given the context, the call, within a session the session, and the fields.
         changes: whether it can change the state; then its reply is remembered.
         repeatable: whether it may run again after a restart, however old it is, without harm.
         never_stale: whether it runs however late it arrives.
@@ -27,6 +27,7 @@ class Operation(NamedTuple):
             or it walks.
     """
 
+    decode: Callable[[dict[str, Any], Config], RequestFields]
     run: Callable[..., Any]
     changes: bool = False
     repeatable: bool = False
@@ -37,17 +38,3 @@ class Operation(NamedTuple):
 
 #: The daemon's own request to itself; not a part of the protocol.
 PROBE: Final = "probe"
-
-
-def value_of(body: Mapping[str, Any], field: str, default: Any) -> Any:
-    """Return an optional field of a request, or its default when it is missing or nil."""
-    value = body.get(field)
-    return default if value is None else value
-
-
-def names_of(call: Call) -> list[Any] | None:
-    """Return the names that a request asks for, or None for all."""
-    names = call.body.get("names")
-    if names is not None and type(names) is not list:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "names must be an array")
-    return names

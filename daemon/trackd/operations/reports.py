@@ -15,14 +15,14 @@ from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
 from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import metrics
-from trackd.operations.operation import PROBE, Fields, Operation, names_of, value_of
+from trackd.operations.operation import PROBE, Fields, Operation
 from trackd.operations.quotas import allowed_by, list_users
-from trackd.operations.snapshot import limit_of, proxy_row, snapshot
+from trackd.operations.snapshot import proxy_row, snapshot
 from trackd.state.changes import Probed
 from trackd.state.decide import Decisions
 from trackd_client import __version__
 from trackd_client.errors import Code
-from trackd_client.wire.checks import check_count, check_name
+from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
 
 #: Missing proxies that `explain` names.
@@ -31,7 +31,7 @@ MOST_MISSING: Final = 100
 MOST_MET: Final = 5
 
 
-def probe(context: Context, call: Call) -> Fields:
+def probe(context: Context, call: Call, _request: requests.RequestFields) -> Fields:
     """Store a record, and return counts to this process itself."""
     if call.peer is None or call.peer.pid != os.getpid():
         raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
@@ -50,7 +50,7 @@ def probe(context: Context, call: Call) -> Fields:
     }
 
 
-def status(context: Context, _call: Call) -> Fields:
+def status(context: Context, _call: Call, _request: requests.Status) -> Fields:
     """Return the counts of everything."""
     state, tracker, runtime = context.state, context.state.tracker, context.runtime
     fields: Fields = {
@@ -102,12 +102,10 @@ def status(context: Context, _call: Call) -> Fields:
     return fields
 
 
-def explain(context: Context, call: Call) -> Fields:
+def explain(context: Context, _call: Call, request: requests.Explain) -> Fields:
     """Return the figures of rule 6 and its decision now, or all that is known of one name."""
-    if call.body.get("name") is not None:
-        return _explain_name(
-            context, check_name(call.body["name"], "name", context.config.max_name)
-        )
+    if request.name is not None:
+        return _explain_name(context, request.name)
     state, tracker = context.state, context.state.tracker
     bootstrap, need = tracker.bootstrap, tracker.need
     retry_after = context.decide.retry_after()
@@ -183,9 +181,9 @@ def _explain_name(context: Context, name: str) -> Fields:
     }
 
 
-def config(context: Context, call: Call) -> Fields:
+def config(context: Context, _call: Call, request: requests.Config) -> Fields:
     """Return the settings; none of them is secret."""
-    wanted = names_of(call)
+    wanted = request.names
     defaults = {field.name: field.default for field in dataclasses.fields(context.config)}
     return {
         "settings": [
@@ -202,15 +200,11 @@ def config(context: Context, call: Call) -> Fields:
     }
 
 
-def history(context: Context, call: Call) -> Fields:
+def history(context: Context, _call: Call, request: requests.Log) -> Fields:
     """Return the events after a revision, as far as they are kept."""
-    after = check_count(value_of(call.body, "after", 0), "after")
-    older = value_of(call.body, "older", default=False)
-    if type(older) is not bool:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "older must be true or false")
     kept = context.state.history
     return {
-        "events": kept.after(after, limit_of(call), older=older),
+        "events": kept.after(request.after, request.limit, older=request.older),
         "oldest": kept.oldest,
         "newest": context.state.revision,
         "history": kept.most,
@@ -219,11 +213,11 @@ def history(context: Context, call: Call) -> Fields:
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
-    PROBE: Operation(probe),
-    "status": Operation(status, costly=True),
-    "explain": Operation(explain, costly=True),
-    "snapshot": Operation(snapshot, costly=True),
-    "log": Operation(history, costly=True),
-    "metrics": Operation(metrics, costly=True),
-    "config": Operation(config, costly=True),
+    PROBE: Operation(requests.RequestFields.decode, probe),
+    "status": Operation(requests.Status.decode, status, costly=True),
+    "explain": Operation(requests.Explain.decode, explain, costly=True),
+    "snapshot": Operation(requests.Snapshot.decode, snapshot, costly=True),
+    "log": Operation(requests.Log.decode, history, costly=True),
+    "metrics": Operation(requests.Metrics.decode, metrics, costly=True),
+    "config": Operation(requests.Config.decode, config, costly=True),
 }

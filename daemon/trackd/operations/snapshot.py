@@ -7,36 +7,30 @@ from typing import Any, Final
 
 from trackd.operations.call import Call
 from trackd.operations.context import Context
-from trackd.operations.operation import Fields, value_of
+from trackd.operations.operation import Fields
 from trackd.state.state import State
 from trackd_client.errors import Code
-from trackd_client.wire.checks import check_count
+from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
 
-#: Rows of a page, and events of one reply.
-MOST_ROWS: Final = 1000
 #: Missing proxies that come first in a long listing, so that readers of its beginning see them.
 MOST_FIRST: Final = 2000
 
 
-def snapshot(context: Context, call: Call) -> Fields:
+def snapshot(context: Context, call: Call, request: requests.Snapshot) -> Fields:
     """Return a page of a listing."""
-    body, state, listings = call.body, context.state, context.runtime.listings
-    of = body.get("of")
-    if type(of) is not str or of not in _LISTINGS:
-        raise ProtocolError(Code.INVALID_ARGUMENT, f"of must be one of {', '.join(_LISTINGS)}")
+    state, listings, of, cursor = (
+        context.state,
+        context.runtime.listings,
+        request.of,
+        request.cursor,
+    )
     keys, row = _LISTINGS[of]
-    cursor = body.get("cursor")
     peer, now = call.peer, context.now()
     assert peer is not None
     if cursor is None:
         cursor = listings.begin(peer, of, state.revision, keys(state), now)
-    elif type(cursor) is not list or len(cursor) != 2:
-        raise ProtocolError(Code.INVALID_ARGUMENT, "cursor must come from an earlier reply")
-    else:
-        for part in cursor:
-            check_count(part, "cursor")
-    page = listings.page(peer, of, cursor, limit_of(call), lambda key: row(context, key), now)
+    page = listings.page(peer, of, cursor, request.limit, lambda key: row(context, key), now)
     if page is None:
         raise ProtocolError(
             Code.INVALID_ARGUMENT, "cursor belongs to no listing any more; begin another one"
@@ -75,7 +69,7 @@ def proxy_row(state: State, name: str) -> Fields:
 def _proxy_keys(state: State) -> list[str]:
     """Return the names of a listing; one of several pages begins with missing proxies."""
     names = state.tracker.names()
-    if len(names) <= MOST_ROWS:
+    if len(names) <= requests.MAX_ROWS:
         return names
     missing = dict.fromkeys(state.tracker.missing(MOST_FIRST))
     return [*missing, *(name for name in names if name not in missing)] if missing else names
@@ -128,11 +122,6 @@ def _session_row(context: Context, number: int) -> Fields | None:
         "gossip": session.live.gossip,
         "deadline": session.live.deadline,
     }
-
-
-def limit_of(call: Call) -> int:
-    """Return how many rows or events a request asks for."""
-    return check_count(value_of(call.body, "limit", MOST_ROWS), "limit", least=1, most=MOST_ROWS)
 
 
 _Keys = Callable[[State], Any]

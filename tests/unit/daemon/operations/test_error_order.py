@@ -223,8 +223,10 @@ LEASE = {
         name_a_lease_of_another, Code.NOT_OWNER, "belongs to another", step=2, excludes="lease"
     ),
 }
-LEASES = limited("leases are held", max_leases=0)
-GRANT = {"too many leases": LEASES, "the quota of leases": over_quota("quota_leases")}
+GRANT = {
+    "too many leases": limited("leases are held", max_leases=0),
+    "the quota of leases": over_quota("quota_leases"),
+}
 NAMES = {"the names": invalid("names must be", names="history")}
 
 
@@ -400,7 +402,7 @@ ORDERS: dict[str, dict[str, Wrong]] = {
         }
     ),
     "release": order(LEASE, late=True),
-    "adopt": order({**PRINCIPALS, "too many leases": LEASES}),
+    "adopt": order({**PRINCIPALS, "too many leases": GRANT["too many leases"]}),
     "cancel": order({"the target": invalid("target", target=0)}, late=True),
     "force_release": order({"the lease": LEASE["the lease"]}, admin=True),
     "end_session": order({"the session": invalid("session", session=0)}, admin=True),
@@ -430,6 +432,7 @@ IGNORED = {
     "open": [DONE, *ROOM.values()],
     **{op: [ROLE, STORE, *ROOM.values()] for op in ("heartbeat", "watch_session", "is_claimed")},
     "open, again": [ROLE, STORE, *ROOM.values()],
+    "adopt": [GRANT["the quota of leases"]],
     "reload": [STORE, *ROOM.values()],
     **{op: [WISH, ROLE, *ROOM.values()] for op in ("close", "release", "cancel")},
 }

@@ -10,9 +10,11 @@ import pytest
 
 from helpers.protocol_document import sections
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, open_session
+from trackd.config.settings import Config
 from trackd.operations.dispatch import OPERATIONS
 from trackd_client.errors import Code
 from trackd_client.wire.protocol import read_seq
+from trackd_client.wire.requests import RequestFields
 
 ANY: dict[str, Any] = {
     "reply_if_stale": False,
@@ -191,3 +193,12 @@ def test_an_old_token_protects_the_lease_that_got_the_same_id_after_lost_state(
 )
 def test_a_number_is_read_also_when_it_was_sent_as_a_float(value: object, seq: int) -> None:
     assert read_seq(value) == seq
+
+
+def test_each_operation_decodes_the_fields_of_its_own_class() -> None:
+    for op, operation in OPERATIONS.items():
+        if op in {"open", "probe"}:  # fields of a session that is open already; no fields
+            assert operation.decode == RequestFields.decode
+        else:
+            decoded = operation.decode(REQUIRED.get(op, {}), Config(cluster_name="example.com"))
+            assert decoded.op == op
