@@ -11,7 +11,6 @@ from contextlib import aclosing
 from typing import Any, Literal, overload
 
 import zmq
-import zmq.asyncio
 
 from trackd_client.aio.subscription import AsyncSubscription
 from trackd_client.core import calls
@@ -51,7 +50,7 @@ from trackd_client.results import (
 class AsyncOperations(BaseTracker[LeaseT]):
     """The part of a tracker that operators use; docs/protocol.md lists the fields of replies."""
 
-    _context: zmq.asyncio.Context
+    _context: zmq.Context[zmq.Socket[bytes]]
     _opened: list[AsyncSubscription]
 
     @abstractmethod

@@ -14,13 +14,13 @@ from trackd_client.wire.clock import boottime
 class AsyncSubscription:
     """What one iteration listens to; one task at a time uses it."""
 
-    def __init__(self, context: zmq.asyncio.Context) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Begin without a socket.
 
         Args:
             context: of the tracker.
         """
-        self._context = context
+        self._context = zmq.asyncio.Context(context)  # the same one, for sockets of asyncio
         self._socket: zmq.asyncio.Socket | None = None
         # What is being received. Giving it up could lose a message, so that it outlives each wait.
         self._frames: asyncio.Future[list[bytes]] | None = None

@@ -1,22 +1,24 @@
 """`AsyncTracker`: the asyncio client, with the names of the synchronous one.
 
-One socket, one task that reads it, one future for each request. A call may be cancelled at any
-moment: a lease that it would have been granted is taken back.
+One socket, one future for each request, and one timer for all of them. A call may be cancelled at
+any moment: a lease that it would have been granted is taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import zmq
-import zmq.asyncio
 
-from trackd_client.aio.connection import Outstanding, close_parts, receive
+from trackd_client.aio.connection import Outstanding, Reader, close_parts
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.operators import AsyncOperations
 from trackd_client.core import calls
@@ -53,7 +55,11 @@ from trackd_client.errors import (
 from trackd_client.proxy import Proxy
 from trackd_client.sync.ending import close_dropped, end_later
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.frames import fast_send
 from trackd_client.wire.protocol import Reply
+
+# A plain integer: the flags of pyzmq are enums, and slow.
+_NOW: Final = int(zmq.DONTWAIT)
 
 
 class AsyncTracker(AsyncOperations[AsyncLease]):
@@ -68,13 +74,18 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._outstanding: dict[int, Outstanding] = {}
         self._connected = False
         self._was_connected = False
-        self._tasks: list[asyncio.Task[None]] = []
+        # When outstanding requests are due or expire, by the loop's clock, with their numbers; what
+        # has been answered since is passed over.
+        self._agenda: list[tuple[float, int]] = []
+        self._timer: asyncio.TimerHandle | None = None  # for the first of them
+        self._wakes_at = math.inf
         self._opened = []
         self._heartbeat: asyncio.TimerHandle | None = None
         self._endpoint = ""  # what the socket connects to
-        self._context: zmq.asyncio.Context
-        self._socket: zmq.asyncio.Socket
-        self._monitor: zmq.asyncio.Socket
+        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._socket: zmq.Socket[bytes]
+        self._monitor: zmq.Socket[bytes]
+        self._readers: tuple[Reader[AsyncTracker, Any], ...] = ()
 
     # -- what agents do -------------------------------------------------------------------
 
@@ -269,12 +280,11 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             raise cut_off_error()
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._post(Outstanding(request, future=future))
+        expires = None if deadline is None else self._loop.time() + deadline - started
+        self._post(Outstanding(request, future=future, expires=expires))
         try:
-            remaining = None if deadline is None else deadline - started
             try:
-                async with asyncio.timeout(remaining):
-                    reply = await future
+                reply = await future
             except TimeoutError:
                 waited = boottime() - started
                 raise no_answer_error(
@@ -377,35 +387,35 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             raise WrongLoop("this tracker belongs to another event loop; make one for each")
         try:
             check_room()
-            self._context = zmq.asyncio.Context()
+            self._context = zmq.Context()
         except zmq.ZMQError as error:
             raise system_error(error) from error
         try:
             self._socket = self._context.socket(zmq.DEALER)
             self._monitor = configure(self._socket)
+            self._send_frame = fast_send(self._socket)
             self._endpoint = self.endpoint
             self._socket.connect(self._endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise system_error(error) from error
         self._loop = loop
-        sockets = (self._monitor, self._socket)
-        parts: Iterable[Closable] = itertools.chain(self._opened, sockets)  # later ones, too
+        tracker = weakref.ref(self)
+        self._readers = (
+            Reader(
+                tracker,
+                self._monitor,
+                partial(self._monitor.recv_multipart, _NOW),
+                AsyncTracker._take_monitored,
+            ),
+            Reader(tracker, self._socket, partial(self._socket.recv, _NOW), AsyncTracker._take),
+        )
+        parts: Iterable[Closable] = itertools.chain(self._opened, self._readers)  # later ones, too
         close = partial(close_parts, parts, self._context)
         self._dropped = weakref.finalize(
             self, close_dropped, self._conversation, self._place, close
         )
         self._dropped.atexit = False  # the session ends with the process
-        tracker = weakref.ref(self)
-        self._tasks = [
-            loop.create_task(
-                receive(tracker, self._socket, AsyncTracker._take), name="trackd-read"
-            ),
-            loop.create_task(
-                receive(tracker, self._monitor, AsyncTracker._take_monitored),
-                name="trackd-monitor",
-            ),
-        ]
 
     def _connect_again(self) -> None:
         """Connect to where the daemon is now. What calls await is sent again."""
@@ -423,30 +433,65 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._send(outstanding)
 
     def _withdraw(self, seq: int) -> Outstanding | None:
-        outstanding = self._outstanding.pop(seq, None)
-        if outstanding is not None and outstanding.timer is not None:
-            outstanding.timer.cancel()
-        return outstanding
+        return self._outstanding.pop(seq, None)
 
     def _send(self, outstanding: Outstanding) -> None:
         """Send a request, and again after its pause."""
         assert self._loop is not None
         if self._socket.closed or self._conversation.inherited:
             return
-        if outstanding.timer is not None:
-            outstanding.timer.cancel()
-        # The timer holds nothing of the tracker, so that one that is dropped is noticed.
-        outstanding.timer = self._loop.call_later(
-            outstanding.pause, _send_again, weakref.ref(self), outstanding.request.seq
-        )
+        outstanding.due = self._loop.time() + outstanding.pause
         outstanding.pause = lengthen(outstanding.pause)
-        sent = asyncio.ensure_future(self._socket.send(outstanding.request.frame, zmq.DONTWAIT))
-        if sent.done():
-            sent.exception()  # no room: the timer sends it again
+        self._plan(outstanding)
+        with contextlib.suppress(zmq.ZMQError):  # no room, say: it is sent again soon enough
+            self._send_frame(outstanding.request.frame, _NOW)
+        self._readers[-1].look()
 
-    def _take(self, frames: list[bytes]) -> None:
-        """Take a reply."""
-        reply = find_reply(frames[-1])
+    def _plan(self, outstanding: Outstanding) -> None:
+        """Put on the agenda when a request is due or expires."""
+        assert self._loop is not None
+        moment = outstanding.due
+        if outstanding.expires is not None and outstanding.expires < moment:
+            moment = outstanding.expires
+        heapq.heappush(self._agenda, (moment, outstanding.request.seq))
+        if moment < self._wakes_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Set the timer for what the agenda has first."""
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._wakes_at = None, math.inf
+        if self._agenda:
+            self._wakes_at = self._agenda[0][0]
+            # The timer holds nothing of the tracker, so that one that is dropped is noticed.
+            self._timer = self._loop.call_at(self._wakes_at, _keep_time, weakref.ref(self))
+
+    def _keep_time(self) -> None:
+        """Send again what is due, end the calls whose time is up, and set the timer."""
+        assert self._loop is not None
+        now = self._loop.time()
+        passed = []
+        while self._agenda and self._agenda[0][0] <= now:
+            passed.append(heapq.heappop(self._agenda)[1])
+        for seq in passed:
+            outstanding = self._outstanding.get(seq)
+            if outstanding is None:
+                continue
+            future = outstanding.future
+            if outstanding.expires is not None and outstanding.expires <= now:
+                if future is not None and not future.done():
+                    _fail(future, TimeoutError())
+            elif outstanding.due <= now:
+                self._send(outstanding)
+            else:
+                self._plan(outstanding)
+        self._set_timer()
+
+    def _take(self, frame: bytes) -> None:
+        """Take a reply. Of a message of several frames, each is taken by itself."""
+        reply = find_reply(frame)
         if reply is None:
             return
         outstanding = self._outstanding.get(reply.seq)
@@ -476,22 +521,21 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
 
     def _shut(self) -> None:
         """Close everything; calls under way raise `TrackerClosed`."""
-        for task in self._tasks:
-            task.cancel()
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
+        for timer in (self._heartbeat, self._timer):
+            if timer is not None:
+                timer.cancel()
         closed = cut_off_error()
         for seq in list(self._outstanding):
             outstanding = self._withdraw(seq)
             future = None if outstanding is None else outstanding.future
             if future is not None and not future.done():  # a cancelled one is
-                future.set_exception(closed)
+                _fail(future, closed)
         self._dropped.detach()
         for opened in self._opened:
             opened.close()
         self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close(linger=0)
+        for reader in self._readers:
+            reader.close()
         self._context.term()
 
 
@@ -501,7 +545,13 @@ def _beat(tracker_ref: weakref.ref[AsyncTracker], session: Session) -> None:
         tracker._beat(session)  # noqa: SLF001 - a part of it
 
 
-def _send_again(tracker_ref: weakref.ref[AsyncTracker], seq: int) -> None:
+def _keep_time(tracker_ref: weakref.ref[AsyncTracker]) -> None:
     tracker = tracker_ref()
-    if tracker is not None and seq in tracker._outstanding:  # noqa: SLF001 - a part of it
-        tracker._send(tracker._outstanding[seq])  # noqa: SLF001
+    if tracker is not None:
+        tracker._keep_time()  # noqa: SLF001 - a part of it
+
+
+def _fail(future: asyncio.Future[Reply], error: Exception) -> None:
+    """Let a call raise an error; nobody complains when it was cancelled at the same time."""
+    future.set_exception(error)
+    future.exception()
