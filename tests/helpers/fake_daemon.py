@@ -16,6 +16,7 @@ import msgpack
 from trackd_client.core.event import Event
 from trackd_client.core.mirror import Mirror
 from trackd_client.core.stream import Ask, Listen, Pause, Steps, Stream, Subscribe
+from trackd_client.wire.requests import MAX_ROWS
 
 Facts = dict[str, dict[Any, tuple[Any, ...]]]
 
@@ -171,10 +172,12 @@ class World:
                 return {**reply, "clock": 0.0, "events": endpoint}
             case "log":
                 kept = self.log[-self.history :] if self.history else []
-                wanted = [event for event in kept if event[0] > fields["after"]]
+                wanted = [event for event in kept if event[0] > fields.get("after", 0)]
                 return {
                     **reply,
-                    "events": msgpack.unpackb(msgpack.packb(wanted[: fields["limit"]])),
+                    "events": msgpack.unpackb(
+                        msgpack.packb(wanted[: fields.get("limit", MAX_ROWS)])
+                    ),
                     "oldest": kept[0][0] if kept else None,
                     "newest": self.revision,
                     "history": self.history,
@@ -195,7 +198,7 @@ class World:
         if walk not in self._walks:
             return None
         base, keys = self._walks[walk]
-        end = offset + fields["limit"]
+        end = offset + fields.get("limit", MAX_ROWS)
         return {
             "base": base,
             "total": len(keys),

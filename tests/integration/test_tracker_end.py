@@ -21,6 +21,7 @@ from trackd_client import DaemonAbsent, Proxy, SessionLost, TrackdError, Tracker
 from trackd_client.errors import TrackerClosed
 from trackd_client.testing import Daemon, MakeDaemon
 from trackd_client.wire import places
+from trackd_client.wire.requests import Heartbeat
 
 # -- closing ---------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ def test_threads_may_all_close_at_once(shared_daemon: Daemon) -> None:
             tracker.close()
 
         threads = [in_thread(close) for _ in range(2)]
-        tracker._keeper.send("heartbeat", {}, lease._session)  # so that the keeper is awake
+        tracker._keeper.send(Heartbeat(), lease._session)  # so that the keeper is awake
         together.wait()
         for thread, outcome in threads:
             thread.join(PATIENCE)

@@ -54,9 +54,11 @@ from trackd_client.errors import (
 )
 from trackd_client.proxy import Proxy
 from trackd_client.sync.ending import close_dropped, end_later
+from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.frames import fast_send
 from trackd_client.wire.protocol import Reply
+from trackd_client.wire.requests import RequestFields
 
 # A plain integer: the flags of pyzmq are enums, and slow.
 _NOW: Final = int(zmq.DONTWAIT)
@@ -344,7 +346,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
     # -- errands: requests that no call awaits ---------------------------------------------------
 
     def _keep(self, session: Session) -> None:
-        self._errand("watch_session", {}, session)
+        self._errand(requests.WatchSession(), session)
         self._beat(session)
 
     def _beat(self, session: Session) -> None:
@@ -358,19 +360,14 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         tracker = weakref.ref(self)  # so that a tracker that is dropped is noticed
         self._heartbeat = self._loop.call_later(pause, _beat, tracker, session)
         if not any(waits.request.op == "heartbeat" for waits in self._outstanding.values()):
-            self._errand("heartbeat", {}, session)
+            self._errand(requests.Heartbeat(), session)
 
     def _errand(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        session: Session,
-        *,
-        settles: Request | None = None,
+        self, fields: RequestFields, session: Session, *, settles: Request | None = None
     ) -> None:
         if self._socket.closed or self._conversation.inherited:
             return
-        request = self._conversation.request(op, fields, None, session)
+        request = self._conversation.request(fields.op, fields.encode(), None, session)
         self._post(Outstanding(request, settles=settles))
 
     # -- the socket -------------------------------------------------------------------------------

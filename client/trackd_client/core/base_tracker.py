@@ -20,9 +20,11 @@ from trackd_client.core.lease import BaseLease, LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.core.place import Place
 from trackd_client.errors import BadArgument, SessionLost, TrackdError
+from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError
 from trackd_client.wire.protocol import Reply
+from trackd_client.wire.requests import RequestFields
 
 log = logging.getLogger("trackd_client")
 
@@ -174,24 +176,19 @@ class BaseTracker(Generic[LeaseT]):
         if session is None or session.lost or request.op not in GRANTING:
             self._conversation.settle(request)
         else:
-            self._errand("cancel", {"target": request.seq}, session, settles=request)
+            self._errand(requests.Cancel(request.seq), session, settles=request)
 
     def _stray(self, session: Session | None, fields: Mapping[str, Any]) -> None:
         """Handle a reply for which no call waits: release the lease that it may grant."""
         number = fields.get("lease")
         if session is not None and type(number) is int and number not in self._leases:
-            self._errand("release", {"lease": number}, session)
+            self._errand(requests.Release(number), session)
 
     # -- errands: requests that no call awaits ---------------------------------------------
 
     @abstractmethod
     def _errand(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        session: Session,
-        *,
-        settles: Request | None = None,
+        self, fields: RequestFields, session: Session, *, settles: Request | None = None
     ) -> None:
         """Send a request until it is answered; the reply settles another request as well."""
 
@@ -206,7 +203,7 @@ class BaseTracker(Generic[LeaseT]):
         except TrackdError:
             return  # the daemon cannot do it; another try would not help
         if request.op == "watch_session":
-            self._errand("watch_session", {}, session)
+            self._errand(requests.WatchSession(), session)
             for notice in fields.get("notices", ()):
                 self._notice(session, notice)
 
@@ -234,7 +231,7 @@ class BaseTracker(Generic[LeaseT]):
     def _release_later(self, lease: BaseLease) -> None:
         """Release a lease without waiting for the daemon's reply."""
         self._conversation.check_process()
-        self._errand("release", {"lease": lease.id}, lease._session)  # noqa: SLF001 - a lease is its tracker's
+        self._errand(requests.Release(lease.id), lease._session)  # noqa: SLF001 - a lease is its tracker's
         self._forget(lease)
 
     def _forget(self, lease: BaseLease) -> None:

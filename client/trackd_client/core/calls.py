@@ -16,7 +16,9 @@ from trackd_client.core.arguments import check_number, principal_list, proxy_row
 from trackd_client.errors import BadArgument
 from trackd_client.proxy import Proxy
 from trackd_client.results import Explanation, ProxyExplanation, Status
+from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.requests import RequestFields
 
 T = TypeVar("T")
 
@@ -62,32 +64,46 @@ class Grant(NamedTuple):
     refused: str = ""
 
 
+def _call(
+    request: RequestFields,
+    read: Callable[[dict[str, Any]], T],
+    *,
+    in_session: bool = True,
+    never_stale: bool = False,
+) -> Call[T]:
+    return Call(request.op, request.encode(), read, in_session, never_stale)
+
+
+def _grant(request: RequestFields, **more: Any) -> Grant:
+    return Grant(request.op, request.encode(), **more)
+
+
 # -- what agents do -----------------------------------------------------------------------
 
 
 def track_expected(proxies: Iterable[Proxy]) -> Call[None]:
     """Send gossip."""
-    return Call("track_expected", {"proxies": proxy_rows(proxies)}, _nothing)
+    return _call(requests.TrackExpected(proxy_rows(proxies)), _nothing)
 
 
 def set_connection_count(count: int) -> Call[None]:
     """Set how many connections are wanted."""
-    return Call("set_connection_count", {"count": count}, _nothing)
+    return _call(requests.SetConnectionCount(count), _nothing)
 
 
 def is_claimed(principals: tuple[str, ...]) -> Call[bool]:
     """Ask whether a lease holds a proxy."""
-    return Call("is_claimed", {"principals": principal_list(principals)}, _is_claimed)
+    return _call(requests.IsClaimed(principal_list(principals)), _is_claimed)
 
 
 def release(lease: int) -> Call[None]:
     """Release a lease."""
-    return Call("release", {"lease": lease}, _nothing, never_stale=True)
+    return _call(requests.Release(lease), _nothing, never_stale=True)
 
 
 def try_acquire() -> Grant:
     """Ask for a lease, and do not wait for one."""
-    return Grant("try_acquire", {})
+    return _grant(requests.TryAcquire())
 
 
 def acquire(timeout: float | None) -> Grant:
@@ -100,7 +116,7 @@ def acquire(timeout: float | None) -> Grant:
         BadArgument: `timeout` is not a number, or less than 0.
     """
     if timeout == 0:
-        return Grant("try_acquire", {}, refused="no lease was granted at once")
+        return _grant(requests.TryAcquire(), refused="no lease was granted at once")
     deadline = deadline_of(timeout)
     within = "" if timeout is None else f" within {timeout:g} s"
     refused = f"no lease was granted{within}"
@@ -109,7 +125,7 @@ def acquire(timeout: float | None) -> Grant:
 
 def adopt(principals: tuple[str, ...]) -> Grant:
     """Ask for a lease that has claimed a proxy."""
-    return Grant("adopt", {"principals": principal_list(principals)})
+    return _grant(requests.Adopt(principal_list(principals)))
 
 
 # -- what operators ask: it needs no session, and opens none -------------------------------
@@ -117,29 +133,28 @@ def adopt(principals: tuple[str, ...]) -> Grant:
 
 def ping() -> Call[None]:
     """Ask for an answer."""
-    return Call("ping", {}, _nothing, in_session=False)
+    return _call(requests.Ping(), _nothing, in_session=False)
 
 
 def status() -> Call[Status]:
     """Ask for the daemon's counts."""
-    return Call("status", {}, lambda reply: Status(own_fields(reply)), in_session=False)
+    return _call(requests.Status(), lambda reply: Status(own_fields(reply)), in_session=False)
 
 
 def explain(name: str | None) -> Call[Explanation | ProxyExplanation]:
     """Ask why a lease would be granted, or what is known of a proxy."""
     kind = Explanation if name is None else ProxyExplanation
-    fields = {} if name is None else {"name": name}
-    return Call("explain", fields, lambda reply: kind(own_fields(reply)), in_session=False)
+    return _call(requests.Explain(name), lambda reply: kind(own_fields(reply)), in_session=False)
 
 
 def metrics() -> Call[dict[str, Any]]:
     """Ask for all that the daemon counts."""
-    return Call("metrics", {}, own_fields, in_session=False)
+    return _call(requests.Metrics(), own_fields, in_session=False)
 
 
 def config() -> Call[dict[str, Any]]:
     """Ask for the daemon's settings."""
-    return Call("config", {}, own_fields, in_session=False)
+    return _call(requests.Config(), own_fields, in_session=False)
 
 
 # -- what admins do -------------------------------------------------------------------------
@@ -147,24 +162,22 @@ def config() -> Call[dict[str, Any]]:
 
 def force_release(lease: int) -> Call[dict[str, Any]]:
     """Take a lease back from its session."""
-    return Call("force_release", {"lease": lease}, own_fields)
+    return _call(requests.ForceRelease(lease), own_fields)
 
 
 def end_session(session: int) -> Call[dict[str, Any]]:
     """End a session."""
-    return Call("end_session", {"session": session}, own_fields)
+    return _call(requests.EndSession(session), own_fields)
 
 
 def forget(name: str | None, group: str | None, generation: int | None) -> Call[dict[str, Any]]:
     """Stop tracking a proxy or a group; only what is given is sent."""
-    fields = {"name": name, "group": group, "generation": generation}
-    given = {field: value for field, value in fields.items() if value is not None}
-    return Call("forget", given, own_fields)
+    return _call(requests.Forget(name, group, generation), own_fields)
 
 
 def reload() -> Call[dict[str, Any]]:
     """Make the daemon read its configuration."""
-    return Call("reload", {}, own_fields)
+    return _call(requests.Reload(), own_fields)
 
 
 # -- replies and deadlines --------------------------------------------------------------------

@@ -34,8 +34,10 @@ from trackd_client.errors import (
     WrongCluster,
     refusal,
 )
+from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import REQUEST, TOKEN_BYTES, Limits, Reply, decode_reply, encode
+from trackd_client.wire.requests import RequestFields
 
 #: Seconds after which a request without an answer is sent again over the same connection.
 RESEND_SECONDS: Final = 1.0
@@ -202,6 +204,9 @@ class Conversation:
             raise refusal(error.code, str(error)) from None
         return Request(op, seq, frame, session)
 
+    def _request(self, fields: RequestFields, session: Session | None) -> Request:
+        return self.request(fields.op, fields.encode(), None, session)
+
     def settle(self, request: Request) -> None:
         """Mark a request as done: its reply has arrived, or no call will ever want it."""
         if request.session is not None:
@@ -235,7 +240,7 @@ class Conversation:
     def hello(self) -> Request:
         """Return the request that begins every conversation."""
         self._hello_sent = self._clock()
-        return self.request("hello", {}, None, None)
+        return self._request(requests.Hello(), None)
 
     def take_hello(self, fields: Mapping[str, Any]) -> None:
         """Take over the daemon's clock and limits.
@@ -307,14 +312,8 @@ class Conversation:
 
     def open(self, session: Session) -> Request:
         """Return the request that opens a session."""
-        fields: dict[str, Any] = {
-            "name": self.name,
-            "version": __version__,
-            "labels": self.labels,
-        }
-        if self.cluster is not None:
-            fields["cluster"] = self.cluster
-        return self.request("open", fields, None, session)
+        fields = requests.Open(self.name, __version__, self.labels, self.cluster)
+        return self._request(fields, session)
 
     @contextmanager
     def opening(self, was_connected: Callable[[], bool]) -> Iterator[Request]:
@@ -344,7 +343,7 @@ class Conversation:
         """
         if session.id == 0:
             yield self.open(session)
-        yield self.request("close", {}, None, session)
+        yield self._request(requests.Close(), session)
 
     def take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
         """Take over the number and the time-to-live of a session that is now open."""

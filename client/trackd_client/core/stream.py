@@ -22,8 +22,10 @@ from typing import Any, Final, NamedTuple
 from trackd_client.core.event import GAP, SNAPSHOT, Event, read_event
 from trackd_client.core.mirror import KEYS, LISTINGS, Mirror, Row
 from trackd_client.errors import NoAnswer
+from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import NOTICE, decode
+from trackd_client.wire.requests import RequestFields
 
 #: Seconds without a message after which the stream asks whether it has missed something.
 QUIET_SECONDS: Final = 1.0
@@ -50,8 +52,13 @@ class Ask(NamedTuple):
     """
 
     op: str
-    fields: Mapping[str, Any] = {}
+    fields: Mapping[str, Any]
     refusable: bool = False
+
+
+def ask(request: RequestFields, *, refusable: bool = False) -> Ask:
+    """Return the step that makes a request."""
+    return Ask(request.op, request.encode(), refusable)
 
 
 class Subscribe(NamedTuple):
@@ -150,8 +157,7 @@ def read_log(after: int, *, older: bool = False) -> Steps:
     until: int | None = None
     first, state = after, None
     while True:
-        fields = {"after": after, "limit": PAGE}
-        reply = yield Ask("log", {**fields, "older": True} if older else fields)
+        reply = yield ask(requests.Log(after, PAGE, older))
         if state is not None and reply.get("tracker_id") != state:
             events, until, state, after = [], None, None, first
             continue
@@ -201,10 +207,7 @@ def ask_page(of: str, cursor: list[int] | None, limit: int = PAGE) -> Ask:
     A listing that was begun can be forgotten, when the daemon starts again or too many others
     are read at the same time.
     """
-    fields: dict[str, Any] = {"of": of, "limit": limit}
-    if cursor is not None:
-        fields["cursor"] = cursor
-    return Ask("snapshot", fields, refusable=cursor is not None)
+    return ask(requests.Snapshot(of, cursor, limit), refusable=cursor is not None)
 
 
 class Stream:
@@ -262,7 +265,7 @@ class Stream:
         )
 
     def _subscribe(self) -> Steps:
-        reply = yield Ask("hello")
+        reply = yield ask(requests.Hello())
         self._listens = yield Subscribe(str(reply.get("events", "")))
         if self._listens:
             # A greeting comes, and from then on all that is published. Nothing depends on it: the
@@ -376,11 +379,11 @@ class Stream:
         return True
 
     def _hello(self) -> Generator[Step, Any, Hello]:
-        reply = yield Ask("hello")
+        reply = yield ask(requests.Hello())
         return Hello(reply["tracker_id"], reply["revision"], reply["clock"])
 
     def _log(self) -> Generator[Step, Any, list[Event]]:
-        reply = yield Ask("log", {"after": self._revision, "limit": self._page})
+        reply = yield ask(requests.Log(self._revision, self._page))
         return read_page(reply) if self._is_of_state(reply) else []
 
     def _is_of_state(self, reply: Mapping[str, Any]) -> bool:

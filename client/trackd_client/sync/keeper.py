@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +26,9 @@ from trackd_client.core.conversation import (
 )
 from trackd_client.errors import PASSING, TrackerClosed
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
+from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.requests import RequestFields
 
 #: Seconds until the thread goes on after an error, or looks where the daemon is to be found now.
 _PAUSE: Final = 1.0
@@ -74,7 +75,7 @@ class Keeper:
         """Watch a session that has just been opened, and send its heartbeats."""
         pause = session.heartbeat_pause
         self._heartbeat_at = math.inf if pause is None else boottime() + pause
-        self.send("watch_session", {}, session)
+        self.send(requests.WatchSession(), session)
 
     def ensure(self) -> None:
         """Start the thread if there is work for it, and an earlier try failed."""
@@ -100,15 +101,10 @@ class Keeper:
             thread.join(seconds)  # not from its own callback: it ends after that
 
     def send(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        session: Session,
-        *,
-        settles: Request | None = None,
+        self, fields: RequestFields, session: Session, *, settles: Request | None = None
     ) -> None:
         """Add an errand, and start or wake the thread."""
-        request = self._conversation.request(op, fields, None, session)
+        request = self._conversation.request(fields.op, fields.encode(), None, session)
         with self._lock:
             if self._stopping:
                 return
@@ -213,7 +209,7 @@ class Keeper:
         with self._lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
         if not waits:
-            self.send("heartbeat", {}, session)
+            self.send(requests.Heartbeat(), session)
 
     def _send_due(self, connection: Connection) -> None:
         now = boottime()

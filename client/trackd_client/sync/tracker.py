@@ -40,6 +40,7 @@ from trackd_client.sync.keeper import Keeper
 from trackd_client.sync.lease import Lease
 from trackd_client.sync.operators import Operations
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.requests import RequestFields
 
 
 class Tracker(Operations[Lease]):
@@ -366,14 +367,9 @@ class Tracker(Operations[Lease]):
         self._keeper.keep(session)
 
     def _errand(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        session: Session,
-        *,
-        settles: Request | None = None,
+        self, fields: RequestFields, session: Session, *, settles: Request | None = None
     ) -> None:
-        self._keeper.send(op, fields, session, settles=settles)
+        self._keeper.send(fields, session, settles=settles)
 
 
 def _close_parts(keeper: Keeper, connections: Connections) -> None:

@@ -13,6 +13,7 @@ one takes 2 to 3 % of the time of a read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, Self
@@ -72,11 +73,18 @@ class RequestFields:
 
     def encode(self) -> dict[str, Any]:
         """Return the fields to send: those that differ from their defaults."""
+        kind: Any = type(self)
         return {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            name: value
+            for name, default in _defaults_of(kind)
+            if (value := getattr(self, name)) != default
         }
+
+
+@functools.cache
+def _defaults_of(kind: Any) -> list[tuple[str, Any]]:
+    """Return the fields of a class with their defaults."""
+    return [(field.name, field.default) for field in dataclasses.fields(kind)]
 
 
 # without a session
