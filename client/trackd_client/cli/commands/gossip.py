@@ -84,7 +84,7 @@ def gossip(
     ttl: float | None,
     as_json: bool,
 ) -> None:
-    """Feed gossip: Teleport's JSON from FILE or stdin, or names."""
+    """Feed gossip: Teleport's JSON, or names of proxies."""
     options: common.Options = context.obj
     if names:
         if follow or not arguments:
