@@ -39,6 +39,12 @@ _CUT_PAGES = 16
 
 #: Writes a row: kind, key, generation, sealed value.
 WRITE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)"
+#: Writes that a thing is gone, unless no row has ever said that it was there: most things come and
+#: go between two checkpoints.
+_WRITE_GONE: Final = (
+    "INSERT OR REPLACE INTO state SELECT ?1, ?2, ?3, NULL"
+    " WHERE EXISTS (SELECT 1 FROM state WHERE kind = ?1 AND key = ?2)"
+)
 
 RowOf = Callable[[Key], Any]
 
@@ -182,6 +188,7 @@ class Checkpoint:
     def _write(self, stop: float) -> None:
         """Write things that were edited before the new base began."""
         taken: list[Key] = []
+        written: list[Key] = []
         generation = self._generation + 1
         try:
             with transaction(self.db):
@@ -189,7 +196,12 @@ class Checkpoint:
                     key, _ = self._todo.popitem()
                     taken.append(key)
                     sealed = self._aside[key] if key in self._aside else self._packed(key)
-                    self.db.execute(WRITE, (key[0], pack(key[1]), generation, sealed))
+                    place = (key[0], pack(key[1]), generation)
+                    if sealed is not None:
+                        self.db.execute(WRITE, (*place, sealed))
+                        written.append(key)
+                    elif self.db.execute(_WRITE_GONE, place).rowcount:
+                        written.append(key)
                     if len(taken) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
                         break
         except BaseException:
@@ -197,7 +209,7 @@ class Checkpoint:
             raise
         for key in taken:
             self._aside.pop(key, None)
-        self._old += taken
+        self._old += written
 
     def _finish(self) -> None:
         """Make the new generation and its base valid."""
