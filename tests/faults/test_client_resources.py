@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from helpers.both_clients import daemon, shared_daemon
 from helpers.support import PATIENCE, descriptors, run_script, wait_until
 from helpers.trackers import held
 from trackd_client import AsyncTracker, Tracker
+from trackd_client.errors import SystemRefused
 from trackd_client.sync import connection as connection_module
 from trackd_client.testing import Daemon
 
@@ -216,6 +219,30 @@ def test_an_asyncio_tracker_goes_on_after_errors_of_its_tasks(
             assert third is not None
             operator.force_release(third.id)
             await asyncio.wait_for(third.lost.wait(), PATIENCE)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_an_event_loop_that_is_refused_a_reader_leaves_a_tracker_that_begins_later(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """The system bounds what epoll watches."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        add_reader, calls = loop.add_reader, itertools.count(1)
+
+        def refuse_one(*args: Any) -> None:
+            if next(calls) == which:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            add_reader(*args)
+
+        monkeypatch.setattr(loop, "add_reader", refuse_one)
+        async with AsyncTracker(daemon.endpoint, timeout=PATIENCE) as tracker:
+            with pytest.raises(SystemRefused):
+                await tracker.is_claimed("p")
+            assert not await tracker.is_claimed("p")
 
     asyncio.run(main())
 

@@ -387,26 +387,24 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             self._context = zmq.Context()
         except zmq.ZMQError as error:
             raise system_error(error) from error
+        readers: list[Reader[AsyncTracker, Any]] = []
         try:
             self._socket = self._context.socket(zmq.DEALER)
             self._monitor = configure(self._socket)
             self._send_frame = fast_send(self._socket)
             self._endpoint = self.endpoint
             self._socket.connect(self._endpoint)
-        except zmq.ZMQError as error:
+            for socket, receive, take in (
+                (self._monitor, self._monitor.recv_multipart, AsyncTracker._take_monitored),
+                (self._socket, self._socket.recv, AsyncTracker._take),
+            ):
+                readers.append(Reader(weakref.ref(self), socket, partial(receive, _NOW), take))
+        except (zmq.ZMQError, OSError) as error:
+            for reader in readers:
+                reader.close()
             self._context.destroy(linger=0)
             raise system_error(error) from error
-        self._loop = loop
-        tracker = weakref.ref(self)
-        self._readers = (
-            Reader(
-                tracker,
-                self._monitor,
-                partial(self._monitor.recv_multipart, _NOW),
-                AsyncTracker._take_monitored,
-            ),
-            Reader(tracker, self._socket, partial(self._socket.recv, _NOW), AsyncTracker._take),
-        )
+        self._loop, self._readers = loop, tuple(readers)
         parts: Iterable[Closable] = itertools.chain(self._opened, self._readers)  # later ones, too
         close = partial(close_parts, parts, self._context)
         self._dropped = weakref.finalize(
