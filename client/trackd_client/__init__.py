@@ -29,13 +29,14 @@ from trackd_client.errors import (
     AcquireTimeout,
     BadPayload,
     DaemonAbsent,
+    DialFailed,
     NoAnswer,
     Refused,
     SessionLost,
     TrackdError,
 )
 from trackd_client.policy import Policy, PoolEvent, PoolStats
-from trackd_client.proxy import Proxy
+from trackd_client.proxy import Proxy, Target
 from trackd_client.results import (
     Explanation,
     LeaseRow,
@@ -62,6 +63,7 @@ __all__ = [
     "AsyncTracker",
     "BadPayload",
     "DaemonAbsent",
+    "DialFailed",
     "Event",
     "Explanation",
     "Lease",
@@ -79,6 +81,7 @@ __all__ = [
     "SessionRow",
     "Snapshot",
     "Status",
+    "Target",
     "TrackdError",
     "Tracker",
     "__version__",

@@ -13,6 +13,7 @@
     ├── WrongLoop           (RuntimeError)     used in another event loop than before
     ├── BadPayload          (ValueError)       a gossip payload that cannot be read
     ├── BadArgument         (ValueError)       an argument that can never be right
+    ├── DialFailed                             raised by a dial, to say how it failed
     └── Refused                                the daemon answered, and said no: `code`
         ├── InvalidRequest  (ValueError)       malformed, invalid_argument, unknown_operation
         ├── LimitExceeded                      limit_exceeded
@@ -39,6 +40,7 @@ __all__ = [
     "Code",
     "DaemonAbsent",
     "DaemonFailed",
+    "DialFailed",
     "InvalidRequest",
     "LeaseExpired",
     "LimitExceeded",
@@ -125,6 +127,30 @@ class BadPayload(TrackdError, ValueError):
 
 class BadArgument(TrackdError, ValueError):
     """An argument of the caller can never be right; the daemon was not even asked."""
+
+
+class DialFailed(TrackdError):
+    """Raised by the `dial` of a pool, to say how it failed where its exception does not.
+
+    Attributes:
+        failed: `refused`, `timeout`, `tls` or `rate`, which may pause the dials of the whole host;
+            or `auth` or `other`, which may pause those of this agent.
+        retry_after: seconds for which the other end asked not to dial, or None; 60 count at most.
+
+    Raises:
+        BadArgument: `failed` is none of them.
+    """
+
+    reasons: ClassVar[tuple[str, ...]] = ("refused", "timeout", "tls", "rate", "auth", "other")
+
+    def __init__(self, failed: str, retry_after: float | None = None) -> None:
+        if failed not in self.reasons:
+            raise BadArgument(
+                f"failed must be one of {', '.join(self.reasons)}, not {failed!r:.100}"
+            )
+        super().__init__(f"the dial failed: {failed}")
+        self.failed = failed
+        self.retry_after = retry_after
 
 
 class Refused(TrackdError):

@@ -4,8 +4,9 @@ Two things go wrong with a dial, and they want different answers. A *failed* dia
 proxy, or lost it at once: the pool backs off, exponentially and with full jitter, so that a
 host full of agents does not come back in step. A *duplicate* reached a proxy that is claimed
 already: the load balancer is asked again after a short pause that grows slowly. Many
-duplicates in a row mean that the balancer is *sticky*: it keeps sending this host to the
-proxies that it has, and asking faster does not help.
+duplicates in a row that meet the same few proxies mean that the balancer is *sticky*: it keeps
+sending this host to them, and asking faster does not help. Where most of the claimed proxies are
+met, it is not: one that is missing is away, or chance has not chosen it yet.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class Policy:
         duplicate_step: pause after a duplicate; it grows by this with each in a row.
         duplicate_cap: the largest that it grows.
         sticky_after: duplicates in a row that make the balancer sticky, if chance does not
-            explain them: where few proxies are missing among many, it may well.
-        sticky_pause: pause between dials while it is.
+            explain them: where few proxies are missing among many, it may well. Nor do they
+            when they have met most of the proxies. The daemon counts those of the whole host, and
+            hints at it from 20 on; with an older daemon each pool counts its own.
+        sticky_pause: pause between dials while it is; then there is one dial at a time.
     """
 
     failed_base: float = 0.5
@@ -122,6 +125,8 @@ class Pace:
     jitter: Callable[[float, float], float] = random.uniform
     failures: int = field(default=0, init=False)
     duplicates: int = field(default=0, init=False)
+    reached: set[str] = field(default_factory=set, init=False)  # the proxies of these duplicates
+    hinted: bool | None = field(default=None, init=False)  # what the daemon says; None: nothing
     is_sticky: bool = field(default=False, init=False)
     suspicious_at: int = field(init=False)
 
@@ -131,6 +136,8 @@ class Pace:
     def connected(self) -> None:
         """A dial reached a proxy that was free."""
         self.duplicates = 0
+        self.reached.clear()
+        self.hinted = None
         self.is_sticky = False
         self.suspicious_at = self.policy.sticky_after
 
@@ -146,16 +153,27 @@ class Pace:
         self.failures += 1
         return self.jitter(0.0, bound)
 
-    def duplicate(self) -> float:
-        """A dial reached a claimed proxy; return the seconds to pause."""
+    def duplicate(self, name: str, *, hinted: bool | None = None) -> float:
+        """A dial reached a claimed proxy; return the seconds to pause.
+
+        Args:
+            name: of the proxy.
+            hinted: whether the daemon says that the balancer is sticky; None: it is too old.
+        """
         self.duplicates += 1
+        self.reached.add(name)
+        self.hinted = hinted
+        if hinted is False:
+            self.is_sticky = False
         if self.is_sticky:
             return self.policy.sticky_pause
         return min(self.policy.duplicate_cap, self.policy.duplicate_step * self.duplicates)
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether there were so many duplicates in a row that `judge` is to be asked."""
+        """Whether `judge` is to be asked, after so many duplicates in a row, or after a hint."""
+        if self.hinted is not None:
+            return self.hinted and not self.is_sticky
         return not self.is_sticky and self.duplicates >= self.suspicious_at
 
     def judge(self, desired: int, missing: int) -> bool:
@@ -165,7 +183,14 @@ class Pace:
             desired: proxies that are wanted.
             missing: how many of them no dial has reached.
         """
+        if self.hinted is not None:
+            self.is_sticky = self.hinted
+            return self.is_sticky
         needed = self.policy.sticky_after
+        claimed = desired - missing
+        if claimed > 1 and len(self.reached) > claimed / 2:
+            self.suspicious_at = self.duplicates + max(needed, 1)  # the next time to be asked
+            return False
         if 0 < missing < desired:
             # An even balancer misses all of them so many times in a row once in a hundred.
             needed = max(needed, math.ceil(math.log(0.01) / math.log1p(-missing / desired)))

@@ -23,9 +23,13 @@ from typing import Any, ClassVar, Final, NoReturn
 __all__ = [
     "Explanation",
     "Group",
+    "Hint",
     "LeaseRow",
+    "Outcomes",
+    "Pause",
     "ProxyExplanation",
     "ProxyRow",
+    "ProxyTarget",
     "RecentClaims",
     "Reload",
     "Result",
@@ -34,6 +38,7 @@ __all__ = [
     "Source",
     "Status",
     "Tombstone",
+    "Tunnels",
     "UserUsage",
 ]
 
@@ -122,12 +127,15 @@ class ProxyRow(Result):
         generation: its generation; None: it is not tracked.
         expires: the point in time at which its gossip expires; None: it is not tracked, or it
             appeared while a snapshot was read.
-        desired: whether a connection to it is wanted: it is tracked, of the largest generation.
+        desired: whether a connection to it is wanted: it is tracked, of the largest generation,
+            and not terminating.
         largest: the largest generation of its group; None: it is not tracked.
         lease: id of the lease that holds it, or None.
         session: number of the session that holds it, or None.
         pid: process id of its holder, or None.
         mentioned_by: number of the session that mentioned it last, or None.
+        terminating: whether it is about to go, as gossip or the lease that holds it says.
+        address: where it can be dialled itself, as gossip says; empty: nothing is known.
     """
 
     __slots__ = ()
@@ -142,6 +150,8 @@ class ProxyRow(Result):
     session: int | None
     pid: int | None
     mentioned_by: int | None
+    terminating: bool = False
+    address: str = ""
 
 
 class LeaseRow(Result):
@@ -157,6 +167,11 @@ class LeaseRow(Result):
         claim_by: the point in time at which the daemon takes it back unless it has claimed; None:
             it has claimed, or there is no limit.
         principals: the first 8 of its claim.
+        reported: the point in time at which it last reported its tunnel alive; None: never, or
+            not since the daemon started.
+        rtt: smoothed round-trip time of its tunnel in seconds, or None.
+        stale: whether it was silent for too long, and is about to be released.
+        offered: whether it is offered to other agents.
     """
 
     __slots__ = ()
@@ -168,9 +183,39 @@ class LeaseRow(Result):
     wall: float
     claim_by: float | None
     principals: Sequence[str]
+    reported: float | None
+    rtt: float | None
+    stale: bool = False
+    offered: bool = False
 
 
-class SessionRow(Result):
+class Pause(Result):
+    """A pause after failed dials.
+
+    Attributes:
+        failures: how many in a row counted.
+        until: the point in time at which it ends; after that one dial at a time tries, until one
+            shows that dials succeed.
+        reason: why the last of them failed.
+        retry_after: seconds for which its other end asked not to dial, or None.
+        session: number of the session that reported it.
+        uid: its user id.
+        pid: its process id.
+        agent: what it calls itself, or its command.
+    """
+
+    __slots__ = ()
+    failures: int
+    until: float
+    reason: str
+    retry_after: float | None
+    session: int
+    uid: int
+    pid: int
+    agent: str
+
+
+class SessionRow(Result, pause=Pause):
     """A session: one agent.
 
     Attributes:
@@ -191,6 +236,7 @@ class SessionRow(Result):
         requests: how many requests it sent since the daemon started.
         gossip: how many of them were gossip (`track_expected`).
         deadline: the point in time at which it ends unless a request arrives; None: it does not.
+        pause: its own pause after failed dials, or None.
     """
 
     __slots__ = ()
@@ -211,6 +257,7 @@ class SessionRow(Result):
     requests: int
     gossip: int
     deadline: float | None
+    pause: Pause | None
 
 
 #: The class of the rows of each listing.
@@ -321,7 +368,25 @@ class UserUsage(Result):
     subscriptions: int
 
 
-class Status(Result, reload=Reload, groups=Group, users=UserUsage):
+class Tunnels(Result):
+    """What the leases say that have reported their tunnels alive.
+
+    Attributes:
+        reporting: how many there are.
+        stale: how many of them were silent for too long, and are about to be released.
+        reported: the point in time at which any of them reported last; None: not since the
+            daemon started.
+        rtt: their smoothed round-trip time in seconds, all reports taken together, or None.
+    """
+
+    __slots__ = ()
+    reporting: int
+    stale: int
+    reported: float | None
+    rtt: float | None
+
+
+class Status(Result, reload=Reload, groups=Group, users=UserUsage, pause=Pause, tunnels=Tunnels):
     """The daemon's counts.
 
     Attributes:
@@ -340,6 +405,11 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage):
         target: connections that should exist.
         claimed: claimed proxies, tracked or not.
         claimed_desired: desired proxies that are claimed.
+        claimed_terminating: claimed proxies that are not desired because they are terminating.
+        offered: claimed desired proxies whose leases are offered.
+        missing_seconds: seconds for which wanted connections were missing since the daemon
+            started, each one counted.
+        full_at: when none was missing last, in seconds of CLOCK_BOOTTIME; None: never since then.
         inflight: leases in flight.
         waiting: requests that wait for a lease.
         sessions: sessions.
@@ -359,6 +429,9 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage):
         user_count: users that have a session.
         users: the 10 users that are nearest to a quota, the nearest first.
         http_problem: why `http` cannot be served; None: it can be.
+        pause: the pause of the host after failed dials, or None.
+        paused_sessions: sessions that pause after failed dials of their own.
+        tunnels: what leases have reported of their tunnels; None: none has.
     """
 
     __slots__ = ()
@@ -377,6 +450,10 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage):
     target: int
     claimed: int
     claimed_desired: int
+    claimed_terminating: int = 0
+    offered: int = 0
+    missing_seconds: float = 0.0
+    full_at: float | None = None
     inflight: int
     waiting: int
     sessions: int
@@ -396,6 +473,9 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage):
     user_count: int
     users: Sequence[UserUsage] = ()
     http_problem: str | None
+    pause: Pause | None
+    paused_sessions: int = 0
+    tunnels: Tunnels | None
 
 
 # -- explain --------------------------------------------------------------------------------
@@ -423,27 +503,65 @@ class RecentClaims(Result):
     expected_since_success: float | None
 
 
-class Explanation(Result, recent=RecentClaims):
+class Outcomes(Result):
+    """How the last dials ended, as far as this process of the daemon knows.
+
+    Attributes:
+        dials: how many, at most 40.
+        ended: how many of them ended how: `claimed`, `held`, or why they failed.
+    """
+
+    __slots__ = ()
+    dials: int
+    ended: Mapping[str, int]
+
+
+class Hint(Result):
+    """What the last dials of the host, which all met held proxies, say of the load balancer.
+
+    Attributes:
+        balancer: `sticky` (the same few proxies were met again and again), or `even` (nearly all
+            were met; those that are missing are away, or the balancer does not know them).
+        in_a_row: how many dials they are.
+        met: the proxies that the last 128 of them met, the most frequent first; 5 at most.
+        met_count: how many different ones there are.
+    """
+
+    __slots__ = ()
+    balancer: str
+    in_a_row: int
+    met: Sequence[str]
+    met_count: int
+
+
+class Explanation(Result, recent=RecentClaims, hint=Hint, pause=Pause, outcomes=Outcomes):
     """Why a lease would be granted or refused now.
 
     Attributes:
         revision: of the state that this describes.
         would_grant: whether `try_acquire` would grant a lease.
-        reason: why: `bootstrap` or `need`; or why not: `satisfied`, `waiters`, `budget`, `store`.
+        reason: why: `bootstrap` or `need`; or why not: `satisfied`, `backoff`, `waiters`,
+            `budget`, `store`.
         bootstrap: whether nothing is in flight, and nothing is claimed or nothing is tracked.
-        need: whether `target` > `claimed_desired` + `inflight`.
-        connection_count: as in `Status`, and so are the next seven.
+        need: whether `target` > `claimed_desired` - `offered` + `inflight`.
+        connection_count: as in `Status`, and so are the next nine.
         tracked: tracked proxies.
         desired: desired proxies.
         target: connections that should exist.
         claimed: claimed proxies, tracked or not.
         claimed_desired: desired proxies that are claimed.
+        claimed_terminating: claimed proxies that are not desired because they are terminating.
+        offered: claimed desired proxies whose leases are offered.
         inflight: leases in flight.
         waiting: requests that wait for a lease.
         missing: names of desired proxies that no lease holds, at most 100.
         missing_count: how many there are.
         recent: how the last claims went.
-        retry_after: seconds until the next dial may begin; None: `reason` is not `budget`.
+        hint: what they say of the load balancer; None: nothing, or the daemon is too old.
+        retry_after: seconds until the next dial may begin; None: neither a pause nor the dial
+            budget refuses it.
+        pause: the pause of the host after failed dials, or None.
+        outcomes: how the last dials ended; None: no failed dial was reported.
     """
 
     __slots__ = ()
@@ -458,12 +576,17 @@ class Explanation(Result, recent=RecentClaims):
     target: int
     claimed: int
     claimed_desired: int
+    claimed_terminating: int = 0
+    offered: int = 0
     inflight: int
     waiting: int
     missing: Sequence[str]
     missing_count: int
     recent: RecentClaims
+    hint: Hint | None
     retry_after: float | None
+    pause: Pause | None
+    outcomes: Outcomes | None
 
 
 class Tombstone(Result):
@@ -481,8 +604,38 @@ class Tombstone(Result):
     until: float
 
 
+class ProxyTarget(Result):
+    """Whether a dial is aimed at a proxy by its address, or why none is.
+
+    Attributes:
+        address: where it can be dialled itself.
+        uid: the user whose gossip said so.
+        state: `aimed`, `claimed`, `not_desired`, `off` (by the setting `targets`), `failed` (aims
+            failed, and none follows until `until`), `paused` (other aims failed, and the next
+            `untargeted` grants carry no target) or `ready`.
+        lease: id of the lease in flight that is aimed at it, or None.
+        failures: how many aims in a row failed.
+        until: the point in time until which none follows for that, or None.
+        untargeted: how many of the next grants carry no target.
+    """
+
+    __slots__ = ()
+    address: str
+    uid: int
+    state: str
+    lease: int | None
+    failures: int
+    until: float | None
+    untargeted: int
+
+
 class ProxyExplanation(
-    Result, tombstone=Tombstone, proxy=ProxyRow, source=Source, group_source=Source
+    Result,
+    tombstone=Tombstone,
+    proxy=ProxyRow,
+    source=Source,
+    group_source=Source,
+    target=ProxyTarget,
 ):
     """All that is known of one proxy.
 
@@ -490,13 +643,18 @@ class ProxyExplanation(
         revision: of the state that this describes.
         name: the name that was asked for.
         meant: the name of the proxy that it means, or None.
-        why: `claimed`, `missing`, `old_generation`, `forgotten` or `unknown`.
+        why: `claimed`, `missing`, `terminating`, `old_generation`, `forgotten` or `unknown`.
         claimed: whether a lease holds it.
+        offered: whether that lease is offered.
         aliases: the other principals of its holder's claim.
         tombstone: what makes the daemon ignore old gossip about it, or None.
         proxy: its row.
         source: who mentioned it last; None: unknown.
         group_source: who put a proxy into the largest generation of its group last; None: unknown.
+        target: whether a dial is aimed at it; None: its address is not known.
+        reported: as in `LeaseRow` for the lease that holds it, and so are the next two.
+        rtt: smoothed round-trip time of its tunnel in seconds, or None.
+        stale: whether its lease was silent for too long, and is about to be released.
     """
 
     __slots__ = ()
@@ -505,8 +663,13 @@ class ProxyExplanation(
     meant: str | None
     why: str
     claimed: bool
+    offered: bool = False
     aliases: Sequence[str]
     tombstone: Tombstone | None
     proxy: ProxyRow
     source: Source | None
     group_source: Source | None
+    target: ProxyTarget | None
+    reported: float | None
+    rtt: float | None
+    stale: bool = False

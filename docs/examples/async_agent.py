@@ -16,8 +16,7 @@ async def main(address: str) -> None:
 
     async def dial(lease: AsyncLease) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
-        closing = asyncio.create_task(lease.should_close.wait())
-        closing.add_done_callback(lambda _: writer.close())
+        lease.on_close(writer.close)
         try:
             principals = json.loads(await reader.readline())["principals"]
             if await lease.claim(*principals):
@@ -25,7 +24,6 @@ async def main(address: str) -> None:
                 async for gossip in reader:  # until either side closes the tunnel
                     await pool.feed(gossip)
         finally:
-            closing.cancel()
             writer.close()
 
     async with AsyncTracker(name="asyncio example") as tracker:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# An agent in the shell: keeps one tunnel open, and dials again when trackd grants a lease.
+# An agent in the shell: one tunnel to each proxy, as far as trackd grants leases.
 #
 #     shell_agent.sh my-tunnel example.com:3024
 #
@@ -9,23 +9,15 @@
 set -u
 
 if [ -z "${TRACKD_LEASE-}" ]; then
-  # trackctl waits for a lease and runs this script again, with the lease.
-  while :; do
-    trackctl hold -- "$0" "$@"
-    [ $? -lt 128 ] || sleep 1 # another agent has that proxy: pause before the next dial
-  done
+  # trackctl runs this script again for each tunnel that is missing, with a lease. When one fails
+  # it pauses, and when this script has to end it ends all that the script started.
+  exec trackctl keep -- "$0" "$@"
 fi
 
 exec 5< <(exec "$@")
-tunnel=$!
-trap 'kill "$tunnel" 2>/dev/null' EXIT
-trap 'exit 143' TERM # trackctl ends this script: the lease is lost, or a person stopped it
 read -r principals <&5 || exit 1
 echo "$principals" >&3
 read -r outcome name <&4
 [ "$outcome" = claimed ] || exit 1
 echo "serving $name with lease $TRACKD_LEASE"
-# Until the tunnel closes. It survives bad lines and restarts of the daemon; should it fail all
-# the same, the tunnel serves on without gossip.
-{ trackctl gossip --follow <&5 >/dev/null || cat <&5 >/dev/null; } &
-wait $!
+exec cat <&5 # gossip, which trackctl feeds, until the tunnel closes

@@ -19,12 +19,11 @@ def main(address: str) -> None:
         with socket.create_connection((host, int(port))) as tunnel, tunnel.makefile("rw") as lines:
             if not lease.claim(*json.loads(lines.readline())["principals"]):
                 return  # the pool dials again
+            lease.on_close(lambda: tunnel.shutdown(socket.SHUT_RDWR))
             lines.write("keep\n")
             lines.flush()
-            for gossip in lines:  # until the proxy closes the tunnel
+            for gossip in lines:  # until either side closes the tunnel
                 pool.feed(gossip)
-                if lease.should_close:
-                    break
 
     with Tracker(name="threads example") as tracker:
         pool = AgentPool(tracker, dial)

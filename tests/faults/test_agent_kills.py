@@ -118,7 +118,7 @@ def is_free(observer: RawPeer, lease: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_the_leases_of_three_hundred_killed_agents_are_free_after_each_kill(
     trackd_daemon: Daemon,
 ) -> None:

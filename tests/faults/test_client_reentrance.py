@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import pytest
 
 from helpers.both_clients import daemon, shared_daemon
 from helpers.support import run_script, wait_until
-from trackd_client import Tracker
+from trackd_client import AgentPool, Lease, Tracker
 from trackd_client.testing import Daemon
 
 __all__ = ["daemon", "shared_daemon"]
@@ -121,7 +123,7 @@ for number in range(tries // 100):
             lease.claim("p")
             lease.should_close.wait()
         with AgentPool(tracker, dial) as pool:
-            every(0.002, lambda: pool.drain(60.0))
+            every(0.002, pool.drain)
             while not pool._stopping:
                 pool.feed(Proxy("p"))
                 pool.stats()
@@ -131,12 +133,41 @@ for number in range(tries // 100):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "_lock",
+        "_tracker._opening",
+        "_tracker._closing",
+        "_tracker._state_lock",
+        "_tracker._limited_log.lock",
+        "_tracker._connections.lock",
+        "_tracker._keeper.lock",
+        "_tracker._conversation.lock",
+        "_tracker._conversation.reports.lock",
+    ],
+)
+def test_a_drain_that_has_interrupted_a_call_waits_for_nothing_that_cannot_end(
+    daemon: Daemon, lock: str
+) -> None:
+    def dial(lease: Lease) -> None:
+        lease.claim("p")
+        lease.should_close.wait()
+
+    with Tracker(daemon.endpoint) as tracker, AgentPool(tracker, dial) as pool:
+        wait_until(lambda: pool.stats().claims)
+        with attrgetter(lock)(pool):  # as the call that a signal handler has interrupted
+            assert pool.drain() is False
+        assert pool.drain() is True
+        assert tracker.status()["claimed"] == 0
+
+
 def test_handlers_that_nest_waits_without_end_are_refused_instead_of_waiting_for_themselves(
     daemon: Daemon,
 ) -> None:
     code = """
 import signal, sys
-from trackd_client import Tracker
+from trackd_client import AgentPool, Lease, Tracker
 sys.setrecursionlimit(10_000)
 depth, refusals = 0, []
 def handle(*_):

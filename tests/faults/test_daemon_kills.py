@@ -1,4 +1,4 @@
-"""A hundred SIGKILLs of the daemon while sixteen agents work: all that it ever said stays true."""
+"""SIGKILLs of the daemon while sixteen agents work: all that it ever said stays true."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from helpers.long_form import choose
 from helpers.support import RawPeer, wait_until
 from helpers.writer import read_store
 from trackd_client.errors import Code
@@ -21,7 +22,7 @@ from trackd_client.testing import Daemon
 PROCESSES = 4
 AGENTS_EACH = 4
 NAMES = 24
-KILLS = 100
+KILLS = choose(10, 100)
 
 #: Runs agents, one a thread, each with a session of its own, and keeps a ledger for each. A line
 #: on standard input has them stop between two calls and tell; the next one lets them go on.
@@ -224,8 +225,8 @@ class Judge:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_after_each_of_a_hundred_kills_every_reply_that_an_agent_received_is_true(
+@pytest.mark.timeout(1800)
+def test_after_each_kill_every_reply_that_an_agent_received_is_true(
     trackd_daemon: Daemon,
 ) -> None:
     chance = random.Random(5)

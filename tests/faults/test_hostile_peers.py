@@ -250,6 +250,9 @@ FIELDS: Final[dict[str, dict[str, Any]]] = {
     "try_acquire": {},
     "claim": {"lease": 1, "principals": ["p"]},
     "adopt": {"principals": ["p"]},
+    "retire": {"lease": 1},
+    "report": {"reports": [[1, 0.25], [2, None]]},
+    "offer": {"lease": 1},
     "release": {"lease": 1},
     "cancel": {"target": 1},
     "snapshot": {"of": "proxies", "cursor": None, "limit": 1},
@@ -259,6 +262,7 @@ FIELDS: Final[dict[str, dict[str, Any]]] = {
     "force_release": {"lease": 10**9},
     "end_session": {"session": 10**9},
     "forget": {"name": "nobody"},
+    "resume": {},
     "reload": {},
 }
 #: Those that are answered later, and the one that ends the session.

@@ -437,7 +437,8 @@ def test_a_message_that_never_ends_meets_the_memory_limit_and_a_restart_loses_no
         if end is None:
             assert serves(trackd_daemon)
         else:
-            assert end in (-signal.SIGABRT, -signal.SIGKILL)
+            # By libzmq, by the kernel, or by a library that did not look whether it got memory.
+            assert end in (-signal.SIGABRT, -signal.SIGKILL, -signal.SIGSEGV)
             trackd_daemon.restart()
 
         status = tracker.status()

@@ -20,7 +20,7 @@ import pykka
 import pytest
 
 from helpers.agents import Agent
-from helpers.support import PATIENCE, RawPeer, descriptors, paused, wait_until
+from helpers.support import PATIENCE, RawPeer, descriptors, open_files, paused, wait_until
 from trackd.actors import watcher as watcher_module
 from trackd.actors.messages import Ping, ProcessExited, UnwatchProcess, WatchProcess
 from trackd.actors.watcher import PidfdInbox, ProcessWatcher
@@ -153,7 +153,7 @@ def test_nothing_is_told_of_a_process_that_is_watched_no_more(watching: Watching
 
 
 def test_watching_leaves_no_descriptor_behind(watching: Watching) -> None:
-    before = descriptors(os.getpid())
+    before = open_files()
     for _ in range(20):
         with sleeper() as (popen, process):
             watching.watch(process)
@@ -162,7 +162,7 @@ def test_watching_leaves_no_descriptor_behind(watching: Watching) -> None:
             popen.kill()
             assert watching.exited() == process
     assert watching.quiet
-    assert descriptors(os.getpid()) <= before
+    assert open_files() <= before
 
 
 @contextmanager

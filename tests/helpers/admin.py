@@ -48,6 +48,12 @@ class World:
         ((_, _, _, _, samples),) = self.read("metrics", names=[name])["families"]
         return {",".join(labels): value for labels, value in samples if value}
 
+    def timed(self, name: str) -> dict[str, tuple[int, float]]:
+        """Return the number and the sum of each histogram of a family that is not empty."""
+        ((_, _, _, _, samples),) = self.read("metrics", names=[name])["families"]
+        counts = {",".join(labels): (buckets[-1][1], sum_) for labels, buckets, sum_ in samples}
+        return {labels: each for labels, each in counts.items() if each[0]}
+
 
 def claimed(world: World, *principals: str) -> int:
     lease: int = world.agent.ask(world.desk, "try_acquire")["lease"]

@@ -11,13 +11,15 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
 from trackd_client import Lease, Proxy, Tracker
 
 #: Seconds that an agent may take to end.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Agent:
@@ -109,6 +111,9 @@ class _Acts:
     def release(self, lease: int) -> None:
         self._leases[lease].release()
 
+    def offer(self, lease: int) -> bool:
+        return self._leases[lease].offer()
+
     def dial(self, seed: int, proxies: list[str]) -> list[str]:
         """Dial at random, as through a load balancer, until each of these proxies has a tunnel."""
         chance = random.Random(seed)
@@ -125,6 +130,21 @@ class _Acts:
             else:
                 lease.release()
         return mine
+
+    def keep_alive(self, lease: int) -> None:
+        """Report for as long as this process runs that the tunnel is alive, and close it then."""
+
+        def report() -> None:
+            while self._leases[lease].report(0.01):
+                time.sleep(0.1)
+
+        threading.Thread(target=report, daemon=True).start()
+
+    def closes(self, lease: int) -> list[bool]:
+        """Wait until the tunnel should close; return whether the lease is lost, and revoked."""
+        held = self._leases[lease]
+        held.should_close.wait(PATIENCE)
+        return [held.lost.is_set(), held.revoked]
 
     def is_claimed(self, *principals: str) -> bool:
         return self._tracker.is_claimed(*principals)

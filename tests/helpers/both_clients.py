@@ -30,7 +30,7 @@ from trackd_client.core.pool_core import PoolCore
 from trackd_client.testing import Daemon
 
 #: Seconds after which a coroutine that a case waits for is hanging.
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 
 
 class LoopThread:
@@ -242,6 +242,7 @@ def forget_all(endpoint: str) -> None:
         status = operator.status()
         assert (status["inflight"], status["claimed"], status["waiting"]) == (0, 0, 0), status
         operator.set_connection_count(0)
+        operator.resume()
         while operator.status()["tracked"]:
             gone = operator.explain()["missing"]
             operator.track_expected(*(Proxy(name, generation=2**64 - 1, ttl=1e-6) for name in gone))

@@ -57,6 +57,9 @@ WRONG: Final[tuple[Any, ...]] = (
     "\ud800",
 )
 
+#: Those of them that are right for `wait_covered`: here it would wait without end.
+ENDLESS: Final = (None, 2**70)
+
 #: How each public method is called: its arguments. A test checks that none is missing.
 ARGUMENTS: Final[dict[type, dict[str, tuple[Any, ...]]]] = {
     Tracker: {
@@ -74,6 +77,7 @@ ARGUMENTS: Final[dict[type, dict[str, tuple[Any, ...]]]] = {
         "metrics": (),
         "ping": (),
         "reload": (),
+        "resume": (),
         "rows": ("proxies",),
         "set_connection_count": (0,),
         "snapshot": (),
@@ -81,8 +85,18 @@ ARGUMENTS: Final[dict[type, dict[str, tuple[Any, ...]]]] = {
         "track_discovery": ('{"proxies": []}',),
         "track_expected": (Proxy("p"),),
         "try_acquire": (),
+        "wait_covered": (0.05,),
     },
-    Lease: {"claim": ("p",), "is_claimed": ("p",), "let_go": (), "release": ()},
+    Lease: {
+        "claim": ("p",),
+        "is_claimed": ("p",),
+        "let_go": (),
+        "on_close": (print,),
+        "offer": (),
+        "release": (),
+        "report": (),
+        "retire": (),
+    },
     AgentPool: {"drain": (0.05,), "feed": (Proxy("p"),), "start": (), "stats": ()},
 }
 
@@ -209,7 +223,8 @@ def arguments(kind: type, name: str, *, wrong: bool) -> Iterator[tuple[Any, ...]
     yield right
     if right and wrong:
         for each in WRONG:
-            yield (each,)
+            if name != "wait_covered" or each not in ENDLESS:
+                yield (each,)
 
 
 def walk_sync(walk: Walk, fault: Callable[[], Any], endpoint: str) -> None:
@@ -334,7 +349,7 @@ def walk_values(walk: Walk) -> None:
             for kind in pools:
                 for args in ([wrong, print], [tracker, wrong]):
                     walk.make(f"{kind.__name__}{args}", kind, *args)
-                for name in ("max_concurrent_dials", "policy", "on_event", "drain_timeout"):
+                for name in inspect.signature(kind).parameters.keys() - {"tracker", "dial"}:
                     walk.make(f"pool({name}={wrong!r})", kind, tracker, print, **{name: wrong})
         for name in inspect.signature(Policy).parameters:
             walk.make(f"Policy({name}={wrong!r})", policy, **{name: wrong})

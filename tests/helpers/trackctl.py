@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,8 @@ import pytest
 
 from helpers.support import PATIENCE, wait_until
 
+#: Makes a shell script of some lines, and returns where it is.
+Script = Callable[[str], str]
 TRACKCTL = [sys.executable, "-c", "from trackd_client.cli import main; main()"]
 #: The environment without what would send `trackctl` elsewhere, or colour what it prints.
 PLAIN = {

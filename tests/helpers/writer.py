@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +105,7 @@ class Desk:
     def __init__(
         self,
         directory: Path | None,
-        clock: Clock,
+        clock: Callable[[], float],
         store_connect: Connect = connect,
         *,
         cluster: str = CLUSTER,
@@ -322,7 +322,20 @@ def observe(state: State) -> dict[str, Any]:
         "last_session": state.sessions.last_id,
         "proxies": {proxy.name: proxy for proxy in tracker},
         "groups": tracker.groups(),
-        "counts": (tracker.inflight, tracker.claimed_count, tracker.claimed_desired_count),
+        "counts": (
+            *(tracker.inflight, tracker.claimed_count, tracker.claimed_desired_count),
+            tracker.claimed_terminating_count,
+            tracker.offered_desired_count,
+        ),
+        "marks": dict(tracker.marks.by_name),
+        "terminating": {proxy.name for proxy in tracker if tracker.is_marked(proxy.name)},
+        "addresses": dict(tracker.targets.by_name),
+        "aims": dict(tracker.targets.aims),
+        "trust": tracker.targets.trust,
+        "aimable": {
+            name: (queue.cohort.group, queue.cohort.generation, entry)
+            for name, (queue, entry) in tracker.targets._entries.items()
+        },
         "leases": {
             lease: (
                 held.session.token,
@@ -330,10 +343,13 @@ def observe(state: State) -> dict[str, Any]:
                 held.granted,
                 held.wall,
                 list(held.principals),
+                (tracker.is_offered(lease), held.session.offered == lease),
             )
             for lease, held in state.leases.items()
         },
         "tracker_leases": dict(tracker.leases),
+        "reporting": {life.lease: life.stale for life in state.lives.by_lease.values()},
+        "stale": state.lives.stale,
         "in_flight": list(state.in_flight),
         "sessions": {
             session.token: (
@@ -364,6 +380,11 @@ def observe(state: State) -> dict[str, Any]:
         "events": state.history.after(0, 1_000_000, 1 << 40, older=True),
         "budget": state.budget.level(),
         "last_served": state.queue.last_served,
+        "pause": (state.reports_outcomes, state.backoff.pause),
+        "paused": {
+            token: None if session.backoff is None else session.backoff.pause
+            for token, session in state.paused.items()
+        },
         "waiters": [(waiter.session.token, waiter.seq, waiter.deadline) for waiter in state.queue],
     }
 
@@ -371,6 +392,8 @@ def observe(state: State) -> dict[str, Any]:
 def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
     """Return the proxies, leases and sessions that whoever hears every event knows of."""
     proxies: dict[str, tuple[str, int]] = {}
+    terminating: set[str] = set()
+    addresses: dict[str, str] = {}
     leases: dict[int, tuple[int, str | None]] = {}
     sessions: set[int] = set()
     epoch = 0
@@ -387,6 +410,8 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
             case "proxy_claimed":
                 assert leases[fields["lease"]] == (fields["session"], None)
                 leases[fields["lease"]] = fields["session"], fields["name"]
+            case "lease_offered":
+                assert leases[fields["lease"]] == (fields["session"], fields["name"])
             case "lease_released":
                 assert leases.pop(fields["lease"]) == (fields["session"], fields["name"])
             case "proxy_tracked":
@@ -399,9 +424,34 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
             case "proxy_expired" | "proxy_forgotten":
                 gone = fields["group"], fields["generation"]
                 assert proxies.pop(fields["name"]) == gone
+                terminating.discard(fields["name"])
+                addresses.pop(fields["name"], None)
+            case "proxy_addressed":
+                name, address = fields["name"], fields["address"]
+                assert name in proxies
+                assert addresses.get(name) != address, "it is no change"
+                addresses[name] = address
+                if address is None:
+                    del addresses[name]
+            case "proxy_marked":
+                assert fields["name"] in proxies
+                assert (fields["name"] in terminating) != fields["terminating"], "it is no change"
+                terminating ^= {fields["name"]}
+            case "dial_failed":
+                assert leases[fields["lease"]][0] == fields["session"]
+            case "lease_stale":
+                assert leases[fields["lease"]] == (fields["session"], fields["name"])
             case _:
-                assert kind == "connection_count", f"an event of which nobody knows: {kind}"
-    return {"proxies": proxies, "leases": leases, "sessions": sessions, "epoch": epoch}
+                others = {"connection_count", "dials_paused", "dials_resumed"}
+                assert kind in others, f"an event of which nobody knows: {kind}"
+    return {
+        "proxies": proxies,
+        "terminating": terminating,
+        "addresses": addresses,
+        "leases": leases,
+        "sessions": sessions,
+        "epoch": epoch,
+    }
 
 
 def assert_same_after_reload(now: State, reloaded: State) -> None:

@@ -371,7 +371,7 @@ BREAKAGES = {
         "actor=EventPublisher",
     ),
     "the tracker": (
-        "from trackd.state.decide import Decisions; fail_after(1, Decisions, 'sweep')",
+        "from trackd.state import timers; fail_after(1, timers, 'sweep')",
         "actor=TrackerActor",
     ),
     "the mailbox": (

@@ -139,7 +139,7 @@ def test_a_refused_lease_says_when_the_dial_budget_has_another(
 def test_the_dial_budget_is_one_for_all_agents_serves_waiters_first_and_survives_a_restart(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
-    daemon = make_trackd_daemon(dial_rate=0.4, dial_burst=3)
+    daemon = make_trackd_daemon(dial_rate=0.1, dial_burst=3)
     with (
         Tracker(daemon.endpoint, timeout=20.0) as first,
         Tracker(daemon.endpoint, timeout=20.0) as second,

@@ -16,7 +16,7 @@ import pytest
 from trackd_client import __version__
 
 # pip fetches packages, and may have to wait for its registry.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = {"trackd": REPOSITORY / "daemon", "trackd_client": REPOSITORY / "client"}

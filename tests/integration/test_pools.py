@@ -8,6 +8,7 @@ import errno
 import json
 import random
 import resource
+import socket
 import threading
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from trackd_client import (
     TrackdError,
     Tracker,
 )
+from trackd_client.core.conversation import Conversation
 from trackd_client.errors import BadArgument
 from trackd_client.policy import Change
 from trackd_client.testing import Daemon, MakeDaemon
@@ -406,8 +408,14 @@ def test_a_tunnel_that_breaks_is_released_and_dialled_again(daemon: Daemon, make
 
 
 @pytest.mark.parametrize("trouble", ["duplicate", "failed"])
-def test_no_dial_begins_during_a_pause(daemon: Daemon, maker: Maker, trouble: str) -> None:
-    """Also when the lease for it was granted at the very moment that the last one was released."""
+def test_no_dial_begins_during_a_pause(
+    daemon: Daemon, maker: Maker, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the lease for it was granted at the very moment that the last one was released.
+
+    After failed dials a pool pauses by itself only with a daemon that takes in no outcomes.
+    """
+    monkeypatch.setattr(Conversation, "take_features", lambda *_: None)
     network = Network("p0", "p1")
     teach(daemon, network.proxies())
     ended: list[float] = []
@@ -666,6 +674,70 @@ def test_a_lease_released_before_its_tunnel_closes_lets_the_replacement_dial(
         assert status(daemon)["claimed"] == 1, "the second one's claim is not touched"
 
 
+# -- proxies that go ------------------------------------------------------------------------------
+
+
+@pytest.mark.rule(15)
+def test_a_tunnel_to_a_terminating_proxy_closes_and_counts_as_a_duplicate(
+    daemon: Daemon, maker: Maker
+) -> None:
+    network = Network("p0", "p1")
+    going = Proxy("p1", terminating=True)
+
+    def dial(agent: Agent, lease: Any) -> None:
+        name = "p1" if len(agent.leases) <= 2 else "p0"  # twice the proxy that goes
+        if lease.claim(name):
+            network.enter(name)
+            assert lease.should_close.wait(PATIENCE)
+            network.leave(name)
+
+    with Agent(maker, daemon, network, dial=dial) as agent:
+        teach(daemon, [Proxy("p0"), going])
+        wait_until(lambda: network.open["p0"] == 1)
+        stats = agent.pool.stats()
+        assert stats.duplicates in (1, 2), "the first dial may have come before the gossip"
+        assert agent.changes(Change.DUPLICATE)[0].name == "p1"
+        assert (network.open["p1"], stats.connected) in ((0, 1), (1, 2))
+
+
+@pytest.mark.rule(15)
+def test_an_adopted_tunnel_to_a_terminating_proxy_closes(daemon: Daemon, maker: Maker) -> None:
+    network = Network("p0")
+    teach(daemon, network.proxies())  # or the pool would dial again to learn of proxies
+    with Tracker(daemon.endpoint) as operator, Agent(maker, daemon, network) as agent:
+        wait_until(lambda: network.connected == 1)
+        kept = operator.adopt("other")
+        assert kept is not None
+        operator.track_expected(Proxy("p0", terminating=True), Proxy("other"))
+
+        def marked() -> list[Any]:
+            rows = operator.snapshot().proxies
+            return [row for row in rows if row.name == "p0" and row.terminating]
+
+        wait_until(marked)  # not at once where the mark flipped within the last second
+        (row,) = marked()
+        assert row.session is not None
+        assert not agent.leases[0].should_close.is_set()
+        operator.end_session(row.session)
+        wait_until(lambda: network.connected == 0)
+        assert agent.pool.stats().duplicates == 1
+        kept.release()
+
+
+@pytest.mark.rule(15)
+def test_a_retired_tunnel_is_replaced_before_it_closes(daemon: Daemon, maker: Maker) -> None:
+    network = Network("p0", "p1", "p2")
+    teach(daemon, network.proxies())
+    with Tracker(daemon.endpoint) as operator, Agent(maker, daemon, network) as agent:
+        operator.set_connection_count(2)
+        wait_until(lambda: status(daemon)["claimed"] == 2)
+        retired = next(lease for lease in agent.leases if lease.claimed_name is not None)
+        assert retired.retire()
+        wait_until(lambda: status(daemon)["claimed_desired"] == 2)
+        assert network.open[retired.claimed_name] == 1, "it is still open"
+        assert not retired.should_close.is_set()
+
+
 # -- advice ---------------------------------------------------------------------------------------
 
 
@@ -768,19 +840,21 @@ def test_a_lease_adopted_while_its_dial_ends_is_given_back(
     network = Network("p0")
     broken, adopting, ended = threading.Event(), threading.Event(), threading.Event()
     kind: Any = AsyncTracker if maker.is_async else Tracker
-    adopt = kind.adopt
+    grant = kind._grant
 
-    def adopt_slowly(tracker: Any, *principals: str) -> Any:
-        adopted = adopt(tracker, *principals)
-        adopting.set()
-        assert ended.wait(PATIENCE)
-        return adopted
+    def adopt_slowly(tracker: Any, call: Any, *more: Any) -> Any:
+        granted = grant(tracker, call, *more)
+        if call.op == "adopt":
+            adopting.set()
+            assert ended.wait(PATIENCE)
+        return granted
 
-    async def adopt_slowly_in_a_task(tracker: Any, *principals: str) -> Any:
-        adopted = await adopt(tracker, *principals)
-        adopting.set()
-        assert await asyncio.to_thread(ended.wait, PATIENCE)
-        return adopted
+    async def adopt_slowly_in_a_task(tracker: Any, call: Any) -> Any:
+        granted = await grant(tracker, call)
+        if call.op == "adopt":
+            adopting.set()
+            assert await asyncio.to_thread(ended.wait, PATIENCE)
+        return granted
 
     def dial(agent: Agent, lease: Any) -> None:
         if len(agent.leases) > 1:
@@ -791,7 +865,7 @@ def test_a_lease_adopted_while_its_dial_ends_is_given_back(
 
     agent = Agent(maker, own, network, dial=dial)
     agent.pool.feed(Proxy("p0"))
-    monkeypatch.setattr(kind, "adopt", adopt_slowly_in_a_task if maker.is_async else adopt_slowly)
+    monkeypatch.setattr(kind, "_grant", adopt_slowly_in_a_task if maker.is_async else adopt_slowly)
     with agent:
         wait_until(lambda: agent.pool.stats().connected == 1)
         own.restart()
@@ -831,6 +905,38 @@ def test_tunnels_are_adopted_also_when_the_pool_was_not_waiting_for_a_lease(
         assert agent.pool.stats().claims == 3
 
 
+def test_a_dial_that_blocks_ends_when_its_tunnel_should_close(
+    daemon: Daemon, maker: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Network(*names(2))
+    calls: list[int] = []
+
+    def dial(agent: Agent, lease: Any) -> None:
+        name = network.reach()
+        if not lease.claim(name):
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            lease.on_close(partial(calls.append, lease.id))
+            lease.on_close(partial(int, "a mistake"))
+            lease.on_close(lambda: ours.shutdown(socket.SHUT_RDWR))
+            agent.pool.feed(*network.proxies())
+            assert ours.recv(1) == b""  # theirs never says anything
+
+    with Agent(maker, daemon, network, dial=dial) as agent:
+        wait_until(lambda: agent.pool.stats().claims == 2)
+        taken, other = (lease for lease in agent.leases if lease.claimed_name)
+        with Tracker(daemon.endpoint) as admin:
+            admin.force_release(taken.id)
+        wait_until(lambda: agent.pool.stats().claims == 3)
+        assert calls == [taken.id]
+    assert other.id in calls
+    assert len(calls) == len(set(calls)) == 3
+    other.on_close(partial(calls.append, 0))
+    assert calls[-1] == 0, "it is called at once when the flag is set already"
+    assert caplog.text.count("a function that was given to on_close failed") == 3
+
+
 def test_a_lease_that_an_admin_takes_closes_its_tunnel_which_is_not_adopted(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:
@@ -854,16 +960,17 @@ def test_a_tunnel_stays_open_while_there_is_no_daemon_to_adopt_it(
     own = make_trackd_daemon(state_dir="")
     network = Network("p0")
     kind: Any = AsyncTracker if maker.is_async else Tracker
-    adopt, tries, restarted = kind.adopt, [], threading.Event()
+    grant, tries, restarted = kind._grant, [], threading.Event()
 
-    def adopt_from_a_daemon_that_dies(tracker: Any, *principals: str) -> Any:
-        tries.append(principals)
-        if len(tries) == 1:
-            assert restarted.wait(PATIENCE)
-            own.kill()
-        return adopt(tracker, *principals)
+    def adopt_from_a_daemon_that_dies(tracker: Any, call: Any, *more: Any) -> Any:
+        if call.op == "adopt":
+            tries.append(call)
+            if len(tries) == 1:
+                assert restarted.wait(PATIENCE)
+                own.kill()
+        return grant(tracker, call, *more)
 
-    monkeypatch.setattr(kind, "adopt", adopt_from_a_daemon_that_dies)
+    monkeypatch.setattr(kind, "_grant", adopt_from_a_daemon_that_dies)
     with Agent(maker, own, network) as agent:
         wait_until(lambda: network.connected == 1)
         agent.tracker.timeout = 0.5

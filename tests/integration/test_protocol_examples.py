@@ -4,112 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import zmq
 
 from helpers.protocol_document import Message, conversations, messages, pack
+from helpers.protocol_peer import VARIES, Peer, body_of
+from helpers.support import PATIENCE
 from trackd_client import AcquireTimeout, Proxy, Tracker
 from trackd_client.core.conversation import Conversation, Request
 from trackd_client.testing import Daemon, MakeDaemon
-from trackd_client.wire.clock import boottime
 from trackd_client.wire.protocol import NOTICE, REPLY, REQUEST, VERSION, decode
-
-#: Seconds that anything may take before the test fails.
-PATIENCE = 20.0
 
 #: How the daemon of each conversation is started. The `disconnect_threshold` is longer than what
 #: follows a restart takes: the advice is given again after that.
 SETTINGS: dict[str, dict[str, Any]] = {each["name"]: each["settings"] for each in conversations()}
 #: Those that say the same when the daemon is killed before every request: a listing is over then.
 OUTLIVE_THE_DAEMON = sorted(set(SETTINGS) - {"What operators ask"})
-#: The daemon's clock in the document.
-CLOCK = 5000.25
-#: Fields that tell of a moment, a place or a release, wherever they stand: compared by type.
-MOMENTS = {"claim_by", "clock", "expires", "granted", "opened", "since", "until", "uptime", "wall"}
-PLACES = {"boot_id", "by_pid", "by_uid", "command", "gid", "pid", "tracker_id", "uid"}
-VARIES = (
-    MOMENTS
-    | PLACES
-    | {"message", "requests", "reply_bytes", "retry_after", "server", "store_bytes"}
-)
-
-
-class Peer:
-    """A client that sends what the document shows, and takes what comes."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._connected()
-        self._replies: defaultdict[int, deque[bytes]] = defaultdict(deque)
-        self._parked: dict[int, bytes] = {}
-
-    def reconnect(self) -> None:
-        """Go on over a new connection."""
-        self._socket.close()
-        self._socket = self._connected()
-
-    def send_parked_again(self) -> None:
-        """Send again what waits, as a client does after a handshake."""
-        for frame in self._parked.values():
-            self._socket.send(frame)
-
-    def send(self, message: Message) -> None:
-        """Send a request, with as much time as its deadline leaves it in the document."""
-        version, kind, body = message.value
-        frame = message.frame
-        if "deadline" in body:
-            deadline = boottime() + body["deadline"] - CLOCK
-            frame = pack([version, kind, {**body, "deadline": deadline}])
-        self._socket.send(frame)
-        if body["op"] in {"acquire", "watch_session"}:
-            self._parked[body["seq"]] = frame
-        self._parked.pop(body.get("target"), None)
-
-    def reply(self, seq: int) -> bytes:
-        """Return the next reply with a number, whatever others come before it."""
-        while not self._replies[seq]:
-            assert self._socket.poll(int(PATIENCE * 1000)), f"no reply with the number {seq}"
-            frame = self._socket.recv()
-            self._replies[body_of(frame)["seq"]].append(frame)
-        self._parked.pop(seq, None)
-        return self._replies[seq].popleft()
-
-    def nothing_is_left(self) -> bool:
-        """Tell whether every reply that came was asked for."""
-        self._socket.send(pack([VERSION, REQUEST, {"op": "ping", "seq": 1_000_001}]))
-        self.reply(1_000_001)  # whatever was sent before it is here now
-        return not any(self._replies.values())
-
-    def _connected(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        socket.linger = 0
-        socket.connect(self._endpoint)
-        return socket
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._socket.close()
-        self._context.term()
-
-
-def body_of(frame: bytes) -> dict[str, Any]:
-    decoded = decode(frame)
-    assert decoded is not None
-    assert decoded[0] == REPLY
-    return decoded[1]
 
 
 def check(message: Message, frame: bytes, varies: set[str]) -> None:
@@ -242,9 +156,18 @@ def test_the_client_sends_its_fields_as_documented(
         assert lease is not None
         assert lease.claim("p1")
         assert tracker.is_claimed("p1")
-        with pytest.raises(AcquireTimeout):
-            tracker.acquire(timeout=0.05)
-        wait_for(lambda: any(body["op"] == "cancel" for body in sent))
+        assert lease.retire()
+        assert lease.report(0.0125)
+        wait_for(lambda: any(body["op"] == "report" for body in sent))
+
+        def gives_up() -> bool:
+            """Wait in vain for a lease; say whether the daemon was asked to forget that."""
+            with pytest.raises(AcquireTimeout):
+                tracker.acquire(timeout=0.05)
+            return any(body["op"] == "cancel" for body in sent)
+
+        wait_for(gives_up)  # the daemon's refusal may come first
+        assert lease.offer()
         lease.release()
         assert tracker.adopt("p1") is not None
     shown: dict[str, list[list[str]]] = defaultdict(list)
@@ -253,7 +176,7 @@ def test_the_client_sends_its_fields_as_documented(
             shown[message.body["op"]].append(list(message.body))
     not_sent = {"heartbeat", "teleport"}  # where the daemon sees the process; and by nobody
     not_sent |= {"snapshot", "log", "metrics", "config", "force_release", "end_session"}
-    not_sent |= {"forget", "reload"}  # tests/integration/test_operators.py
+    not_sent |= {"forget", "resume", "reload"}  # tests/integration/test_operators.py
     assert {body["op"] for body in sent} == set(shown) - not_sent
     for body in sent:
         assert list(body) in shown[body["op"]]

@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).parents[2]
 # What differs from one run to the next.
 _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\dT\S+"), "TIME"),
-    (re.compile(r"\b(pid[= ]|up |revision )\w+"), r"\1N"),
+    (re.compile(r"\b(pid[= ]|up |revision |missing for )\w+"), r"\1N"),
     (re.compile(r"(ok, )[\d.]+ \w+, \d+( events kept)"), r"\1N\2"),
     (re.compile(r"ipc://\S+"), "ENDPOINT"),
 )
@@ -58,10 +58,11 @@ def blocks_of(document: Path, language: str) -> list[str]:
 
 
 def comparable(output: str) -> list[str]:
-    """The lines of a command's output, without what differs; threads may swap them."""
+    """The lines of a command's output, without what differs; threads may swap or join them."""
     for pattern, word in _VARIES:
         output = pattern.sub(word, output)
-    return sorted(line.rstrip() for line in output.splitlines())
+    output = re.sub(r"(?<!^)(?=serving p\d)", "\n", output, flags=re.MULTILINE)
+    return sorted(line.rstrip() for line in output.splitlines() if line.strip())
 
 
 class Terminal:
@@ -179,12 +180,13 @@ def test_the_readme_begins_with_what_ci_runs() -> None:
 
 def test_the_map_in_contributing_is_the_tree() -> None:
     (layout,) = (b for b in blocks_of(REPOSITORY / "CONTRIBUTING.md", "") if "daemon/" in b)
-    places = ["daemon/trackd", "client/trackd_client", "client/trackd_client/cli", "tests"]
+    places = ["daemon/trackd", "client/trackd_client", "client/trackd_client/cli"]
+    places += ["tests", "tests/benchmarks"]
     folders = {
         path.name
         for place in places
         for path in (REPOSITORY / place).iterdir()
-        if path.is_dir() and [*path.glob("[!_.]*")]
+        if path.name != "__pycache__" and path.is_dir() and [*path.glob("[!_.]*")]
     }
     assert set(re.findall(r"^ +(\w+)/ ", layout, re.MULTILINE)) == folders
     modules = {path.name for place in places[:2] for path in (REPOSITORY / place).glob("[!_]*.py")}
@@ -214,7 +216,7 @@ def rows(document: Path, first: str) -> list[list[str]]:
 def test_the_page_on_running_tells_every_setting_its_default_and_whether_it_is_live() -> None:
     told = rows(
         REPOSITORY / "docs" / "running.md",
-        r"(\[(limits|quotas)\] )?(?!trackd_)[a-z]+_[a-z_]+|endpoint|history|http",
+        r"(\[(limits|quotas)\] )?(?!trackd_)[a-z]+_[a-z_]+|endpoint|history|http|targets",
     )
     expected = {each.key: (each.default, "yes" * each.live) for each in SETTINGS.values()}
     assert {key: (default.replace("`", ""), live) for key, default, live, _ in told} == expected
@@ -250,6 +252,9 @@ class Tunnel:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def shut_down(self) -> None:
+        pass
+
     def __iter__(self) -> Iterator[bytes]:
         yield b'{"proxies": [{"metadata": {"name": "p1"}}, {"metadata": {"name": "p2"}}]}'
 
@@ -259,7 +264,7 @@ def test_the_client_page_s_agents_run(
 ) -> None:
     monkeypatch.setenv("TRACKD_ENDPOINT", trackd_daemon.endpoint)
     code = blocks_of(REPOSITORY / "docs" / "client.md", "python")
-    others = ("pytest_plugins", "def test", ".events()")
+    others = ("pytest_plugins", "def test", ".events()", ".wait_covered(")
     ran = [block for block in code if not any(word in block for word in others)]
     for block in ran:
         reached = iter(["p1", "p2", "p1"])
@@ -279,6 +284,19 @@ def test_the_client_page_s_agents_run(
     with Tracker() as tracker:
         status = tracker.status()
     assert (status["tracked"], status["claimed"], status["inflight"]) == (3, 0, 0)
+
+
+def test_the_client_page_s_waits_end(
+    trackd_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKD_ENDPOINT", trackd_daemon.endpoint)
+    code = blocks_of(REPOSITORY / "docs" / "client.md", "python")
+    (block,) = (block for block in code if ".wait_covered(" in block)
+    with Tracker() as agent:
+        agent.track_expected(Proxy("p1"), Proxy("p2"))
+        assert agent.adopt("p1")
+        assert agent.adopt("p2")
+        exec(compile(block, "client.md", "exec"), {})
 
 
 def test_the_client_page_s_watchers_run(

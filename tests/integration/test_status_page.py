@@ -151,6 +151,51 @@ def test_generations_and_what_is_held_without_being_wanted_are_told_apart(
     }
 
 
+def test_a_newer_generation_whose_proxies_are_all_terminating_is_not_called_old(
+    open_page: Open, tracker: Tracker
+) -> None:
+    tracker.track_expected(
+        Proxy("new1", "g", 7, terminating=True),
+        Proxy("new2", "g", 7, terminating=True),
+        Proxy("kept1", "g", 6),
+        Proxy("kept2", "g", 6, terminating=True),
+        Proxy("old1", "g", 5),
+        Proxy("old2", "g", 5, terminating=True),
+    )
+    for name in ("new1", "kept1", "old2"):
+        assert tracker.adopt(name)
+    page = open_page()
+    page.wait_for("document.querySelectorAll('.cells .cell').length === 6")
+    titles = page.get("[...document.querySelectorAll('.generation p')].map(p => p.innerText)")
+    assert titles == [
+        "generation 7, terminating: 1 of 2 held",
+        "generation 6",
+        "generation 5, old: 1 of 2 held",
+    ]
+    states = page.get("[...document.querySelectorAll('td.state')].map(cell => cell.innerText)")
+    assert dict(zip(names(page), states, strict=True)) == {
+        "new1": "terminating, held",
+        "new2": "terminating",
+        "kept1": "claimed",
+        "kept2": "terminating",
+        "old1": "old",
+        "old2": "old, held",
+    }
+
+
+def test_generations_are_told_apart_in_groups_beyond_the_first_hundred_too(
+    open_page: Open, tracker: Tracker
+) -> None:
+    tracker.track_expected(
+        *(Proxy(f"p{number}", f"g{number:03d}", 7) for number in range(101)),
+        Proxy("older", "g100", 6),
+    )
+    page = open_page()
+    page.wait_for("document.querySelectorAll('.cells .cell').length === 102")
+    titles = page.get("[...document.querySelectorAll('.generation p')].map(p => p.innerText)")
+    assert titles == ["generation 7"] * 101 + ["generation 6, old: 0 of 1 held"]
+
+
 def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
     open_page: Open, tcp: Site, tracker: Tracker, browser: Browser
 ) -> None:
@@ -197,6 +242,39 @@ def test_why_proxies_are_missing_is_said_as_far_as_it_is_known(
     assert page.text("#why") == ""
 
 
+def test_the_page_says_since_when_tunnels_are_missing_and_for_how_long_all_together(
+    open_page: Open, tracker: Tracker
+) -> None:
+    def wait_for_coverage(pattern: str) -> None:
+        total = r"all tunnels together were missing for (\d+m )?\d+s since the daemon started"
+        whole = rf"{pattern}; {total}\."
+        wait_until(lambda: re.fullmatch(whole, page.text("#coverage")))
+
+    page = open_page()
+    say(page, "No proxy is known yet; the first dial brings gossip")
+    assert page.text("#coverage") == "", "nothing is wanted"
+    tracker.track_expected(Proxy("p1"), Proxy("p2"), Proxy("p3"))
+    wait_for_coverage("3 tunnels missing now; not full yet")
+    leases = [tracker.adopt(name) for name in ("p1", "p2", "p3")]
+    assert all(leases)
+    wait_for_coverage("Full now")
+    assert leases[0] is not None
+    leases[0].release()
+    at = r"(\d\d/\d\d/\d{4}, )?\d\d:\d\d:\d\d"  # midnight may be between
+    last = rf"1 tunnel missing now; last full (\d+m )?\d+s ago, at {at}"
+    wait_for_coverage(last)
+    before = tracker.status().missing_seconds
+    wait_until(lambda: tracker.status().missing_seconds >= before + 1)
+
+    def count_seconds() -> int:
+        found = re.search(r"missing for (?:(\d+)m )?(\d+)s since", page.text("#coverage"))
+        assert found is not None
+        return 60 * int(found[1] or 0) + int(found[2])
+
+    wait_until(lambda: count_seconds() >= int(before + 1))
+    wait_for_coverage(last)
+
+
 def test_an_agent_that_pauses_between_dials_counts_as_dialling(
     open_page: Open, tracker: Tracker
 ) -> None:
@@ -212,6 +290,41 @@ def test_an_agent_that_pauses_between_dials_counts_as_dialling(
         return seen.startswith("2 of 2 proxies have no tunnel; the last dial began")
 
     wait_until(dial_and_look)
+
+
+def test_events_of_tunnels_offers_and_addresses_are_sentences(
+    browser: Browser, make_trackd_daemon: MakeDaemon
+) -> None:
+    made = site(make_trackd_daemon, tunnel_timeout=3)
+    with Tracker(made.daemon.endpoint, timeout=PATIENCE) as tracker:
+        tracker.track_expected(
+            Proxy("silent", ttl=3600), Proxy("given", ttl=3600, address="[fd00::1]:3024")
+        )
+        silent, given = tracker.adopt("silent"), tracker.adopt("given")
+        assert silent is not None
+        assert given is not None
+        assert silent.report()
+        assert given.offer()
+        tracker.track_expected(Proxy("given", ttl=3600, address=""))
+        wait_until(silent.lost.is_set)
+        page = Page(browser, made.url)
+        by = f"lease {silent.id} of session {tracker.snapshot().sessions[0].session}"
+        expected = [
+            "given can be dialled at [fd00::1]:3024",
+            f"given is offered to other agents by lease {given.id}",
+            "given has no address any more",
+            f"{by}, which holds silent, is stale: it reports no sign of life any more",
+            f"lease {silent.id}, which held silent: its tunnel gave no sign of life",
+        ]
+        read = "[...document.querySelectorAll('#events li > span')].map((each) => each.innerText)"
+        page.wait_for(f"document.querySelector('#events').innerText.includes({expected[-1]!r})")
+        found = [each for each in reversed(page.get(read)) if each in expected]
+        assert found == expected
+        assert not [each for each in page.get(read) if "{" in each], "no kind is unknown"
+        colour = "getComputedStyle(document.querySelector('#events .%s i')).backgroundColor"
+        for kind, like in (("lease_stale", "lease_released"), ("proxy_addressed", "proxy_tracked")):
+            assert page.get(colour % kind) == page.get(colour % like), kind
+        page.close()
 
 
 # -- finding -----------------------------------------------------------------------------
@@ -372,7 +485,7 @@ def test_a_reader_of_the_screen_hears_what_is_there(open_page: Open, tracker: Tr
         assert {"status", "list", "main", "banner"} <= {role for role, _ in told}
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [360, 640, 1280])
 def test_of_3_000_proxies_the_page_shows_those_first_that_are_missing(
     open_page: Open, tracker: Tracker, width: int
 ) -> None:
@@ -393,15 +506,37 @@ def test_of_3_000_proxies_the_page_shows_those_first_that_are_missing(
     shown = "the first 2,000, missing ones first; trackctl proxies lists all"
     assert page.text("#shown") == shown
     assert page.text("#all") == "Show all 2,000"
+    at_top = page.get("""[...document.querySelectorAll('#missing li')].map((each) => {
+      const place = each.getBoundingClientRect();
+      return [each.innerText, place.left >= 0 && place.right <= innerWidth && place.bottom <= 640];
+    })""")
+    own = [name.removesuffix(".east.prod.example.com") for name in missing[:10]]
+    told = [*(f"{name}…" for name in own), "and 10 more"]
+    assert at_top == [[text, True] for text in told], "seen without scrolling, on a phone too"
+    page.get("document.querySelector('#missing button').click()")
+    assert names(page) == missing[:1]
+    assert tracker.adopt(missing[0])
+    page.wait_for("!document.querySelector('#missing').innerText.includes('proxy-2980')")
+    assert page.text("#missing").endswith("and 9 more")
+    for name in missing[1:]:
+        assert tracker.adopt(name)
+    say(page, "All 3,000 proxies have a tunnel")
+    assert page.text("#missing") == ""
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        ".edge-tunnels.eu-central-1.production.infrastructure.example.com",
+        "-edge-tunnels-eu-central-1-production-infrastructure-example",
+    ],
+)
 def test_on_a_narrow_screen_a_name_loses_what_it_shares_with_the_others_first(
-    open_page: Open, tracker: Tracker
+    open_page: Open, tracker: Tracker, tail: str
 ) -> None:
-    tail = ".edge-tunnels.eu-central-1.production.infrastructure.example.com"
     whole = [f"proxy-{number:03d}{tail}" for number in range(30)]
     tracker.track_expected(*map(Proxy, [*whole, "stranger.example.org"]))
-    page = open_page(width=375)
+    page = open_page(width=360)
     page.wait_for("document.querySelectorAll('#rows tr').length === 31")
     assert names(page) == [*whole, "stranger.example.org"], "copied and searched as a whole"
     own = page.get("[...document.querySelectorAll('td.name bdi')].map(b => b.firstChild.data)")

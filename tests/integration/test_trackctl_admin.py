@@ -103,6 +103,29 @@ def test_forget_drops_a_group_or_one_generation_of_it(trackd_daemon: Daemon) -> 
         assert ctl(trackd_daemon, "forget", *wrong).returncode == 2
 
 
+@pytest.mark.rule(17)
+def test_people_see_why_dials_pause_and_resume_ends_it(trackd_daemon: Daemon) -> None:
+    with Tracker(trackd_daemon.endpoint, name="dialler") as tracker:
+        tracker.track_expected(Proxy("p1"))
+        lease_of(tracker).release(failed="rate", retry_after=60)
+        status, explained = (
+            ctl(trackd_daemon, "status").stdout,
+            ctl(trackd_daemon, "explain").stdout,
+        )
+        assert "dialler" in re.search(r"^ *pause .*", status, re.MULTILINE)[0]  # type: ignore[index]
+        assert "dials pause after failures" in explained
+        assert "Of the last 1 dial, 1 met a rate limit." in " ".join(explained.split())
+        assert tracker.try_acquire() is None
+        done = ctl(trackd_daemon, "resume")
+        assert (done.returncode, done.stdout) == (0, "1 pause ended\n")
+        assert json.loads(ctl(trackd_daemon, "resume", "--json").stdout)["resumed"] == 0
+        lease_of(tracker).release(failed="auth")
+        assert ", 1 of them pauses" in ctl(trackd_daemon, "status").stdout
+        told = ctl(trackd_daemon, "log").stdout
+    assert "dials of the host pause after 1 failed dial" in told
+    assert f"dials of the host go on: by an admin (uid {os.geteuid()}," in told
+
+
 def test_set_connection_count_changes_the_mode(trackd_daemon: Daemon) -> None:
     assert ctl(trackd_daemon, "set-connection-count", "3").stdout == (
         "at most 3 connections: proxy peering\n"

@@ -221,6 +221,7 @@ def test_state_that_was_set_aside_is_a_problem(trackd_daemon: Daemon) -> None:
 def test_missing_tunnels_are_a_problem_and_a_code_for_scripts(trackd_daemon: Daemon) -> None:
     check = ("--endpoint", trackd_daemon.endpoint, "status", "--check")
     assert trackctl(*check).returncode == 1, "no proxy is known"
+    assert trackctl(*check, "--allow-none").returncode == 0
     with Tracker(trackd_daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p1"))
         code, found = examined(trackd_daemon)
@@ -228,6 +229,7 @@ def test_missing_tunnels_are_a_problem_and_a_code_for_scripts(trackd_daemon: Dae
         assert found["tunnels"]["said"] == "1 of 1 proxy has no tunnel; no agent is dialling"
         missing = trackctl(*check)
         assert (missing.returncode, missing.stdout) == (1, f"{found['tunnels']['said']}\n")
+        assert trackctl(*check, "--allow-none").returncode == 1
         lease = tracker.try_acquire()
         assert lease is not None
         assert lease.claim("p1")

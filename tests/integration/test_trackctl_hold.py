@@ -7,34 +7,18 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from helpers.support import PATIENCE, wait_until
-from helpers.trackctl import PLAIN, TRACKCTL, Terminal, start_trackctl, trackctl
+from helpers.trackctl import PLAIN, TRACKCTL, Script, Terminal, start_trackctl, trackctl
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
 from trackd_client.wire.clock import boottime
 
 REPOSITORY = Path(__file__).parents[2]
-
-Script = Callable[[str], str]
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Script:
-    """Make shell scripts, and return where they are."""
-
-    def make(body: str) -> str:
-        path = tmp_path / f"script-{len(list(tmp_path.iterdir()))}"
-        path.write_text(f"#!/bin/sh\n{body}\n")
-        path.chmod(0o755)
-        return str(path)
-
-    return make
 
 
 def hold(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -271,99 +255,6 @@ def test_a_command_is_ended_when_it_is_one_too_many(
     assert "the daemon advises to close this tunnel; ending the command" in err
 
 
-#: Ignores SIGTERM and writes its pid. A `sleep` that was ended is started again.
-STUBBORN = """trap '' TERM; echo $$ >>PIDS; while :; do sleep 0.1; done"""
-STUBBORN_CHILD = f"""sh -c "{STUBBORN.replace("$$", "$BOTH")}" """.replace("$BOTH", "\\$\\$")
-#: Shells that start processes as tunnels do.
-TREES = {
-    "the command itself": STUBBORN,
-    "a grandchild": f"{STUBBORN_CHILD} & wait",
-    "what the command left": f"{STUBBORN_CHILD} & sleep 0.3",
-    "a double fork": f"(setsid {STUBBORN_CHILD} </dev/null >/dev/null 2>&1 &); sleep 60",
-}
-
-
-def start_tree(
-    daemon: Daemon, make: Script, tree: str, pids: Path, *options: str
-) -> subprocess.Popen[str]:
-    """Start `hold` with a tree of processes, and wait until its stubborn one runs."""
-    body = f"echo p1 >&3; read -r answer <&4; echo $$ >{pids.with_name('ends')}\n"
-    body += TREES[tree].replace("PIDS", str(pids))
-    command = make(body)
-    holding = start_trackctl(
-        "--endpoint", daemon.endpoint, "hold", *options, command, stdout=subprocess.DEVNULL
-    )
-    wait_until(lambda: pids.exists() and pids.read_text().split())
-    return holding
-
-
-def children_of(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in children.split()]
-
-
-def alive(pids: Path) -> list[str]:
-    return [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}/cmdline").exists()]
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_the_lease_stays_until_every_process_of_the_command_is_gone(
-    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
-) -> None:
-    pids = tmp_path / "pids"
-    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "3600")
-    with Tracker(trackd_daemon.endpoint) as tracker:
-        holding.send_signal(signal.SIGTERM)
-        (supervisor,) = children_of(holding.pid)
-        ends = pids.with_name("ends")
-        if tree != "the command itself":
-            wait_until(ends.exists)
-            wait_until(lambda: not alive(ends))
-        assert children_of(supervisor)
-        assert alive(pids)
-        assert tracker.is_claimed("p1")
-        for pid in alive(pids):
-            os.kill(int(pid), signal.SIGKILL)
-        holding.communicate(timeout=PATIENCE)
-        assert not tracker.is_claimed("p1")
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_what_ignores_sigterm_is_killed_after_the_grace(
-    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
-) -> None:
-    pids = tmp_path / "pids"
-    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "0.2")
-    with Tracker(trackd_daemon.endpoint) as tracker:
-        (lease,) = [row["lease"] for row in tracker.rows("leases")]
-        tracker.force_release(lease)
-    holding.communicate(timeout=PATIENCE)
-    assert not alive(pids)
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_nothing_of_the_command_outlives_a_killed_hold(
-    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str
-) -> None:
-    pids = tmp_path / "pids"
-    holding = start_tree(trackd_daemon, script, tree, pids, "--grace", "3600")
-    holding.kill()
-    holding.communicate(timeout=PATIENCE)
-    wait_until(lambda: not alive(pids))
-
-
-def test_nothing_of_the_command_outlives_a_killed_supervisor(
-    trackd_daemon: Daemon, script: Script, tmp_path: Path
-) -> None:
-    pids = tmp_path / "pids"
-    holding = start_tree(trackd_daemon, script, "a double fork", pids)
-    (supervisor,) = children_of(holding.pid)
-    os.kill(supervisor, signal.SIGKILL)
-    holding.communicate(timeout=PATIENCE)
-    assert holding.returncode == 128 + signal.SIGKILL
-    assert not alive(pids)
-
-
 def test_a_command_that_cannot_be_run_ends_with_126_before_a_lease_is_taken(
     trackd_daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -458,8 +349,10 @@ def test_the_documented_agent_in_the_shell_serves_until_its_tunnel_closes(
         echo '{"proxies": [{"metadata": {"name": "p1"}}, {"metadata": {"name": "p2"}}]}'
         echo no JSON
         until [ -e SECOND ]; do sleep 0.1; done
-        echo '{"proxies": [{"metadata": {"name": "p3"}}]}'
-        exec sleep 60""".replace("SECOND", str(tmp_path / "second"))
+        while :; do
+            echo '{"proxies": [{"metadata": {"name": "p3"}}]}'
+            sleep 0.1
+        done""".replace("SECOND", str(tmp_path / "second"))
     )
     agent = subprocess.Popen(
         [REPOSITORY / "docs" / "examples" / "shell_agent.sh", tunnel],
@@ -514,7 +407,7 @@ def test_gossip_may_be_the_names_of_proxies(trackd_daemon: Daemon) -> None:
         (("--names",), "--names needs the names of proxies"),
         (("--names", "p1", "--follow"), "excludes --follow"),
         (("p1", "p2"), "are these names of proxies? (--names)"),
-        (("--ttl=3",), "--group, --generation and --ttl are for --names"),
+        (("--ttl=3",), "--group, --generation, --ttl, --terminating and --address are for --names"),
         (("/nowhere/at/all",), "No such file or directory"),
     ):
         refused = trackctl(*command, *wrong)
@@ -522,6 +415,24 @@ def test_gossip_may_be_the_names_of_proxies(trackd_daemon: Daemon) -> None:
         assert sentence in refused.stderr
     refused = trackctl(*command, "--names", "")
     assert (refused.returncode, refused.stderr) == (1, "trackctl: proxies[0].name is empty\n")
+
+
+@pytest.mark.rule(15)
+def test_gossip_may_say_that_proxies_are_terminating(trackd_daemon: Daemon) -> None:
+    command = partial(trackctl, "--endpoint", trackd_daemon.endpoint)
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"), Proxy("p2"))
+        command("gossip", "--names", "p2", "--ttl", "60", "--terminating")
+        rows = {row.name: row for row in tracker.snapshot().proxies}
+        assert (rows["p2"].terminating, rows["p2"].desired) == (True, False)
+        listed = json.loads(command("proxies", "--json").stdout)
+        assert {row["name"]: row["why"] for row in listed["proxies"]} == {
+            "p1": None,
+            "p2": "terminating",
+        }
+        assert "it is terminating" in command("explain", "p2").stdout
+        command("gossip", "--names", "p2", "--not-terminating")
+        assert not any(row.terminating for row in tracker.snapshot().proxies)
 
 
 def test_gossip_that_is_followed_is_fed_line_by_line(trackd_daemon: Daemon) -> None:

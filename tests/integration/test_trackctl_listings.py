@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from helpers.agents import Agent
+from helpers.support import run_script, wait_until
 from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
@@ -62,7 +64,10 @@ def test_proxies_tells_all_of_each_to_scripts(trackd_daemon: Daemon, agent: Agen
         "agent": f"agent {agent.pid}",
         "mentioned_by": 1,
         "mentioned_by_agent": f"agent {agent.pid}",
+        "missing_seconds": None,
     }
+    assert rows["p2"]["missing_seconds"] >= 0
+    assert rows["old"]["missing_seconds"] is None, "nobody wants it"
     assert (rows["old"]["desired"], rows["old"]["why"]) == (False, "old_generation")
     assert (rows["p2"]["lease"], rows["p2"]["command"]) == (None, None)
 
@@ -71,13 +76,35 @@ def test_proxies_tells_people_the_same(trackd_daemon: Daemon, agent: Agent) -> N
     told = trackctl("--endpoint", trackd_daemon.endpoint, "proxies")
     heading, old, p1, p2, p10 = told.stdout.splitlines()
     assert heading.split("  ")[0] == "name"
-    assert heading.endswith("mentioned by")
+    assert re.search(r"mentioned by +missing for$", heading)
     assert "no, 3 is newer" in old
     assert p1.split()[:6] == ["p1", "east", "3", "yes", "1", "1"]
-    assert p1.endswith(f"1 agent {agent.pid}")
+    assert re.search(rf"1 agent {agent.pid} +-$", p1)
+    assert re.search(rf"1 agent {agent.pid} +(\d+m )?\d+s$", p2), "since gossip named it"
     assert p2.split()[:7] == ["p2", '""', "3", "yes", "-", "-", "-"]
     assert p10.startswith("p10")
     assert "\x1b" not in told.stdout, "colours belong on a terminal"
+
+
+def missing_seconds(daemon: Daemon) -> dict[str, float | None]:
+    rows = listed(daemon, "proxies")["proxies"]
+    return {row["name"]: row["missing_seconds"] for row in rows}
+
+
+def test_proxies_says_for_how_long_only_where_a_proxy_is_missing(
+    trackd_daemon: Daemon, agent: Agent
+) -> None:
+    claimed = trackctl("--endpoint", trackd_daemon.endpoint, "proxies", "--claimed")
+    assert claimed.stdout.splitlines()[0].endswith("mentioned by")
+    before = missing_seconds(trackd_daemon)
+    agent.do("release", 1)
+    after = missing_seconds(trackd_daemon)
+    assert (before["p1"], after["old"]) == (None, None)
+    assert before["p2"] is not None
+    assert after["p2"] is not None
+    assert after["p1"] is not None
+    assert 0 <= after["p1"] < after["p2"], "its tunnel has ended since then"
+    assert before["p2"] < after["p2"]
 
 
 def test_proxies_can_be_filtered(trackd_daemon: Daemon, agent: Agent) -> None:
@@ -231,3 +258,23 @@ def test_a_terminal_shows_missing_proxies_first(trackd_daemon: Daemon) -> None:
         with Terminal(*command, "--sort", "name", width=200) as terminal:
             screen = terminal.shows("\np2 ")
             assert screen.index("\np1 ") < screen.index("\np2 ")
+
+
+def test_an_agent_that_starts_again_and_again_is_listed_as_flapping(trackd_daemon: Daemon) -> None:
+    nobody = trackctl("--endpoint", trackd_daemon.endpoint, "sessions", "--flapping")
+    assert "no agent has started 3 times in 10 minutes" in nobody.stdout + nobody.stderr
+    code = f"""
+from trackd_client import Tracker
+Tracker({trackd_daemon.endpoint!r}, name="unlucky").try_acquire()
+import os; os._exit(1)
+"""
+    for _ in range(3):
+        run_script(code)
+    with Tracker(trackd_daemon.endpoint) as operator:
+        wait_until(lambda: operator.status().sessions == 0)
+    told = listed(trackd_daemon, "sessions", "--flapping")
+    (found,) = told["flapping"]
+    assert (found["name"], found["starts"]) == ("unlucky", 3)
+    assert listed(trackd_daemon, "sessions", "--flapping", "other*")["flapping"] == []
+    people = trackctl("--endpoint", trackd_daemon.endpoint, "sessions", "--flapping").stdout
+    assert re.search(r"^ +3 +0 .* unlucky .*3 process_exited$", people, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,9 @@ from trackd_client import (
     Status,
     Tracker,
 )
-from trackd_client.errors import BadArgument
-from trackd_client.testing import Daemon
+from trackd_client.core.conversation import Conversation
+from trackd_client.errors import BadArgument, InvalidRequest
+from trackd_client.testing import Daemon, MakeDaemon
 
 # -- what agents do --------------------------------------------------------------------------
 
@@ -150,6 +152,100 @@ def test_an_open_tunnel_is_adopted_unless_another_lease_holds_its_proxy(
 
 
 # -- gossip, the count, and what is said of them ---------------------------------------------
+
+
+@pytest.mark.rule(15)
+def test_gossip_and_a_lease_mark_proxies_as_terminating(daemon: Daemon, maker: Maker) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    tracker.set_connection_count(1)
+    tracker.track_expected(Proxy("p1"), Proxy("p2"), Proxy("p3", terminating=True))
+    lease = tracker.adopt("p1")
+    assert (lease.terminating, tracker.try_acquire()) == (False, None)
+    assert lease.retire() is True
+    assert lease.retire() is True, "a second time changes nothing"
+    status = tracker.status()
+    assert (status.desired, status.claimed_desired, status.claimed_terminating) == (1, 0, 1)
+    assert terminating(tracker) == {"p1", "p3"}
+    replacement = tracker.try_acquire()
+    with pytest.raises(InvalidRequest):
+        replacement.retire()
+    assert replacement.claim("p3") is True
+    assert replacement.terminating is True
+    replacement.release()
+    assert replacement.retire() is False
+    tracker.track_expected(Proxy("p3", terminating=False))
+    wait_until(lambda: terminating(tracker) == {"p1"})  # a mark flips once in a second at most
+    adopted = tracker.adopt("p3")
+    assert adopted.terminating is False
+    tracker.track_expected(Proxy("p3", terminating=True))
+    wait_until(lambda: terminating(tracker) == {"p1", "p3"})
+    adopted.release()
+    assert tracker.adopt("p3").terminating is True
+    tracker.close()
+    assert lease.retire() is False
+
+
+def terminating(tracker: Any) -> set[str]:
+    """Return the names of the proxies that are terminating."""
+    return {row.name for row in tracker.snapshot().proxies if row.terminating}
+
+
+@pytest.mark.rule(15)
+def test_a_client_does_without_what_an_older_daemon_cannot(
+    make_trackd_daemon: MakeDaemon, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = maker.tracker(make_trackd_daemon().endpoint)
+    known = Conversation.take_hello
+
+    def take_hello(self: Conversation, fields: dict[str, Any]) -> None:
+        known(self, {**fields, "minor": 1, "features": ["state_in_replies", 7]})
+
+    monkeypatch.setattr(Conversation, "take_hello", take_hello)
+    lease = tracker.adopt("p1")
+    assert lease.retire() is False
+    assert tracker.status().get("claimed_terminating") is None
+    tracker.track_expected(Proxy("p1"))
+    assert [row.terminating for row in tracker.snapshot().proxies] == [False]
+
+
+@pytest.mark.rule(15)
+def test_what_the_daemon_can_is_asked_for_again_after_its_restart(
+    make_trackd_daemon: MakeDaemon, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_trackd_daemon()
+    tracker = maker.tracker(own.endpoint)
+    known, seen = Conversation.take_hello, Counter[Conversation]()
+
+    def take_hello(self: Conversation, fields: dict[str, Any]) -> None:
+        known(self, fields if self in seen else {**fields, "features": []})
+        seen[self] += 1
+
+    monkeypatch.setattr(Conversation, "take_hello", take_hello)
+    lease = tracker.adopt("p1")
+    assert lease.retire() is False, "it is too old"
+    own.restart()
+    wait_until(lambda: tracker.is_claimed("p1") and max(seen.values()) > 1)
+    assert lease.retire() is True
+
+
+@pytest.mark.rule(15)
+def test_teleports_json_has_the_mark_in_an_object_of_its_own(daemon: Daemon, maker: Maker) -> None:
+    tracker = maker.tracker(daemon.endpoint)
+    entries = [
+        {"metadata": {"name": name}, "ttl": 60_000_000_000, "trackd": more}
+        for name, more in [
+            ("p1", {"terminating": True, "later": 1}),
+            ("p2", {"terminating": "yes"}),
+            ("p3", 7),
+            ("p4", None),
+        ]
+    ]
+    assert tracker.track_discovery(json.dumps({"proxies": entries})) == 0
+    rows = tracker.snapshot().proxies
+    assert {row.name: row.terminating for row in rows} == {
+        "p1": True,
+        **dict.fromkeys(["p2", "p3", "p4"], False),
+    }
 
 
 def test_teleports_gossip_is_understood_and_the_largest_generation_survives(
@@ -315,15 +411,31 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
     assert status.groups[0].generation == 3
     assert status["groups"] == [dict(group) for group in status.groups]
     assert json.loads(json.dumps(status)) == status
-    assert set(status) == set(Status.__annotations__) - {"http_problem"}
+    assert set(status) == set(Status.__annotations__) - {
+        "http_problem",
+        "claimed_terminating",
+        "offered",
+        "pause",
+        "paused_sessions",
+        "tunnels",
+    }
     explained, about = tracker.explain(), tracker.explain("p1.example.com")
     assert type(explained) is Explanation
     assert explained.reason == "satisfied"
     assert explained.recent.claims >= 1
-    assert set(explained) == set(Explanation.__annotations__) - {"retry_after"}
+    assert set(explained) == set(Explanation.__annotations__) - {
+        "retry_after",
+        "claimed_terminating",
+        "hint",
+        "pause",
+        "offered",
+        "outcomes",
+    }
     assert type(about) is ProxyExplanation
     assert (about.why, about.proxy.lease) == ("claimed", lease.id)
-    assert set(about) == set(ProxyExplanation.__annotations__)
+    reports = {"reported", "rtt", "stale"}  # where a lease has reported
+    offers = {"offered", "target", "address"}
+    assert set(about) == set(ProxyExplanation.__annotations__) - reports - offers
 
     snapshot = tracker.snapshot()
     assert type(snapshot) is Snapshot
@@ -331,7 +443,8 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
         (row,) = tracker.rows(of)
         (same,) = getattr(snapshot, of)
         assert type(row) is type(same) is kind
-        assert set(row) == set(same) == set(kind.__annotations__)
+        optional = {"terminating", "pause", *offers, *reports}
+        assert set(row) == set(same) == set(kind.__annotations__) - optional
     assert about.proxy == snapshot.proxies[0]
     assert snapshot.leases[0].principals == ["p1.example.com", "p1"]
     assert snapshot.sessions[0].session == snapshot.leases[0].session

@@ -27,9 +27,12 @@ SMALL = 60
 #: Modules whose tests stand elsewhere, and why.
 ELSEWHERE = {
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
+    "daemon/rules/gossip.py": "rows that repeat what is tracked: rules/test_tracker.py",
+    "daemon/rules/registry.py": "the rules, one after the other: rules/test_tracker.py",
     "daemon/rules/tombstones.py": "what `forget` leaves: operations/test_admin.py",
     "daemon/state/apply.py": "every kind of change survives: state/test_changes.py",
     "daemon/state/events.py": "every kind of change has them: state/test_changes.py",
+    "daemon/state/forgetting.py": "what `forget` leaves: operations/test_admin.py",
     "daemon/state/restore.py": "every kind of change survives: state/test_changes.py",
     "daemon/state/state.py": "attributes: state/test_changes.py",
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
@@ -94,6 +97,8 @@ def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
     several = {
         "daemon/rules/test_traces.py",
         "daemon/rules/test_tracker_costs.py",
+        "daemon/rules/test_tracker_offers.py",
+        "daemon/state/test_offers.py",
         "daemon/operations/test_error_order.py",
         "daemon/operations/test_request_fields.py",
     }

@@ -25,7 +25,7 @@ TWINS: Final[list[tuple[type, type]]] = [
     (AgentPool, AsyncAgentPool),
 ]
 #: Methods that never wait, so that they are plain functions in both; generators wait elsewhere.
-PLAIN: Final = {"let_go", "start", "stats", "events", "rows"}
+PLAIN: Final = {"let_go", "on_close", "report", "start", "stats", "events", "rows"}
 
 
 def public(kind: type) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Outstanding:
         settles: a request that is done together with this one, or None.
         expires: when no call waits for it any longer, by the loop's clock; None for never.
         due: when it is sent next, by the same clock.
-        pause: seconds from then to the next time.
+        pause: seconds from then to the next time; infinity: it is sent once.
     """
 
     __slots__ = ("due", "expires", "future", "pause", "request", "settles")
@@ -43,9 +43,10 @@ class Outstanding:
         future: asyncio.Future[Reply] | None = None,
         expires: float | None = None,
         settles: Request | None = None,
+        pause: float = RESEND_SECONDS,
     ) -> None:
         self.request = request
-        self.pause = RESEND_SECONDS
+        self.pause = pause
         self.future = future
         self.expires = expires
         self.settles = settles

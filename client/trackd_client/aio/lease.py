@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, Self
 from trackd_client.core import calls
 from trackd_client.core.calls import Call, T
 from trackd_client.core.conversation import Session, check_process
-from trackd_client.core.lease import BaseGranter, BaseLease
+from trackd_client.core.lease import BaseFlag, BaseGranter, BaseLease
+from trackd_client.errors import SessionLost
 
 
 class AsyncGranter(BaseGranter, Protocol):
@@ -20,15 +21,21 @@ class AsyncGranter(BaseGranter, Protocol):
         """Make a call and return its result."""
 
 
-class AsyncFlag(asyncio.Event):
+class AsyncFlag(asyncio.Event, BaseFlag):
     """An event that is true once it is set: `if lease.lost:`, or `await lease.lost.wait()`."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._callbacks = []
         self._pid = os.getpid()
 
     def __bool__(self) -> bool:
         return self.is_set()
+
+    def set(self) -> None:
+        """Set it, for good."""
+        super().set()
+        self._call_all()
 
     async def wait(self) -> Literal[True]:
         """Wait until it is set.
@@ -49,11 +56,16 @@ class AsyncLease(BaseLease):
         id: its number, unique among all leases of the cluster's daemon.
         claimed_name: the name of the proxy that it claimed, or None. It keeps its value when the
             lease is released or lost.
-        lost: set when the lease is gone: its session was lost, it did not claim in time, or an
-            admin took it back.
-        revoked: whether an admin took it back; its tunnel must be closed.
+        lost: set when the lease is gone: its session was lost, it did not claim in time, or it was
+            revoked.
+        revoked: whether the daemon took it back, because an admin asked for that or because its
+            tunnel was stale, or whether another lease has replaced it (`offer`); its tunnel must
+            be closed.
+        target: the `name` and `address` of the missing proxy that it is for, if gossip says where
+            that can be dialled; None: dial the load balancer. The address is somebody else's text.
+        terminating: whether its proxy was about to go when this lease claimed it.
         should_close: set when the daemon advises to close this tunnel, because there are more
-            tunnels than wanted, or because the lease was revoked.
+            tunnels than wanted, or because the lease was revoked or replaced.
     """
 
     lost: AsyncFlag
@@ -99,16 +111,69 @@ class AsyncLease(BaseLease):
         """
         return await self._tracker._call(self._look(principals))  # noqa: SLF001 - one module
 
-    async def release(self) -> None:
+    async def retire(self) -> bool:
+        """Mark the proxy of this lease as terminating: it is about to go.
+
+        The daemon no longer wants a tunnel to it, and grants a lease for another proxy if one is
+        missing then. The mark lasts as long as the lease holds the proxy, and some seconds more.
+
+        Returns:
+            Whether it is marked. False when the lease was released or lost, or the daemon is too
+            old to know this.
+
+        Raises:
+            InvalidRequest: this lease has not claimed.
+            TrackdError: the daemon does not answer, or refuses.
+        """
+        retire = self._retire()
+        try:
+            return retire is not None and await self._tracker._call(retire, session=self._session)  # noqa: SLF001
+        except SessionLost:
+            return False
+
+    async def offer(self) -> bool:
+        """Offer the proxy of this lease to other agents, for a tunnel that is about to close.
+
+        The lease goes on holding its proxy, and its tunnel stays open. The daemon grants a lease
+        for a replacement. When that is there, this lease is lost, and `should_close` is set. A
+        tracker offers one lease at a time; the offer ends with the lease.
+
+        Returns:
+            Whether it is offered, or was replaced already. False when the lease was released or
+            lost, or the daemon is too old to know this: then close the tunnel as ever.
+
+        Raises:
+            InvalidRequest: this lease has not claimed.
+            LimitExceeded: the tracker offers another lease.
+            TrackdError: the daemon does not answer, or refuses.
+        """
+        offer = self._offer()
+        try:
+            return offer is not None and await self._tracker._call(offer, session=self._session)  # noqa: SLF001
+        except SessionLost:
+            return False
+
+    async def release(self, *, failed: str | None = None, retry_after: float | None = None) -> None:
         """Release the lease: its proxy, or its permission to dial, is free for others.
 
         A second call does nothing. Without a daemon it does not fail: the release is sent as soon
         as a daemon is there. Cancelling the call does not undo it.
+
+        Args:
+            failed: how the dial ended, if it failed: `refused`, `timeout`, `tls` or `rate`, which
+                may pause the dials of the whole host; `auth` or `other`, which may pause those of
+                this agent; or `held`, when `is_claimed` ended it. None says nothing.
+            retry_after: seconds for which the other end asked not to dial, at most 60, or None.
+
+        Raises:
+            BadArgument: there is no such outcome, or `retry_after` does not go with it.
         """
+        self._set_outcome(failed, retry_after)
         try:
             if not self.released:
                 self._releasing = True
-                await self._tracker._call(calls.release(self.id), session=self._session)  # noqa: SLF001
+                release = calls.release(self._release_fields())
+                await self._tracker._call(release, session=self._session)  # noqa: SLF001
                 self._tracker._forget(self)  # noqa: SLF001
         except BaseException as error:
             if not self._is_released_despite(error):

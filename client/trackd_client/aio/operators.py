@@ -5,6 +5,7 @@ They are those of `trackd_client.sync.operators`, awaited.
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from trackd_client.aio.subscription import AsyncSubscription
 from trackd_client.core import calls
 from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.calls import Call, T
+from trackd_client.core.coverage import Wanted, pauses
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -33,7 +35,7 @@ from trackd_client.core.stream import (
     read_log,
     read_rows,
 )
-from trackd_client.errors import TROUBLES, InvalidRequest, TrackerClosed
+from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, NoAnswer, TrackerClosed
 from trackd_client.results import (
     ROWS,
     Explanation,
@@ -72,6 +74,50 @@ class AsyncOperations(BaseTracker[LeaseT]):
     async def status(self) -> Status:
         """Return the daemon's counts."""
         return await self._call(calls.status())
+
+    async def wait_covered(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `Tracker.wait_covered`
+        *,
+        at_least: int | None = None,
+        missing_at_most: int | str = 0,
+        allow_none: bool = False,
+    ) -> bool:
+        """Wait until enough of the wanted tunnels are there, whoever holds them.
+
+        It waits for a daemon that is not there yet, too. Then one look may last as long as the
+        `timeout` of the tracker.
+
+        Args:
+            timeout: seconds to wait at most, 0 for one look, or None for no limit.
+            at_least: enough is when so many desired proxies have a tunnel; None: when at most
+                `missing_at_most` are missing.
+            missing_at_most: a number of wanted tunnels, or a share of them such as `"10%"`.
+            allow_none: whether it is enough when no tunnel is wanted, since no proxy is known.
+
+        Returns:
+            Whether enough were there in time.
+
+        Raises:
+            BadArgument: an argument is no such number.
+            DaemonAbsent, NoAnswer: no daemon answered when the time was up.
+            TrackdError: the daemon refuses.
+        """
+        wanted = Wanted(at_least, missing_at_most, allow_none)
+        wanted.check()
+        looks = pauses(timeout)
+        while True:
+            try:
+                if wanted.is_enough(await self.status()):
+                    return True
+                pause = next(looks, None)
+                if pause is None:
+                    return False
+            except (DaemonAbsent, NoAnswer):
+                pause = next(looks, None)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     @overload
     async def explain(self, name: None = None) -> Explanation: ...
@@ -149,6 +195,10 @@ class AsyncOperations(BaseTracker[LeaseT]):
     ) -> dict[str, Any]:
         """Stop tracking a proxy or a group until gossip is newer than what is known now."""
         return await self._call(calls.forget(name, group, generation))
+
+    async def resume(self) -> dict[str, Any]:
+        """End the pauses after failed dials; see `Tracker.resume`."""
+        return await self._call(calls.resume())
 
     async def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again; see `Tracker.reload`."""

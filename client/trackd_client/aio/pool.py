@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Final, Self
 
 from trackd_client.aio.lease import AsyncLease
 from trackd_client.aio.tracker import AsyncTracker
+from trackd_client.core import calls, pool_core
+from trackd_client.core.arguments import check_wait
+from trackd_client.core.calls import BY_TIMEOUT
+from trackd_client.core.dial import Dial, is_async
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
-from trackd_client.core.pool_core import Dial, PoolCore, check_wait, is_async
+from trackd_client.core.pool_core import LOOK_AGAIN, PoolCore, replace_until
 from trackd_client.errors import (
     BadArgument,
     Refused,
     TrackdError,
+    TrackerClosed,
     UsedAfterFork,
     WrongLoop,
 )
 from trackd_client.policy import Policy, PoolEvent
+from trackd_client.wire.clock import boottime
 
 #: Seconds that a dial may take to end once it is cancelled, before a drain waits no longer.
 CANCEL_SECONDS: Final = 1.0
@@ -37,13 +45,16 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         dial: Callable[[AsyncLease], Awaitable[object]],
         *,
         max_concurrent_dials: int = 4,
+        max_tunnels: int | None = None,
         policy: Policy | None = None,
         on_event: Callable[[PoolEvent], None] | None = None,
         drain_timeout: float | None = 30.0,
+        alive: Callable[[AsyncLease], object] | None = None,
     ) -> None:
         """Set how to dial; `start`, or an `async with` block, begins.
 
-        The arguments are those of `AgentPool`. A dial that does not end in time is cancelled.
+        The arguments are those of `AgentPool`; `alive` may be async, and runs in the event loop. A
+        dial that does not end in time is cancelled.
 
         Raises:
             BadArgument: an argument is of the wrong type or out of range: `dial` is not an async
@@ -58,9 +69,11 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         super().__init__(
             tracker,
             max_concurrent_dials=max_concurrent_dials,
+            max_tunnels=max_tunnels,
             policy=policy,
             on_event=on_event,
             drain_timeout=drain_timeout,
+            alive=alive,
         )
         self._tracker = tracker
         self._dial = dial
@@ -104,13 +117,24 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             except Refused as error:
                 self._not_renamed(dial, principals[1], error)
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as `AgentPool.drain`
+    async def drain(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `AgentPool.drain`
+        *,
+        replace_first: bool = False,
+    ) -> bool:
         """Stop dialling, advise every tunnel to close, wait until all have closed, cancel the rest.
 
         A drain that is cancelled itself cancels the dials at once.
 
+        With `replace_first`, the pool first offers its tunnels to other agents, one after the
+        other, and keeps each one open until it is replaced (see `AsyncLease.offer`). The last
+        quarter of the time, 5 s at most, is kept for closing what nobody has replaced by then.
+
         Args:
             timeout: seconds to wait at most, or None for no limit.
+            replace_first: whether tunnels are replaced before they close. An older daemon does not
+                know how.
 
         Returns:
             Whether all dials returned in time.
@@ -121,14 +145,21 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """
         check_wait(timeout, "timeout")
         self._check_process()
-        self._begin_drain()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        until = replace_until(timeout)
+        self._begin_drain(replace_first=replace_first)
         try:
             if self._dispatcher is not None:
                 self._dispatcher.cancel()
                 await asyncio.wait([self._dispatcher])
+            if replace_first:
+                with suppress(TrackerClosed):
+                    await self._replace(until)
+                self._begin_drain()
             if not self._tasks:
                 return True
-            _, late = await asyncio.wait(self._tasks, timeout=timeout)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            _, late = await asyncio.wait(self._tasks, timeout=left)
         except asyncio.CancelledError:
             self._cancel(self._tasks)
             raise
@@ -136,6 +167,38 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             self._cancel(late)
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
         return not late
+
+    async def _replace(self, until: float | None) -> None:
+        """Offer one tunnel after the other, until all are replaced or the time is up.
+
+        Args:
+            until: seconds of CLOCK_BOOTTIME, or None for no limit.
+
+        Raises:
+            TrackerClosed: the tracker was closed, or its daemon ended the session for that.
+        """
+        offered: AsyncLease | None = None
+        while (dial := self._next_to_replace()) is not None:
+            now = boottime()
+            if until is not None and now >= until:
+                return
+            asked_until = now + self._tracker.timeout
+            deadline = asked_until if until is None else min(until, asked_until)
+            lease = dial.leases[-1]
+            try:
+                if lease.lost:
+                    await self._adopt(deadline)
+                elif lease is not offered:
+                    offer, session = calls.offer(lease.id), lease._session  # noqa: SLF001
+                    await self._tracker._request(  # noqa: SLF001 - the drain's time bounds it
+                        offer.op, offer.fields, session=session, deadline=deadline
+                    )
+                    offered = lease
+            except TrackdError as error:
+                self._not_offered(lease, error)
+            with suppress(TimeoutError):
+                left = min(LOOK_AGAIN, deadline - now)
+                await asyncio.wait_for(dial.lease.should_close.wait(), left)
 
     def _cancel(self, tasks: Iterable[asyncio.Task[None]]) -> None:
         """Cancel dials, and release the leases of all."""
@@ -184,6 +247,20 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
 
         task.add_done_callback(ended)
 
+    def _follow(self, dial: Dial[AsyncLease]) -> None:
+        task = asyncio.create_task(self._ask(dial), name=f"trackd-alive-{dial.lease.id}")
+        dial.on_end = task.cancel
+
+    async def _ask(self, dial: Dial[AsyncLease]) -> None:
+        """Report that a tunnel is alive, as often as `alive` says so, until its dial ends."""
+        while self._alive is not None:
+            await asyncio.sleep(pool_core.ALIVE_SECONDS)
+            try:
+                said = self._alive(dial.lease)
+                self._report(dial, await said if inspect.isawaitable(said) else said)
+            except Exception as error:  # noqa: BLE001 - of the user's function; others rely on this
+                self._not_asked(error)
+
     async def _acquire(self) -> AsyncLease | None:
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
@@ -194,14 +271,19 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
                 raise
         return None
 
-    async def _adopt(self) -> None:
-        """Adopt the open tunnels whose session was lost."""
+    async def _adopt(self, deadline: float = BY_TIMEOUT) -> None:
+        """Adopt the open tunnels whose session was lost.
+
+        Args:
+            deadline: seconds of CLOCK_BOOTTIME; by default the tracker's `timeout` from now.
+        """
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            if name is None or self._stopping:
+            if name is None or not self._adopts:
                 return
+            adopt = calls.adopt((name,))._replace(deadline=deadline)
             try:
-                self._adopted(dial, await self._tracker.adopt(name))
+                self._adopted(dial, await self._tracker._grant(adopt))  # noqa: SLF001 - with a deadline
             except TrackdError as error:
                 if not self._abandon(dial, error):
                     raise

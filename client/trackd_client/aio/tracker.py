@@ -32,6 +32,7 @@ from trackd_client.core.conversation import (
     lengthen,
 )
 from trackd_client.core.discovery import Reading, read_gossip
+from trackd_client.core.reports import REPORT_SECONDS
 from trackd_client.core.sockets import (
     LONGEST_WAIT,
     Closable,
@@ -83,6 +84,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         self._wakes_at = math.inf
         self._opened = []
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._reporting: asyncio.TimerHandle | None = None  # set while reports wait
         self._endpoint = ""  # what the socket connects to
         self._context: zmq.Context[zmq.Socket[bytes]]
         self._socket: zmq.Socket[bytes]
@@ -231,7 +233,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             session=session,
             never_stale=call.never_stale,
         )
-        return call.read(reply)
+        return call.result(reply)
 
     async def _request(
         self,
@@ -370,6 +372,31 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         request = self._conversation.request(fields.op, fields.encode(), None, session)
         self._post(Outstanding(request, settles=settles))
 
+    def _report_soon(self) -> None:
+        if self._reporting is None and self._loop is not None and not self._socket.closed:
+            pause = max(0.0, self._conversation.reports.due() - boottime())
+            self._reporting = self._loop.call_later(pause, _report, weakref.ref(self))
+
+    def _report(self) -> None:
+        """Send what leases have reported; an earlier batch is given up. Without a daemon, later."""
+        assert self._loop is not None
+        self._reporting = None
+        if self._socket.closed:
+            return
+        if not self._connected:
+            self._reporting = self._loop.call_later(REPORT_SECONDS, _report, weakref.ref(self))
+            return
+        request = self._take_reports()
+        if request is None:
+            return
+        for outstanding in list(self._outstanding.values()):
+            if outstanding.pause == math.inf:
+                self._withdraw(outstanding.request.seq)
+                self._conversation.settle(outstanding.request)
+        self._post(Outstanding(request, pause=math.inf))
+        if self._conversation.reports.due() < math.inf:
+            self._report_soon()
+
     # -- the socket -------------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -435,9 +462,14 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         assert self._loop is not None
         if self._socket.closed or self._conversation.inherited:
             return
-        outstanding.due = self._loop.time() + outstanding.pause
-        outstanding.pause = lengthen(outstanding.pause)
-        self._plan(outstanding)
+        if outstanding.pause == math.inf:
+            if outstanding.due:
+                return  # it is not sent again
+            outstanding.due = math.inf
+        else:
+            outstanding.due = self._loop.time() + outstanding.pause
+            outstanding.pause = lengthen(outstanding.pause)
+            self._plan(outstanding)
         with contextlib.suppress(zmq.ZMQError):  # no room, say: it is sent again soon enough
             self._send_frame(outstanding.request.frame, _NOW)
         self._readers[-1].look()
@@ -512,11 +544,19 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
             if self._was_connected:
                 for outstanding in list(self._outstanding.values()):
                     self._send(outstanding)
+                self._ask_features()
             self._was_connected = True
+
+    def _ask_features(self) -> None:
+        """Ask what the daemon can do, unless that is under way: it may be another one now."""
+        session = self._conversation.session
+        waits = any(waits.request.op == "hello" for waits in self._outstanding.values())
+        if session is not None and not waits:
+            self._errand(requests.Hello(), session)
 
     def _shut(self) -> None:
         """Close everything; calls under way raise `TrackerClosed`."""
-        for timer in (self._heartbeat, self._timer):
+        for timer in (self._heartbeat, self._reporting, self._timer):
             if timer is not None:
                 timer.cancel()
         closed = cut_off_error()
@@ -538,6 +578,12 @@ def _beat(tracker_ref: weakref.ref[AsyncTracker], session: Session) -> None:
     tracker = tracker_ref()
     if tracker is not None:
         tracker._beat(session)  # noqa: SLF001 - a part of it
+
+
+def _report(tracker_ref: weakref.ref[AsyncTracker]) -> None:
+    tracker = tracker_ref()
+    if tracker is not None:
+        tracker._report()  # noqa: SLF001 - a part of it
 
 
 def _keep_time(tracker_ref: weakref.ref[AsyncTracker]) -> None:

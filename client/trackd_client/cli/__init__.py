@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from trackd_client.cli import streams
+from trackd_client.cli import quick_claim, streams
 
 
 def main() -> int:
     """Run `trackctl`; the entry point of the distribution."""
     streams.guard()
+    if sys.argv[1:2] == ["claim"] and (code := quick_claim.main(sys.argv[2:])) is not None:
+        sys.exit(code)
     try:
         from trackd_client.cli import app
 

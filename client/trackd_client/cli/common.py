@@ -28,8 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 SECTIONS: Final = {
     "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top", "wait"),
     "See what happens": ("watch", "log", "metrics"),
-    "Agents that are scripts": ("hold", "gossip"),
-    "For admins": ("release", "end-session", "forget", "set-connection-count", "reload"),
+    "Agents that are scripts": ("hold", "keep", "claim", "gossip"),
+    "For admins": ("release", "end-session", "forget", "set-connection-count", "resume", "reload"),
     "When something is wrong": ("doctor", "dump"),
     "For shells": ("completion",),
 }
@@ -53,7 +53,7 @@ Exit codes:
   1  the daemon refused, or there was nothing to do it to
   2  wrong usage
   3  no daemon answers
-  hold ends with the code of its command: see trackctl hold --help
+  hold and keep have codes of their own: see trackctl hold --help
 
 Colours appear on a terminal only, and not with NO_COLOR set. Each command's own
 --help has examples; docs/trackctl.md has every field of --json.

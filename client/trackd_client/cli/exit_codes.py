@@ -11,7 +11,7 @@ USAGE: Final = 2
 #: No daemon answers.
 NO_DAEMON: Final = 3
 
-# Those of `hold`, beside the exit code of its command.
+# Those of `hold` and `keep`, beside the exit code of the command.
 #: No lease within --timeout.
 TIMED_OUT: Final = 124
 #: The command cannot be run.

@@ -8,6 +8,8 @@ from typing import Any
 
 from trackd_client.errors import BadArgument
 from trackd_client.proxy import Proxy
+from trackd_client.wire.checks import is_address
+from trackd_client.wire.requests import MAX_RETRY_AFTER, MAX_RTT, OUTCOMES
 
 log = logging.getLogger("trackd_client")
 
@@ -41,6 +43,34 @@ def check_number(value: object, what: str) -> None:
     """
     if not isinstance(value, int | float):
         raise BadArgument(f"{what} must be a number of seconds, not {value!r:.100}")
+
+
+def check_rtt(rtt: Any) -> None:
+    """Refuse what cannot be a round-trip time.
+
+    Raises:
+        BadArgument: it is neither None nor a number of seconds from 0 to 60.
+    """
+    if rtt is not None:
+        check_number(rtt, "rtt")
+        if isinstance(rtt, bool) or not 0 <= rtt <= MAX_RTT:
+            raise BadArgument(f"rtt must be from 0 to {MAX_RTT:g} seconds, not {rtt!r:.100}")
+
+
+def check_outcome(failed: object, retry_after: Any) -> None:
+    """Refuse what `release` cannot say of a dial.
+
+    Raises:
+        BadArgument: it is none of `OUTCOMES`, or no time that goes with it.
+    """
+    if failed is not None and failed not in OUTCOMES:
+        raise BadArgument(f"failed must be one of {', '.join(OUTCOMES)}, not {failed!r:.100}")
+    if retry_after is not None:
+        check_number(retry_after, "retry_after")
+        if failed is None or failed == "held":
+            raise BadArgument("retry_after needs a dial that failed")
+        if not 0 <= retry_after <= MAX_RETRY_AFTER:
+            raise BadArgument(f"retry_after must be from 0 to {MAX_RETRY_AFTER:g} seconds")
 
 
 def check_labels(labels: Any) -> None:
@@ -84,5 +114,23 @@ def proxy_rows(proxies: Iterable[Any]) -> list[list[Any]]:
     for proxy in proxies:
         if not isinstance(proxy, Proxy):
             raise BadArgument(f"track_expected takes Proxy objects, not {proxy!r:.100}")
-        rows.append([proxy.name, proxy.group, proxy.generation, proxy.ttl])
+        row: list[Any] = [proxy.name, proxy.group, proxy.generation, proxy.ttl]
+        if proxy.terminating is not None or proxy.address is not None:
+            if proxy.address and not is_address(proxy.address):
+                raise BadArgument(f"{proxy.address!r:.100} is no address of {proxy.name!r:.100}")
+            more = {"terminating": proxy.terminating, "address": proxy.address}
+            row.append({key: value for key, value in more.items() if value is not None})
+        rows.append(row)
     return rows
+
+
+def check_wait(seconds: float | None, what: str) -> None:
+    """Refuse what is neither a time to wait nor None.
+
+    Raises:
+        BadArgument: it is not a number of at least 0.
+    """
+    if seconds is not None:
+        check_number(seconds, what)
+        if not seconds >= 0:
+            raise BadArgument(f"{what} must be a number of at least 0, or None")

@@ -19,6 +19,7 @@ from trackd_client.core.discovery import Reading, messages, sentence_of
 from trackd_client.core.lease import BaseLease, LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.core.place import Place
+from trackd_client.core.reading import read
 from trackd_client.errors import BadArgument, SessionLost, TrackdError
 from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
@@ -95,6 +96,7 @@ class BaseTracker(Generic[LeaseT]):
         self._state_lock = threading.RLock()  # guards the state, and the two below
         self._callbacks: deque[Callable[[], None]] = deque()
         self._calling_back = False
+        self._was_cut = False
         self._leases: dict[int, LeaseT] = {}
         self._prepare()
 
@@ -159,7 +161,7 @@ class BaseTracker(Generic[LeaseT]):
                 self._lose(request.session, error)
             raise
         if take is not None and request.session is not None:
-            answer = take(request.session, answer)
+            answer = read(f"a reply to {request.op}", take, request.session, answer)
         self._conversation.settle(request)
         return answer
 
@@ -202,10 +204,30 @@ class BaseTracker(Generic[LeaseT]):
             fields = self._result(request, reply, None)
         except TrackdError:
             return  # the daemon cannot do it; another try would not help
+        if request.op == "hello":
+            self._conversation.take_features(fields)
+        if request.op == "report":
+            for number in fields.get("gone", ()):
+                lease = self._leases.get(number)
+                if lease is not None and lease._session is session:  # noqa: SLF001
+                    self._revoke(lease)
         if request.op == "watch_session":
             self._errand(requests.WatchSession(), session)
             for notice in fields.get("notices", ()):
                 self._notice(session, notice)
+
+    @abstractmethod
+    def _report_soon(self) -> None:
+        """Send what leases have reported, once it is time for the next batch. Never waits."""
+
+    def _take_reports(self) -> Request | None:
+        """Return the request that says what leases have reported, or None. It is sent once."""
+        conversation, session = self._conversation, self._conversation.session
+        batch = conversation.reports.take(session, boottime(), conversation.limits.max_frame)
+        if batch is None or session is None:
+            return None
+        fields = requests.Report(batch.rows)
+        return conversation.request(fields.op, fields.encode(), batch.deadline, session)
 
     # -- leases ----------------------------------------------------------------------------
 
@@ -231,7 +253,7 @@ class BaseTracker(Generic[LeaseT]):
     def _release_later(self, lease: BaseLease) -> None:
         """Release a lease without waiting for the daemon's reply."""
         self._conversation.check_process()
-        self._errand(requests.Release(lease.id), lease._session)  # noqa: SLF001 - a lease is its tracker's
+        self._errand(lease._release_fields(), lease._session)  # noqa: SLF001 - a lease is its tracker's
         self._forget(lease)
 
     def _forget(self, lease: BaseLease) -> None:
@@ -248,7 +270,7 @@ class BaseTracker(Generic[LeaseT]):
     def _take_open(self, session: Session, fields: Mapping[str, Any]) -> None:
         """Begin to use a session that the daemon has opened, once."""
         if session.id == 0:  # else a signal handler was here before
-            self._conversation.take_open(session, fields)
+            read("a reply to open", self._conversation.take_open, session, fields)
             self._keep(session)
             self._session_opened(session)
 
@@ -282,10 +304,14 @@ class BaseTracker(Generic[LeaseT]):
                 self._leases.pop(lease.id, None)
                 lease.lost.set()
             case "lease_revoked":
-                self._leases.pop(lease.id, None)
-                lease.revoked = True
-                lease.lost.set()
-                lease.should_close.set()
+                self._revoke(lease)
+
+    def _revoke(self, lease: LeaseT) -> None:
+        """Mark a lease as taken back by the daemon; its tunnel must close."""
+        self._leases.pop(lease.id, None)
+        lease.revoked = True
+        lease.lost.set()
+        lease.should_close.set()
 
     def _session_opened(self, session: Session) -> None:
         """Note that a session is open, unless it was lost meanwhile."""
@@ -296,6 +322,10 @@ class BaseTracker(Generic[LeaseT]):
 
     def _connection_changed(self, connected: bool) -> None:
         with self._state_lock:
+            if not connected:
+                self._was_cut = True
+            elif self._was_cut:  # by a restart, perhaps of another version: the next call asks
+                self._was_cut = self._conversation.said_hello = False
             if not connected and self._state is ConnectionState.CONNECTED:
                 self._set_state(ConnectionState.RECONNECTING)
             elif connected and self._state is ConnectionState.RECONNECTING:

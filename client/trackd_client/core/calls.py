@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from trackd_client.core.arguments import check_number, principal_list, proxy_rows
+from trackd_client.core.reading import read
 from trackd_client.errors import BadArgument
 from trackd_client.proxy import Proxy
 from trackd_client.results import Explanation, ProxyExplanation, Status
@@ -42,6 +43,14 @@ class Call(NamedTuple, Generic[T]):
     read: Callable[[dict[str, Any]], T]
     in_session: bool = True
     never_stale: bool = False
+
+    def result(self, reply: dict[str, Any]) -> T:
+        """Return the result that the fields of the reply mean.
+
+        Raises:
+            NoAnswer: they are not as the protocol says.
+        """
+        return read(f"a reply to {self.op}", self.read, reply)
 
 
 class Grant(NamedTuple):
@@ -96,9 +105,19 @@ def is_claimed(principals: tuple[str, ...]) -> Call[bool]:
     return _call(requests.IsClaimed(principal_list(principals)), _is_claimed)
 
 
-def release(lease: int) -> Call[None]:
+def release(fields: requests.Release) -> Call[None]:
     """Release a lease."""
-    return _call(requests.Release(lease), _nothing, never_stale=True)
+    return _call(fields, _nothing, never_stale=True)
+
+
+def retire(lease: int) -> Call[bool]:
+    """Mark the proxy that a lease holds as terminating."""
+    return _call(requests.Retire(lease), lambda reply: bool(reply["retired"]))
+
+
+def offer(lease: int) -> Call[bool]:
+    """Offer the proxy that a lease holds to others."""
+    return _call(requests.Offer(lease), lambda reply: bool(reply["offered"]))
 
 
 def try_acquire() -> Grant:
@@ -173,6 +192,11 @@ def end_session(session: int) -> Call[dict[str, Any]]:
 def forget(name: str | None, group: str | None, generation: int | None) -> Call[dict[str, Any]]:
     """Stop tracking a proxy or a group; only what is given is sent."""
     return _call(requests.Forget(name, group, generation), own_fields)
+
+
+def resume() -> Call[dict[str, Any]]:
+    """End the pauses after failed dials."""
+    return _call(requests.Resume(), own_fields)
 
 
 def reload() -> Call[dict[str, Any]]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from trackd_client._version import __version__
+from trackd_client.core.reports import Reports
 from trackd_client.errors import (
     LOST,
     Code,
@@ -47,7 +48,9 @@ LONGEST_RESEND: Final = 30.0
 #: Heartbeats within one time-to-live of a session that needs them.
 HEARTBEATS: Final = 3
 #: Operations over the connections of before, for a process that is another user now.
-_ENDING: Final = frozenset({"close", "release", "cancel", "watch_session", "heartbeat"})
+_ENDING: Final = frozenset(
+    {"close", "release", "cancel", "watch_session", "heartbeat", "report", "hello"}
+)
 #: Operations that may grant a lease. The lease must not be lost with the reply.
 GRANTING: Final = frozenset({"try_acquire", "acquire", "adopt"})
 
@@ -115,14 +118,17 @@ class Conversation:
         self.labels = dict(labels or {})
         self.limits = Limits()
         self.said_hello = False
+        #: What the daemon can do beyond minor version 0.
+        self.features: frozenset[str] = frozenset()
         self.closed = False
         self.session: Session | None = None
+        self.reports = Reports()
         self._unopened: Session | None = None
         self._clock = clock
         self._clock_offset = 0.0
         self._hello_sent = 0.0
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # a signal handler or a finalizer may make a request too
+        self.lock = threading.RLock()  # a signal handler or a finalizer may make a request too
         self._numbers = itertools.count(1)
         self._numbering = False
 
@@ -175,7 +181,7 @@ class Conversation:
                 Code.PERMISSION_DENIED,
             )
         body: dict[str, Any] = {"op": op, **fields}
-        with self._lock:
+        with self.lock:
             nested, self._numbering = self._numbering, True
             try:
                 seq = next(self._numbers)
@@ -210,7 +216,7 @@ class Conversation:
     def settle(self, request: Request) -> None:
         """Mark a request as done: its reply has arrived, or no call will ever want it."""
         if request.session is not None:
-            with self._lock:
+            with self.lock:
                 request.session.outstanding.discard(request.seq)
 
     def result(self, request: Request, reply: Reply) -> dict[str, Any]:
@@ -243,13 +249,14 @@ class Conversation:
         return self._request(requests.Hello(), None)
 
     def take_hello(self, fields: Mapping[str, Any]) -> None:
-        """Take over the daemon's clock and limits.
+        """Take over the daemon's clock, limits and features.
 
         Raises:
             WrongCluster: it serves another cluster than this tracker wants.
         """
         self.check_cluster(fields)
         self.served = str(fields.get("cluster", ""))
+        self.take_features(fields)
         clock = fields.get("clock")
         if isinstance(clock, int | float):
             # Read by the daemon between these two moments. Nearly always the clocks are one.
@@ -260,6 +267,18 @@ class Conversation:
             known = {name: limits[name] for name in Limits._fields if type(limits.get(name)) is int}
             self.limits = Limits(**known)
         self.said_hello = True
+
+    def take_features(self, fields: Mapping[str, Any]) -> None:
+        """Take over what the daemon can do, from its reply to `hello`."""
+        features = fields.get("features")
+        if not isinstance(features, list):
+            features = []
+        self.features = frozenset(each for each in features if isinstance(each, str))
+
+    @property
+    def takes_outcomes(self) -> bool:
+        """Whether the daemon takes in how dials end."""
+        return "outcomes" in self.features
 
     def check_cluster(self, fields: Mapping[str, Any]) -> None:
         """Check the cluster in the reply to `hello`.
@@ -287,7 +306,7 @@ class Conversation:
         Raises:
             TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
         """
-        with self._lock:
+        with self.lock:
             self.check_usable()
             if self._unopened is None:
                 self._unopened = Session(secrets.token_bytes(TOKEN_BYTES))
@@ -299,14 +318,14 @@ class Conversation:
         Raises:
             TrackerClosed: the tracker was closed meanwhile; nothing would end the session.
         """
-        with self._lock:
+        with self.lock:
             self.check_usable()
             was, session.perhaps_open = session.perhaps_open, True
             return was
 
     def close(self) -> Session | None:
         """Open no session any more; return the one to end, open or not yet, or None."""
-        with self._lock:
+        with self.lock:
             self.closed = True
             return self.session or self._unopened
 
@@ -355,7 +374,7 @@ class Conversation:
 
     def lose(self, session: Session) -> bool:
         """Mark a session as lost; return whether it was not lost before."""
-        with self._lock:
+        with self.lock:
             news = not session.lost
             session.lost = True
             if self.session is session:

@@ -3,11 +3,13 @@
 The payload is what a connected proxy sends down its tunnel::
 
     {"proxies": [{"version": "v2", "metadata": {"name": "NAME"},
-                  "gid": "GROUP", "ggen": GENERATION, "ttl": NANOSECONDS}]}
+                  "gid": "GROUP", "ggen": GENERATION, "ttl": NANOSECONDS,
+                  "trackd": {"terminating": true, "address": "HOST:PORT"}}]}
 
-`gid`, `ggen` and `ttl` are left out when empty or zero. Unknown fields are ignored. Keys may be
-written in any case, and null counts as left out, as in Go's decoder, which the proxies use. An
-entry that no proxy can be is skipped, and the others count.
+`gid`, `ggen` and `ttl` are left out when empty or zero. `trackd` is not Teleport's: it holds what
+else `Proxy` has, and a value in it that is not allowed counts as left out. Unknown fields are
+ignored. Keys may be written in any case, and null counts as left out, as in Go's decoder, which
+the proxies use. An entry that no proxy can be is skipped, and the others count.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from trackd_client.wire.checks import (
     check_name,
     check_seconds,
     check_text,
+    more_of,
 )
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import Limits
@@ -34,6 +37,10 @@ log = logging.getLogger("trackd_client")
 _NANOSECONDS: Final = 1_000_000_000
 #: Bytes that a row of `track_expected` takes at most beside its name and its group.
 _ROW_BYTES: Final = 32
+#: Bytes that the map of a row takes at most.
+_MORE_BYTES: Final = 16
+#: Bytes that an address takes at most beside itself, with a map of its own.
+_ADDRESS_BYTES: Final = 12
 #: Bytes of a message beside its rows, and for each range of numbers that are done.
 _MESSAGE_BYTES: Final = 1024
 _RANGE_BYTES: Final = 18
@@ -125,6 +132,8 @@ def _split(proxies: list[Proxy], limits: Limits) -> Iterator[list[Proxy]]:
     size = 0
     for proxy in proxies:
         row = _ROW_BYTES + len(proxy.name.encode()) + len(proxy.group.encode())
+        row += _MORE_BYTES * (proxy.terminating is not None)
+        row += 0 if proxy.address is None else _ADDRESS_BYTES + len(proxy.address)
         if part and (size + row > room or len(part) >= limits.max_proxies):
             yield part
             part, size = [], 0
@@ -187,7 +196,12 @@ def _proxy(entry: Any, where: str) -> Proxy:
         raise BadPayload(f"{where}.gid must be text")
     generation = _integer(entry.get("ggen"), f"{where}.ggen", 0, MAX_UINT64)
     ttl = _integer(entry.get("ttl"), f"{where}.ttl", -(2**63), 2**63 - 1)
-    return Proxy(name, group or "", generation, ttl / _NANOSECONDS if ttl > 0 else None)
+    seconds = ttl / _NANOSECONDS if ttl > 0 else None
+    more = entry.get("trackd")
+    known = more_of([name, group, generation, ttl, more])
+    return Proxy(
+        name, group or "", generation, seconds, known.get("terminating"), known.get("address")
+    )
 
 
 def _integer(value: Any, where: str, least: int, most: int) -> int:

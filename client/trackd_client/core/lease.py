@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from trackd_client.core import calls
-from trackd_client.core.arguments import principal_list
+from trackd_client.core.arguments import check_outcome, check_rtt, principal_list
 from trackd_client.core.calls import Call
 from trackd_client.core.conversation import Conversation, Session
 from trackd_client.core.insist import insist
-from trackd_client.errors import TROUBLES, SessionLost, TrackerClosed, UsedAfterFork
+from trackd_client.errors import TROUBLES, BadArgument, SessionLost, TrackerClosed, UsedAfterFork
+from trackd_client.proxy import Target
+from trackd_client.wire.checks import is_address
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.requests import Release
 
 log = logging.getLogger("trackd_client")
 
@@ -27,6 +30,40 @@ class Settable(Protocol):
         """Return whether the flag is set."""
 
 
+class Advice(Settable, Protocol):
+    """A flag that calls functions once it is set."""
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call a function when the flag is set; at once if it is set already."""
+
+
+class BaseFlag:
+    """What the flags of both clients add to an event: they call functions once they are set."""
+
+    _callbacks: list[Callable[[], object]]
+    is_set: Callable[[], bool]
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call a function when the flag is set; at once if it is set already."""
+        self._callbacks.append(callback)
+        if self.is_set():
+            self._call_all()
+
+    def _call_all(self) -> None:
+        """Call each function once, and log what it raises. Several threads may do it at once."""
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return  # another thread has taken the last one
+            try:
+                callback()
+            except OSError as error:  # its socket is closed already, say
+                log.debug("a function that was given to on_close failed: %s", error)
+            except Exception:
+                log.exception("a function that was given to on_close failed")
+
+
 class BaseGranter(Protocol):
     """What a lease needs of its tracker."""
 
@@ -38,12 +75,15 @@ class BaseGranter(Protocol):
     def _forget(self, lease: BaseLease) -> None:
         """Forget a lease that is released."""
 
+    def _report_soon(self) -> None:
+        """Send what leases have reported, once it is time for the next batch. Never waits."""
+
 
 class BaseLease:
     """The part of a lease that both clients share."""
 
     lost: Settable
-    should_close: Settable
+    should_close: Advice
     _tracker: BaseGranter
 
     def __init__(
@@ -60,9 +100,21 @@ class BaseLease:
         self._claim_by = claim_by
         self._releasing = False
         self._released = False
+        #: The missing proxy that it is for, if that can be dialled itself, or None.
+        self.target = _target_of(fields)
+        self._outcome: tuple[str | None, float | None] = (None, None)
         #: The names that its last claim presented.
         self.presented: tuple[str, ...] = ()
-        #: Whether an admin has taken it back. Its tunnel must be closed, not adopted.
+        #: Whether the proxy was about to go when this lease claimed it; a pool closes such a
+        #: tunnel.
+        self.terminating = bool(fields.get("terminating"))
+        #: How many dials of the host in a row show that the load balancer is sticky, as the daemon
+        #: has found when this dial met a held proxy; 0: it is not sticky.
+        self._sticky = 0
+        #: The lease that holds its proxy now: a pool has adopted the tunnel.
+        self._successor: BaseLease | None = None
+        #: Whether the daemon has taken it back (an admin asked, or its tunnel was stale), or
+        #: another lease has replaced it. The tunnel must be closed, not adopted.
         self.revoked = False
         #: Called with True and the name when a claim succeeded, and with False and the name when
         #: another lease holds the proxy.
@@ -79,6 +131,72 @@ class BaseLease:
         if self._claim_by is None or self.claimed_name is not None:
             return None
         return max(0.0, self._claim_by - boottime())
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Have a function called once `should_close` is set: the tunnel should close.
+
+        It is for a dial that blocks in a read: the function shuts its socket down, say. It is
+        called at once when the flag is set already; else in the thread that sets it, or on the
+        event loop. It must return soon. What it raises is logged; an OSError, which a socket raises
+        that is closed already, only at the level DEBUG.
+
+        Args:
+            callback: takes no arguments; its result is ignored.
+
+        Raises:
+            BadArgument: it cannot be called.
+            UsedAfterFork: this is a forked child, where nothing would call it.
+        """
+        self._tracker._conversation.check_process()  # noqa: SLF001 - a part of it
+        if not callable(callback):
+            raise BadArgument(f"callback must be a function, not {callback!r:.100}")
+        self.should_close.call(callback)
+
+    def report(self, rtt: float | None = None) -> bool:
+        """Report that the tunnel of this lease is alive, as the dial has just seen.
+
+        Never waits, and may be called as often as one likes: the tracker sends one message a second
+        at most, with the newest report of each lease, in the background. Where the daemon has a
+        `tunnel_timeout`, a lease that has reported once is taken back when no report follows for so
+        long. So report only what shows that the tunnel works, an answer of its other end, say.
+
+        Args:
+            rtt: its round-trip time in seconds, from 0 to 60; None: it is not known.
+
+        Returns:
+            Whether it will be sent, unless the connection breaks. False when the lease was released
+            or lost, or the daemon is too old to know this.
+
+        Raises:
+            BadArgument: `rtt` is not such a number.
+            UsedAfterFork: this is a forked child.
+        """
+        check_rtt(rtt)
+        conversation = self._tracker._conversation  # noqa: SLF001 - a part of it
+        conversation.check_process()
+        lease = self._successor or self
+        session = lease._session  # noqa: SLF001
+        if lease.released or "reports" not in conversation.features:
+            return False
+        conversation.reports.add(session, lease.id, rtt, boottime())
+        self._tracker._report_soon()  # noqa: SLF001
+        return True
+
+    def _set_outcome(self, failed: str | None, retry_after: float | None) -> None:
+        """Set how its dial ended, which the release says.
+
+        Raises:
+            BadArgument: there is no such outcome, or the time does not go with it.
+        """
+        check_outcome(failed, retry_after)
+        if failed is not None:
+            self._outcome = failed, retry_after
+
+    def _release_fields(self) -> Release:
+        """Return the request that releases it; an older daemon is not sent the outcome."""
+        if not self._tracker._conversation.takes_outcomes:  # noqa: SLF001 - a part of it
+            return Release(self.id)
+        return Release(self.id, *self._outcome)
 
     def let_go(self) -> None:
         """Release the lease without waiting for the daemon's reply. Not a coroutine."""
@@ -108,6 +226,24 @@ class BaseLease:
         fields = {"lease": self.id, "principals": principal_list(principals)}
         return Call("claim", fields, self._take_claim)
 
+    def _retire(self) -> Call[bool] | None:
+        """Return the call that marks the proxy as terminating, or None when it cannot be made.
+
+        The lease holds nothing any more, or the daemon is too old.
+        """
+        if self.released or "terminating" not in self._tracker._conversation.features:  # noqa: SLF001
+            return None
+        return calls.retire(self.id)
+
+    def _offer(self) -> Call[bool] | None:
+        """Return the call that offers the proxy to others, or None when it cannot be made.
+
+        The lease holds nothing any more, or the daemon is too old.
+        """
+        if self.released or "offers" not in self._tracker._conversation.features:  # noqa: SLF001
+            return None
+        return calls.offer(self.id)
+
     def _look(self, principals: tuple[str, ...]) -> Call[bool]:
         """Return the call that asks whether a lease holds the proxy that is being dialled."""
         return calls.is_claimed(principals)._replace(read=self._take_claimed)
@@ -116,11 +252,14 @@ class BaseLease:
         claimed, name = bool(fields["claimed"]), fields["name"]
         if claimed:
             self.claimed_name = name
+            self.terminating = bool(fields.get("terminating"))
+        self._sticky = _sticky_of(fields)
         if self.on_claim is not None and (claimed or fields.get("reason") == "held"):
             self.on_claim(claimed, name)
         return claimed
 
     def _take_claimed(self, fields: Mapping[str, Any]) -> bool:
+        self._sticky = _sticky_of(fields)
         if fields["claimed"] and self.on_claim is not None:
             self.on_claim(False, fields["name"])  # the agent will end the dial for that reason
         return bool(fields["claimed"])
@@ -143,6 +282,24 @@ class BaseLease:
             log.warning("lease %d will be released when the daemon can: %s", self.id, error)
         insist(self.let_go)
         return passes
+
+
+def _sticky_of(fields: Mapping[str, Any]) -> int:
+    """Return how many dials in a row show that the balancer is sticky, as a reply says; 0: none."""
+    hint = fields.get("hint")
+    if not isinstance(hint, dict) or hint.get("balancer") != "sticky":
+        return 0
+    in_a_row = hint.get("in_a_row")
+    return in_a_row if isinstance(in_a_row, int) else 0
+
+
+def _target_of(fields: Mapping[str, Any]) -> Target | None:
+    """Return the target that a grant carries, or None."""
+    target = fields.get("target")
+    if not isinstance(target, dict):
+        return None
+    name, address = target.get("name"), target.get("address")
+    return Target(name, address) if isinstance(name, str) and is_address(address) else None
 
 
 LeaseT = TypeVar("LeaseT", bound=BaseLease)

@@ -26,7 +26,7 @@ class LimitedLog:
         """
         self._log = log
         self._clock = clock
-        self._lock = RLock()  # a signal handler or a finalizer may log too
+        self.lock = RLock()  # a signal handler or a finalizer may log too
         self._kinds: dict[str, tuple[float, int]] = {}  # when it was logged, and how many were not
 
     def warning(
@@ -41,7 +41,7 @@ class LimitedLog:
             error: the exception whose traceback follows the line, or None.
         """
         now = self._clock()
-        with self._lock:
+        with self.lock:
             logged, left_out = self._kinds.get(kind, (None, 0))
             if logged is not None and now < logged + _PAUSE:
                 self._kinds[kind] = (logged, left_out + 1)

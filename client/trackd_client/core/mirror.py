@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from trackd_client.core.arguments import check_type
 from trackd_client.core.event import Event
+from trackd_client.core.reading import read
 from trackd_client.errors import BadArgument
 
 Row = dict[str, Any]
@@ -65,8 +66,12 @@ class Mirror:
 
         Raises:
             BadArgument: it is no `Event`.
+            NoAnswer: its fields are not as the protocol says.
         """
         check_type(event, Event, "event")
+        read(f"an event {event.kind}", self._apply, event)
+
+    def _apply(self, event: Event) -> None:
         self.revision = event.revision
         fields = event.fields
         match event.kind:
@@ -80,8 +85,15 @@ class Mirror:
                 self.leases.pop(fields["lease"], None)
                 if fields["name"] is not None:
                     self._unclaim(fields["name"])
+            case "lease_stale":
+                row = self.leases.get(fields["lease"])
+                if row is not None:
+                    row["stale"] = True
             case "proxy_claimed":
                 self._claim(event)
+            case "lease_offered":
+                if (row := self.leases.get(fields["lease"])) is not None:
+                    row["offered"] = True
             case "proxy_tracked" | "proxy_changed":
                 self._proxy(fields["name"]).update(
                     group=fields["group"],
@@ -89,11 +101,26 @@ class Mirror:
                     tracked=True,
                     mentioned_by=fields["session"],
                 )
+            case "proxy_marked":
+                row = self.proxies.get(fields["name"])
+                if row is not None:
+                    _mark(row, terminating=fields["terminating"])
+            case "proxy_addressed":
+                row = self.proxies.get(fields["name"])
+                if row is not None:
+                    _address(row, fields["address"])
             case "proxy_expired" | "proxy_forgotten":
                 self._untrack(fields["name"])
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the rows as `Tracker.snapshot` has them, with derived fields up to date."""
+        """Return the rows as `Tracker.snapshot` has them, with derived fields up to date.
+
+        Raises:
+            NoAnswer: a field of a row or an event is not as the protocol says.
+        """
+        return read("events or rows", self._snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
         self._count_leases()
         self._choose_desired()
         return {
@@ -175,6 +202,8 @@ class Mirror:
     def _untrack(self, name: str) -> None:
         row = self._proxy(name)
         row.update(group=None, generation=None, expires=None, tracked=False, mentioned_by=None)
+        _mark(row, terminating=False)
+        _address(row, None)
         if row["lease"] is None:
             del self.proxies[name]
 
@@ -188,11 +217,32 @@ class Mirror:
                 holder["inflight"] += lease["name"] is None
 
     def _choose_desired(self) -> None:
+        tracked = [row for row in self.proxies.values() if row["tracked"]]
+        kept = {row["group"] for row in tracked if not row.get("terminating")}
         largest: dict[str, int] = {}
-        for row in self.proxies.values():
-            if row["tracked"]:
-                group, generation = row["group"], row["generation"]
+        for row in tracked:
+            group, generation = row["group"], row["generation"]
+            if not row.get("terminating") or group not in kept:  # then no mark counts there
                 largest[group] = max(generation, largest.get(group, generation))
         for row in self.proxies.values():
-            row["largest"] = largest.get(row["group"])
-            row["desired"] = row["tracked"] and row["generation"] == row["largest"]
+            group = row["group"]
+            row["largest"] = largest.get(group)
+            row["desired"] = (
+                row["tracked"]
+                and row["generation"] == row["largest"]
+                and not (row.get("terminating") and group in kept)
+            )
+
+
+def _mark(row: Row, *, terminating: bool) -> None:
+    """Give a row its mark, which it has only when it is true, as in a listing."""
+    row.pop("terminating", None)
+    if terminating:
+        row["terminating"] = True
+
+
+def _address(row: Row, address: str | None) -> None:
+    """Give a row its address, which it has only when one is known, as in a listing."""
+    row.pop("address", None)
+    if address is not None:
+        row["address"] = address

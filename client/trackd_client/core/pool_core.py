@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Generic
+from dataclasses import replace
+from typing import Any, Final, Generic
 
-from trackd_client.core.arguments import check_callable, check_number, check_type
+from trackd_client.core.arguments import check_callable, check_type, check_wait
 from trackd_client.core.base_tracker import BaseTracker, log
+from trackd_client.core.dial import Dial, outcome_of
 from trackd_client.core.discovery import Reading
 from trackd_client.core.lease import LeaseT
 from trackd_client.core.limited_log import LimitedLog
@@ -21,6 +20,7 @@ from trackd_client.errors import (
     BadArgument,
     DaemonAbsent,
     DaemonFailed,
+    DialFailed,
     InvalidRequest,
     LimitExceeded,
     NoAnswer,
@@ -33,30 +33,17 @@ from trackd_client.errors import (
     TrackerClosed,
 )
 from trackd_client.policy import Change, Pace, Policy, PoolEvent, PoolStats
+from trackd_client.wire.clock import boottime
 
+#: Seconds between two questions whether a tunnel is alive.
+ALIVE_SECONDS: Final = 2.0
+#: Seconds of the time of a drain that are kept for tunnels to close, and the share of a short time.
+_CLOSING_SECONDS: Final = 5.0
+_CLOSING_SHARE: Final = 0.25
+#: Seconds after which a drain that waits for a replacement looks again.
+LOOK_AGAIN: Final = 0.25
 #: Errors for which an adoption is tried again later.
 _LATER = (DaemonAbsent, DaemonFailed, NoAnswer, SessionLost, StoreUnavailable, SystemRefused)
-
-
-@dataclass(slots=True, eq=False)
-class Dial(Generic[LeaseT]):
-    """One call of the user's `dial`.
-
-    Attributes:
-        lease: the lease that `dial` was called with.
-        leases: that lease, and those by which its tunnel was adopted later.
-        held_name: the proxy that it reached while another lease held it, or None.
-        claimed_at: when it claimed, in seconds of time.monotonic, or None.
-        abandoned: whether its session was lost and its tunnel cannot be adopted.
-        ended: whether it has ended, so that its leases are being released.
-    """
-
-    lease: LeaseT
-    leases: list[LeaseT] = field(default_factory=list)
-    held_name: str | None = None
-    claimed_at: float | None = None
-    abandoned: bool = False
-    ended: bool = False
 
 
 class PoolCore(Generic[LeaseT]):
@@ -67,27 +54,36 @@ class PoolCore(Generic[LeaseT]):
         tracker: BaseTracker[LeaseT],
         *,
         max_concurrent_dials: int,
+        max_tunnels: int | None,
         policy: Policy | None,
         on_event: Callable[[PoolEvent], None] | None,
         drain_timeout: float | None,
+        alive: Callable[[LeaseT], object] | None,
     ) -> None:
+        check_callable(alive, "alive")
         check_wait(drain_timeout, "drain_timeout")
         check_type(max_concurrent_dials, int, "max_concurrent_dials")
         if max_concurrent_dials < 1:
             raise BadArgument("max_concurrent_dials must be at least 1")
+        check_type(max_tunnels, int, "max_tunnels", optional=True)
+        if max_tunnels is not None and max_tunnels < 1:
+            raise BadArgument("max_tunnels must be at least 1, or None")
         check_type(policy, Policy, "policy", optional=True)
         check_callable(on_event, "on_event")
         self._conversation = tracker._conversation  # noqa: SLF001 - the pool is its user
         self._drain_timeout = drain_timeout
         self._limited_log = LimitedLog(log)
         self._max_dials = max_concurrent_dials
+        self._max_tunnels = max_tunnels
         self._pace = Pace(policy or Policy())
         self._on_event = on_event
+        self._alive = alive
         self._lock = threading.RLock()
         self._dials: dict[Dial[LeaseT], None] = {}
         self._stats = PoolStats()
         self._not_before = 0.0
         self._stopping = False
+        self._replacing = False  # whether a drain waits until tunnels are replaced
         self._last_held = ""  # the last held proxy that a dial reached
 
     def stats(self) -> PoolStats:
@@ -121,10 +117,16 @@ class PoolCore(Generic[LeaseT]):
     def _spawn(self, dial: Dial[LeaseT]) -> None:
         """Run a dial beside those that run already, and release its leases when it ends."""
 
+    @abstractmethod
+    def _follow(self, dial: Dial[LeaseT]) -> None:
+        """Ask every `ALIVE_SECONDS` whether the tunnel of a dial is alive, until the dial ends."""
+
     # -- before a dial ----------------------------------------------------------------------
 
     def _may_dial(self) -> bool:
-        return self._stopping or self._stats.dialling < self._max_dials
+        has_room = self._max_tunnels is None or len(self._dials) < self._max_tunnels
+        most = 1 if self._pace.is_sticky else self._max_dials
+        return self._stopping or (has_room and self._stats.dialling < most)
 
     def _pause(self) -> float:
         """Return the seconds to wait before the next lease is acquired."""
@@ -200,6 +202,10 @@ class PoolCore(Generic[LeaseT]):
         if not succeeded:
             dial.held_name = name
             return
+        if dial.lease.terminating:  # a tunnel to it is no use: it closes, and counts as a duplicate
+            dial.held_name = name
+            dial.lease.should_close.set()
+            return
         with self._lock:
             dial.claimed_at = time.monotonic()
             dial.held_name = None
@@ -209,6 +215,8 @@ class PoolCore(Generic[LeaseT]):
             self._pace.connected()
             self._changed()
         self._emit(PoolEvent(change=Change.CLAIMED, lease=dial.lease.id, name=name))
+        if self._alive is not None and dial.on_end is None:
+            self._follow(dial)
 
     def _lost_dials(self) -> list[Dial[LeaseT]]:
         """Return the dials whose claims were lost with their session."""
@@ -234,11 +242,16 @@ class PoolCore(Generic[LeaseT]):
             dial.abandoned = True
             dial.lease.should_close.set()
             return False
+        if lease.terminating:
+            with self._lock:
+                self._stats.duplicates += 1
+            dial.lease.should_close.set()
         with self._lock:
             if not dial.ended:
                 # The dial has its first lease only: advice for the new one must reach it there.
                 lease.should_close = dial.lease.should_close
                 dial.leases.append(lease)
+                dial.lease._successor = lease  # noqa: SLF001 - the dial reports by its first one
                 return True
         lease.let_go()
         return False
@@ -281,8 +294,11 @@ class PoolCore(Generic[LeaseT]):
     def _leases_of(self, dial: Dial[LeaseT]) -> list[LeaseT]:
         """Return all leases of a dial that has ended, or whose time is up; none is added later."""
         with self._lock:
-            dial.ended = True
-            return list(dial.leases)
+            ended, dial.ended = dial.ended, True
+            leases = list(dial.leases)
+        if dial.on_end is not None and not ended:
+            dial.on_end()
+        return leases
 
     def _let_go(self, dial: Dial[LeaseT]) -> None:
         """Release all leases of a dial without waiting for the daemon's replies."""
@@ -298,13 +314,61 @@ class PoolCore(Generic[LeaseT]):
         self._adopted(dial, None)
         return True
 
-    def _begin_drain(self) -> None:
-        """Stop beginning dials, and advise every tunnel to close."""
+    def _begin_drain(self, *, replace_first: bool = False) -> None:
+        """Stop beginning dials, and advise every tunnel to close.
+
+        Args:
+            replace_first: whether open tunnels are not advised before they are replaced.
+        """
         with self._lock:
             self._stopping = True
-            for dial in self._dials:
-                dial.lease.should_close.set()
+            self._replacing = replace_first
+            dials = [dial for dial in self._dials if not replace_first or dial.claimed_at is None]
             self._changed()
+        for dial in dials:  # without the lock: this calls functions of the dials
+            dial.lease.should_close.set()
+
+    def _report(self, dial: Dial[LeaseT], said: object) -> None:
+        """Report what `alive` has returned: True, or a round-trip time in seconds."""
+        if said is True:
+            dial.lease.report()
+        elif said is not None and said is not False:
+            rtt: Any = said
+            dial.lease.report(rtt)
+
+    def _not_asked(self, error: Exception) -> None:
+        """Log why it is not known whether a tunnel is alive; its lease is stale before long."""
+        self._limited_log.warning(
+            f"alive {type(error).__name__}", "`alive` of the pool failed: %r", error, error=error
+        )
+
+    @property
+    def _adopts(self) -> bool:
+        """Whether tunnels whose session was lost are wanted."""
+        return self._replacing or not self._stopping
+
+    def _next_to_replace(self) -> Dial[LeaseT] | None:
+        """Return the oldest tunnel that a drain must see replaced.
+
+        None: there is none left, a drain that does not wait has begun, or the daemon is too old.
+        """
+        if "offers" not in self._conversation.features:
+            return None
+        with self._lock:
+            for dial in self._dials if self._replacing else ():
+                if not (dial.claimed_at is None or dial.lease.should_close.is_set() or dial.ended):
+                    return dial
+        return None
+
+    def _not_offered(self, lease: LeaseT, error: TrackdError) -> None:
+        """Log that a tunnel could not be offered; the drain tries again.
+
+        Raises:
+            TrackerClosed: no later try can succeed.
+        """
+        if isinstance(error, TrackerClosed):
+            raise error
+        log.debug("%s is not offered for now: %s", lease, error)
 
     # -- after a dial -------------------------------------------------------------------------
 
@@ -316,8 +380,10 @@ class PoolCore(Generic[LeaseT]):
         """
         lease = dial.lease
         name = lease.claimed_name
-        # What a claim raises when the session or the tracker is gone is no mistake of the dial.
-        if error and not self._stopping and not isinstance(error, SessionLost | TrackerClosed):
+        # What a claim raises when the session or the tracker is gone is no mistake of the dial, and
+        # what a dial says of itself goes to the daemon.
+        expected = isinstance(error, SessionLost | TrackerClosed | DialFailed)
+        if error and not self._stopping and not expected:
             self._log_dial(lease.id, error)
         with self._lock:
             self._stats.dialling -= dial.claimed_at is None
@@ -329,22 +395,40 @@ class PoolCore(Generic[LeaseT]):
                 self._pace.stayed_up()
             elif not asked:
                 with self._lock:
-                    self._stats.failures += 1
-                    pause = self._pace.failed()
+                    pause = self._fail(dial, error)
                 self._back_off(pause)
         elif dial.held_name is not None:
             with self._lock:
                 self._stats.duplicates += 1
-                pause = self._pace.duplicate()
+                pause = self._pace.duplicate(dial.held_name, hinted=self._hint_of(dial))
                 self._last_held = dial.held_name
+                dial.leases[-1]._set_outcome("held", None)  # noqa: SLF001 - the pool releases it
             self._emit(PoolEvent(change=Change.DUPLICATE, lease=lease.id, name=dial.held_name))
             self._back_off(pause)
         elif not self._stopping:
             with self._lock:
-                self._stats.failures += 1
-                pause = self._pace.failed()
+                pause = self._fail(dial, error)
             self._emit(PoolEvent(change=Change.FAILED, lease=lease.id, error=error))
             self._back_off(pause)
+
+    def _hint_of(self, dial: Dial[LeaseT]) -> bool | None:
+        """Return whether the daemon has said that the balancer is sticky; None: it is too old."""
+        if "hints" not in self._conversation.features:
+            return None
+        return dial.lease._sticky >= max(1, self._pace.policy.sticky_after)  # noqa: SLF001
+
+    def _fail(self, dial: Dial[LeaseT], error: BaseException | None) -> float | None:
+        """Count a failed dial, and let its lease say how it failed.
+
+        Returns:
+            The seconds to pause; None where the daemon decides when to dial next. Holds the lock.
+        """
+        self._stats.failures += 1
+        outcome = outcome_of(error)
+        if outcome is None or not self._conversation.takes_outcomes:
+            return self._pace.failed()
+        dial.leases[-1]._set_outcome(*outcome)  # noqa: SLF001 - the pool releases it
+        return None
 
     def _log_dial(self, lease: int, error: BaseException) -> None:
         """Log the exception of a dial; a traceback shows where a mistake in it is."""
@@ -363,7 +447,9 @@ class PoolCore(Generic[LeaseT]):
             self._dials.pop(dial, None)
             self._changed()
 
-    def _back_off(self, pause: float) -> None:
+    def _back_off(self, pause: float | None) -> None:
+        if pause is None:
+            return
         with self._lock:
             self._stats.pause = pause
             self._not_before = max(self._not_before, time.monotonic() + pause)
@@ -384,7 +470,8 @@ class PoolCore(Generic[LeaseT]):
             log.debug("explain did not say what is missing: %s", error)
         with self._lock:
             pace, policy = self._pace, self._pace.policy
-            missing = explained.get("missing_count", 0)
+            # A dial that reaches a proxy whose lease is offered succeeds as well.
+            missing = explained.get("missing_count", 0) + explained.get("offered", 0)
             if not pace.is_suspicious or not pace.judge(explained.get("desired", 0), missing):
                 return
             self._stats.sticky += 1
@@ -426,21 +513,12 @@ class PoolCore(Generic[LeaseT]):
             log.exception("the on_event hook of a pool failed at %s", event.change)
 
 
-def check_wait(seconds: float | None, what: str) -> None:
-    """Refuse what is neither a time to wait nor None.
+def replace_until(timeout: float | None) -> float | None:
+    """Return until when a drain waits for replacements, in seconds of CLOCK_BOOTTIME.
 
-    Raises:
-        BadArgument: it is not a number of at least 0.
+    Args:
+        timeout: seconds that the drain may take, or None for no limit; it is None then.
     """
-    if seconds is not None:
-        check_number(seconds, what)
-        if not seconds >= 0:
-            raise BadArgument(f"{what} must be a number of at least 0, or None")
-
-
-def is_async(dial: object) -> bool:
-    """Return whether a function is async, also within `functools.partial` or as `__call__`."""
-    while isinstance(dial, partial):
-        dial = dial.func
-    call = getattr(type(dial), "__call__", None)  # noqa: B004 - looked at, not called
-    return inspect.iscoroutinefunction(dial) or inspect.iscoroutinefunction(call)
+    if timeout is None:
+        return None
+    return boottime() + timeout - min(_CLOSING_SECONDS, _CLOSING_SHARE * timeout)

@@ -77,6 +77,15 @@ def check_threads() -> None:
         )
 
 
+def is_held(lock: threading.RLock) -> bool:
+    """Return whether the calling thread holds a lock."""
+    try:
+        threading.Condition(lock).notify(0)
+    except RuntimeError:  # it is not held by this thread
+        return False
+    return True
+
+
 def _wait_for(lock: threading.Lock) -> None:
     with lock:
         pass

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from trackd_client.core.event import GAP, SNAPSHOT, Event, read_event
 from trackd_client.core.mirror import KEYS, LISTINGS, Mirror, Row
+from trackd_client.core.reading import read, reads
 from trackd_client.errors import NoAnswer
 from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
@@ -138,12 +139,10 @@ def read_page(reply: Mapping[str, Any]) -> list[Event]:
     Raises:
         NoAnswer: this version cannot read them.
     """
-    try:
-        return [read_event(event) for event in reply["events"]]
-    except ProtocolError as error:
-        raise NoAnswer(f"the daemon's history cannot be read: {error}") from None
+    return read("a history", lambda: [read_event(event) for event in reply["events"]])
 
 
+@reads
 def read_log(after: int, *, older: bool = False) -> Steps:
     """Ask for the history after a revision, page by page, and yield it as one reply.
 
@@ -172,6 +171,7 @@ def read_log(after: int, *, older: bool = False) -> Steps:
         after = page[-1].revision
 
 
+@reads
 def read_rows(of: str) -> Steps:
     """Ask for a listing, and yield each row once, also when it has to begin again.
 
@@ -234,6 +234,7 @@ class Stream:
         self._tracker_id = ""
         self._revision = 0  # everything up to it has been emitted
 
+    @reads
     def run(self) -> Steps:
         """Emit all events, forever."""
         yield from self._subscribe()
@@ -244,6 +245,7 @@ class Stream:
             if message is None or not (yield from self._emit_published(message)):
                 yield from self._catch_up()
 
+    @reads
     def once(self) -> Steps:
         """Emit one snapshot.
 

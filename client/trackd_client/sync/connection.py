@@ -210,12 +210,12 @@ class Connections:
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         except zmq.ZMQError as error:
             raise system_error(error) from error
-        self._lock = threading.RLock()  # guards what is below
+        self.lock = threading.RLock()  # guards what is below
         # For calls, and for calls that wait for a lease: how many there are, how many each thread
         # has, since handlers may nest them, and what waits.
         self._busy = [0, 0]
         self._nested: tuple[defaultdict[int, int], ...] = (defaultdict(int), defaultdict(int))
-        self._turns = (threading.Condition(self._lock), threading.Condition(self._lock))
+        self._turns = (threading.Condition(self.lock), threading.Condition(self.lock))
         self._idle: list[Connection] = []
         self._opened: list[Closable] = []
         self._lent = 0
@@ -234,7 +234,7 @@ class Connections:
             TrackerClosed: there will be none any more.
             SystemRefused: the system has no room for it.
         """
-        with self._lock:
+        with self.lock:
             self._check_open()
             self._lent += 1
         opened = None
@@ -244,7 +244,7 @@ class Connections:
             self._opened.append(opened)
             yield opened
         finally:
-            with self._lock:
+            with self.lock:
                 self._lent -= 1
                 if opened is not None:
                     self._opened.remove(opened)
@@ -273,7 +273,7 @@ class Connections:
                 them are this thread's own.
             SystemRefused: the system has no room for a connection.
         """
-        with self._lock:
+        with self.lock:
             self._check_open()
             most = _MOST_WAITING if loan.parks else _MOST_CALLS
             while loan.wake is None and self._busy[loan.parks] >= most:
@@ -310,7 +310,7 @@ class Connections:
 
     def give_back(self, loan: Loan) -> None:
         """Take back what was lent, once, however often it is given back."""
-        with self._lock:
+        with self.lock:
             connection, loan.connection = loan.connection, None
             if connection is not None and loan.wake is None and self._keeps(connection):
                 self._idle.append(connection)
@@ -328,7 +328,7 @@ class Connections:
 
     def close(self) -> None:
         """End the calls under way, and close everything; what is lent, when it comes back."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             self._closing.set()
             for turn in self._turns:
@@ -366,7 +366,7 @@ class Connections:
 
     def _start(self) -> None:
         """Check once that the system has room for the context."""
-        with self._lock:
+        with self.lock:
             if not self._started:
                 check_room()
                 # It starts with its first socket.

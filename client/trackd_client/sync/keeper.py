@@ -42,7 +42,7 @@ class Errand:
         request: the request.
         settles: a request that is done together with this one, or None.
         due: when it is sent next, in seconds of CLOCK_BOOTTIME.
-        pause: seconds from then to the next time.
+        pause: seconds from then to the next time; infinity: it is sent once.
     """
 
     request: Request
@@ -63,7 +63,7 @@ class Keeper:
         self._conversation = conversation
         self._tracker = weakref.ref(tracker)  # so that a tracker that is dropped is noticed
         self._connections = connections
-        self._lock = threading.RLock()  # a signal handler or a finalizer may come here too
+        self.lock = threading.RLock()  # a signal handler or a finalizer may come here too
         self._starting = False
         self._wake = Wake()
         self._thread: threading.Thread | None = None
@@ -80,7 +80,7 @@ class Keeper:
     def ensure(self) -> None:
         """Start the thread if there is work for it, and an earlier try failed."""
         if self._thread is None and self._errands:
-            with self._lock:
+            with self.lock:
                 self._start()
 
     def stop(self, seconds: float) -> None:
@@ -90,7 +90,7 @@ class Keeper:
             seconds: how long to wait for its end. It may wait for what this thread holds, when
                 a signal handler stops it, and ends later then.
         """
-        with self._lock:
+        with self.lock:
             self._stopping = True
             thread = self._thread
             if thread is None:
@@ -105,12 +105,18 @@ class Keeper:
     ) -> None:
         """Add an errand, and start or wake the thread."""
         request = self._conversation.request(fields.op, fields.encode(), None, session)
-        with self._lock:
+        with self.lock:
             if self._stopping:
                 return
             self._errands[request.seq] = Errand(request, settles, boottime())
             self._start()
             self._wake.set()
+
+    def wake(self) -> None:
+        """Let the thread look what is due. Any thread; it never waits."""
+        with self.lock:
+            if not self._stopping:
+                self._wake.set()
 
     def _start(self) -> None:
         """Start the thread if there is none. Holds the lock."""
@@ -134,7 +140,7 @@ class Keeper:
 
         A start that an exception interrupted may have started it beside another one.
         """
-        with self._lock:
+        with self.lock:
             if self._thread is None and not self._stopping:
                 self._thread = threading.current_thread()
             return self._thread is threading.current_thread()
@@ -156,7 +162,7 @@ class Keeper:
                 tracker = None
                 self._wake.clear()
                 self._wake.wait(_PAUSE)
-        with self._lock:  # `stop` may set it now, and its number may be reused after the close
+        with self.lock:  # `stop` may set it now, and its number may be reused after the close
             self._wake.close()
 
     def _serve(self, connection: Connection) -> None:
@@ -164,6 +170,8 @@ class Keeper:
         place = self._connections.place
         while not self._stopping:
             self._heartbeat()
+            if connection.connected:
+                self._report()
             self._send_due(connection)
             if not connection.connected and place.has_moved_from(connection.endpoint):
                 return
@@ -177,6 +185,7 @@ class Keeper:
                     self._connection_changed(True)
                 case Happened.RECONNECTED:
                     self._connection_changed(True)
+                    self._say_hello()
                     self._send_again()
                 case Happened.DISCONNECTED:
                     self._connection_changed(False)
@@ -188,11 +197,21 @@ class Keeper:
         if tracker is not None:
             tracker._connection_changed(connected)
 
+    def _say_hello(self) -> None:
+        """Ask what the daemon can do, unless that is under way."""
+        with self.lock:
+            waits = any(errand.request.op == "hello" for errand in self._errands.values())
+        session = self._conversation.session
+        if session is not None and not waits:
+            self.send(requests.Hello(), session)
+
     def _pause(self, connection: Connection) -> float | None:
         """Return the seconds until something must be done, or None."""
-        with self._lock:
+        with self.lock:
             due = min((errand.due for errand in self._errands.values()), default=math.inf)
         due = min(due, self._heartbeat_at)
+        if connection.connected and self._tracker() is not None:
+            due = min(due, self._conversation.reports.due())
         if not connection.connected and not self._connections.place.is_given:
             due = min(due, boottime() + _PAUSE)
         return None if due == math.inf else max(0.0, due - boottime())
@@ -206,32 +225,48 @@ class Keeper:
             self._heartbeat_at = math.inf
             return
         self._heartbeat_at = boottime() + pause
-        with self._lock:
+        with self.lock:
             waits = any(errand.request.op == "heartbeat" for errand in self._errands.values())
         if not waits:
             self.send(requests.Heartbeat(), session)
 
+    def _report(self) -> None:
+        """Send what leases have reported, when it is time; an earlier batch is given up."""
+        tracker = self._tracker()
+        if tracker is None or boottime() < self._conversation.reports.due():
+            return
+        request = tracker._take_reports()
+        if request is None:
+            return
+        with self.lock:
+            for errand in list(self._errands.values()):
+                if errand.pause == math.inf:
+                    self._conversation.settle(self._errands.pop(errand.request.seq).request)
+            self._errands[request.seq] = Errand(request, None, boottime(), math.inf)
+
     def _send_due(self, connection: Connection) -> None:
         now = boottime()
-        with self._lock:
+        with self.lock:
             due = [errand for errand in self._errands.values() if errand.due <= now]
             for errand in due:
                 errand.due = now + errand.pause
-                errand.pause = lengthen(errand.pause)
+                if errand.pause < math.inf:
+                    errand.pause = lengthen(errand.pause)
         for errand in due:
             connection.send(errand.request.frame)
 
     def _send_again(self) -> None:
-        with self._lock:
+        with self.lock:
             for errand in self._errands.values():
-                errand.due = boottime()
+                if errand.pause < math.inf:
+                    errand.due = boottime()
 
     def _take(self, frame: bytes) -> None:
         """Handle the reply of an errand, which is then done unless the error will pass."""
         reply = find_reply(frame)
         if reply is None or reply.error in PASSING:
             return  # the errand is sent again after its pause
-        with self._lock:
+        with self.lock:
             errand = self._errands.pop(reply.seq, None)
         tracker = self._tracker()
         if errand is not None and tracker is not None:

@@ -5,6 +5,7 @@ What only looks needs no session, and opens none.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Literal, overload
@@ -14,6 +15,7 @@ import zmq
 from trackd_client.core import calls
 from trackd_client.core.base_tracker import BaseTracker
 from trackd_client.core.calls import Call, T
+from trackd_client.core.coverage import Wanted, pauses
 from trackd_client.core.event import Event
 from trackd_client.core.event_sockets import event_endpoint
 from trackd_client.core.lease import LeaseT
@@ -31,7 +33,7 @@ from trackd_client.core.stream import (
     read_log,
     read_rows,
 )
-from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, TrackerClosed
+from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, NoAnswer, TrackerClosed
 from trackd_client.results import (
     ROWS,
     Explanation,
@@ -65,6 +67,50 @@ class Operations(BaseTracker[LeaseT]):
     def status(self) -> Status:
         """Return the daemon's counts."""
         return self._call(calls.status())
+
+    def wait_covered(
+        self,
+        timeout: float | None = None,
+        *,
+        at_least: int | None = None,
+        missing_at_most: int | str = 0,
+        allow_none: bool = False,
+    ) -> bool:
+        """Wait until enough of the wanted tunnels are there, whoever holds them.
+
+        It waits for a daemon that is not there yet, too. Then one look may last as long as the
+        `timeout` of the tracker.
+
+        Args:
+            timeout: seconds to wait at most, 0 for one look, or None for no limit.
+            at_least: enough is when so many desired proxies have a tunnel; None: when at most
+                `missing_at_most` are missing.
+            missing_at_most: a number of wanted tunnels, or a share of them such as `"10%"`.
+            allow_none: whether it is enough when no tunnel is wanted, since no proxy is known.
+
+        Returns:
+            Whether enough were there in time.
+
+        Raises:
+            BadArgument: an argument is no such number.
+            DaemonAbsent, NoAnswer: no daemon answered when the time was up.
+            TrackdError: the daemon refuses.
+        """
+        wanted = Wanted(at_least, missing_at_most, allow_none)
+        wanted.check()
+        looks = pauses(timeout)
+        while True:
+            try:
+                if wanted.is_enough(self.status()):
+                    return True
+                pause = next(looks, None)
+                if pause is None:
+                    return False
+            except (DaemonAbsent, NoAnswer):
+                pause = next(looks, None)
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
     @overload
     def explain(self, name: None = None) -> Explanation: ...
@@ -211,6 +257,17 @@ class Operations(BaseTracker[LeaseT]):
             InvalidRequest: neither a proxy nor a group is given, or both.
         """
         return self._call(calls.forget(name, group, generation))
+
+    def resume(self) -> dict[str, Any]:
+        """End the pauses after failed dials: that of the host, and those of sessions.
+
+        Returns:
+            A map: `resumed`, how many there were.
+
+        Raises:
+            PermissionRefused: this user is no administrator.
+        """
+        return self._call(calls.resume())
 
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; `status` has the outcome.

@@ -20,23 +20,29 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
-from trackd_client.core import calls
+from trackd_client.core import calls, pool_core
+from trackd_client.core.arguments import check_wait
 from trackd_client.core.base_tracker import CLOSE_SECONDS
+from trackd_client.core.calls import BY_TIMEOUT
+from trackd_client.core.dial import Dial, is_async
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
-from trackd_client.core.pool_core import Dial, PoolCore, check_wait, is_async
-from trackd_client.core.sockets import check_threads
+from trackd_client.core.pool_core import LOOK_AGAIN, PoolCore, replace_until
+from trackd_client.core.sockets import check_threads, is_held
 from trackd_client.errors import (
     BadArgument,
     Refused,
     TrackdError,
+    TrackerClosed,
     UsedAfterFork,
 )
 from trackd_client.policy import Policy, PoolEvent
 from trackd_client.sync.connection import Wake
 from trackd_client.sync.lease import Flag, Lease
 from trackd_client.sync.tracker import Tracker
+from trackd_client.wire.clock import boottime
 
 
 class AgentPool(PoolCore[Lease]):
@@ -51,9 +57,11 @@ class AgentPool(PoolCore[Lease]):
         dial: Callable[[Lease], object],
         *,
         max_concurrent_dials: int = 4,
+        max_tunnels: int | None = None,
         policy: Policy | None = None,
         on_event: Callable[[PoolEvent], None] | None = None,
         drain_timeout: float | None = 30.0,
+        alive: Callable[[Lease], object] | None = None,
     ) -> None:
         """Set up a pool; `start` or a `with` block begins to dial.
 
@@ -62,10 +70,15 @@ class AgentPool(PoolCore[Lease]):
             dial: connects, claims and serves. It runs in a thread of its own for each lease;
                 the lease is released when it returns or raises.
             max_concurrent_dials: dials that have not claimed yet, at most.
+            max_tunnels: dials at most, those that have claimed included; None for no limit.
             policy: the pace of the dials.
             on_event: called with a `PoolEvent` for each change, in the thread that made it.
             drain_timeout: seconds that leaving the `with` block waits for tunnels to close, or None
                 for no limit.
+            alive: asked of each tunnel every 2 s, in a thread for each, once the dial has claimed:
+                True or a round-trip time in seconds reports that the tunnel is alive (see
+                `Lease.report`), False or None reports nothing. A pool never reports by itself,
+                since that would prove only that the process lives.
 
         Raises:
             BadArgument: an argument is of the wrong type or out of range: `dial` is an async
@@ -77,12 +90,16 @@ class AgentPool(PoolCore[Lease]):
             raise BadArgument(f"dial must be a function, not {dial!r:.100}")
         if is_async(dial):
             raise BadArgument("dial is async; AgentPool runs it in a thread: use AsyncAgentPool")
+        if is_async(alive):
+            raise BadArgument("alive is async; AgentPool asks it in a thread: use AsyncAgentPool")
         super().__init__(
             tracker,
             max_concurrent_dials=max_concurrent_dials,
+            max_tunnels=max_tunnels,
             policy=policy,
             on_event=on_event,
             drain_timeout=drain_timeout,
+            alive=alive,
         )
         self._tracker = tracker
         self._dial = dial
@@ -132,13 +149,23 @@ class AgentPool(PoolCore[Lease]):
             except Refused as error:
                 self._not_renamed(dial, principals[1], error)
 
-    def drain(self, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | None = None, *, replace_first: bool = False) -> bool:
         """Stop dialling, advise every tunnel to close, and wait until all have closed.
 
         Each lease is released when its `dial` returns, or when the time is up.
 
+        With `replace_first`, the pool first offers its tunnels to other agents, one after the
+        other, and keeps each one open until it is replaced (see `Lease.offer`). The last quarter
+        of the time, 5 s at most, is kept for closing what nobody has replaced by then.
+
+        In a signal handler that has interrupted a call of the same tracker, dials cannot end before
+        the handler returns. The drain then begins, and this returns False at once; call it again
+        after the handler, or leave the `with` block.
+
         Args:
             timeout: seconds to wait at most, or None for no limit.
+            replace_first: whether tunnels are replaced before they close. An older daemon does not
+                know how.
 
         Returns:
             Whether all dials returned in time.
@@ -150,15 +177,21 @@ class AgentPool(PoolCore[Lease]):
         check_wait(timeout, "timeout")
         self._check_process()
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._begin_drain()
+        until = replace_until(timeout)
+        self._begin_drain(replace_first=replace_first)
         if not self._draining.is_set():
             self._draining.set()
             self._wake.set()
-            if self._dispatcher.is_alive():
-                # It ends at once, unless it waits for what this thread holds: a signal handler.
-                self._dispatcher.join(CLOSE_SECONDS)
-            if not self._dispatcher.is_alive():
-                self._wake.close()
+        if is_held(self._lock) or self._tracker._blocks_others():  # noqa: SLF001 - of the same client
+            return False
+        if self._dispatcher.is_alive() and self._dispatcher is not threading.current_thread():
+            self._dispatcher.join(CLOSE_SECONDS)
+        if not self._dispatcher.is_alive():
+            self._wake.close()
+        if replace_first:
+            with suppress(TrackerClosed):
+                self._replace(until)
+            self._begin_drain()
         with self._room:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done = self._room.wait_for(lambda: not self._dials, left)
@@ -166,6 +199,36 @@ class AgentPool(PoolCore[Lease]):
         for dial in late:
             self._let_go(dial)
         return done
+
+    def _replace(self, until: float | None) -> None:
+        """Offer one tunnel after the other, until all are replaced or the time is up.
+
+        Args:
+            until: seconds of CLOCK_BOOTTIME, or None for no limit.
+
+        Raises:
+            TrackerClosed: the tracker was closed, or its daemon ended the session for that.
+        """
+        offered: Lease | None = None
+        while (dial := self._next_to_replace()) is not None:
+            now = boottime()
+            if until is not None and now >= until:
+                return
+            asked_until = now + self._tracker.timeout
+            deadline = asked_until if until is None else min(until, asked_until)
+            lease = dial.leases[-1]
+            try:
+                if lease.lost:
+                    self._adopt(deadline)
+                elif lease is not offered:
+                    offer, session = calls.offer(lease.id), lease._session  # noqa: SLF001
+                    self._tracker._request(  # noqa: SLF001 - the drain's time bounds it
+                        offer.op, offer.fields, session=session, deadline=deadline
+                    )
+                    offered = lease
+            except TrackdError as error:
+                self._not_offered(lease, error)
+            dial.lease.should_close.wait(min(LOOK_AGAIN, deadline - now))
 
     def __enter__(self) -> Self:
         self.start()
@@ -222,14 +285,19 @@ class AgentPool(PoolCore[Lease]):
                 raise
         return None
 
-    def _adopt(self) -> None:
-        """Adopt the open tunnels whose session was lost."""
+    def _adopt(self, deadline: float = BY_TIMEOUT) -> None:
+        """Adopt the open tunnels whose session was lost.
+
+        Args:
+            deadline: seconds of CLOCK_BOOTTIME; by default the tracker's `timeout` from now.
+        """
         for dial in self._lost_dials():
             name = dial.lease.claimed_name
-            if name is None or self._stopping:
+            if name is None or not self._adopts:
                 return
+            adopt = calls.adopt((name,))._replace(deadline=deadline)
             try:
-                self._adopted(dial, self._tracker.adopt(name))
+                self._adopted(dial, self._tracker._grant(adopt))  # noqa: SLF001 - with a deadline
             except TrackdError as error:
                 if not self._abandon(dial, error):
                     raise
@@ -248,6 +316,25 @@ class AgentPool(PoolCore[Lease]):
         finally:
             if not self._inherited:
                 self._finish(dial, error)
+
+    def _follow(self, dial: Dial[Lease]) -> None:
+        ended = threading.Event()
+        dial.on_end = ended.set
+        thread = threading.Thread(
+            target=self._ask, args=(dial, ended), name=f"trackd-alive-{dial.lease.id}", daemon=True
+        )
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # no room: the dial goes on without
+            self._not_asked(error)
+
+    def _ask(self, dial: Dial[Lease], ended: threading.Event) -> None:
+        """Report that a tunnel is alive, as often as `alive` says so, until its dial ends."""
+        while self._alive is not None and not ended.wait(pool_core.ALIVE_SECONDS):
+            try:
+                self._report(dial, self._alive(dial.lease))
+            except Exception as error:  # noqa: BLE001 - of the user's function; others rely on this
+                self._not_asked(error)
 
     def _finish(self, dial: Dial[Lease], error: BaseException | None) -> None:
         """Count how a dial ended, and release its leases."""

@@ -24,7 +24,7 @@ from trackd_client.core.conversation import (
 )
 from trackd_client.core.discovery import Reading, read_gossip
 from trackd_client.core.insist import insist
-from trackd_client.core.sockets import check_threads, no_answer_error
+from trackd_client.core.sockets import check_threads, is_held, no_answer_error
 from trackd_client.errors import (
     AcquireTimeout,
     DaemonAbsent,
@@ -140,6 +140,26 @@ class Tracker(Operations[Lease]):
         """
         return self._grant(calls.adopt(principals))
 
+    def _blocks_others(self) -> bool:
+        """Return whether this thread holds a lock of the tracker, so that others may wait for it.
+
+        Between two calls it holds none: this is a signal handler then, which interrupted a call.
+        """
+        conversation = self._conversation
+        return any(
+            is_held(lock)
+            for lock in (
+                self._opening,
+                self._closing,
+                self._state_lock,
+                self._limited_log.lock,
+                self._connections.lock,
+                self._keeper.lock,
+                conversation.lock,
+                conversation.reports.lock,
+            )
+        )
+
     # -- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -237,7 +257,7 @@ class Tracker(Operations[Lease]):
             session=session,
             never_stale=call.never_stale,
         )
-        return call.read(reply)
+        return call.result(reply)
 
     def _request(
         self,
@@ -370,6 +390,9 @@ class Tracker(Operations[Lease]):
         self, fields: RequestFields, session: Session, *, settles: Request | None = None
     ) -> None:
         self._keeper.send(fields, session, settles=settles)
+
+    def _report_soon(self) -> None:
+        self._keeper.wake()
 
 
 def _close_parts(keeper: Keeper, connections: Connections) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeGuard
 
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
 
 MAX_UINT64: Final = 2**64 - 1
+#: Characters of an address.
+MAX_ADDRESS: Final = 255
 
 
 def check_name(value: object, field: str, limit: int) -> str:
@@ -132,6 +135,55 @@ def check_row(value: Any, index: int, max_name: int) -> tuple[str, str, int, flo
     return name, group, generation, ttl if ttl is not None and ttl > 0 else None
 
 
+def more_of(row: Sequence[Any]) -> dict[str, Any]:
+    """Return what a row of gossip says beside its four elements: the known keys of a fifth one.
+
+    What is not known is not refused: a fifth element that is no map, other keys, and values of
+    another type are left out.
+    """
+    more = row[4] if len(row) > 4 else None
+    if type(more) is not dict:
+        return {}
+    return {key: more[key] for key, is_valid in _KEYS.items() if is_valid(more.get(key))}
+
+
+def terminating_of(rows: Sequence[Sequence[Any]]) -> dict[str, bool]:
+    """Return the names of which rows of gossip say whether they are terminating.
+
+    Of each name the last row counts.
+    """
+    if not any(len(row) > 4 for row in rows):
+        return {}
+    last = {row[0]: more_of(row).get("terminating") for row in rows}
+    return {name: said for name, said in last.items() if said is not None}
+
+
+def addresses_of(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """Return the names of which rows of gossip say the address; "" withdraws it.
+
+    Of each name the last row counts.
+    """
+    if not any(len(row) > 4 for row in rows):
+        return {}
+    last = {row[0]: more_of(row).get("address") for row in rows}
+    return {name: address for name, address in last.items() if address is not None}
+
+
+def is_address(value: object) -> TypeGuard[str]:
+    """Return whether `value` can be an address: printable ASCII without space.
+
+    It does not begin with `-`, so that no program takes it for an option.
+    """
+    return (
+        type(value) is str
+        and 0 < len(value) <= MAX_ADDRESS
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
+        and value[0] != "-"
+    )
+
+
 def check_done(value: object, most: int) -> list[int]:
     """Return `value` when it is a flat array of at most `most` ascending ranges.
 
@@ -154,3 +206,10 @@ def check_done(value: object, most: int) -> list[int]:
             )
         previous = number
     return value
+
+
+#: The keys of a fifth element of a row of gossip, and which values they may have.
+_KEYS: Final[dict[str, Callable[[object], bool]]] = {
+    "terminating": lambda value: type(value) is bool,
+    "address": lambda value: value == "" or is_address(value),
+}

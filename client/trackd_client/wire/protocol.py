@@ -19,7 +19,7 @@ from trackd_client.wire.errors import ProtocolError
 
 VERSION: Final = 1
 #: Counts additions within version 1; `hello` has it.
-MINOR: Final = 1
+MINOR: Final = 2
 
 REQUEST: Final = 1
 REPLY: Final = 2

@@ -18,13 +18,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, Self
 
-from trackd_client.errors import Code
-from trackd_client.wire.checks import check_count, check_name, check_principals, check_text
+from trackd_client.errors import Code, DialFailed
+from trackd_client.wire.checks import (
+    check_count,
+    check_name,
+    check_principals,
+    check_seconds,
+    check_text,
+)
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import MAX_LABEL_BYTES, MAX_LABELS
 
 #: What `snapshot` lists.
 LISTINGS: Final = ("proxies", "leases", "sessions")
+#: How a dial ended that claimed nothing, as `release` says it.
+OUTCOMES: Final = (*DialFailed.reasons, "held")
+#: Seconds that a failed dial may ask to wait, at most.
+MAX_RETRY_AFTER: Final = 60.0
+#: Reports of one request, at most.
+MAX_REPORTS: Final = 10_000
+#: Seconds of a reported round-trip time, at most.
+MAX_RTT: Final = 60.0
 #: Rows of a page of `snapshot`, and events of a reply to `log`, at most.
 MAX_ROWS: Final = 1000
 
@@ -280,6 +294,43 @@ class Heartbeat(RequestFields):
 
 
 @dataclass(slots=True)
+class Report(RequestFields):
+    """Tunnels are alive.
+
+    Attributes:
+        reports: of each the lease, and the round-trip time of its tunnel in seconds, or None.
+    """
+
+    op = "report"
+
+    reports: list[Any]
+
+    @classmethod
+    def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
+        rows = body.get("reports")
+        if type(rows) is not list:
+            raise ProtocolError(Code.INVALID_ARGUMENT, "reports must be an array")
+        if len(rows) > MAX_REPORTS:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"{len(rows)} reports in one request; {MAX_REPORTS} are allowed",
+            )
+        for i, row in enumerate(rows):
+            _check_report(row, f"reports[{i}]")
+        return cls(rows)
+
+
+def _check_report(row: Any, place: str) -> None:
+    if type(row) is not list or len(row) != 2:
+        raise ProtocolError(
+            Code.INVALID_ARGUMENT, f"{place} must be an array of a lease and a round-trip time"
+        )
+    check_count(row[0], f"{place}[0]", least=1)
+    if row[1] is not None and not 0 <= check_seconds(row[1], f"{place}[1]") <= MAX_RTT:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"{place}[1] must be from 0 to {MAX_RTT:g}")
+
+
+@dataclass(slots=True)
 class WatchSession(RequestFields):
     """Wait for notices to the session."""
 
@@ -383,20 +434,74 @@ class Claim(RequestFields):
 
 
 @dataclass(slots=True)
-class Release(RequestFields):
-    """Release a lease.
+class Retire(RequestFields):
+    """Mark the proxy that a lease holds as terminating.
 
     Attributes:
         lease: its id.
     """
 
-    op = "release"
+    op = "retire"
 
     lease: int
 
     @classmethod
     def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
         return cls(check_count(body.get("lease"), "lease", least=1))
+
+
+@dataclass(slots=True)
+class Offer(RequestFields):
+    """Offer the proxy that a lease holds to the next lease that reaches it.
+
+    Attributes:
+        lease: its id.
+    """
+
+    op = "offer"
+
+    lease: int
+
+    @classmethod
+    def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
+        return cls(check_count(body.get("lease"), "lease", least=1))
+
+
+@dataclass(slots=True)
+class Release(RequestFields):
+    """Release a lease.
+
+    Attributes:
+        lease: its id.
+        failed: how its dial ended, one of `OUTCOMES`; None: nothing is said.
+        retry_after: the seconds that the other end asked for; None: it did not.
+    """
+
+    op = "release"
+
+    lease: int
+    failed: str | None = None
+    retry_after: float | None = None
+
+    @classmethod
+    def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
+        lease = check_count(body.get("lease"), "lease", least=1)
+        if "failed" not in body and "retry_after" not in body:  # nearly always
+            return cls(lease)
+        failed, retry_after = body.get("failed"), body.get("retry_after")
+        if failed is not None and (type(failed) is not str or failed not in OUTCOMES):
+            raise ProtocolError(
+                Code.INVALID_ARGUMENT, f"failed must be one of {', '.join(OUTCOMES)}"
+            )
+        if retry_after is not None:
+            retry_after = check_seconds(retry_after, "retry_after")
+            if not 0 <= retry_after <= MAX_RETRY_AFTER:
+                raise ProtocolError(
+                    Code.INVALID_ARGUMENT, f"retry_after must be from 0 to {MAX_RETRY_AFTER:g}"
+                )
+            if failed in (None, "held"):
+                raise ProtocolError(Code.INVALID_ARGUMENT, "retry_after needs a failed dial")
+        return cls(lease, failed, retry_after)
 
 
 @dataclass(slots=True)
@@ -501,6 +606,13 @@ class Forget(RequestFields):
         if generation is not None:
             check_count(generation, "generation")
         return cls(None, group, generation)
+
+
+@dataclass(slots=True)
+class Resume(RequestFields):
+    """End the pauses after failed dials."""
+
+    op = "resume"
 
 
 @dataclass(slots=True)

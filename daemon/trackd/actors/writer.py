@@ -56,16 +56,18 @@ from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
-from trackd.state import changes
+from trackd.state import changes, timers
 from trackd.state.changes import Moment
-from trackd.state.decide import SWEEP_INTERVAL, Decisions
+from trackd.state.coverage import GroupCount
+from trackd.state.decide import Decisions
 from trackd.state.events import pack_events
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
+from trackd.state.timers import SWEEP_INTERVAL
 from trackd.storage.database import Connect, DamagedError, StoreError, connect
 from trackd.storage.store import Store
 from trackd_client.errors import Code
-from trackd_client.wire.clock import boot_id
+from trackd_client.wire.clock import boot_id, suspended_seconds
 from trackd_client.wire.protocol import REPLY, encode, error_body
 
 log = logging.getLogger("trackd.actor")
@@ -78,6 +80,9 @@ STEP_INTERVAL = 0.01
 PROBE_SECONDS = 1.0
 #: Seconds of each that checkpoint steps may take.
 PROBE_STEPS_SECONDS = 0.05
+
+#: What reading a state raises that is damaged, or makes no sense.
+_UNREADABLE = (DamagedError, ValueError, TypeError, LookupError, AttributeError)
 
 
 class TrackerActor(SupervisedActor):
@@ -127,6 +132,7 @@ class TrackerActor(SupervisedActor):
         self._published = 0  # the revision of the last event in the history
         self._announced: float | None = None  # when the ticker will wake us
         self._timer_due = True  # whether to look when that should be
+        self._suspended = suspended_seconds()  # at the last sweep
         self._failed = False
         self._tracker_id = os.urandom(8).hex()
         self._epoch_stored = False
@@ -139,6 +145,7 @@ class TrackerActor(SupervisedActor):
     def _build(self, state: State) -> None:
         """Begin to decide about a state, and to answer requests from it."""
         self._state = state
+        self._runtime.gaps.begin_state()
         store = self._store
         touch = (lambda _key: None) if store is None else store.touch
         self._decide = Decisions(state, self._config, self._runtime.metrics, touch)
@@ -232,13 +239,15 @@ class TrackerActor(SupervisedActor):
 
     def _sweep(self) -> None:
         late = 0.0 if self._announced is None else self._moment - self._announced
+        suspended, before = suspended_seconds(), self._suspended
+        late, self._suspended = max(late, suspended - before), suspended
         self._announced = None
         self._timer_due = True
         self._runtime.listings.drop_idle(self._moment)
         if self._runtime.store_problem is not None:
             self._probe()
         if self._runtime.store_problem is None:
-            for session in self._decide.sweep(late if late > LATE_SECONDS else 0.0):
+            for session in timers.sweep(self._decide, late if late > LATE_SECONDS else 0.0):
                 log.info("session ended", extra=fields(session=session.id, reason="no_heartbeat"))
 
     def _end_sessions(self, process: Process) -> int:
@@ -295,6 +304,8 @@ class TrackerActor(SupervisedActor):
     def _serve_waiters(self) -> None:
         """Grant what can be granted, and answer the parked requests that are ready."""
         stores = self._runtime.store_problem is None
+        if stores and self._state.tracker.replaced:
+            self._decide.end_offers()
         if stores and self._state.queue:
             self._decide.serve_waiters()
         if self._decide.finished or self._decide.noticed:
@@ -314,6 +325,12 @@ class TrackerActor(SupervisedActor):
         changed = bool(self._decide.batch)
         stored = self._commit(store) if changed else None
         self._mailbox.flush()
+        if changed:
+            tracker = self._state.tracker
+            self._runtime.coverage.note(tracker.target, tracker.missing_count, self._moment)
+            missing = tracker.desired_count - tracker.claimed_desired_count
+            groups = [GroupCount(*each) for each in tracker.take_changed_groups()]
+            self._runtime.gaps.note(missing, groups, self._moment)
         if stored is not None:
             self._publish(store, stored)
             self._watch_processes(stored)
@@ -354,6 +371,7 @@ class TrackerActor(SupervisedActor):
             self._crashes.clear()
         state = self._state
         packed = pack_events(batch, self._published + 1)
+        self._runtime.metrics.events += len(packed)
         if not packed:
             return
         add_events(state, self._published + 1, packed, batch[-1].at, store.touch)
@@ -401,7 +419,7 @@ class TrackerActor(SupervisedActor):
         if self._runtime.store_problem is not None:
             due: float | None = now + PROBE_SECONDS
         else:
-            due = self._decide.next_timer()
+            due = timers.next_timer(self._decide)
         if (idle := self._runtime.listings.next_idle()) is not None:
             due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
@@ -435,12 +453,12 @@ class TrackerActor(SupervisedActor):
         for session in lost.sessions:
             for seq, route in session.live.routes.items():
                 routes[session.token, seq] = route
-        # Notices of this batch are gone; their sessions ask again.
-        watches = [session.live.watch for session in lost.sessions]
-        for watch in (*replies.watches, *watches):
-            if watch is not None:
-                self._mailbox.send(watch.route, replies.frame(watch.seq, {"notices": []}))
+        watches = [*replies.watches, *(session.live.watch for session in lost.sessions)]
         self._load()
+        # Notices of this batch are gone; their sessions ask again. The revision is the stored one.
+        for watch in watches:
+            if watch is not None:
+                self._mailbox.send(watch.route, self._replies.frame(watch.seq, {"notices": []}))
         for waiter in self._state.queue:
             known = routes.get((waiter.session.token, waiter.seq))
             if known is not None:
@@ -451,8 +469,14 @@ class TrackerActor(SupervisedActor):
         began = time.perf_counter()
         assert self._store is not None
         try:
-            while self._store.has_work and time.perf_counter() < began + PROBE_STEPS_SECONDS:
-                self._store.step()  # which makes room on a full disk
+            # Steps make room on a full disk. They write the state as it is in memory, so none is
+            # taken before this start is stored.
+            while (
+                self._epoch_stored
+                and self._store.has_work
+                and time.perf_counter() < began + PROBE_STEPS_SECONDS
+            ):
+                self._store.step()
             self._store.append(
                 changes.pack([Moment(self._moment, time.time(), [changes.Probed()])])
             )
@@ -463,7 +487,7 @@ class TrackerActor(SupervisedActor):
         if not self._epoch_stored:
             self._reload_state()
             self._decide.begin_epoch(self._tracker_id, self._stored_count)
-        self._decide.restart_timers()
+        timers.restart_timers(self._decide)
         self._requests.take_unstored_done()
         self._end_gone_sessions()
 
@@ -496,14 +520,19 @@ class TrackerActor(SupervisedActor):
         if self._state.cluster not in ("", self._config.cluster_name):
             self._set_aside(f"it belongs to the cluster {self._state.cluster!r}")
             self._load()
-        self._decide.begin_epoch(self._tracker_id, self._stored_count)
+        try:
+            self._decide.begin_epoch(self._tracker_id, self._stored_count)
+        except _UNREADABLE as error:
+            self._set_aside(f"cannot be read: {error}")
+            self._load()
+            self._decide.begin_epoch(self._tracker_id, self._stored_count)
         self._end_batch()
 
     def _load(self) -> None:
         """Build the state from what is committed."""
         try:
             self._read()
-        except (DamagedError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except _UNREADABLE as error:
             self._set_aside(f"cannot be read: {error}")
             self._read()
 
@@ -531,9 +560,9 @@ class TrackerActor(SupervisedActor):
         self._publisher = message.publisher
         self._runtime.events = message.events
         self._end_gone_sessions()
-        self._decide.restart_timers()
+        timers.restart_timers(self._decide)
         if self._runtime.store_problem is None:
-            self._decide.sweep()
+            timers.sweep(self._decide)
         self._serve_waiters()
         self._end_batch()
         self._timer_due = True

@@ -38,7 +38,7 @@ _MAX_SHOWN: Final = 80
 #: sets some in each pod beside a Service called `trackd`, and `trackctl hold` for its command.
 _FOREIGN_VARIABLES: Final = re.compile(
     r"TRACKD(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT(_\d+_(TCP|UDP|SCTP)"
-    r"(_(PROTO|PORT|ADDR))?)?)|TRACKD_(LEASE|CLAIM_FD|REPLY_FD)"
+    r"(_(PROTO|PORT|ADDR))?)?)|TRACKD_(LEASE|CLAIM_FD|REPLY_FD|CLAIM_SOCKET|TARGET(_ADDRESS)?)"
 )
 #: For outstanding requests that are not counted: a watch, a heartbeat, the request itself.
 _SPARE_RANGES: Final = 64
@@ -191,6 +191,11 @@ class Config:
         "a lease that has claimed nothing for so long is taken back; 0: never",
         fixed="leases were granted with the old one",
     )
+    tunnel_timeout: float = _setting(
+        0.0,
+        kinds.number("seconds", 0, 86_400),
+        "silence after which a lease that has reported its tunnel alive is taken back; 0: never",
+    )
     admin_users: tuple[str | int, ...] = _setting(
         (),
         kinds.accounts("user"),
@@ -205,6 +210,11 @@ class Config:
         "client",
         kinds.choice("client", "admin"),
         "who may change the connection count: every client, or admins alone",
+    )
+    targets: Literal["off", "same_uid", "any"] = _setting(
+        "same_uid",
+        kinds.choice("off", "same_uid", "any"),
+        "who is given the addresses that gossip says: nobody, the user who said it, or all",
     )
     dial_rate: float = _setting(
         0.0,
@@ -221,7 +231,6 @@ class Config:
         kinds.number("seconds", 0, _YEAR),
         "once nothing has changed for so long, connections beyond the target are advised to "
         "close; 0: never",
-        fixed="it is counted from the start",
     )
     history: int = _setting(
         10_000,

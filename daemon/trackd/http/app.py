@@ -42,8 +42,11 @@ _NOTHING: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; fram
 _OWN: Final = re.compile(
     r'<link rel="stylesheet" href="(?P<css>\w+\.css)">|<script src="(?P<js>\w+\.js)"></script>'
 )
-#: The query of `/readyz/tunnels`: how many tunnels are enough, or which share of the wanted ones.
-_MIN: Final = re.compile(r"(?:min=(?P<number>\d{1,9})(?P<percent>%|%25)?)?", re.ASCII)
+#: The query of `/readyz/tunnels`: how many tunnels are enough, or which share of the wanted ones,
+#: and whether it is enough when none is wanted.
+_MIN: Final = re.compile(
+    r"(?:min=(?P<number>\d{1,9})(?P<percent>%|%25)?(?:&|$))?(?P<none>allow_none=1)?", re.ASCII
+)
 
 
 class Reply(NamedTuple):
@@ -90,14 +93,16 @@ def application(
     def show_coverage(query: str) -> Reply:
         least = _MIN.fullmatch(query)
         if least is None:
-            return _refusal(HTTPStatus.BAD_REQUEST, "the query may be min=N or min=P%")
+            usage = "the query may be min=N or min=P%, and allow_none=1 after &"
+            return _refusal(HTTPStatus.BAD_REQUEST, usage)
         counts = status.get()
-        there, wanted = counts["claimed_desired"], counts["target"]
+        there = counts["claimed_desired"] + counts.get("claimed_terminating", 0)
+        wanted = counts["target"]
         needed = float(least["number"] or 100)
         if least["number"] is None or least["percent"]:
             needed *= wanted / 100
         text = f"{there} of {wanted} wanted tunnels are there\n".encode()
-        if wanted and there >= needed:
+        if there >= needed and (wanted or least["none"]):
             return Reply(text)
         return Reply(text, status=HTTPStatus.SERVICE_UNAVAILABLE)
 

@@ -7,11 +7,13 @@ const HIDDEN = 5000; // the same while nobody looks
 const PATIENCE = 6000; // for one answer
 const EXPIRIES = 5000; // after which proxies are asked for although nothing has changed
 const SHOWN = 100; // rows at first
+const MOST_MISSING = 10; // names at the top
 const SAMPLES = 120; // of a rate
 const RATES = ["grants", "claims", "duplicates"];
 
 let now = null; // the last answer of /api/state
 let listing = null; // the last answer of /api/proxies
+let tail = ""; // that the names in it share
 let listingAsOf = ""; // what it was asked for
 let listingAt = -Infinity;
 let ahead = 0; // how far the daemon's clock is ahead of this page's, in seconds
@@ -24,13 +26,18 @@ const seenEvents = new Set();
 
 // -- showing --------------------------------------------------------------------------------------
 
-function showSummary(status, why, sinceDial) {
+function showSummary(state) {
+  const { status, why } = state;
+  const sinceDial = secondsSinceDial(state);
   const [mood, sentence] = verdict(status, sinceDial);
   const words = sentence[0].toUpperCase() + sentence.slice(1);
   setText(byId("verdict"), words);
   const reasons = reasonsOf(status, why, sinceDial);
   byId("why").hidden = reasons.length === 0;
   byId("why").replaceChildren(...reasons.flatMap((reason) => [reason, " "]));
+  const covered = coverage(state);
+  byId("coverage").hidden = covered === "";
+  setText(byId("coverage"), covered);
   if (document.body.dataset.mood !== mood) setText(byId("spoken"), words); // aloud, but not each number
   byId("summary").dataset.mood = document.body.dataset.mood = mood;
   setText(byId("cluster"), plain(status.cluster));
@@ -47,6 +54,28 @@ function showSummary(status, why, sinceDial) {
     `revision ${number.format(status.revision)}, store ${plain(status.store_problem || status.store)}`);
   document.title = `${status.claimed_desired}/${status.target} ${plain(status.cluster)} · trackd`;
   showIcon(mood);
+}
+
+// The names that are missing, at the top of the page: on a phone the table is far below.
+function showMissing(status) {
+  const found = countMissing(status) ? listing.proxies.filter((proxy) => stateOf(proxy) === "missing") : [];
+  const names = found.map((proxy) => proxy.name).sort(natural.compare).slice(0, MOST_MISSING);
+  const more = Math.max(found.length, status.desired - status.claimed_desired) - names.length;
+  const list = byId("missing");
+  const key = JSON.stringify([names, tail, more]);
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  list.hidden = names.length === 0;
+  list.replaceChildren(...names.map((text) => {
+    const cut = tail && text.endsWith(tail) ? "…" : "";
+    const button = make("button", "", make("bdi", "", ownPart(text, tail), cut));
+    button.type = "button";
+    button.title = plain(text);
+    button.setAttribute("aria-label", plain(text));
+    button.addEventListener("click", () => filterBy(plain(text)));
+    return make("li", "", button);
+  }));
+  if (more > 0) list.append(make("li", "", `and ${number.format(more)} more`));
 }
 
 function showIcon(mood) {
@@ -156,7 +185,7 @@ function showGroups() {
     const total = generations.reduce((sum, [, proxies]) => sum + proxies.length, 0);
     card.classList.toggle("wide", total * (size + 4) > 1800);
     showCount(card.querySelector(".of"), counted.get(key), total);
-    showGenerations(card.lastChild, generations, counted.get(key), size, kept);
+    showGenerations(card.lastChild, generations, size, kept);
   }
   for (const [key, card] of cards) {
     if (!groups.has(key)) {
@@ -184,15 +213,13 @@ function showCount(node, group, total) {
   );
 }
 
-function showGenerations(box, generations, group, size, kept) {
+function showGenerations(box, generations, size, kept) {
   const listed = listing.more ? "the listed " : "";
   const blocks = generations.map(([generation, proxies], i) => {
     const block = box.children[i] || make("div", "generation", make("p"), make("div", "cells"));
     const held = proxies.filter((proxy) => proxy.lease !== null).length;
-    const now = group && String(group.generation) === String(generation);
-    const words = generation === "" ? "gossip of them has expired, their tunnels are held" :
-      now ? `generation ${generation}` : `generation ${generation}, old: ${number.format(held)} of ${listed}${number.format(proxies.length)} held`;
-    setText(block.firstChild, words);
+    setText(block.firstChild, generation === "" ? "gossip of them has expired, their tunnels are held" :
+      generationOf(proxies, `${number.format(held)} of ${listed}${number.format(proxies.length)} held`));
     const grid = block.lastChild;
     grid.style.setProperty("--size", `${size}px`);
     grid.setAttribute("role", "img");
@@ -226,7 +253,7 @@ function arrange(parent, children) {
 
 // -- the table ------------------------------------------------------------------------------------
 
-const ORDER = ["missing", "question", "held", "claimed", "old"];
+const ORDER = ["missing", "question", "held", "claimed", "leaving", "old", "going"];
 const byDefault = { of: (proxy) => Number(stateOf(proxy) !== "missing") };
 const COLUMNS = [
   { key: "name", title: "Proxy", of: (proxy) => proxy.name, compare: natural.compare },
@@ -237,12 +264,6 @@ const COLUMNS = [
   { key: "group", title: "Group", of: (proxy) => proxy.group, sort: (proxy) => proxy, compare: compareGroups },
   { key: "expires", title: "Expires", of: (proxy) => proxy.expires },
 ];
-
-// Generations have 64 bits, more than a number here can hold exactly.
-function compareWide(a, b) {
-  const [x, y] = [BigInt(a || 0), BigInt(b || 0)];
-  return x < y ? -1 : x > y ? 1 : 0;
-}
 
 function compareGroups(a, b) {
   return natural.compare(a.group ?? "\uffff", b.group ?? "\uffff") || compareWide(a.generation, b.generation);
@@ -292,8 +313,7 @@ function showTable() {
   const found = chosen();
   const most = showAll ? found.length : SHOWN;
   const body = byId("rows");
-  const tail = sharedTail(listing.proxies.map((proxy) => proxy.name));
-  found.slice(0, most).forEach((proxy, i) => showRow(body.children[i] || body.appendChild(makeRow()), proxy, tail));
+  found.slice(0, most).forEach((proxy, i) => showRow(body.children[i] || body.appendChild(makeRow()), proxy));
   while (body.children.length > Math.min(most, found.length)) body.lastChild.remove();
   const all = listing.proxies.length;
   const what = listing.more ? `the first ${number.format(all)}, missing ones first; trackctl proxies lists all` : number.format(all);
@@ -315,7 +335,7 @@ function makeRow() {
   return row;
 }
 
-function showRow(row, proxy, tail) {
+function showRow(row, proxy) {
   const [className] = STATES[stateOf(proxy)];
   if (row.className !== className) row.className = className;
   COLUMNS.forEach((column, i) => {
@@ -364,9 +384,11 @@ async function refresh() {
   const asOf = `${now.status.tracker_id} ${now.status.revision}`;
   if (asOf !== listingAsOf || lastSeen - listingAt > EXPIRIES) {
     listing = await ask("/api/proxies");
+    tail = sharedTail(listing.proxies.map((proxy) => proxy.name));
     [listingAsOf, listingAt] = [asOf, lastSeen];
   }
-  showSummary(now.status, now.why, secondsSinceDial(now));
+  showSummary(now);
+  showMissing(now.status);
   showRates();
   showEvents(now.events);
   showGroups();

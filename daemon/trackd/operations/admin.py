@@ -8,7 +8,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import Fields, Operation
 from trackd.sessions.sessions import Session
-from trackd.state.forgetting import forget_group
+from trackd.state.forgetting import forget_group, forget_proxy
 from trackd_client.wire import requests
 
 
@@ -45,7 +45,7 @@ def forget(context: Context, call: Call, _session: Session, request: requests.Fo
     name = request.name
     assert call.peer is not None
     assert name is not None
-    tombstone = context.decide.forget(name, call.peer)
+    tombstone = forget_proxy(context.decide, name, call.peer)
     claimed = context.state.tracker.holder(name) is not None
     if tombstone is None:
         return {"forgotten": False, "claimed": claimed, "until": None}
@@ -70,6 +70,15 @@ def _forget_group(context: Context, call: Call, group: str, generation: int | No
     }
 
 
+def resume(context: Context, call: Call, _session: Session, _request: requests.Resume) -> Fields:
+    """End the pauses after failed dials: that of the host, and those of sessions."""
+    assert call.peer is not None
+    ended = context.decide.pauses.resume((call.peer.uid, call.peer.pid))
+    if ended:
+        log_act(context, call, "resume", pauses=ended)
+    return {"resumed": ended}
+
+
 def reload(context: Context, call: Call, _session: Session, _request: requests.Reload) -> Fields:
     """Ask for a reload of the configuration; `status` has its outcome."""
     runtime = context.runtime
@@ -85,5 +94,6 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "end_session": Operation(requests.EndSession.decode, end_session, changes=True, admin=True),
     "forget": Operation(requests.Forget.decode, forget, changes=True, admin=True),
+    "resume": Operation(requests.Resume.decode, resume, changes=True, admin=True),
     "reload": Operation(requests.Reload.decode, reload, admin=True),
 }

@@ -13,20 +13,36 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act, log_refused_act
 from trackd.operations.operation import PARKED, Fields, Operation
 from trackd.operations.replies import grant_fields
-from trackd.rules.tracker import GossipRow
+from trackd.rules.mentions import GossipRow
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
+from trackd.state import exactly_once, gossip
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire import requests
-from trackd_client.wire.checks import check_principals, check_row
+from trackd_client.wire.checks import (
+    addresses_of,
+    check_principals,
+    check_row,
+    terminating_of,
+)
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import MINOR, VERSION
 
 log = logging.getLogger("trackd.agents")
 
 #: What this daemon can do beyond minor version 0; `hello` lists it.
-FEATURES: tuple[str, ...] = ("state_in_replies", "stale_reply", "older_events")
+FEATURES: tuple[str, ...] = (
+    "state_in_replies",
+    "stale_reply",
+    "older_events",
+    "terminating",
+    "outcomes",
+    "reports",
+    "offers",
+    "targets",
+    "hints",
+)
 
 
 def hello(context: Context, _call: Call, _request: requests.Hello) -> Fields:
@@ -100,16 +116,24 @@ def track_expected(
 ) -> Fields:
     """Track the proxies of a gossip message."""
     entries = request.proxies
-    unknown = context.state.tracker.unknown(entries, context.config.max_ttl)  # nearly always: none
-    if not unknown:
-        context.decide.mention(session, entries)
+    tracker = context.state.tracker
+    unknown, long = tracker.unknown(entries, context.config.max_ttl)
+    if not unknown and not long:  # nearly always
+        said = terminating_of(entries) if tracker.marks.by_name else {}
+        gossip.mention(context.decide, session, entries, said)
         return {"changed": 0}
     rows: list[GossipRow] = list(entries)
     for i in unknown:
         rows[i] = check_row(entries[i], i, context.config.max_name)
-    _check_tracked(context, rows)
-    _limit_ttls(context, session, rows)
-    return {"changed": context.decide.track(session, rows)}
+    said = terminating_of(entries)
+    if unknown:
+        rows = [row[:4] for row in rows]
+        _check_tracked(context, rows)
+    _limit_ttls(context, session, rows, sorted(unknown + long))
+    if unknown:
+        return {"changed": gossip.track(context.decide, session, rows, said, addresses_of(entries))}
+    gossip.mention(context.decide, session, rows, said)
+    return {"changed": 0}
 
 
 def set_connection_count(
@@ -132,12 +156,11 @@ def set_connection_count(
 
 
 def is_claimed(
-    context: Context, _call: Call, _session: Session, request: requests.IsClaimed
+    context: Context, _call: Call, session: Session, request: requests.IsClaimed
 ) -> Fields:
     """Return whether a lease holds the proxy that the principals mean."""
-    tracker = context.state.tracker
-    name = tracker.resolve(request.principals)
-    return {"claimed": name is not None and tracker.holder(name) is not None, "name": name}
+    name, claimed = context.decide.look(session, request.principals)
+    return {"claimed": claimed, "name": name, **(_hint(context) if claimed else {})}
 
 
 def try_acquire(
@@ -146,7 +169,7 @@ def try_acquire(
     """Grant a lease, or refuse it."""
     _check_leases(context)
     quotas.check_lease(context, session)
-    return _granted(context, context.decide.try_acquire(session))
+    return _granted(context, session, context.decide.try_acquire(session))
 
 
 def acquire(context: Context, call: Call, session: Session, _request: requests.Acquire) -> Any:
@@ -155,14 +178,14 @@ def acquire(context: Context, call: Call, session: Session, _request: requests.A
     quotas.check_lease(context, session)
     lease = context.decide.try_acquire(session)
     if lease is not None:
-        return _granted(context, lease)
+        return _granted(context, session, lease)
     if len(context.state.queue) >= context.config.max_waiters:
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
             f"{context.config.max_waiters} requests wait for a lease, which is the limit",
         )
     quotas.check_waiter(context, session)
-    context.runtime.metrics.refusals[context.decide.refusal()] += 1
+    context.runtime.metrics.refusals[context.decide.refusal(session)] += 1
     context.decide.park(session, call.seq, call.deadline, call.route)
     return PARKED
 
@@ -180,26 +203,92 @@ def claim(context: Context, _call: Call, session: Session, request: requests.Cla
     principals = check_principals(request.principals, config.max_principals, config.max_name)
     name, reason = context.decide.claim(session, lease, principals)
     if reason is not None:
+        if reason == "held":
+            context.runtime.metrics.durations.note_outcome(lease, reason)
+            return {"claimed": False, "name": name, "reason": reason, **_hint(context)}
         return {"claimed": False, "name": name, "reason": reason}
-    return {"claimed": True, "name": name}
+    assert name is not None
+    return {"claimed": True, "name": name, **_terminating(context, name)}
+
+
+def _hint(context: Context) -> Fields:
+    """Return the field of a reply with what is known of the load balancer, or none."""
+    hint = context.decide.hint()
+    if hint is None:
+        return {}
+    return {"hint": {"balancer": hint.balancer, "in_a_row": hint.in_a_row}}
+
+
+def _terminating(context: Context, name: str) -> Fields:
+    """Return the field of a reply that says that a claimed proxy is terminating, or none."""
+    tracker = context.state.tracker
+    return {"terminating": True} if tracker.marks.by_name and tracker.is_terminating(name) else {}
 
 
 def release(context: Context, _call: Call, session: Session, request: requests.Release) -> Fields:
-    """Release a lease; a second release is not an error."""
+    """Release a lease, and take in how its dial ended; a second release is not an error."""
     _check_owner(context, session, request.lease)
+    if request.failed is not None:
+        context.decide.report(session, request.lease, request.failed, request.retry_after)
+        if request.lease in session.leases:
+            context.runtime.metrics.durations.note_outcome(request.lease, request.failed)
     return {"released": context.decide.release(session, request.lease)}
+
+
+def retire(context: Context, _call: Call, session: Session, request: requests.Retire) -> Fields:
+    """Mark the proxy that a lease holds as terminating; a second time changes nothing."""
+    _check_owner(context, session, request.lease)
+    retired = context.decide.retire(session, request.lease)
+    if retired is None:
+        raise ProtocolError(
+            Code.INVALID_ARGUMENT, f"lease {request.lease} is in flight: it holds no proxy"
+        )
+    return {"retired": retired}
+
+
+def report(context: Context, _call: Call, session: Session, request: requests.Report) -> Fields:
+    """Take in signs of life of tunnels, and return which of their leases are gone.
+
+    That a lease reports for the first time is stored. While nothing can be, such a lease is left
+    out, and counts with a later report.
+    """
+    reports, state = request.reports, context.state
+    if context.runtime.store_problem is not None:
+        reports = [
+            [lease, rtt]
+            for lease, rtt in reports
+            if lease in state.lives.by_lease or lease not in session.leases
+        ]
+    return {"gone": context.decide.tunnels.report(session, reports, context.now())}
+
+
+def offer(context: Context, _call: Call, session: Session, request: requests.Offer) -> Fields:
+    """Offer the proxy that a lease holds to others; a second time changes nothing."""
+    lease = request.lease
+    _check_owner(context, session, lease)
+    if lease in session.leases and session.offered not in (None, lease):
+        raise ProtocolError(
+            Code.LIMIT_EXCEEDED,
+            f"lease {session.offered} of this session is offered already; offer one at a time",
+        )
+    offered = context.decide.offer(session, lease)
+    if offered is None:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"lease {lease} is in flight: it holds no proxy")
+    return {"offered": offered}
 
 
 def adopt(context: Context, _call: Call, session: Session, request: requests.Adopt) -> Fields:
     """Grant a lease that claims at once, for a tunnel that is open already."""
     _check_leases(context)
     lease, name = context.decide.adopt(session, request.principals)
-    return {"lease": lease, "name": name}
+    if lease is None or name is None:
+        return {"lease": lease, "name": name}
+    return {"lease": lease, "name": name, **_terminating(context, name)}
 
 
 def cancel(context: Context, _call: Call, session: Session, request: requests.Cancel) -> Fields:
     """Cancel an earlier request: it never runs, and a lease that it was granted is taken back."""
-    return {"cancelled": context.decide.give_up(session, request.target)}
+    return {"cancelled": exactly_once.give_up(context.decide, session, request.target)}
 
 
 def watch_session(
@@ -223,10 +312,20 @@ def _check_tracked(context: Context, rows: list[GossipRow]) -> None:
             )
 
 
-def _limit_ttls(context: Context, session: Session, rows: list[GossipRow]) -> None:
-    """Lower the TTLs above `max_ttl` to it; count them, and log that once for each `max_ttl`."""
+def _limit_ttls(
+    context: Context, session: Session, rows: list[GossipRow], places: list[int]
+) -> None:
+    """Lower the TTLs above `max_ttl` to it; count them, and log that once for each `max_ttl`.
+
+    Args:
+        context: what the request is answered from.
+        session: who sent the rows.
+        rows: checked gossip.
+        places: where among the rows a TTL may be too long.
+    """
     most, runtime = context.config.max_ttl, context.runtime
-    for i, (name, group, generation, ttl) in enumerate(rows):
+    for i in places:
+        name, group, generation, ttl = rows[i]
         if ttl is None or ttl <= most:
             continue
         rows[i] = name, group, generation, most
@@ -247,11 +346,11 @@ def _check_leases(context: Context) -> None:
         )
 
 
-def _granted(context: Context, lease: int | None) -> Fields:
+def _granted(context: Context, session: Session, lease: int | None) -> Fields:
     fields = grant_fields(context.decide, lease)
     if lease is None:
-        context.runtime.metrics.refusals[context.decide.refusal()] += 1
-        if (wait := context.decide.retry_after()) is not None:
+        context.runtime.metrics.refusals[context.decide.refusal(session)] += 1
+        if (wait := context.decide.retry_after(session)) is not None:
             fields["retry_after"] = wait
     return fields
 
@@ -286,6 +385,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     # Only for a session that is open already, whatever the fields; `dispatch` opens new ones.
     "open": Operation(requests.RequestFields.decode, open_again, repeatable=True),
     "heartbeat": Operation(requests.Heartbeat.decode, heartbeat, repeatable=True),
+    "report": Operation(requests.Report.decode, report, repeatable=True),
     "watch_session": Operation(requests.WatchSession.decode, watch_session),
     "is_claimed": Operation(requests.IsClaimed.decode, is_claimed, repeatable=True),
     "track_expected": Operation(requests.TrackExpected.decode, track_expected, changes=True),
@@ -296,6 +396,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "acquire": Operation(requests.Acquire.decode, acquire, changes=True),
     "claim": Operation(requests.Claim.decode, claim, changes=True),
     "adopt": Operation(requests.Adopt.decode, adopt, changes=True),
+    "retire": Operation(requests.Retire.decode, retire, changes=True),
+    "offer": Operation(requests.Offer.decode, offer, changes=True),
     "release": Operation(requests.Release.decode, release, changes=True, never_stale=True),
     "cancel": Operation(requests.Cancel.decode, cancel, changes=True, never_stale=True),
     "close": Operation(requests.Close.decode, close, changes=True, never_stale=True),

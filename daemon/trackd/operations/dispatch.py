@@ -21,6 +21,7 @@ from trackd.operations.context import Context, log_refused_act
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
 from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
+from trackd.state import exactly_once
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_done, check_seconds
 from trackd_client.wire.done import Done
@@ -66,7 +67,7 @@ class Requests:
             session = self.state.sessions.by_token.get(token)
             if session is not None:
                 with suppress(ProtocolError):  # too many gaps; together with what is known already
-                    self.decide.acknowledge(session, done.ranges)
+                    exactly_once.acknowledge(self.decide, session, done.ranges)
         self.context.runtime.unstored_done.clear()
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
@@ -151,7 +152,7 @@ class Requests:
         """
         runtime = self.context.runtime
         if runtime.store_problem is None:
-            self.decide.acknowledge(session, ranges)
+            exactly_once.acknowledge(self.decide, session, ranges)
         else:
             noted = runtime.unstored_done.setdefault(session.token, Done())
             noted.update(ranges, self._max_done_ranges)
@@ -167,7 +168,9 @@ class Requests:
             frame = self._refuse(call, error)
             self._log(call, session, request, {"error": error.code})
             if operation.changes and self._has_room(session, operation):
-                self.decide.remember(session, call.seq, frame, stored=False, lease=None)
+                exactly_once.remember(
+                    self.decide, session, call.seq, frame, stored=False, lease=None
+                )
             return frame
         if log.isEnabledFor(logging.DEBUG):
             self._log(call, session, request, {} if fields is PARKED else fields)
@@ -177,7 +180,9 @@ class Requests:
         if operation.changes and not session.ended and self._has_room(session, operation):
             # Operations that run without room (release, cancel) may run again and do nothing then.
             stored = self.decide.made > before
-            self.decide.remember(session, call.seq, frame, stored=stored, lease=fields.get("lease"))
+            exactly_once.remember(
+                self.decide, session, call.seq, frame, stored=stored, lease=fields.get("lease")
+            )
         return frame
 
     def _log(

@@ -13,6 +13,7 @@ from trackd.operations.operation import Fields
 from trackd.operations.quotas import MOST_USERS, QUOTAS, allowed_by, list_users
 from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
+from trackd.state.coverage import MOST_GAPS, OTHER
 from trackd_client import __version__
 from trackd_client.wire import requests
 
@@ -23,13 +24,25 @@ def metrics(context: Context, _call: Call, request: requests.Metrics) -> Fields:
     """Return the metrics."""
     wanted, runtime = request.names, context.runtime
     runtime.metrics.quota_refusals["subscriptions"] = runtime.subscribers.refused
-    families = [*_gauges(context), *counter_families(runtime.metrics)]
+    missing = counter(
+        "trackd_missing_seconds",
+        "Seconds for which wanted connections were missing, each one counted.",
+        runtime.coverage.missing_seconds(context.now()),
+    )
+    gaps = [
+        "trackd_group_missing_seconds",
+        "counter",
+        f"Seconds without a tunnel to a desired proxy, the {MOST_GAPS} largest groups and {OTHER}.",
+        ["group"],
+        [[[group], seconds] for group, seconds in runtime.gaps.seconds(context.now())],
+    ]
+    families = [*_gauges(context), missing, gaps, *counter_families(runtime.metrics)]
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}
 
 
 def _gauges(context: Context) -> list[Family]:
     state, tracker, runtime = context.state, context.state.tracker, context.runtime
-    groups = tracker.first_groups()
+    groups, pause = tracker.first_groups(), state.backoff.pause
     tracked = [[[group.name], group.tracked] for group in groups]
     desired = [[[group.name], group.generation] for group in groups]
     claimed = [[[group.name], group.claimed] for group in groups]
@@ -81,6 +94,11 @@ def _gauges(context: Context) -> list[Family]:
         ),
         gauge("trackd_target_connections", "Connections that are wanted.", tracker.target),
         gauge(
+            "trackd_missing_connections",
+            "Wanted connections that are missing.",
+            tracker.missing_count,
+        ),
+        gauge(
             "trackd_connection_count",
             "Most connections wanted; 0 or less: one to every desired proxy.",
             tracker.connection_count,
@@ -88,6 +106,21 @@ def _gauges(context: Context) -> list[Family]:
         gauge("trackd_inflight_leases", "Leases that have not claimed.", tracker.inflight),
         gauge("trackd_waiting_requests", "Requests that wait for a lease.", len(state.queue)),
         gauge("trackd_sessions", "Sessions.", len(state.sessions)),
+        gauge(
+            "trackd_dial_pause_seconds",
+            "Seconds until the pause after failed dials ends.",
+            0.0 if pause is None else max(0.0, pause.until - context.now()),
+        ),
+        gauge(
+            "trackd_dial_pause_failures",
+            "Failed dials in a row that the pause counts.",
+            0 if pause is None else pause.failures,
+        ),
+        gauge(
+            "trackd_paused_sessions",
+            "Sessions that pause after failed dials of their own.",
+            len(state.paused),
+        ),
         gauges(
             "trackd_quota_used",
             f"What a user uses of each quota, the {MOST_USERS} users nearest to one.",
@@ -120,7 +153,36 @@ def counter_families(counters: Metrics) -> list[Family]:
             "Claims and adoptions that met a proxy which another lease holds.",
             counters.duplicates,
         ),
+        _by(
+            "trackd_aims",
+            "Dials aimed at the address of a missing proxy that have ended, by the outcome.",
+            "outcome",
+            counters.aims,
+        ),
+        _by(
+            "trackd_dial_failures",
+            "Dials that agents reported as failed, by the reason.",
+            "reason",
+            counters.dial_failures,
+        ),
+        _histograms(
+            "trackd_dial_seconds",
+            "Time from a grant to its claim, or to its release without one, by the outcome.",
+            "outcome",
+            counters.durations.dials,
+        ),
         _by("trackd_releases", "Leases released, by the cause.", "cause", counters.releases),
+        _histograms(
+            "trackd_tunnel_lifetime_seconds",
+            "Time from a claim to its release, by the cause of the release.",
+            "cause",
+            counters.durations.tunnels,
+        ),
+        counter(
+            "trackd_stale",
+            "Leases whose reports stopped for too long, so that they were taken back.",
+            counters.stale,
+        ),
         counter("trackd_sessions_opened", "Sessions opened.", counters.sessions_opened),
         _by("trackd_sessions_ended", "Sessions ended.", "reason", counters.sessions_ended),
         counter("trackd_gossip_messages", "Gossip messages.", counters.gossip_messages),
@@ -150,13 +212,12 @@ def counter_families(counters: Metrics) -> list[Family]:
             "Log lines that standard error or the journal did not take, or not in time.",
             count_dropped(),
         ),
-        [
+        _histograms(
             "trackd_request_seconds",
-            "histogram",
             "Time from the receipt of a request's batch to its reply, by operation.",
-            ["operation"],
-            [each.sample([op]) for op, each in sorted(counters.request_seconds.items())],
-        ],
+            "operation",
+            counters.request_seconds,
+        ),
         _histogram("trackd_batch_requests", "Requests of one batch.", counters.batch_requests),
         _histogram("trackd_commit_seconds", "Time of a commit.", counters.commit_seconds),
         _histogram(
@@ -190,3 +251,8 @@ def _by(name: str, text: str, label: str, counts: Mapping[str, int]) -> Family:
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Family:
     return [name, "histogram", text, [], [histogram.sample()]]
+
+
+def _histograms(name: str, text: str, label: str, found: Mapping[str, Histogram]) -> Family:
+    samples = [each.sample([value]) for value, each in sorted(found.items())]
+    return [name, "histogram", text, [label], samples]

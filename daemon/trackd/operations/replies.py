@@ -12,6 +12,7 @@ from typing import Any
 
 from trackd.operations.operation import Fields
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
+from trackd.state import exactly_once
 from trackd.state.decide import Decisions, Finished
 from trackd_client.errors import Code
 from trackd_client.wire.protocol import REPLY, encode
@@ -23,7 +24,11 @@ SendReply = Callable[[bytes, bytes], None]
 def grant_fields(decide: Decisions, lease: int | None) -> Fields:
     """Return the fields of a reply for a grant, or for a refusal (None)."""
     by = None if lease is None else decide.claim_by(lease)
-    return {"lease": lease} if by is None else {"lease": lease, "claim_by": by}
+    fields: Fields = {"lease": lease} if by is None else {"lease": lease, "claim_by": by}
+    aims = decide.state.tracker.targets.aims
+    if aims and lease in aims:
+        fields["target"] = aims[lease]._asdict()
+    return fields
 
 
 class Replies:
@@ -97,7 +102,9 @@ class Replies:
         else:
             frame = self.frame(each.seq, grant_fields(self._decide, each.lease))
             if not session.ended:
-                self._decide.remember(session, each.seq, frame, stored=True, lease=each.lease)
+                exactly_once.remember(
+                    self._decide, session, each.seq, frame, stored=True, lease=each.lease
+                )
         if each.route is not None:
             self._send(each.route, frame)
 
@@ -107,7 +114,9 @@ class Replies:
         self.watches.append(watch)
         frame = self.frame(watch.seq, fields)
         if not session.ended and self.has_number(session):
-            self._decide.remember(session, watch.seq, frame, stored=stored, lease=None)
+            exactly_once.remember(
+                self._decide, session, watch.seq, frame, stored=stored, lease=None
+            )
         self._send(watch.route, frame)
 
 

@@ -17,7 +17,7 @@ from trackd.operations.context import Context, store_word
 from trackd.operations.metrics import metrics
 from trackd.operations.operation import PROBE, Fields, Operation
 from trackd.operations.quotas import allowed_by, list_users
-from trackd.operations.snapshot import proxy_row, snapshot
+from trackd.operations.snapshot import life_fields, pause_fields, proxy_row, snapshot
 from trackd.state.changes import Probed
 from trackd.state.decide import Decisions
 from trackd_client import __version__
@@ -27,7 +27,9 @@ from trackd_client.wire.errors import ProtocolError
 
 #: Missing proxies that `explain` names.
 MOST_MISSING: Final = 100
-#: Proxies that `explain` names because lost claims met them most.
+#: Dials of which `explain` says how they ended.
+MOST_DIALS: Final = 40
+#: Proxies that `explain` names because lost claims met them most, of all and of the last in a row.
 MOST_MET: Final = 5
 
 
@@ -68,6 +70,8 @@ def status(context: Context, _call: Call, _request: requests.Status) -> Fields:
         "target": tracker.target,
         "claimed": tracker.claimed_count,
         "claimed_desired": tracker.claimed_desired_count,
+        "missing_seconds": runtime.coverage.missing_seconds(context.now()),
+        "full_at": runtime.coverage.full_at(context.now()),
         "inflight": tracker.inflight,
         "waiting": len(state.queue),
         "sessions": len(state.sessions),
@@ -97,8 +101,23 @@ def status(context: Context, _call: Call, _request: requests.Status) -> Fields:
         "user_count": len(state.sessions.users),
         "users": list_users(context),
     }
+    if tracker.claimed_terminating_count:
+        fields["claimed_terminating"] = tracker.claimed_terminating_count
+    if tracker.offered_desired_count:
+        fields["offered"] = tracker.offered_desired_count
     if runtime.http.problem is not None:
         fields["http_problem"] = runtime.http.problem
+    if state.backoff.pause is not None:
+        fields["pause"] = pause_fields(state.backoff.pause)
+    if state.paused:
+        fields["paused_sessions"] = len(state.paused)
+    if state.lives.by_lease:
+        fields["tunnels"] = {
+            "reporting": len(state.lives.by_lease),
+            "stale": state.lives.stale,
+            "reported": state.lives.reported,
+            "rtt": state.lives.rtt,
+        }
     return fields
 
 
@@ -109,15 +128,12 @@ def explain(context: Context, _call: Call, request: requests.Explain) -> Fields:
     state, tracker = context.state, context.state.tracker
     bootstrap, need = tracker.bootstrap, tracker.need
     retry_after = context.decide.retry_after()
+    reason = context.decide.refusal()
     if context.runtime.store_problem is not None:
         reason = "store"
-    elif state.queue:
-        reason = "waiters"
-    elif retry_after is not None:
-        reason = "budget"
-    else:
+    elif reason == "satisfied":
         reason = "bootstrap" if bootstrap else "need" if need else "satisfied"
-    fields = {
+    fields: Fields = {
         "would_grant": reason in ("bootstrap", "need"),
         "reason": reason,
         "bootstrap": bootstrap,
@@ -134,7 +150,31 @@ def explain(context: Context, _call: Call, request: requests.Explain) -> Fields:
         "missing_count": tracker.desired_count - tracker.claimed_desired_count,
         "recent": _recent_claims(context.decide),
     }
-    return fields if retry_after is None else {**fields, "retry_after": retry_after}
+    if tracker.claimed_terminating_count:
+        fields["claimed_terminating"] = tracker.claimed_terminating_count
+    if tracker.offered_desired_count:
+        fields["offered"] = tracker.offered_desired_count
+    if retry_after is not None:
+        fields["retry_after"] = retry_after
+    if state.backoff.pause is not None:
+        fields["pause"] = pause_fields(state.backoff.pause)
+    if (hint := context.decide.hint()) is not None:
+        fields["hint"] = {
+            "balancer": hint.balancer,
+            "in_a_row": hint.in_a_row,
+            "met": hint.met[:MOST_MET],
+            "met_count": len(hint.met),
+        }
+    if context.decide.pauses.failures:
+        fields["outcomes"] = _outcomes(context.decide)
+    return fields
+
+
+def _outcomes(decide: Decisions) -> Fields:
+    """Return how many of the last dials ended how, once a failure was reported."""
+    ends = [(claim.time, "held" if claim.held else "claimed") for claim in decide.recent]
+    ends = sorted([*ends, *decide.pauses.failures])[-MOST_DIALS:]
+    return {"dials": len(ends), "ended": dict(Counter(end for _, end in ends))}
 
 
 def _recent_claims(decide: Decisions) -> Fields:
@@ -163,12 +203,15 @@ def _explain_name(context: Context, name: str) -> Fields:
     if lease is not None:
         why = "claimed"
     elif row["tracked"]:
-        why = "missing" if row["desired"] else "old_generation"
+        old = row["generation"] < row["largest"]
+        why = "missing" if row["desired"] else "old_generation" if old else "terminating"
     else:
         why = "unknown" if tombstone is None else "forgotten"
     group_source = tracker.source_of(row["group"]) if row["tracked"] else None
     aliases = [] if lease is None else state.leases[lease].principals
-    return {
+    aiming = _explain_aim(context, row)
+    fields: Fields = {
+        **({} if aiming is None else {"target": aiming}),
         "name": name,
         "meant": meant,
         "why": why,
@@ -178,6 +221,44 @@ def _explain_name(context: Context, name: str) -> Fields:
         "proxy": row,
         "source": state.sources.describe(row["mentioned_by"], state.sessions),
         "group_source": state.sources.describe(group_source, state.sessions),
+        **life_fields(state, lease),
+    }
+    if lease is not None and tracker.is_offered(lease):
+        fields["offered"] = True
+    return fields
+
+
+def _explain_aim(context: Context, row: Fields) -> Fields | None:
+    """Return whether a dial is aimed at a proxy by its address, or why none is; None without one.
+
+    `state` is `aimed`, `claimed`, `not_desired`, `off`, `failed`, `paused` (other aims have failed,
+    and the next grants carry no target), or `ready`.
+    """
+    tracker, name = context.state.tracker, row["name"]
+    targets = tracker.targets
+    address = targets.by_name.get(name)
+    if address is None:
+        return None
+    if name in targets.aimed:
+        state = "aimed"
+    elif not tracker.is_available(name):
+        state = "claimed"
+    elif not row["desired"]:
+        state = "not_desired"
+    elif targets.sharing == "off":
+        state = "off"
+    elif address.held is not None:
+        state = "failed"
+    else:
+        state = "paused" if targets.trust.untargeted else "ready"
+    return {
+        "address": address.text,
+        "uid": address.uid,
+        "state": state,
+        "lease": targets.aimed.get(name),
+        "failures": address.failures,
+        "until": address.held,
+        "untargeted": targets.trust.untargeted,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from trackd.operations.listings import Listings
 from trackd.state.counters import Metrics
+from trackd.state.coverage import Coverage, GroupGaps
 from trackd_client.wire.done import Done
 
 
@@ -74,6 +75,8 @@ class Runtime:
         logged_max_ttl: the `max_ttl` for which a longer TTL was logged, or None.
         http: whether HTTP is served.
         subscribers: who subscribes to events.
+        coverage: for how long connections were missing.
+        gaps: for how long the desired proxies of each group had no tunnel.
         metrics: the counters.
         listings: the listings under way.
     """
@@ -94,4 +97,11 @@ class Runtime:
     http: HttpState = field(default_factory=HttpState)
     subscribers: Subscribers = field(default_factory=NoSubscribers)
     metrics: Metrics = field(default_factory=Metrics)
+    coverage: Coverage = field(init=False)
+    gaps: GroupGaps = field(init=False)
     listings: Listings = field(default_factory=Listings)
+
+    def __post_init__(self) -> None:
+        """Begin to add up what is missing."""
+        self.coverage = Coverage(self.started)
+        self.gaps = GroupGaps(self.started)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields
+from trackd.rules.backoff import Pause
 from trackd.state.state import State
 from trackd_client.errors import Code
 from trackd_client.wire import requests
@@ -51,7 +52,7 @@ def proxy_row(state: State, name: str) -> Fields:
     proxy = tracker.get(name)
     lease = tracker.holder(name)
     holder = None if lease is None else state.leases[lease].session
-    return {
+    row = {
         "name": name,
         "tracked": proxy is not None,
         "group": None if proxy is None else proxy.group,
@@ -64,6 +65,29 @@ def proxy_row(state: State, name: str) -> Fields:
         "pid": None if holder is None else holder.peer.pid,
         "mentioned_by": None if proxy is None else tracker.mentions.of(name).by,
     }
+    if tracker.is_marked(name):
+        row["terminating"] = True
+    if name in tracker.targets.by_name:
+        row["address"] = tracker.targets.by_name[name].text
+    return row
+
+
+def life_fields(state: State, lease: int | None) -> Fields:
+    """Return what the reports of a lease say of its tunnel; nothing if it has never reported."""
+    life = None if lease is None else state.lives.by_lease.get(lease)
+    if life is None:
+        return {}
+    fields: Fields = {"reported": life.reported, "rtt": life.rtt}
+    if life.stale:
+        fields["stale"] = True
+    return fields
+
+
+def pause_fields(pause: Pause) -> Fields:
+    """Return all that people want to know of a pause after failed dials."""
+    fields = pause._asdict()
+    del fields["after"]
+    return fields
 
 
 def _proxy_keys(state: State) -> list[str]:
@@ -86,7 +110,7 @@ def _lease_row(context: Context, lease: int) -> Fields | None:
     if held is None:
         return None
     name = state.tracker.lease_name(lease)
-    return {
+    row = {
         "lease": lease,
         "session": held.session.id,
         "pid": held.session.peer.pid,
@@ -95,7 +119,11 @@ def _lease_row(context: Context, lease: int) -> Fields | None:
         "wall": held.wall,
         "claim_by": context.decide.claim_by(lease) if name is None else None,
         "principals": held.principals,
+        **life_fields(state, lease),
     }
+    if state.tracker.is_offered(lease):
+        row["offered"] = True
+    return row
 
 
 def _session_row(context: Context, number: int) -> Fields | None:
@@ -103,7 +131,7 @@ def _session_row(context: Context, number: int) -> Fields | None:
     session = state.sessions.by_id.get(number)
     if session is None:
         return None
-    return {
+    row = {
         "session": session.id,
         "uid": session.peer.uid,
         "gid": session.peer.gid,
@@ -122,6 +150,9 @@ def _session_row(context: Context, number: int) -> Fields | None:
         "gossip": session.live.gossip,
         "deadline": session.live.deadline,
     }
+    if session.backoff is not None and session.backoff.pause is not None:
+        row["pause"] = pause_fields(session.backoff.pause)
+    return row
 
 
 _Keys = Callable[[State], Any]

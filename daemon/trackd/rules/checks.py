@@ -9,9 +9,8 @@ at types and ranges only, never at whether a lease exists or a name is tracked.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trackd.rules.mentions import GossipRow
 from trackd_client.proxy import Proxy
-from trackd_client.wire.checks import MAX_UINT64, is_seconds
+from trackd_client.wire.checks import MAX_UINT64, is_address, is_seconds
 
 MAX_GENERATION = MAX_UINT64
 
@@ -63,15 +62,20 @@ def check_proxy(name: Any, group: Any, generation: Any, ttl: Any) -> None:
     raise ValueError(f"the generation of proxy {name!r} must be 0 to 2**64-1, not {generation}")
 
 
-def check_proxies(proxies: Any) -> list[GossipRow]:
-    """Return the rows of an iterable of proxies; raise ValueError when it holds anything else."""
+def check_proxies(proxies: Any) -> list[Proxy]:
+    """Return the proxies of an iterable; raise ValueError when it holds anything else."""
     if not isinstance(proxies, Iterable):
         raise ValueError(f"proxies must be an iterable of Proxy, not {proxies!r}")
-    rows = []
+    checked = []
     for proxy in proxies:
         if not isinstance(proxy, Proxy):
             raise ValueError(f"proxies must hold Proxy, not {proxy!r}")
-        row = proxy.name, proxy.group, proxy.generation, proxy.ttl
-        check_proxy(*row)
-        rows.append(row)
-    return rows
+        check_proxy(proxy.name, proxy.group, proxy.generation, proxy.ttl)
+        if proxy.terminating is not None and type(proxy.terminating) is not bool:
+            raise ValueError(
+                f"terminating of proxy {proxy.name!r} must be a bool, not {proxy.terminating!r}"
+            )
+        if proxy.address not in (None, "") and not is_address(proxy.address):
+            raise ValueError(f"{proxy.address!r} is no address of proxy {proxy.name!r}")
+        checked.append(proxy)
+    return checked

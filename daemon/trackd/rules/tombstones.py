@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from trackd.rules.tracker import GossipRow, Place
+from trackd.rules.mentions import GossipRow
+from trackd.rules.registry import Place
 
 #: Most tombstones that are kept; beyond that the oldest is dropped.
 _MOST: Final = 10_000

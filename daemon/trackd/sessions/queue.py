@@ -21,11 +21,13 @@ class Queue:
     Attributes:
         last_order: the highest order of a waiter so far.
         last_served: the largest tag that was served.
+        aside: waiters that are passed over, by the number of their session.
     """
 
     def __init__(self) -> None:
         self.last_order = 0
         self.last_served = 0
+        self.aside: dict[int, list[Waiter]] = {}
         self._waiters: OrderedDict[int, Waiter] = OrderedDict()
         # Heaps, by the order of a waiter last. Entries of waiters that left early stay until they
         # are on top, or too many.
@@ -64,6 +66,16 @@ class Queue:
         while self._turns and self._turns[0][1] not in self._waiters:
             heapq.heappop(self._turns)
         return self._waiters[self._turns[0][1]] if self._turns else None
+
+    def set_aside(self) -> None:
+        """Pass over the first waiter, until `bring_back` of its session."""
+        waiter = self._waiters[heapq.heappop(self._turns)[1]]
+        self.aside.setdefault(waiter.session.id, []).append(waiter)
+
+    def bring_back(self, session: int) -> None:
+        """Let the waiters of a session that were passed over wait for their turn again."""
+        for waiter in self.aside.pop(session, ()):
+            heapq.heappush(self._turns, (waiter.tag, waiter.order))
 
     def remove(self, waiter: Waiter) -> None:
         """Take a waiter out, at any place in the queue."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush, heapreplace
 from typing import Any, Final, NamedTuple
 
+from trackd.rules.backoff import Backoff
+from trackd.rules.deadlines import Deadlines
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.use import Use
 from trackd_client.wire.done import Done
@@ -84,11 +85,13 @@ class Live:
         overdue: whether its deadline has passed once without a look at what waits in the socket.
         done: numbers of requests whose replies the client has, or has given up; it runs ahead of
             the session's, which the next change of the session brings up.
+        covered: numbers of kept replies among those, until that change.
         refusals: the replies that changed nothing, by the number of their request.
         repeatable: numbers of answered requests that may run again without harm, as reads may.
         routes: the connections of parked acquires whose clients have asked this daemon.
         watch: its parked `watch_session`, or None.
         advice: notices that the daemon gives again by itself.
+        looked: the last held proxies that it asked for, in case a dial ends for that reason.
     """
 
     requests: int = 0
@@ -96,11 +99,13 @@ class Live:
     deadline: float | None = None
     overdue: bool = False
     done: Done = field(default_factory=Done)
+    covered: Sequence[int] = ()
     refusals: dict[int, bytes] = field(default_factory=dict)
     repeatable: set[int] = field(default_factory=set)
     routes: dict[int, bytes] = field(default_factory=dict)
     watch: ParkedWatch | None = None
     advice: Sequence[dict[str, Any]] = ()
+    looked: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +129,8 @@ class Session:
         replies: the replies to its other requests that changed something, by number.
         parked: its acquires that wait, by number.
         notices: what the next `watch_session` will be answered with.
+        backoff: its own pause after failed dials, or None.
+        offered: which of its leases it offers to others (rule 20), or None.
         ended: whether it has ended.
         live: what a restart forgets.
         use: what all sessions of its user use; of its own until it is added to `Sessions`.
@@ -145,6 +152,8 @@ class Session:
     replies: dict[int, KeptReply] = field(default_factory=dict)
     parked: dict[int, Waiter] = field(default_factory=dict)
     notices: Sequence[dict[str, Any]] = ()
+    backoff: Backoff | None = None
+    offered: int | None = None
     ended: bool = False
     live: Live = field(default_factory=Live)
     use: Use = field(default_factory=Use)
@@ -176,18 +185,13 @@ class Session:
 
     def unanswered(self) -> int:
         """Return how many requests wait, or have a reply that the session is not done with."""
-        done = self.live.done
-        kept = len(self.replies)
-        if kept and self.done.ranges != done.ranges:
-            kept = sum(seq not in done for seq in self.replies)
-        return kept + len(self.live.refusals) + len(self.parked)
+        live = self.live
+        return len(self.replies) - len(live.covered) + len(live.refusals) + len(self.parked)
 
-    def covered(self) -> list[int]:
-        """Return the numbers of kept replies that the session is done with by now."""
-        if not self.replies or self.done.ranges == self.live.done.ranges:
-            return []
-        done = self.live.done
-        return [seq for seq in self.replies if seq in done]
+    def take_covered(self) -> Sequence[int]:
+        """Return the numbers of kept replies that the session is done with, for a change."""
+        covered, self.live.covered = self.live.covered, ()
+        return covered
 
 
 @dataclass(slots=True, eq=False)
@@ -240,9 +244,7 @@ class Sessions:
         self.users: dict[int, Use] = {}
         self.total = Use()
         self._by_process: dict[Process, set[Session]] = {}
-        # A heap of deadlines, each as it was at some time: deadlines only move into the future, and
-        # an entry is corrected when it comes to the top. So no call walks all sessions.
-        self._heartbeats: list[tuple[float, int, Session]] = []
+        self._heartbeats = Deadlines[Session](_deadline_of)
 
     def __len__(self) -> int:
         return len(self.by_token)
@@ -287,7 +289,8 @@ class Sessions:
     def expect_heartbeat(self, session: Session, deadline: float) -> None:
         """End a session at its deadline unless a heartbeat comes before."""
         if session.live.deadline is None:
-            heappush(self._heartbeats, (deadline, session.id, session))
+            session.live.deadline = deadline
+            self._heartbeats.add(deadline, session.id, session)
         session.live.deadline, session.live.overdue = deadline, False
 
     def long_ended(self, now: float) -> list[bytes]:
@@ -314,28 +317,12 @@ class Sessions:
 
     def silent(self, now: float) -> list[Session]:
         """Return the sessions whose heartbeats have stopped for too long, oldest first."""
-        late = []
-        while (first := self._first_heartbeat()) is not None and first[0] < now:
-            late.append(heappop(self._heartbeats))
-        for entry in late:
-            heappush(self._heartbeats, entry)
-        return sorted((session for _, _, session in late), key=lambda session: session.id)
+        return self._heartbeats.past(now)
 
     def next_heartbeat(self) -> float | None:
         """Return when the first session falls silent, or None."""
-        first = self._first_heartbeat()
-        return None if first is None else first[0]
+        return self._heartbeats.next()
 
-    def _first_heartbeat(self) -> tuple[float, int, Session] | None:
-        """Return the top of the heap, once it holds the present deadline of a living session."""
-        heap = self._heartbeats
-        while heap:
-            deadline, number, session = heap[0]
-            due = session.live.deadline
-            if session.ended or due is None:
-                heappop(heap)
-            elif due > deadline:
-                heapreplace(heap, (due, number, session))
-            else:
-                return heap[0]
-        return None
+
+def _deadline_of(session: Session) -> float | None:
+    return None if session.ended else session.live.deadline

@@ -10,8 +10,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from trackd.rules.backoff import Backoff, Pause
+from trackd.rules.gossip import runs
+from trackd.rules.marks import Mark
+from trackd.rules.registry import Place
+from trackd.rules.targets import Address, Aim, Trust
 from trackd.rules.tombstones import GroupTombstone
-from trackd.rules.tracker import Place, runs
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import EXPIRED_LEASES, KeptReply, Lease, Session, Waiter
 from trackd.state import changes
@@ -99,7 +103,7 @@ def _ended_dropped(state: State, change: changes.EndedDropped, _at: float, _wall
 
 def _replied(state: State, change: changes.Replied, _at: float, _wall: float) -> None:
     session = state.sessions.by_token[change.token]
-    if change.done != session.done.ranges:
+    if change.covered or change.done != session.done.ranges:
         _acknowledge(session, change)
     session.keep_reply(change.seq, KeptReply(change.frame, change.lease))
 
@@ -166,9 +170,13 @@ def _released(state: State, change: changes.Released, _at: float, _wall: float) 
     lease = state.leases.pop(change.lease)
     lease.session.leases.remove(change.lease)
     lease.session.use.leases -= 1
+    if lease.session.offered == change.lease:
+        lease.session.offered = None
     if change.name is None:
         del state.in_flight[change.lease]
-    state.tracker.release(change.lease)
+    state.tracker.free(change.lease)
+    if state.lives.by_lease:
+        state.lives.end(change.lease)
 
 
 def _claim_timed_out(state: State, change: changes.ClaimTimedOut, _at: float, _wall: float) -> None:
@@ -240,12 +248,98 @@ def _group_forgotten(
     state.tombstones.add_group(change.group, GroupTombstone(change.low, change.high, change.until))
 
 
+def _marked(state: State, change: changes.Marked, _at: float, _wall: float) -> None:
+    for name, said, retired in change.rows:
+        state.tracker.mark(name, Mark(said, retired))
+
+
 def _source_remembered(
     state: State, change: changes.SourceRemembered, _at: float, _wall: float
 ) -> None:
     for number in change.dropped:
         state.sources.drop(number)
     state.sources.add(change.number, Source(change.uid, change.pid, change.agent))
+
+
+# -- targets --------------------------------------------------------------------------
+
+
+def _addressed(state: State, change: changes.Addressed, _at: float, _wall: float) -> None:
+    for name, *fields in change.rows:
+        state.tracker.put_address(name, Address(*fields) if fields else None)
+
+
+def _aimed(state: State, change: changes.Aimed, _at: float, _wall: float) -> None:
+    aim = None
+    if change.name is not None and change.address is not None:
+        aim = Aim(change.name, change.address)
+    state.tracker.aim(change.lease, aim)
+
+
+def _targets_trusted(
+    state: State, change: changes.TargetsTrusted, _at: float, _wall: float
+) -> None:
+    state.tracker.targets.trust = Trust(*change)
+
+
+# -- outcomes of dials ----------------------------------------------------------------
+
+
+def _dial_failed(state: State, _change: changes.DialFailed, _at: float, _wall: float) -> None:
+    state.reports_outcomes = True
+
+
+def _paused(state: State, change: changes.Paused, _at: float, _wall: float) -> None:
+    after = state.tracker.last_lease
+    pause = Pause(
+        change.failures,
+        change.until,
+        after,
+        change.reason,
+        change.retry_after,
+        change.number,
+        change.uid,
+        change.pid,
+        change.agent,
+    )
+    if change.token is None:
+        state.backoff.begin(pause)
+        return
+    session = state.sessions.by_token[change.token]
+    session.backoff = session.backoff or Backoff()
+    session.backoff.begin(pause)
+    state.paused[change.token] = session
+
+
+def _resumed(state: State, change: changes.Resumed, _at: float, _wall: float) -> None:
+    if change.token is None:
+        state.backoff.end()
+    else:
+        state.paused.pop(change.token).backoff = None
+
+
+# -- signs of life --------------------------------------------------------------------
+
+
+def _reports_began(state: State, change: changes.ReportsBegan, _at: float, _wall: float) -> None:
+    if change.lease not in state.leases or change.lease in state.lives.by_lease:
+        raise ValueError(f"lease {change.lease} is gone, or has reported before")
+    state.lives.begin(change.lease)
+
+
+def _lease_stale(state: State, change: changes.LeaseStale, _at: float, _wall: float) -> None:
+    state.lives.mark_stale(change.lease)
+
+
+# -- hand-overs -----------------------------------------------------------------------
+
+
+def _offered(state: State, change: changes.Offered, _at: float, _wall: float) -> None:
+    session = state.leases[change.lease].session
+    if session.offered is not None:
+        raise ValueError(f"session {session.id} offers lease {session.offered} already")
+    session.offered = change.lease
+    state.tracker.put_offer(change.lease)
 
 
 _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
@@ -276,4 +370,14 @@ _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
     changes.TombstonesDropped: _tombstones_dropped,
     changes.GroupForgotten: _group_forgotten,
     changes.SourceRemembered: _source_remembered,
+    changes.Marked: _marked,
+    changes.Addressed: _addressed,
+    changes.Aimed: _aimed,
+    changes.TargetsTrusted: _targets_trusted,
+    changes.DialFailed: _dial_failed,
+    changes.Paused: _paused,
+    changes.Resumed: _resumed,
+    changes.ReportsBegan: _reports_began,
+    changes.LeaseStale: _lease_stale,
+    changes.Offered: _offered,
 }

@@ -475,6 +475,178 @@ class SourceRemembered(NamedTuple):
         return [("source", number) for number in (self.number, *self.dropped)]
 
 
+@_kind(60)
+class Marked(NamedTuple):
+    """Names are marked as terminating from now on, or not, or until another time.
+
+    Attributes:
+        by: the number of the session that said so; None: a time has come.
+        rows: each name, and until when gossip and a lease mark it, as in `trackd.rules.marks`.
+        flipped: the tracked proxies that became marked (True), or not any more (False).
+    """
+
+    by: int | None
+    rows: Sequence[tuple[str, float | None, float | None]]
+    flipped: Sequence[tuple[str, bool]]
+
+    def edits(self) -> Keys:
+        marks: list[Key] = [("mark", row[0]) for row in self.rows]
+        return [META, *marks] if self.flipped else marks  # each of them is an event
+
+
+# -- targets --------------------------------------------------------------------------
+
+
+@_kind(90)
+class Addressed(NamedTuple):
+    """The addresses of proxies, and what aims have shown of them, are these from now on.
+
+    Attributes:
+        by: the number of the session that said so, or None.
+        rows: each name, and the fields of `trackd.rules.targets.Address`, or none of them: the
+            address is forgotten.
+        changed: the tracked proxies whose address is another one now, and it, or None.
+    """
+
+    by: int | None
+    rows: Sequence[Sequence[Any]]
+    changed: Sequence[tuple[str, str | None]]
+
+    def edits(self) -> Keys:
+        addresses: list[Key] = [("address", row[0]) for row in self.rows]
+        return [META, *addresses] if self.changed else addresses  # each of them is an event
+
+
+@_kind(91)
+class Aimed(NamedTuple):
+    """A lease in flight is aimed at a proxy, at this address; or (None) not any longer."""
+
+    lease: int
+    name: str | None
+    address: str | None
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease),)
+
+
+@_kind(92)
+class TargetsTrusted(NamedTuple):
+    """How far aims are trusted from now on: the fields of `trackd.rules.targets.Trust`."""
+
+    failures: int
+    untargeted: int
+    after: int
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+# -- outcomes of dials ----------------------------------------------------------------
+
+
+@_kind(70)
+class DialFailed(NamedTuple):
+    """The dial of a lease failed; `retry_after` is what its other end asked for, or None."""
+
+    lease: int
+    number: int
+    reason: str
+    retry_after: float | None
+
+    def edits(self) -> Keys:
+        return (META,)
+
+
+@_kind(71)
+class Paused(NamedTuple):
+    """Dials pause, for a failure that counted.
+
+    Attributes:
+        token: of the session that pauses; None: the whole host.
+        number: of the session that reported the failure.
+        failures: those in a row that counted.
+        until: when the pause ends.
+        reason: why the dial failed.
+        retry_after: the seconds that its other end asked for, or None.
+        uid: the user of the session.
+        pid: its process.
+        agent: what it calls itself, or its command.
+    """
+
+    token: bytes | None
+    number: int
+    failures: int
+    until: float
+    reason: str
+    retry_after: float | None
+    uid: int
+    pid: int
+    agent: str
+
+    def edits(self) -> Keys:
+        return (META,) if self.token is None else (META, ("pause", self.token))
+
+
+@_kind(72)
+class Resumed(NamedTuple):
+    """A pause is over, and failures count from 1 again.
+
+    Attributes:
+        token: of the session that paused; None: the whole host.
+        number: of the session whose dial ended it; None: the time, or an administrator.
+        why: `held`, `stayed_up`, `asked`, or `session_ended`.
+        by: the administrator, or None.
+    """
+
+    token: bytes | None
+    number: int | None
+    why: str
+    by: By
+
+    def edits(self) -> Keys:
+        return (META,) if self.token is None else (META, ("pause", self.token))
+
+
+# -- signs of life --------------------------------------------------------------------
+
+
+@_kind(100)
+class ReportsBegan(NamedTuple):
+    """A lease has reported for the first time; it is judged by rule 18 from now on."""
+
+    lease: int
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease),)
+
+
+@_kind(101)
+class LeaseStale(NamedTuple):
+    """A lease that has reported was silent for too long; `name` is what it holds, or None."""
+
+    lease: int
+    number: int
+    name: str | None
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
+# -- hand-overs -----------------------------------------------------------------------
+
+
+@_kind(80)
+class Offered(NamedTuple):
+    """A session offers a lease of its own, which holds a name, to the next one that claims it."""
+
+    lease: int
+    number: int
+    name: str
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
 def _mention_keys(numbers: Iterable[int]) -> list[Key]:
     return [(kind, number) for number in numbers for kind in ("mention", "names")]
 

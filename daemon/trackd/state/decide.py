@@ -1,9 +1,11 @@
-"""Decides which changes a request, or the time gone by, makes.
+"""Decides who gets, claims, keeps and loses leases, and which sessions there are.
 
 `Decisions` reads the state, and makes each change through `do`, which applies it at once and adds
-it to the batch; nothing here edits the durable state in another way. Requests that were parked and
-are answered by what was decided are left in `finished` and `noticed`, for those who know the wire.
-No I/O; only the actor's thread runs it.
+it to the batch; nothing else edits the durable state. What it does not decide itself is decided,
+by means of it, in `gossip`, `forgetting`, `exactly_once` and `timers`; what the rules say of a
+single matter is in `marking`, `aiming`, `pauses`, `tunnels` and `advice`. Requests that were parked
+and are answered by what was decided are left in `finished` and `noticed`, for those who know the
+wire. No I/O; only the actor's thread runs it.
 """
 
 from __future__ import annotations
@@ -11,37 +13,34 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from trackd.config.settings import Config
-from trackd.rules.tombstones import Tombstone
-from trackd.rules.tracker import GossipRow, last_rows, runs
+from trackd.rules.flips import Flips
+from trackd.rules.luck import Hint, Luck
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session, Waiter
-from trackd.state import changes
+from trackd.state import aiming, changes, marking
 from trackd.state.advice import Advice
 from trackd.state.apply import apply
 from trackd.state.changes import By, Change, Key, Moment
 from trackd.state.counters import Metrics
+from trackd.state.pauses import Pauses
 from trackd.state.sources import source_of
 from trackd.state.state import State
+from trackd.state.tunnels import Tunnels
 from trackd_client import __version__
-from trackd_client.wire.done import Done
 
-#: Seconds between two sweeps while no request waits for a lease.
-SWEEP_INTERVAL: Final = 1.0
-#: Least seconds that an overdue session gets when a sweep comes too late.
-_LEAST_MORE_SECONDS: Final = 1.0
 #: Notices kept for a session that does not fetch them.
 MOST_NOTICES: Final = 1024
 #: Principals kept of a claim, and claims kept for `explain`.
 MOST_ALIASES: Final = 8
 RECENT_CLAIMS: Final = 256
+#: Held proxies that a session has asked for, until the dial ends for that.
+MOST_LOOKED: Final = 8
 #: Expired proxies of one change.
 _MOST_EXPIRED: Final = 1000
-#: Replies that a session is done with, and that are kept until its next change.
-_MOST_COVERED: Final = 16
 
 
 class RecentClaim(NamedTuple):
@@ -93,7 +92,13 @@ class Decisions:
             with the reason.
         left: token, number and connection of the acquires that stopped to wait in this batch.
         recent: how the last claims went.
+        luck: the dials in a row that met held proxies.
+        flips: which marks flipped a moment ago, and what gossip says of them meanwhile.
+        swept: when `timers.sweep` ran last.
+        metrics: what is counted.
         touch: called with a key of the checkpoint before what it stands for is edited.
+        pauses: what is decided by rule 17.
+        tunnels: what is decided by rule 18.
     """
 
     def __init__(
@@ -123,13 +128,21 @@ class Decisions:
         self.noticed: dict[Session, str | None] = {}
         self.left: list[tuple[bytes, int, bytes]] = []
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
-        self.advice = Advice(state.tracker, state.leases, config.disconnect_threshold)
-        self._metrics = metrics
+        self.luck = Luck()
+        self.flips = Flips()
+        self.advice = Advice(state.tracker, state.leases, state.lives, config.disconnect_threshold)
+        self.metrics = metrics
         self.touch = touch
         self._wall = wall
         self._moment: list[Change] | None = None
-        self._swept = 0.0
+        self.swept = 0.0
+        self._marks = state.tracker.marks
+        self._targets = state.tracker.targets
+        self.pauses = Pauses(state, self.do)
+        self.tunnels = Tunnels(state, self.do, self.notify, self.free)
+        state.lives.timeout = config.tunnel_timeout
         state.tracker.proxy_expiry = config.proxy_expiry
+        state.tracker.share_targets(config.targets)
 
     def begin(self, now: float) -> None:
         """Begin to handle a message, at a moment."""
@@ -147,6 +160,11 @@ class Decisions:
         apply(self.state, change, moment.at, moment.wall)
         self._moment.append(change)
         self.made += 1
+
+    def do_all(self, made: Iterable[Change]) -> None:
+        """Make changes, one after the other."""
+        for change in made:
+            self.do(change)
 
     def take(self) -> list[Moment]:
         """Return the changes of the batch, and begin a new one."""
@@ -182,10 +200,12 @@ class Decisions:
             by: the administrator who asked for it, or None.
         """
         for waiter in list(session.parked.values()):
-            self._finish(waiter, ended=reason)
+            self.finish(waiter, ended=reason)
         freed = sorted(session.leases)
         for lease in freed:
-            self._free(session, lease, reason, by)
+            self.free(session, lease, reason, by)
+        if session.backoff is not None:
+            self.pauses.end_own(session, "session_ended")
         self.do(
             changes.SessionEnded(
                 session.token,
@@ -204,7 +224,7 @@ class Decisions:
             self.do(changes.SourceRemembered(session.id, *source_of(session), dropped))
         if session.live.watch is not None:
             self.noticed[session] = reason
-        self._drop_long_ended()  # here too: without anything tracked nothing is ever swept
+        self.drop_long_ended()  # here too: without anything tracked nothing is ever swept
         return freed
 
     def note_sign_of_life(self, session: Session) -> None:
@@ -212,163 +232,49 @@ class Decisions:
         if session.process is None:
             self.state.sessions.expect_heartbeat(session, self.now + self.config.heartbeat_ttl)
 
-    def remember(
-        self, session: Session, seq: int, frame: bytes, *, stored: bool, lease: int | None
-    ) -> None:
-        """Keep the reply of a request until its session is done with it.
-
-        Args:
-            session: whose.
-            seq: the number of the request.
-            frame: the reply.
-            stored: whether a restart must bring it back: the request has changed something.
-            lease: the lease that it grants, or None.
-        """
-        if stored:
-            done = list(session.live.done.ranges)
-            covered = session.covered()
-            self.do(changes.Replied(session.token, seq, frame, lease, done, covered))
-        else:
-            session.keep_refusal(seq, frame)
-
-    def acknowledge(self, session: Session, ranges: list[int]) -> None:
-        """Take in the numbers that a session is done with; the acquires among them are given up.
-
-        A number that would run again after a restart is stored at once: one that was refused, or
-        that has never come. The others wait for the session's next change.
-
-        Raises:
-            ProtocolError: `limit_exceeded`; then nothing has changed.
-        """
-        live = session.live
-        known = live.done.ranges
-        if ranges == known:
-            return
-        last = known[1] if known else 0
-        kept = len(session.replies) + len(live.repeatable)
-        if (  # nearly always: one range from 1 has grown by a few numbers
-            len(ranges) == 2
-            and ranges[0] == 1
-            and last < ranges[1] <= last + kept + 1
-            and (not known or (len(known) == 2 and known[0] == 1))
-        ):
-            live.done.ranges = ranges
-            unstored = not self._forget(session, range(last + 1, ranges[1] + 1))
-        else:
-            before = Done(known)
-            if not live.done.update(ranges, self.config.max_done_ranges):
-                return
-            every = {*session.replies, *live.repeatable, *live.refusals}
-            fresh = [seq for seq in every if seq in live.done and seq not in before]
-            unstored = live.done.size() - before.size() > len(fresh)
-            unstored = not self._forget(session, fresh) or unstored
-        if live.watch is not None and live.watch.seq in live.done:
-            live.watch = None
-        for seq in [seq for seq in session.parked if seq in live.done] if session.parked else ():
-            self._unpark(session.parked[seq])
-        covered = session.covered()
-        if unstored or len(covered) > _MOST_COVERED:
-            self._store_done(session, covered)
-
-    def _forget(self, session: Session, fresh: Sequence[int]) -> bool:
-        """Forget refusals and reads that are done.
-
-        Returns:
-            Whether none of the numbers would run again after a restart: each was a read, or its
-            reply is stored.
-        """
-        harmless = True
-        repeatable = session.live.repeatable
-        for seq in fresh:
-            if seq in repeatable:
-                repeatable.remove(seq)
-            elif seq not in session.replies:
-                session.drop_refusal(seq)
-                harmless = False
-        return harmless
-
-    def _store_done(self, session: Session, covered: list[int]) -> None:
-        self.do(changes.Acknowledged(session.token, list(session.live.done.ranges), covered))
-
-    # -- gossip -----------------------------------------------------------------------
-
-    def mention(self, session: Session, rows: Sequence[GossipRow]) -> None:
-        """Take in gossip that only moves expiries: `Tracker.unknown` has found nothing in it."""
-        self._count_gossip(session, rows)
-        self._mention(session, rows)
-
-    def track(self, session: Session, rows: Sequence[GossipRow]) -> int:
-        """Take in checked gossip; return how many proxies changed."""
-        self._count_gossip(session, rows)
-        tracker, tombstones = self.state.tracker, self.state.tombstones
-        if tombstones:
-            rows = [row for row in rows if not tombstones.keeps_away(row, self.now)]
-        rows = last_rows(rows)
-        changed = tracker.changed_by(rows)
-        if not changed:
-            if rows:
-                self._mention(session, rows)
-            return 0
-        for i, before in changed:
-            self._metrics.lowered_generations += (
-                before is not None and before.group == rows[i][1] and rows[i][2] < before.generation
-            )
-        mentions = tracker.mentions
-        self.do(
-            changes.Tracked(
-                mentions.last + 1,
-                session.id,
-                tracker.proxy_expiry,
-                rows,
-                [i if before is None else (i, *before) for i, before in changed],
-                mentions.left_by([row[0] for row in rows]),
-            )
-        )
-        self.topology_changed()
-        return len(changed)
-
-    def forget(self, name: str, by: Peer) -> Tombstone | None:
-        """Drop a proxy, and keep old gossip from bringing it back until its TTL has passed.
-
-        Returns:
-            Its tombstone; None when it is not tracked.
-        """
-        tracker, tombstones = self.state.tracker, self.state.tombstones
-        if tracker.get(name) is None:
-            return None
-        mention = tracker.mentions.of(name)
-        place = tracker.place(name)
-        until = self.now + mention.ttl
-        dropped = tombstones.too_many(name)
-        self.do(changes.Forgotten(name, *place, until, [mention.number], dropped, peer_of(by)))
-        self.topology_changed()
-        return tombstones.get(name)
-
-    def set_count(self, count: int) -> None:
-        """Set the connection count. It survives restarts until the configured count changes."""
-        before = self.state.tracker.connection_count
-        if count != before:
-            self.do(changes.CountSet(count, before))
-            self.topology_changed()
-
     # -- leases -----------------------------------------------------------------------
 
     def try_acquire(self, session: Session) -> int | None:
         """Grant a lease now, or refuse it while others wait."""
         if self.state.queue:
             self.serve_waiters()
-        return None if self.state.queue else self._try_grant(session)
+            if self.has_turn:
+                return None
+        return self._try_grant(session)
 
-    def refusal(self) -> str:
-        """Return why no lease is granted now: `waiters`, `budget` or `satisfied`."""
-        if self.state.queue:
+    @property
+    def has_turn(self) -> bool:
+        """Whether somebody waits whose session does not pause by itself."""
+        queue = self.state.queue
+        return bool(queue) and (not queue.aside or queue.first() is not None)
+
+    def refusal(self, session: Session | None = None) -> str:
+        """Return why no lease is granted now: `backoff`, `waiters`, `budget` or `satisfied`.
+
+        Args:
+            session: whose own pause counts too; None: that of the host only.
+        """
+        if self._backoff_wait(session) is not None:
+            return "backoff"
+        if self.has_turn:
             return "waiters"
-        return "satisfied" if self._budget_wait() is None else "budget"
+        return "satisfied" if self.budget_wait() is None else "budget"
 
-    def retry_after(self) -> float | None:
-        """Return the seconds after which the dial budget has a token for one more, or None."""
-        wait = self._budget_wait()
-        return None if wait is None else wait + len(self.state.queue) / self.state.budget.rate
+    def retry_after(self, session: Session | None = None) -> float | None:
+        """Return the seconds after which a pause or the dial budget allows one more, or None."""
+        wait = self.budget_wait()
+        if wait is not None:
+            wait += len(self.state.queue) / self.state.budget.rate
+        pause = self._backoff_wait(session)
+        return wait if pause is None else max(pause, wait or 0.0)
+
+    def _backoff_wait(self, session: Session | None) -> float | None:
+        """Return the seconds for which a pause refuses what rule 6 would grant, or None."""
+        if self.state.backoff.pause is None and (session is None or session.backoff is None):
+            return None
+        until = self.pauses.held_until(session, self.now)
+        wanted = self.state.tracker.bootstrap or self.state.tracker.need
+        return None if until is None or not wanted else until - self.now
 
     def claim_by(self, lease: int) -> float | None:
         """Return when a lease in flight is taken back, or None for never."""
@@ -386,9 +292,12 @@ class Decisions:
         """Grant leases to waiters, in their turn by rule 13, for as long as the rules allow."""
         while (waiter := self.state.queue.first()) is not None:
             lease = self._try_grant(waiter.session)
-            if lease is None:
+            if lease is not None:
+                self.finish(waiter, lease)
+            elif waiter.session.backoff is None or not self.pauses.set_aside(
+                waiter.session, self.now
+            ):
                 return
-            self._finish(waiter, lease)
 
     def claim(
         self, session: Session, lease: int, principals: list[str]
@@ -407,18 +316,101 @@ class Decisions:
         if name is None:
             return None, "no_name"
         chance = self._chance_of_missing()
-        if tracker.holder(name) is not None:
+        aimed = lease in self._targets.aims
+        if aimed:
+            reached = self._targets.aims[lease].name == name
+            self.metrics.aims["reached" if reached else "missed"] += 1
+            self.do_all(aiming.meet(tracker, lease, name, self.now))
+        if not tracker.is_available(name):
             self._note_duplicate(name, chance)
+            session.live.looked = tuple(each for each in session.live.looked if each != name)
+            if not aimed:
+                self.luck.met(name, chance, self.now)
+            if self.state.backoff.pause is not None or session.backoff is not None:
+                self.pauses.end_by(session, "held")
             return name, "held"
         self._claim(session, lease, name, principals, chance)
+        if not aimed:
+            self.luck.claimed()
+        if self.state.backoff.pause is not None or session.backoff is not None:
+            self.pauses.claimed(session, lease)
         return name, None
+
+    def look(self, session: Session, principals: list[str]) -> tuple[str | None, bool]:
+        """Return the name that principals mean, and whether a claim of it would fail (rule 10).
+
+        A dial may end for that reason, without a claim; its release says so.
+        """
+        tracker, live = self.state.tracker, session.live
+        name = tracker.resolve(principals)
+        if name is None or tracker.is_available(name):
+            return name, False
+        live.looked = (*live.looked[1 - MOST_LOOKED :], name)
+        return name, True
+
+    def hint(self) -> Hint | None:
+        """Return what the last dials of the host say of the load balancer, or None."""
+        return self.luck.hint(self._known, self.now)
 
     def release(self, session: Session, lease: int) -> bool:
         """Release a lease; return whether this session owned it."""
         if lease not in session.leases:
             return False
-        self._free(session, lease, "asked")
+        self.free(session, lease, "asked")
         return True
+
+    def retire(self, session: Session, lease: int) -> bool | None:
+        """Mark the proxy that a lease holds as terminating, by rule 15.
+
+        Returns:
+            Whether this session owns the lease; None: it has claimed nothing.
+        """
+        if lease not in session.leases:
+            return False
+        name = self.state.tracker.lease_name(lease)
+        if name is None:
+            return None
+        self.mark(marking.retire(self.state.tracker, name, session.id))
+        return True
+
+    def offer(self, session: Session, lease: int) -> bool | None:
+        """Offer the proxy that a lease holds, by rule 20; the session offers no other lease.
+
+        Returns:
+            Whether this session owns the lease; None: it has claimed nothing.
+        """
+        if lease not in session.leases:
+            return False
+        name = self.state.tracker.lease_name(lease)
+        if name is None:
+            return None
+        if session.offered is None:
+            self.do(changes.Offered(lease, session.id, name))
+            if self._targets.by_name:
+                self.do_all(aiming.release(self.state.tracker, name, self.now))
+        return True
+
+    def end_offers(self) -> None:
+        """Release the offered leases that are not needed any more, and notify their sessions."""
+        for lease in self.state.tracker.replaced:
+            self._hand_over(lease)
+
+    def report(self, session: Session, lease: int, reason: str, retry_after: float | None) -> None:
+        """Take in how the dial of a lease ended; without effect when the session has it no more."""
+        if lease not in session.leases:
+            return
+        self.pauses.report(session, lease, reason, retry_after, self.now)
+        live = session.live
+        if reason == "held" and live.looked:  # without a claim, which has counted already
+            met, *looked = live.looked
+            live.looked = tuple(looked)
+            if lease not in self._targets.aims:
+                self.luck.met(met, self._chance_of_missing(), self.now)
+        if lease in self._targets.aims:
+            free = self.state.tracker.is_available(self._targets.aims[lease].name)
+            if reason != "held" or free:  # otherwise it may have met its own target
+                self.metrics.aims["missed"] += 1
+                self.do_all(aiming.fail(self.state.tracker, lease, self.now))
 
     def force_release(self, lease: int, by: Peer) -> tuple[Session, str | None] | None:
         """Take a lease back from its owner, and notify that session.
@@ -430,7 +422,7 @@ class Decisions:
         if held is None:
             return None
         name = self.state.tracker.lease_name(lease)
-        self._free(held.session, lease, "admin", by)
+        self.free(held.session, lease, "admin", by)
         self.notify(held.session, {"notice": "lease_revoked", "lease": lease})
         return held.session, name
 
@@ -440,104 +432,33 @@ class Decisions:
         name = tracker.resolve(principals)
         if name is None:
             return None, None
-        if tracker.holder(name) is not None:
+        if not tracker.is_available(name):
             self._note_duplicate(name)
             return None, name
         lease = self._grant(session, "adopt")
         self._claim(session, lease, name, principals)
         return lease, name
 
-    def give_up(self, session: Session, seq: int) -> bool:
-        """Cancel an earlier request: free what it was granted, and let it never run again."""
-        live = session.live
-        if seq in live.done:
-            return False
-        live.done.update([seq, seq], self.config.max_done_ranges)
-        waiter = session.parked.get(seq)
-        reply = session.replies.get(seq)
-        if waiter is not None:
-            self._unpark(waiter)
-        if reply is not None and reply.lease in session.leases:
-            self._free(session, reply.lease, "given_up")
-        session.drop_refusal(seq)
-        live.repeatable.discard(seq)
-        self._store_done(session, session.covered())
-        return True
+    # -- settings and starts ---------------------------------------------------------
 
-    # -- time -------------------------------------------------------------------------
-
-    def sweep(self, late: float = 0.0) -> list[Session]:
-        """Do everything that is due by now; return the silent sessions, which were ended.
-
-        Args:
-            late: seconds by which this sweep comes too late, because the daemon or the host did
-                not run. Heartbeats and claims of that time may still lie in the socket, so
-                what seems overdue gets more time, once: a lease all of `claim_timeout`, a
-                session as long as was lost, at least a second, at most its time to live.
-        """
-        now, state = self.now, self.state
-        self._swept = now
-        self._purge()
-        for waiter in state.queue.late(now):
-            self._finish(waiter)
-        silent = state.sessions.silent(now)
-        if late > 0:
-            more = min(max(late, _LEAST_MORE_SECONDS), self.config.heartbeat_ttl)
-            for session in silent:
-                if not session.live.overdue:
-                    session.live.overdue, session.live.deadline = True, now + more
-            silent = state.sessions.silent(now)
-        for session in silent:
-            self.end_session(session, "no_heartbeat")
-        if self.config.claim_timeout > 0:
-            self._expire_leases(now - self.config.claim_timeout, late=late > 0)
-        self._drop_long_ended()
-        past, past_groups = state.tombstones.past(now), state.tombstones.past_groups(now)
-        if past or past_groups:
-            self.do(changes.TombstonesDropped(past, past_groups))
-        surplus = self.advice.choose(now)
-        if surplus is not None:
-            notice = {"notice": "should_close", "lease": surplus}
-            self.advise(state.leases[surplus].session, notice)
-        return silent
-
-    def restart_timers(self) -> None:
-        """Give each silent session and each lease in flight its whole time again.
-
-        For when the daemon begins to serve, or can store changes again: what agents sent before
-        was not read or not served.
-        """
-        for session in self.state.sessions:
-            self.note_sign_of_life(session)
-        for lease in self.state.in_flight:
-            self.state.leases[lease].timed_from = self.now
-
-    def next_timer(self) -> float | None:
-        """Return when the next sweep will have something to do, or None."""
-        queue, state = self.state.queue, self.state
-        expiry = state.tracker.next_expiry
-        if expiry is not None and not queue:
-            expiry = max(expiry, self._swept + SWEEP_INTERVAL)
-        times = [
-            expiry,
-            queue.next_deadline(),
-            state.sessions.next_heartbeat(),
-            self.advice.due(),
-        ]
-        if queue and (wait := self._budget_wait()) is not None:
-            times.append(self.now + wait)
-        if self.config.claim_timeout > 0 and state.in_flight:
-            oldest = state.leases[next(iter(state.in_flight))].timed_from
-            times.append(oldest + self.config.claim_timeout)
-        return min((moment for moment in times if moment is not None), default=None)
+    def set_count(self, count: int) -> None:
+        """Set the connection count. It survives restarts until the configured count changes."""
+        before = self.state.tracker.connection_count
+        if count != before:
+            self.do(changes.CountSet(count, before))
+            self.topology_changed()
 
     def reconfigure(self, config: Config) -> None:
         """Take over a configuration that differs only in live settings."""
         before, self.config = self.config, config
         self.state.tracker.proxy_expiry = config.proxy_expiry
+        self.state.tracker.share_targets(config.targets)
         if config.connection_count != before.connection_count:
             self.set_count(config.connection_count)
             self.do(changes.Configured(config.connection_count))
+        self.advice.threshold = config.disconnect_threshold
+        if config.tunnel_timeout != before.tunnel_timeout:
+            self.state.lives.set_timeout(config.tunnel_timeout, self.now)
         if (config.dial_rate, config.dial_burst) != (before.dial_rate, before.dial_burst):
             self.state.budget.change(config.dial_rate, config.dial_burst, self.now)
             self.do(changes.DialSpent(*self.state.budget.level()))
@@ -597,51 +518,39 @@ class Decisions:
 
     # -- inside -----------------------------------------------------------------------
 
-    def _count_gossip(self, session: Session, rows: Sequence[GossipRow]) -> None:
-        session.live.gossip += 1
-        self._metrics.gossip_messages += 1
-        self._metrics.gossip_proxies += len(rows)
-
-    def _mention(self, session: Session, rows: Sequence[GossipRow]) -> None:
-        tracker = self.state.tracker
-        mentions = tracker.mentions
-        numbers: list[int] = []  # to renew, in one change: there may be as many TTLs as proxies
-        ttls: list[float] = []
-        for ttl, names in runs(rows):
-            used = tracker.ttl_used(ttl)
-            renewed = mentions.renewable(names)
-            if renewed is not None:
-                numbers.append(renewed.number)
-                ttls.append(used)
-                continue
-            self._renew(session, numbers, ttls)
-            numbers, ttls = [], []
-            number, leaves = mentions.last + 1, mentions.left_by(names)
-            self.do(changes.Mentioned(number, session.id, used, names, leaves))
-        self._renew(session, numbers, ttls)
-
-    def _renew(self, session: Session, numbers: list[int], ttls: list[float]) -> None:
-        if len(numbers) == 1:
-            self.do(changes.Renewed(numbers[0], session.id, ttls[0]))
-        elif numbers:
-            self.do(changes.RenewedEach(numbers, session.id, ttls))
-
     def topology_changed(self) -> None:
         """Restart the wait after which connections are advised to close."""
         self.advice.changed(self.now)
 
-    def _purge(self) -> None:
+    def purge(self) -> None:
         """Drop the proxies that have expired."""
         tracker = self.state.tracker
         expiry = tracker.next_expiry
-        if expiry is None or expiry >= self.now:
-            return
-        while names := tracker.mentions.due(self.now, _MOST_EXPIRED):
-            rows = [(name, *tracker.place(name)) for name in names]
-            self.do(changes.Expired(rows, tracker.mentions.left_by(names)))
-        self.topology_changed()
+        if expiry is not None and expiry < self.now:
+            while names := tracker.mentions.due(self.now, _MOST_EXPIRED):
+                rows = [(name, *tracker.place(name)) for name in names]
+                self.mark(marking.unmark(tracker, names))
+                self.do_all(aiming.forget(tracker, names))
+                self.do(changes.Expired(rows, tracker.mentions.left_by(names)))
+            self.topology_changed()
+        if self._marks.ends and (ended := self._marks.due(self.now)):
+            self.mark(marking.mark(tracker, ended, None))
+        if self.flips.waiting:
+            words = self.flips.take_due(self.now)
+            for change in marking.mark_late(tracker, words, self.now):
+                self.mark(change)
+        if self._targets.ends:
+            self.do_all(aiming.end_holds(tracker, self.now))
 
-    def _budget_wait(self) -> float | None:
+    def mark(self, change: changes.Marked | None) -> None:
+        """Make a change of marks, or none."""
+        if change is not None:
+            self.do(change)
+            if change.flipped:
+                self.flips.note([name for name, _ in change.flipped], self.now)
+                self.topology_changed()
+
+    def budget_wait(self) -> float | None:
         """Return the seconds until the next token when only the budget refuses; otherwise None."""
         tracker, budget = self.state.tracker, self.state.budget
         if not budget.limited or not (tracker.bootstrap or tracker.need):
@@ -649,60 +558,96 @@ class Decisions:
         return budget.wait(self.now) or None
 
     def _try_grant(self, session: Session) -> int | None:
-        self._purge()
+        self.purge()
         tracker, budget = self.state.tracker, self.state.budget
         bootstrap = tracker.bootstrap
         if not bootstrap and not tracker.need:
+            return None
+        pauses = self.state.backoff.pause is not None or session.backoff is not None
+        if pauses and self.pauses.held_until(session, self.now) is not None:
             return None
         if budget.limited:
             if budget.wait(self.now):
                 return None
             self.do(changes.DialSpent(budget.tokens(self.now) - 1.0, self.now))
-        return self._grant(session, "bootstrap" if bootstrap else "need")
+        lease = self._grant(session, "bootstrap" if bootstrap else "need")
+        if self._targets.by_name:
+            self.do_all(aiming.grant(tracker, lease, session.peer.uid))
+        if pauses:
+            self.pauses.granted(session, lease, self.now)
+        return lease
 
     def _grant(self, session: Session, reason: str) -> int:
         lease = self.state.tracker.last_lease + 1
         self.do(changes.Granted(lease, session.token, session.id, reason))
         return lease
 
+    @property
+    def _known(self) -> int:
+        """How many proxies a load balancer may send to: those that are tracked or claimed."""
+        tracker = self.state.tracker
+        return tracker.tracked_count + tracker.claimed_count - tracker.claimed_desired_count
+
     def _chance_of_missing(self) -> float:
-        """Return the share of the known proxies that are desired and missing.
+        """Return the share of the known proxies that are desired, and missing or offered.
 
         A claimed proxy that is not desired may be tracked as well; then it counts twice, and the
         share is a little too small. So nothing is suspected for that.
         """
-        tracker = self.state.tracker
-        known = tracker.tracked_count + tracker.claimed_count - tracker.claimed_desired_count
+        tracker, known = self.state.tracker, self._known
         missing = tracker.desired_count - tracker.claimed_desired_count
-        return missing / known if known else 0.0
+        return (missing + tracker.offered_desired_count) / known if known else 0.0
 
     def _claim(
         self, session: Session, lease: int, name: str, principals: list[str], chance: float = 0.0
     ) -> None:
+        offered = self.state.tracker.holder(name)
+        if offered is not None:
+            self._hand_over(offered)
+        if self._marks.by_name:
+            self.mark(marking.end_hold(self.state.tracker, name, session.id))
+        if self._targets.by_name:
+            self.do_all(aiming.claim(self.state.tracker, name))
         self.do(changes.Claimed(lease, session.id, name, principals[:MOST_ALIASES]))
         self.recent.append(RecentClaim(self.now, name, False, chance))
+        self.advice.changed(self.now)
 
     def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
         """Count a dial that reached a proxy which another lease holds."""
-        self._metrics.duplicates += 1
+        self.metrics.duplicates += 1
         self.recent.append(RecentClaim(self.now, name, True, chance))
 
-    def _free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
+    def free(self, session: Session, lease: int, cause: str, by: Peer | None = None) -> None:
+        """Take a lease back from a session, for a cause, and do what its end brings."""
         name = self.state.tracker.lease_name(lease)
         self.do(changes.Released(lease, session.id, name, cause, peer_of(by)))
+        if name is not None:
+            self.advice.changed(self.now)
+        if self._marks.by_name and name is not None:
+            self.mark(marking.begin_hold(self.state.tracker, name, self.now, session.id))
+        if self._targets.by_name and name is not None:
+            self.do_all(aiming.release(self.state.tracker, name, self.now))
+        if self.state.backoff.pause is not None or session.backoff is not None:
+            self.pauses.released(session, lease)
 
-    def _drop_long_ended(self) -> None:
+    def _hand_over(self, lease: int) -> None:
+        """Release an offered lease, and notify its session: its tunnel has been replaced."""
+        session = self.state.leases[lease].session
+        self.free(session, lease, "handed_over")
+        notice = {"notice": "lease_revoked", "lease": lease, "cause": "handed_over"}
+        self.notify(session, notice)
+
+    def drop_long_ended(self) -> None:
+        """Forget the sessions that ended some minutes ago."""
         if gone := self.state.sessions.long_ended(self.now):
             self.do(changes.EndedDropped(gone))
 
-    def _finish(
-        self, waiter: Waiter, lease: int | None = None, *, ended: str | None = None
-    ) -> None:
+    def finish(self, waiter: Waiter, lease: int | None = None, *, ended: str | None = None) -> None:
         """End a wait: with a lease, because its deadline has passed, or with its session."""
-        route = self._unpark(waiter, served=lease is not None)
+        route = self.unpark(waiter, served=lease is not None)
         self.finished.append(Finished(waiter.session, waiter.seq, route, lease, ended))
 
-    def _unpark(self, waiter: Waiter, *, served: bool = False) -> bytes | None:
+    def unpark(self, waiter: Waiter, *, served: bool = False) -> bytes | None:
         """Take a waiter out of the queue; return its connection, or None when it has none."""
         session, seq = waiter.session, waiter.seq
         route = session.live.routes.pop(seq, None)
@@ -710,22 +655,6 @@ class Decisions:
             self.left.append((session.token, seq, route))
         self.do(changes.Unparked(session.token, seq, served))
         return route
-
-    def _expire_leases(self, before: float, *, late: bool) -> None:
-        state = self.state
-        while state.in_flight:
-            lease = next(iter(state.in_flight))
-            held = state.leases[lease]
-            if held.timed_from >= before:
-                return
-            if late and not held.overdue:  # its claim may lie in the socket
-                held.overdue, held.timed_from = True, self.now
-                state.in_flight.move_to_end(lease)
-                continue
-            session = held.session
-            self.do(changes.ClaimTimedOut(session.token, lease))
-            self._free(session, lease, "claim_timeout")
-            self.notify(session, {"notice": "lease_expired", "lease": lease})
 
 
 def peer_of(peer: Peer | None) -> By:

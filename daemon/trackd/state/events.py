@@ -25,6 +25,10 @@ def count_events(change: Change) -> int:
             return len(change.changed)
         case changes.Expired() | changes.GroupForgotten():
             return len(change.rows)
+        case changes.Marked():
+            return len(change.flipped)
+        case changes.Addressed():
+            return len(change.changed)
         case changes.EpochBegan():
             return 1 + (change.before not in (None, change.connections))
         case _:
@@ -114,6 +118,58 @@ def derive_events(change: Change) -> Iterator[Event]:
                     **_act_of(change.by),
                 },
             )
+        case changes.Marked():
+            for name, terminating in change.flipped:
+                fields = {"name": name, "terminating": terminating, "session": change.by}
+                yield "proxy_marked", fields
+        case changes.Addressed():
+            for name, address in change.changed:
+                yield (
+                    "proxy_addressed",
+                    {"name": name, "address": address, "session": change.by},
+                )
+        case changes.DialFailed():
+            yield (
+                "dial_failed",
+                {
+                    "lease": change.lease,
+                    "session": change.number,
+                    "reason": change.reason,
+                    **_retry_after_of(change),
+                },
+            )
+        case changes.Paused():
+            yield (
+                "dials_paused",
+                {
+                    "scope": _scope_of(change),
+                    "session": change.number,
+                    "reason": change.reason,
+                    "failures": change.failures,
+                    "until": change.until,
+                    **_retry_after_of(change),
+                },
+            )
+        case changes.Resumed():
+            yield (
+                "dials_resumed",
+                {
+                    "scope": _scope_of(change),
+                    "session": change.number,
+                    "why": change.why,
+                    **_act_of(change.by),
+                },
+            )
+        case changes.LeaseStale():
+            yield (
+                "lease_stale",
+                {"lease": change.lease, "session": change.number, "name": change.name},
+            )
+        case changes.Offered():
+            yield (
+                "lease_offered",
+                {"lease": change.lease, "session": change.number, "name": change.name},
+            )
         case changes.CountSet():
             yield "connection_count", {"count": change.connections, "before": change.before}
         case changes.EpochBegan():
@@ -139,6 +195,14 @@ def _events_of_gossip(change: changes.Tracked) -> Iterator[Event]:
             yield "proxy_changed", {**place, **old, "session": change.by}
 
 
+def _scope_of(change: changes.Paused | changes.Resumed) -> str:
+    return "host" if change.token is None else "session"
+
+
+def _retry_after_of(change: changes.DialFailed | changes.Paused) -> dict[str, Any]:
+    return {} if change.retry_after is None else {"retry_after": change.retry_after}
+
+
 def _act_of(by: By) -> dict[str, Any]:
     """Return the fields of an event that name the administrator, or none."""
     return {} if by is None else {"by_uid": by[0], "by_pid": by[1]}
@@ -153,5 +217,10 @@ _ONE = frozenset(
         changes.Released,
         changes.Forgotten,
         changes.CountSet,
+        changes.DialFailed,
+        changes.Paused,
+        changes.Resumed,
+        changes.LeaseStale,
+        changes.Offered,
     }
 )

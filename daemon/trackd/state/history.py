@@ -34,6 +34,8 @@ _SHARES: Final = {
     "session_ended": 1,
     "proxy_tracked": 2,
     "proxy_changed": 2,
+    "proxy_marked": 2,
+    "proxy_addressed": 2,
     "proxy_expired": 2,
 }
 _SHARE_COUNT: Final = 3

@@ -12,8 +12,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from trackd.rules.backoff import Backoff, Pause
+from trackd.rules.marks import Mark
+from trackd.rules.registry import Place
+from trackd.rules.targets import UNPROVEN, Address, Aim, Trust
 from trackd.rules.tombstones import GroupTombstone
-from trackd.rules.tracker import Place
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
 from trackd.state.apply import NO_LABELS, apply
@@ -43,12 +46,18 @@ def row_of(state: State, key: Key) -> Any:
             if held is None:
                 return None
             claimed = state.tracker.lease_name(name)
-            return [held.session.token, claimed, held.granted, held.wall, held.principals]
+            row = [held.session.token, claimed, held.granted, held.wall, held.principals]
+            more = _more_of_lease(state, name)
+            return [*row, more] if more else row
         case "mention":
             mention = state.tracker.mentions.by_number.get(name)
             return None if mention is None else [mention.expiry, mention.ttl, mention.by]
         case "names":
             return _names_row(state, name)
+        case "mark":
+            return state.tracker.marks.by_name.get(name)
+        case "address":
+            return state.tracker.targets.by_name.get(name)
         case "tombstone":
             return state.tombstones.get(name)
         case "group_tombstone":
@@ -57,6 +66,9 @@ def row_of(state: State, key: Key) -> Any:
             return state.sources.get(name)
         case "ended":
             return state.sessions.ended.get(name)
+        case "pause":
+            session = state.paused.get(name)
+            return None if session is None or session.backoff is None else session.backoff.pause
         case "history":
             return state.history.chunk(name)
         case "meta":
@@ -86,6 +98,15 @@ def _session_row(session: Session) -> list[Any]:
     ]
 
 
+def _more_of_lease(state: State, lease: int) -> dict[str, Any]:
+    """Return what few leases have, by its name."""
+    life, aim = state.lives.by_lease.get(lease), state.tracker.targets.aims.get(lease)
+    more: dict[str, Any] = {} if life is None else {"reports": True, "stale": life.stale}
+    if aim is not None:
+        more["aim"] = aim
+    return {**more, "offered": True} if state.tracker.is_offered(lease) else more
+
+
 def _names_row(state: State, number: int) -> Any:
     """Return the living names of a mention with their places: runs of group, generation, names."""
     mentions = state.tracker.mentions
@@ -99,7 +120,7 @@ def _names_row(state: State, number: int) -> Any:
 
 
 def _meta(state: State) -> dict[str, Any]:
-    return {
+    meta = {
         "revision": state.revision,
         "epoch": state.epoch,
         "tracker_id": state.tracker_id,
@@ -111,6 +132,11 @@ def _meta(state: State) -> dict[str, Any]:
         "budget": state.budget.level(),
         "last_served": state.queue.last_served,
     }
+    if state.reports_outcomes:
+        meta["outcomes"], meta["pause"] = True, state.backoff.pause
+    if state.tracker.targets.trust != UNPROVEN:
+        meta["trust"] = state.tracker.targets.trust
+    return meta
 
 
 def restore(
@@ -134,7 +160,9 @@ def restore(
     for packed in batches:
         _replay(state, unpack(packed), touch)
     for session in state.sessions:
-        session.live.done = Done(session.done.ranges)
+        live = session.live
+        live.done = Done(session.done.ranges)
+        live.covered = [seq for seq in session.replies if seq in live.done]
 
 
 def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
@@ -148,6 +176,9 @@ def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     _load_proxies(state, rows_of)
     for token, ended in sorted(rows_of("ended"), key=lambda row: row[1][1]):
         state.sessions.ended[token] = Ended(*ended)
+    for token, row in rows_of("pause"):
+        session = state.paused[token] = state.sessions.by_token[token]
+        session.backoff = Backoff(_pause_from(row))
     _load_history(state, rows_of, touch)
     if not meta:
         return
@@ -159,6 +190,13 @@ def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
     state.sessions.last_id = meta["last_session"]
     state.queue.last_served = meta["last_served"]
     state.budget.restore(*meta["budget"])
+    state.reports_outcomes = meta.get("outcomes", False)
+    state.backoff.pause = _pause_from(meta.get("pause"))
+    state.tracker.targets.trust = Trust(*meta.get("trust", UNPROVEN))
+
+
+def _pause_from(row: Sequence[Any] | None) -> Pause | None:
+    return None if row is None else Pause(*row)
 
 
 def _load_history(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
@@ -204,33 +242,52 @@ def _load_queue(state: State) -> None:
 
 def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
     claimed: dict[int, str | None] = {}
-    for lease, (token, name, granted, wall, principals) in sorted(rows_of("lease")):
+    offered: list[int] = []
+    aims: dict[int, Aim] = {}
+    rows = sorted(rows_of("lease"), key=itemgetter(0))
+    for lease, (token, name, granted, wall, principals, *rest) in rows:
         session = state.sessions.by_token[token]
         session.leases.add(lease)
         session.use.leases += 1
         state.leases[lease] = Lease(session, granted, wall, principals, granted)
         claimed[lease] = name
+        more = rest[0] if rest else {}
+        if more.get("reports"):
+            state.lives.begin(lease, stale=more["stale"])
+        if more.get("offered"):
+            session.offered = lease
+            offered.append(lease)
         if name is None:
             state.in_flight[lease] = None
+        if "aim" in more:
+            aims[lease] = Aim(*more["aim"])
     state.tracker.restore(
         proxies=(),
         leases=claimed,
         last_lease=meta.get("last_lease", 0),
         connection_count=meta.get("connection_count", 0),
+        offered=offered,
     )
+    for lease, aimed in aims.items():
+        state.tracker.aim(lease, aimed)
 
 
 def _load_proxies(state: State, rows_of: RowsOf) -> None:
     tracker = state.tracker
+    for name, mark in rows_of("mark"):
+        tracker.mark(name, Mark(*mark))
     mentioned = dict(rows_of("mention"))
     for number, found in sorted(rows_of("names"), key=itemgetter(0)):
         expiry, ttl, by = mentioned[number]
         for group, generation, names in found:
             tracker.put([(name, group, generation, None) for name in names])
-            tracker.note_source(names[0], by)
+            for name in names if tracker.marks.by_name else names[:1]:  # of each cohort one
+                tracker.note_source(name, by)
         tracker.mentions.add(
             number, [name for _, _, names in found for name in names], expiry, ttl, by
         )
+    for name, address in rows_of("address"):
+        tracker.put_address(name, Address(*address))
     for name, (group, generation, until) in sorted(rows_of("tombstone"), key=lambda row: row[1][2]):
         state.tombstones.add(name, Place(group, generation), until)
     for group, row in sorted(rows_of("group_tombstone"), key=lambda row: row[1][2]):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from trackd.rules.backoff import Backoff
 from trackd.rules.budget import Budget
+from trackd.rules.liveness import Lives
 from trackd.rules.tombstones import Tombstones
 from trackd.rules.tracker import Tracker
 from trackd.sessions.queue import Queue
-from trackd.sessions.sessions import Lease, Sessions
+from trackd.sessions.sessions import Lease, Session, Sessions
 from trackd.state.history import History
 from trackd.state.sources import Sources
 
@@ -24,10 +26,14 @@ class State:
         sessions: the open sessions, and those that ended recently.
         queue: the acquires that wait.
         leases: who owns which lease.
+        lives: the leases that have reported, and what their reports say.
         in_flight: the leases that have not claimed, the oldest grant first.
         tombstones: of the proxies that an administrator had forgotten.
         sources: sessions that gossiped and have ended.
         budget: how many dials may begin.
+        backoff: the pause of the host after failed dials.
+        paused: the sessions with a pause of their own, by token.
+        reports_outcomes: whether anybody has ever reported how a dial failed.
         history: the last events.
         revision: that of the last event; it counts over restarts.
         epoch: the starts of the daemon with this state.
@@ -57,13 +63,18 @@ class State:
         """
         # Nothing here reads a clock: each change brings its time.
         self.tracker = Tracker(cluster_name)
+        self.tracker.watch_groups()
         self.sessions = Sessions()
         self.queue = Queue()
         self.leases: dict[int, Lease] = {}
+        self.lives = Lives()
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.tombstones = Tombstones()
         self.sources = Sources()
         self.budget = Budget(dial_rate, dial_burst)
+        self.backoff = Backoff()
+        self.paused: dict[bytes, Session] = {}
+        self.reports_outcomes = False
         self.history = History(history, history_age)
         self.revision = 0
         self.epoch = 0

@@ -39,12 +39,15 @@ _CUT_PAGES = 16
 
 #: Writes a row: kind, key, generation, sealed value.
 WRITE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)"
-#: Writes that a thing is gone, unless no row has ever said that it was there: most things come and
-#: go between two checkpoints.
+#: Writes that a thing is gone, unless no row has ever said that it was there.
 _WRITE_GONE: Final = (
     "INSERT OR REPLACE INTO state SELECT ?1, ?2, ?3, NULL"
     " WHERE EXISTS (SELECT 1 FROM state WHERE kind = ?1 AND key = ?2)"
 )
+
+#: Kinds of things that mostly come and go between two checkpoints. Those that did are known without
+#: a look into the file, since they are touched before they come.
+_BRIEF: Final = frozenset({"lease", "reply"})
 
 RowOf = Callable[[Key], Any]
 
@@ -73,8 +76,10 @@ class Checkpoint:
         self._generation, self.base = db.execute("SELECT generation, base FROM head").fetchone()
         self.last_row: int = self.base
         self._careful = False  # the last step failed: none may be large
-        self._dirty: dict[Key, None] = {}  # edited since the base, or since the next one
-        self._todo: dict[Key, None] = {}  # of the checkpoint under way: not written yet
+        self._alone = False  # no process before has left rows of no valid generation
+        # Edited since the base, or since the next one; whether it is known to be new since then.
+        self._dirty: dict[Key, bool] = {}
+        self._todo: dict[Key, bool] = {}  # of the checkpoint under way: not written yet
         self._aside: dict[Key, bytes | None] = {}  # of these, values at its base
         self._next_base: int | None = None
         self._old: list[Key] = []  # rows of generations before are to be deleted
@@ -122,7 +127,8 @@ class Checkpoint:
 
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited."""
-        self._dirty[key] = None
+        if key not in self._dirty:
+            self._dirty[key] = self._alone and key[0] in _BRIEF and self._row_of(key) is None
         if key in self._todo and key not in self._aside:
             self._aside[key] = self._packed(key)
 
@@ -187,25 +193,27 @@ class Checkpoint:
 
     def _write(self, stop: float) -> None:
         """Write things that were edited before the new base began."""
-        taken: list[Key] = []
+        taken: dict[Key, bool] = {}
         written: list[Key] = []
         generation = self._generation + 1
         try:
             with transaction(self.db):
                 while self._todo:
-                    key, _ = self._todo.popitem()
-                    taken.append(key)
+                    key, new = self._todo.popitem()
+                    taken[key] = new
                     sealed = self._aside[key] if key in self._aside else self._packed(key)
-                    place = (key[0], pack(key[1]), generation)
                     if sealed is not None:
-                        self.db.execute(WRITE, (*place, sealed))
+                        row = (key[0], pack(key[1]), generation, sealed)
+                        self.db.execute(WRITE, row)
                         written.append(key)
-                    elif self.db.execute(_WRITE_GONE, place).rowcount:
-                        written.append(key)
+                    elif not new:
+                        gone = (key[0], pack(key[1]), generation)
+                        if self.db.execute(_WRITE_GONE, gone).rowcount:
+                            written.append(key)
                     if len(taken) % _STEP_ROWS == 0 and time.perf_counter() >= stop:
                         break
         except BaseException:
-            self._todo.update(dict.fromkeys(taken))
+            self._todo.update(taken)
             raise
         for key in taken:
             self._aside.pop(key, None)
@@ -221,6 +229,7 @@ class Checkpoint:
         self._generation += 1
         self.base, self._next_base = self._next_base, None
         self._careful = False
+        self._alone = True  # those that were left are written over
 
     def _tidy(self, stop: float) -> None:
         """Delete what the checkpoint supersedes: its older rows, and the journal up to the base."""

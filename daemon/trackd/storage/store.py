@@ -48,7 +48,8 @@ log = logging.getLogger("trackd.store")
 
 #: Marks the file as trackd's ("trkd"); a file with another mark is set aside.
 _APPLICATION_ID = 0x74726B64
-_VERSION: Final = 2
+#: 3 has the tables of 2, and more kinds of changes.
+_VERSION: Final = 3
 #: Pages of the WAL that SQLite copies back at once: less than a millisecond's work; and bytes to
 #: which its file is cut down after a large commit.
 _WAL_PAGES = 200
@@ -375,9 +376,15 @@ class Store:
         if application != _APPLICATION_ID:  # otherwise write nothing: the disk may be full
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         boot = pack(self._boot_id)
-        if version < _VERSION:
+        if version == 2:
+            db.execute("BEGIN")
+            db.execute("UPDATE head SET version = ?", (_VERSION,))
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+            db.execute("COMMIT")
+        elif version < _VERSION:
             self._migrate(db, boot, version)
-        elif db.execute("SELECT boot FROM head").fetchone() != (boot,):
+            return
+        if db.execute("SELECT boot FROM head").fetchone() != (boot,):
             db.execute("BEGIN")
             db.execute("DELETE FROM journal")
             db.execute("DELETE FROM state")

@@ -16,9 +16,13 @@ from trackd_client import results
 from trackd_client.results import (
     Explanation,
     Group,
+    Hint,
     LeaseRow,
+    Outcomes,
+    Pause,
     ProxyExplanation,
     ProxyRow,
+    ProxyTarget,
     RecentClaims,
     Reload,
     Result,
@@ -27,6 +31,7 @@ from trackd_client.results import (
     Source,
     Status,
     Tombstone,
+    Tunnels,
     UserUsage,
 )
 
@@ -118,7 +123,8 @@ def tables(section: str) -> list[list[list[str]]]:
     ],
 )
 def test_a_row_has_the_fields_and_types_of_the_document(kind: type[Result], section: str) -> None:
-    assert kind.__annotations__ == documented(kind, table(section))
+    optional = {"pause": "Pause | None"} if kind is SessionRow else {}
+    assert kind.__annotations__ == {**documented(kind, table(section)), **optional}
 
 
 def test_a_status_has_the_fields_and_types_of_the_document() -> None:
@@ -126,7 +132,12 @@ def test_a_status_has_the_fields_and_types_of_the_document() -> None:
     assert Status.__annotations__ == {
         "revision": "int",
         **documented(Status, table("status")),
+        "claimed_terminating": "int",
+        "offered": "int",
         "http_problem": "str | None",
+        "pause": "Pause | None",
+        "paused_sessions": "int",
+        "tunnels": "Tunnels | None",
     }
 
 
@@ -139,7 +150,12 @@ def test_an_explanation_has_the_fields_and_types_of_the_document() -> None:
         "revision": "int",
         **{field: Status.__annotations__[field] for field in shared},
         **documented(Explanation, about_leases),
+        "claimed_terminating": "int",
+        "offered": "int",
+        "hint": "Hint | None",
         "retry_after": "float | None",
+        "pause": "Pause | None",
+        "outcomes": "Outcomes | None",
     }
 
 
@@ -148,6 +164,9 @@ def test_the_explanation_of_a_proxy_has_the_fields_and_types_of_the_document() -
     assert ProxyExplanation.__annotations__ == {
         "revision": "int",
         **documented(ProxyExplanation, about_proxy),
+        "target": "ProxyTarget | None",
+        **{name: LeaseRow.__annotations__[name] for name in ("reported", "rtt", "stale")},
+        "offered": "bool",
     }
 
 
@@ -173,9 +192,29 @@ def test_a_map_in_a_field_has_the_fields_of_the_document(
     assert list(kind.__annotations__) == found
 
 
+def test_a_hint_has_the_fields_of_the_document() -> None:
+    told = sections()["explain"].partition("It has [`hint`]")[2].partition("\n\n")[0]
+    assert list(Hint.__annotations__) == re.findall(r"`(\w+)`", told)
+
+
 def test_what_a_user_uses_is_what_has_a_quota() -> None:
     quotas = [row[0].strip("`") for row in table("Quotas")]
     assert list(UserUsage.__annotations__) == ["uid", "exempt", *quotas]
+
+
+def test_the_target_of_a_proxy_has_the_fields_of_the_document() -> None:
+    told = sections()["explain"].partition("When its address is known")[2]
+    fields = set(ProxyTarget.__annotations__)
+    assert fields <= set(re.findall(r"(?<!\[)`(\w+)`", told))
+
+
+def test_a_pause_and_the_outcomes_have_the_fields_of_the_document() -> None:
+    told = sections()["A pause"].partition("is a map of")[2]
+    assert list(Pause.__annotations__) == re.findall(r"(?<!\[)`(\w+)`", told)
+    told = sections()["status"].partition("has `tunnels`, a\nmap of")[2]
+    assert list(Tunnels.__annotations__) == re.findall(r"`(\w+)`", told)
+    told = sections()["explain"].partition("`outcomes`, a map of")[2].partition(": `claimed`")[0]
+    assert list(Outcomes.__annotations__) == re.findall(r"`(\w+)`", told)
 
 
 def test_a_source_has_the_fields_of_the_document() -> None:
@@ -188,7 +227,11 @@ def test_the_fields_of_a_message_are_attributes_of_the_annotated_types(
     kind: type[Result], fields: dict[str, Any]
 ) -> None:
     missing = set(kind.__annotations__) - set(fields)
-    assert missing <= {"http_problem", "retry_after"}
+    assert missing <= {
+        *("claimed_terminating", "http_problem", "outcomes", "pause", "paused_sessions"),
+        *("offered", "retry_after", "terminating", "tunnels", "reported", "rtt", "stale"),
+        *("address", "hint", "target"),
+    }
     assert set(fields) <= set(kind.__annotations__)
     check(kind(fields))
 

@@ -79,9 +79,10 @@ def marked_tests(paths: Iterable[Path]) -> dict[int, list[str]]:
 TESTED = marked_tests(sorted((REPOSITORY / "tests").rglob("test_*.py")))
 
 
-def test_the_rules_are_numbered_without_a_gap() -> None:
+def test_the_rules_are_numbered_without_a_gap_but_for_those_to_come() -> None:
     numbers = rules(DOCUMENT)
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == sorted(set(numbers))
+    assert set(range(1, max(numbers) + 1)) - set(numbers) <= {19}
     assert len(numbers) >= 14
 
 
@@ -144,7 +145,8 @@ EXAMPLES = [(heading, block) for heading, block in BLOCKS if block.startswith(">
 
 def test_every_rule_of_the_tracker_has_an_example() -> None:
     shown = {heading for heading, _ in EXAMPLES}
-    assert {number for heading in shown for number in cited(heading)} == {*range(1, 13), 14}
+    every = {*range(1, 13), 14, 15, 16, 20}
+    assert {number for heading in shown for number in cited(heading)} == every
 
 
 @pytest.mark.parametrize(("heading", "example"), EXAMPLES, ids=[each for each, _ in EXAMPLES])

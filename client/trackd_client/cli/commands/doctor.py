@@ -15,6 +15,7 @@ import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.cli import common, host_checks
+from trackd_client.cli.dial_checks import Address, AddressType, check_dial
 from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.host_checks import NOTE, OK, PROBLEM, Finding
 from trackd_client.cli.output.render import (
@@ -38,6 +39,7 @@ Examples:
   trackctl doctor
   sudo trackctl doctor            # sees more of the daemon's process
   trackctl --cluster example.com doctor --json | jq '.findings[].do'
+  trackctl doctor --dial balancer.example.com:443   # the way to the proxies
 
 \b
 Exit codes:
@@ -56,14 +58,31 @@ _CLOCK_SECONDS: Final = 2.0
 
 
 @click.command(epilog=_EPILOG)
+@click.option(
+    "--dial",
+    type=AddressType(),
+    metavar="HOST:PORT",
+    help="Dial the balancer, too: name, TCP, TLS, and how many proxies answer.",
+)
+@click.option(
+    "--dials",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How often, one after the other. Nothing is claimed.",
+)
 @common.json_option("Print JSON.")
 @click.pass_obj
-def doctor(options: common.Options, *, as_json: bool) -> None:
+def doctor(options: common.Options, *, dial: Address | None, dials: int, as_json: bool) -> None:
     """Say what is wrong between this user and the daemon.
 
-    Socket, permissions, groups, versions, units, clocks, limits, store, configuration.
+    Socket, permissions, groups, versions, units, clocks, limits, store, configuration; with
+    --dial the way to the proxies, too.
     """
     findings = check_everything(options)
+    if dial is not None:
+        findings += check_dial(dial, dials, _count_tracked(options))
     well = all(finding.level != PROBLEM for finding in findings)
     if as_json:
         rows = [finding._asdict() for finding in findings]
@@ -108,6 +127,15 @@ def check_everything(options: common.Options) -> list[Finding]:
             Finding("daemon", PROBLEM, escape(error), "look at its log: journalctl -u 'trackd@*'")
         )
     return findings
+
+
+def _count_tracked(options: common.Options) -> int | None:
+    """Return how many proxies the daemon knows; None: it does not answer, which is said already."""
+    try:
+        with options.make_tracker(Tracker, must_listen=True, name="trackctl doctor") as tracker:
+            return tracker.status().tracked
+    except TrackdError:
+        return None
 
 
 # -- what the daemon replies ------------------------------------------------------------------

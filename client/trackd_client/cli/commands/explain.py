@@ -15,7 +15,8 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import event_lines, listing
-from trackd_client.cli.output.event_lines import People
+from trackd_client.cli.output.event_lines import FAILURES, People
+from trackd_client.cli.output.gaps import BEGINNINGS
 from trackd_client.cli.output.render import (
     Cell,
     Page,
@@ -23,12 +24,19 @@ from trackd_client.cli.output.render import (
     format_duration,
     format_names,
     format_remaining,
+    format_rtt,
     format_value,
 )
-from trackd_client.cli.output.verdict import decide, describe_proxy, seconds_since_dial
+from trackd_client.cli.output.verdict import (
+    decide,
+    describe_pause,
+    describe_proxy,
+    seconds_since_dial,
+)
 from trackd_client.cli.text import escape
+from trackd_client.core.coverage import count_missing
 from trackd_client.core.event import Event
-from trackd_client.results import ProxyExplanation, Source
+from trackd_client.results import ProxyExplanation, ProxyTarget, Source
 
 _EPILOG = """\b
 Examples:
@@ -70,7 +78,7 @@ def explain(options: common.Options, *, proxy: str | None, as_json: bool) -> Non
 def _explain_leases(tracker: Tracker, *, as_json: bool) -> None:
     reply = tracker.explain()
     ago = None
-    if reply.target > reply.claimed_desired:
+    if count_missing(reply):
         ago = seconds_since_dial(tracker, tracker.status().revision)
     if as_json:
         texts = [sentence.text for sentence in write_sentences(reply, ago)]
@@ -118,10 +126,15 @@ def list_numbers(reply: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "target", f"{reply['target']:>6}  wanted connections"
     yield "claimed", f"{reply['claimed']:>6}  proxies that leases hold, desired or not"
     yield "claimed, desired", f"{reply['claimed_desired']:>6}  of them desired"
+    if terminating := reply.get("claimed_terminating"):
+        yield "terminating", f"{terminating:>6}  of them about to go, and so not desired"
+    if offered := reply.get("offered"):
+        yield "offered", f"{offered:>6}  of the claimed and desired: to be replaced"
     yield "in flight", f"{reply['inflight']:>6}  leases whose agents are dialling"
     yield "waiting", f"{reply['waiting']:>6}  queued requests for a lease"
     yield "missing", f"{reply['missing_count']:>6}  desired proxies that no lease holds"
-    sum_ = f"{reply['claimed_desired']} claimed and desired + {reply['inflight']} in flight"
+    less = f" - {offered} offered" if offered else ""
+    sum_ = f"{reply['claimed_desired']} claimed and desired{less} + {reply['inflight']} in flight"
     yield "need", f"{yes[reply['need']]:>6}  is target {reply['target']} > {sum_}?"
     first_dial = "needs 0 in flight, and 0 claimed or 0 tracked"
     yield "first-dial rule", f"{yes[reply['bootstrap']]:>6}  ({first_dial})"
@@ -134,8 +147,33 @@ def write_sentences(reply: dict[str, Any], since_dial: float | None = None) -> l
         reply: of the daemon.
         since_dial: as `seconds_since_dial` returns it.
     """
-    found = [decide(reply), *_explain_missing(reply, since_dial), *_explain_recent(reply)]
+    found = [
+        decide(reply),
+        *_explain_pause(reply),
+        *_explain_missing(reply, since_dial),
+        *_explain_recent(reply),
+        *_explain_outcomes(reply),
+    ]
     return [sentence for sentence in found if sentence.text]
+
+
+def _explain_pause(reply: dict[str, Any]) -> Iterator[Cell]:
+    pause = reply.get("pause")
+    if pause is not None:
+        left = reply.get("retry_after") if reply["reason"] == "backoff" else None
+        yield Cell(f"The pause of this host: {describe_pause(pause, left)}.", "yellow")
+
+
+def _explain_outcomes(reply: dict[str, Any]) -> Iterator[Cell]:
+    """Say how the last dials ended, the most frequent failure first."""
+    outcomes = reply.get("outcomes")
+    if outcomes is None:
+        return
+    ended = sorted(outcomes["ended"].items(), key=lambda each: (-each[1], each[0]))
+    failed = [f"{number} {FAILURES.get(how, how)}" for how, number in ended if how in FAILURES]
+    if failed:
+        dials = format_count(outcomes["dials"], "dial")
+        yield Cell(f"Of the last {dials}, {', '.join(failed)}.", "yellow")
 
 
 def _explain_missing(reply: dict[str, Any], since_dial: float | None) -> Iterator[Cell]:
@@ -175,7 +213,13 @@ def _explain_recent(reply: dict[str, Any]) -> Iterator[Cell]:
     )
     met = [f"{format_value(name)} ({times})" for name, times in recent["met"]]
     yield Cell(f"{text}: {', '.join(met)}.")
-    if reply["target"] <= reply["claimed_desired"] or not is_suspicious(recent):
+    if not count_missing(reply):
+        return
+    hint = reply.get("hint")
+    if hint is not None:
+        yield _explain_hint(hint)
+        return
+    if not is_suspicious(recent):
         return
     often, times = recent["met"][0]
     if times > _STICKY * claims:
@@ -190,6 +234,24 @@ def _explain_recent(reply: dict[str, Any]) -> Iterator[Cell]:
             " the load balancer does not know, cannot reach, or is draining.",
             "yellow",
         )
+
+
+def _explain_hint(hint: dict[str, Any]) -> Cell:
+    """Say what the last dials of the host show of the load balancer, as the daemon judges them."""
+    row = f"{hint['in_a_row']} dials in a row met a held proxy, the last ones"
+    if hint["balancer"] != "sticky":
+        return Cell(
+            f"{row} nearly all of these: look for missing proxies that are down, or that the load"
+            " balancer does not know, cannot reach, or is draining.",
+            "yellow",
+        )
+    names = format_names(hint["met"], hint["met_count"])
+    turns = ", a round robin that keeps step with the dials" if hint["met_count"] > 1 else ""
+    return Cell(
+        f"The load balancer is sticky: {row} only {names}. Look for affinity by source address"
+        f"{turns}, and for proxies that it does not know.",
+        "yellow",
+    )
 
 
 def is_suspicious(recent: dict[str, Any]) -> bool:
@@ -219,11 +281,16 @@ def show_proxy(reply: ProxyExplanation, events: list[Event], tracker: Tracker, p
     title = page.paint(format_value(reply.meant or reply.name), "bold")
     verdict = describe_proxy(reply)
     page.line(f"{title}  {page.paint(verdict.text, verdict.style)}")
-    page.pairs(_list_details(reply, people, tracker))
+    page.pairs(_list_details(reply, events, people, tracker))
     if events:
         page.line()
     for event in events:
         page.line(event_lines.format_line(event, people, page))
+
+
+def find_last_end(events: list[Event]) -> Event | None:
+    """Return from when on a proxy without a tunnel has had none, if its events say that."""
+    return next((event for event in reversed(events) if event.kind in BEGINNINGS), None)
 
 
 def describe_source(source: Source | None) -> str:
@@ -239,8 +306,35 @@ def describe_source(source: Source | None) -> str:
     return ", ".join(words)
 
 
+def _describe_reports(reply: ProxyExplanation, tracker: Tracker) -> str:
+    """Return in words what its lease has reported of the tunnel."""
+    ago = listing.seconds_since(tracker, reply.reported)
+    words = ["none yet" if ago is None else f"{format_duration(ago)} ago"]
+    if reply.rtt is not None:
+        words.append(f"round trip {format_rtt(reply.rtt)}")
+    if reply.stale:
+        words.append("too long ago: the lease is about to be released")
+    return ", ".join(words)
+
+
+def _describe_target(target: ProxyTarget, tracker: Tracker) -> str:
+    """Return in words where a proxy can be dialled, and whether a dial is aimed at it."""
+    words = {
+        "aimed": f"lease {target.lease} is aimed at it",
+        "off": "grants carry no address here (targets = off)",
+        "paused": f"other addresses failed: not for the next {target.untargeted} dials",
+        "ready": f"for the next dial of uid {target.uid}, or of all users with targets = any",
+    }
+    left = listing.seconds_until(tracker, target.until) or 0.0
+    words["failed"] = (
+        f"failed {target.failures} times in a row: not for {format_duration(max(0.0, left))}"
+    )
+    more = words.get(target.state)
+    return target.address if more is None else f"{target.address}, {more}"
+
+
 def _list_details(
-    reply: ProxyExplanation, people: People, tracker: Tracker
+    reply: ProxyExplanation, events: list[Event], people: People, tracker: Tracker
 ) -> Iterator[tuple[str, str]]:
     proxy, meant = reply.proxy, reply.meant
     if meant is not None and meant != reply.name:
@@ -254,7 +348,15 @@ def _list_details(
         if (source := reply.group_source) is not None:
             yield "group set by", describe_source(source)
     if proxy.lease is not None:
-        yield "claimed by", f"lease {proxy.lease} of {people.describe(proxy.session)}"
+        offered = ", which offers it" if reply.offered else ""
+        yield "claimed by", f"lease {proxy.lease} of {people.describe(proxy.session)}{offered}"
+        if "reported" in reply:
+            yield "last report", _describe_reports(reply, tracker)
+    elif proxy.tracked and (last := find_last_end(events)) is not None:
+        ago = format_duration(max(0.0, -(listing.seconds_until(tracker, last.time) or 0.0)))
+        yield "no tunnel", f"for {ago}, since {BEGINNINGS[last.kind]}"
+    if reply.target is not None:
+        yield "address", _describe_target(reply.target, tracker)
     if reply.aliases:
         yield "principals", format_names(reply.aliases)
     if (tombstone := reply.tombstone) is not None:

@@ -22,6 +22,7 @@ from trackd_client.errors import (
     VersionMismatch,
     WrongCluster,
 )
+from trackd_client.wire.checks import is_address
 
 _EPILOG = """\b
 Examples:
@@ -29,10 +30,13 @@ Examples:
   my-tunnel --print-discovery | trackctl gossip --follow
   echo '{"proxies": [{"metadata": {"name": "p1"}}]}' | trackctl gossip
   trackctl gossip --names p1 p2 --ttl 60
+  trackctl gossip --names p1 --ttl 60 --terminating    # it is about to go
+  trackctl gossip --names p1 --address 10.0.0.1:3024   # can be dialled
 
 FILE holds one JSON object as a proxy sends it down its tunnel: {"proxies":
 [{"metadata": {"name": NAME}, "gid": GROUP, "ggen": GENERATION, "ttl":
-NANOSECONDS}]}. The newest message wins; absence from one removes nothing.
+NANOSECONDS, "trackd": {"terminating": true, "address": ADDRESS}}]}. The newest
+message wins; absence from one removes nothing.
 
 With --names the arguments are the names of proxies. Say each again before its
 TTL is over, or it is dropped.
@@ -71,6 +75,12 @@ _FINAL: Final = (VersionMismatch, WrongCluster)
     metavar="SECONDS",
     help="For how long they are tracked; without it, as the daemon is set.",
 )
+@click.option(
+    "--terminating/--not-terminating",
+    default=None,
+    help="They are about to go, or not; without it, no word on that.",
+)
+@click.option("--address", metavar="ADDRESS", help="Where the one proxy can be dialled itself.")
 @common.json_option("Print how many proxies were fed, as JSON.")
 @click.pass_context
 def gossip(
@@ -82,6 +92,8 @@ def gossip(
     group: str | None,
     generation: int | None,
     ttl: float | None,
+    terminating: bool | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Feed gossip: Teleport's JSON, or names of proxies."""
@@ -89,12 +101,19 @@ def gossip(
     if names:
         if follow or not arguments:
             raise click.UsageError("--names needs the names of proxies, and excludes --follow")
+        if address is not None and len(arguments) > 1:
+            raise click.UsageError("--address is that of one proxy: give one name")
+        if address and not is_address(address):
+            raise click.UsageError("--address must be printable ASCII without space or first -")
         with common.report_errors(), options.connect() as tracker:
-            proxies = [Proxy(name, group or "", generation or 0, ttl) for name in arguments]
+            place = group or "", generation or 0
+            proxies = [Proxy(name, *place, ttl, terminating, address) for name in arguments]
             print_fed(feed(tracker, proxies), as_json=as_json)
         return
-    if (group, generation, ttl) != (None, None, None):
-        raise click.UsageError("--group, --generation and --ttl are for --names")
+    if (group, generation, ttl, terminating, address) != (None,) * 5:
+        raise click.UsageError(
+            "--group, --generation, --ttl, --terminating and --address are for --names"
+        )
     if len(arguments) > 1:
         raise click.UsageError("more than one FILE; are these names of proxies? (--names)")
     file: IO[bytes] = click.File("rb").convert(arguments[0] if arguments else "-", None, context)

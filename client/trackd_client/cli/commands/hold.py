@@ -1,27 +1,29 @@
-"""`trackctl hold`: for agents that are shell scripts; one lease for one run of a command.
-
-The lease is released only when no process of the command is left: `process_tree` sees to that.
-"""
+"""`trackctl hold`: for agents that are shell scripts; one lease for one run of a command."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Final
 
 import click
 
 from trackd_client import AsyncLease, AsyncTracker
 from trackd_client.cli import common
-from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, NOT_FOUND, TIMED_OUT
-from trackd_client.cli.process_tree import Supervised
+from trackd_client.cli.claim_socket import claim_directory
+from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, TIMED_OUT
+from trackd_client.cli.process_tree import Spawner
+from trackd_client.cli.run import (
+    Run,
+    Terms,
+    check_command,
+    identify,
+    is_by_terminal,
+    list_caught,
+    run_options,
+)
 from trackd_client.cli.text import escape
-from trackd_client.errors import AcquireTimeout, TrackdError
+from trackd_client.errors import AcquireTimeout
 
 _EPILOG = """\b
 Examples:
@@ -39,6 +41,13 @@ The command runs when a lease is granted, and finds in its environment
                     "claimed NAME": only this lease has the proxy;
                     "held NAME": another lease has it: hang up;
                     "refused WHY": there is no claim for another reason
+                    A line "failed=REASON" says why the dial failed: see
+                    trackctl keep --help
+  TRACKD_TARGET     the missing proxy that the lease is for, or empty
+  TRACKD_TARGET_ADDRESS  where it can be dialled, by gossip, or empty: dial
+                    the load balancer. It is text of somebody else: quote it
+  TRACKD_CLAIM_SOCKET  where trackctl claim asks, when the descriptors are
+                    closed, as ssh does it
 
 So an agent in bash is
 
@@ -68,17 +77,6 @@ Exit codes:
   126  the command cannot be run
   127  there is no such command
 """
-#: Characters of what operators see; the daemon takes 255 bytes.
-_LONGEST_NAME: Final = 60
-#: Bytes of one line of principals.
-_LONGEST_LINE: Final = 64 * 1024
-_PASSED_ON: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
 
 
 @click.command(epilog=_EPILOG, context_settings={"allow_interspersed_args": False})
@@ -89,28 +87,7 @@ _PASSED_ON: Final = (
     metavar="SECONDS",
     help="How long to wait for a lease; without it, forever.",
 )
-@click.option("--name", help="What operators see as the agent's name; else the command's.")
-@click.option(
-    "--fd", type=click.IntRange(3, 1000), default=3, show_default=True, help="For claims."
-)
-@click.option(
-    "--reply-fd", type=click.IntRange(3, 1000), default=4, show_default=True, help="For answers."
-)
-@click.option(
-    "--on-duplicate",
-    type=click.Choice(["end", "tell"]),
-    default="end",
-    show_default=True,
-    help="What to do when another lease holds the proxy: end the command, or only answer it.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="From SIGTERM to SIGKILL, when the command has to end.",
-)
+@run_options
 @click.pass_obj
 def hold(
     options: common.Options,
@@ -126,58 +103,26 @@ def hold(
     """Wait for a lease, and run a command with it."""
     if fd == reply_fd:
         raise click.UsageError("--fd and --reply-fd must differ")
-    _check_command(argv[0])
-    program = os.path.basename(argv[0])  # noqa: PTH119 - a word
-    child = Supervised(argv, fd, reply_fd, grace, say)
+    check_command(argv[0], say)
+    spawner = Spawner(argv, grace, say)
     try:
-        with common.report_errors():
-            tracker = options.make_tracker(
-                AsyncTracker,
-                name=escape(name or program)[:_LONGEST_NAME],
-                labels={"command": escape(program)[:_LONGEST_NAME]},  # arguments may be secret
-            )
-            code = asyncio.run(Hold(child, tracker, ends=on_duplicate == "end").run(timeout))
+        with common.report_errors(), claim_directory(say) as directory:
+            tracker = options.make_tracker(AsyncTracker, **identify(argv[0], name))
+            terms = Terms(fd, reply_fd, on_duplicate == "end", directory, say)
+            code = asyncio.run(Hold(spawner, tracker, terms).run(timeout))
     finally:
-        child.close()
+        spawner.close()
     sys.exit(code)
-
-
-def _list_caught() -> list[signal.Signals]:
-    """Return the signals that are passed on; what nohup or a shell has ignored stays so."""
-    return [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def _check_command(name: str) -> None:
-    """End with the exit code of a shell when there is no such command or it cannot be run."""
-    if shutil.which(name) is not None:
-        return
-    if os.path.isdir(name) and os.sep in name:  # noqa: PTH112 - as the shell looks it up
-        say(f"cannot run {escape(name)}: it is a directory")
-        sys.exit(CANNOT_RUN)
-    if shutil.which(name, mode=os.F_OK) is not None:
-        say(f"cannot run {escape(name)}: it is not executable")
-        sys.exit(CANNOT_RUN)
-    say(f"there is no command {escape(repr(name))}")
-    sys.exit(NOT_FOUND)
 
 
 class Hold:
     """One lease, and the command that uses it. Everything runs in one event loop."""
 
-    def __init__(self, child: Supervised, tracker: AsyncTracker, *, ends: bool) -> None:
-        """Take what is needed.
-
-        Args:
-            child: waits to become the command.
-            tracker: not used yet.
-            ends: whether the command is ended when another lease holds its proxy.
-        """
-        self._child = child
+    def __init__(self, spawner: Spawner, tracker: AsyncTracker, terms: Terms) -> None:
+        """Take what is needed; the tracker is not used yet."""
+        self._spawner = spawner
         self._tracker = tracker
-        self._ends = ends
-        self._held: list[str | None] = []  # proxies that the claim under way found held
-        self._lines = asyncio.Queue[bytes]()
-        self._rest = b""
+        self._terms = terms
 
     async def run(self, timeout: float | None) -> int:  # noqa: ASYNC109 - of `acquire`
         """Wait for a lease, run the command, and return the exit code."""
@@ -189,7 +134,7 @@ class Hold:
             stopped.append(number)
             acquiring.cancel()
 
-        caught = _list_caught()
+        caught = list_caught()
         for number in caught:
             loop.add_signal_handler(number, stop, number)
         try:
@@ -212,109 +157,22 @@ class Hold:
         return await self._tracker.acquire(timeout)
 
     async def _serve(self, lease: AsyncLease, loop: asyncio.AbstractEventLoop) -> int:
-        child = self._child
-        # The terminal sends Ctrl-C to all of its foreground processes, the command among them.
-        by_terminal = os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-        for number in _list_caught():
-            if number == signal.SIGINT and by_terminal:
+        run = Run(lease, self._tracker, self._spawner, self._terms)
+        for number in list_caught():
+            if number == signal.SIGTERM:
+                loop.add_signal_handler(number, run.end)
+            elif number == signal.SIGINT and is_by_terminal():
                 loop.add_signal_handler(number, lambda: None)
             else:
-                loop.add_signal_handler(number, self._pass_on, number)
-        ended = asyncio.Event()
-        loop.add_reader(child.pidfd, _call_once(loop, child.pidfd, ended.set))
-        loop.add_reader(child.claims, self._read, loop)
-        lease.on_claim = self._note
-        watchers = [
-            asyncio.create_task(self._claim_lines(lease)),
-            asyncio.create_task(self._end_with(lease.lost, f"lease {lease.id} is lost")),
-            asyncio.create_task(
-                self._end_with(lease.should_close, "the daemon advises to close this tunnel")
-            ),
-        ]
+                loop.add_signal_handler(number, run.send, number)
         try:
-            child.begin(lease.id, self._tracker.endpoint)
-            await ended.wait()
-        finally:
-            loop.remove_reader(child.claims)
-            for watcher in watchers:
-                watcher.cancel()
-            ends = await asyncio.gather(*watchers, return_exceptions=True)
-            child.end()
-            await ended.wait()  # the lease is released after this, and not before
-            for end in ends:
-                if isinstance(end, Exception):
-                    raise end
-        return child.wait()
-
-    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take what the command has written."""
-        with suppress(BlockingIOError):
-            chunk = os.read(self._child.claims, _LONGEST_LINE)
-            if not chunk:
-                loop.remove_reader(self._child.claims)
-            *lines, self._rest = (self._rest + chunk).split(b"\n")
-            for line in lines:
-                self._lines.put_nowait(line)
-            if len(self._rest) > _LONGEST_LINE:
-                self._rest = b""
-                self._answer("refused the line is too long")
-
-    async def _claim_lines(self, lease: AsyncLease) -> None:
-        while True:
-            principals = (await self._lines.get()).decode(errors="replace").split()
-            answer = await self._claim(lease, principals)
-            self._answer(answer)
-            if answer.startswith("held ") and self._ends:
-                self._child.end()
-
-    async def _claim(self, lease: AsyncLease, principals: list[str]) -> str:
-        """Claim a proxy, and return the line that says the result."""
-        if lease.claimed_name is not None:
-            return f"refused this lease has claimed {lease.claimed_name}"
-        self._held.clear()
-        refused = "refused the line names no proxy, or the lease is gone"
-        if not principals or lease.released:
-            return refused
-        try:
-            if await lease.claim(*principals):
-                return f"claimed {lease.claimed_name}"
-        except TrackdError as error:
-            return f"refused {error}"
-        if self._held:
-            return f"held {self._held[0]}"
-        return refused
-
-    def _note(self, claimed: bool, name: str | None) -> None:
-        if not claimed:
-            self._held.append(name)
-
-    def _pass_on(self, number: int) -> None:
-        """Pass a signal on to the command; SIGTERM ends all of its processes."""
-        if number == signal.SIGTERM:
-            self._child.end()
-        else:
-            self._child.send(number)
-
-    async def _end_with(self, event: asyncio.Event, why: str) -> None:
-        await event.wait()
-        say(f"{why}; ending the command")
-        self._child.end()
-
-    def _answer(self, line: str) -> None:
-        with suppress(BrokenPipeError, BlockingIOError):  # it does not read the answers
-            os.write(self._child.replies, f"{escape(line)}\n".encode())  # one line, always
-
-
-def _call_once(
-    loop: asyncio.AbstractEventLoop, fd: int, act: Callable[[], None]
-) -> Callable[[], None]:
-    """Return a callback that acts once: a pidfd stays readable."""
-
-    def called() -> None:
-        loop.remove_reader(fd)
-        act()
-
-    return called
+            await run.serve()
+        except OSError as error:  # the spawner was killed before, or no descriptor is left
+            say(f"cannot run the command: {error.strerror}")
+            return CANNOT_RUN
+        if run.failure is not None:
+            await lease.release(failed=run.failure.failed, retry_after=run.failure.retry_after)
+        return BY_SIGNAL + signal.SIGKILL if run.code is None else run.code
 
 
 def say(sentence: str) -> None:

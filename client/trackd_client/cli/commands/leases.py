@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from trackd_client.cli.output.render import (
     format_duration,
     format_names,
     format_remaining,
+    format_rtt,
     format_value,
 )
 from trackd_client.core.mirror import Row
@@ -29,9 +31,10 @@ Examples:
   trackctl leases 'proxy-*' --json | jq '.leases[].principals'
 
 \b
-JSON: {"total", "leases": [{"lease", "state": "claimed" or "in_flight",
-"name", "session", "pid", "command", "agent", "age", "wall", "claim_within",
-"principals"}]}
+JSON: {"total", "leases": [{"lease", "state": "claimed", "offered" (and
+claimed until it is replaced) or "in_flight", "name", "session", "pid",
+"command", "agent", "age", "wall", "claim_within", "principals",
+"reported_ago", "rtt", "stale"}]}
 """
 _COLUMNS = (
     Column("lease", right=True),
@@ -44,6 +47,13 @@ _COLUMNS = (
     Column("claim within", right=True, spare=2),
     Column("principals", shrinks=True, spare=1),
 )
+#: Shown when a lease has reported its tunnel alive.
+_TUNNEL_COLUMNS = (Column("last report", right=True), Column("rtt", right=True))
+_STATES = {
+    "claimed": Cell("claimed", "green"),
+    "offered": Cell("offered", "cyan"),
+    "in_flight": Cell("in flight", "yellow"),
+}
 _SORTS = {"proxy": "name"}
 
 
@@ -87,34 +97,47 @@ def leases(
     if as_json:
         common.print_json(listing.make_document("leases", found, limit))
     else:
-        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("leases", len(everything)))
+        reports = any(row["reported_ago"] is not None for row in found)
+        columns = (*_COLUMNS, *_TUNNEL_COLUMNS) if reports else _COLUMNS
+        of = ("leases", len(everything))
+        listing.show(columns, found, partial(make_cells, reports=reports), limit=limit, of=of)
 
 
 def _make_row(row: LeaseRow, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
     holding, agent = listing.find_holder(sessions, row.session)
-    age = listing.seconds_until(tracker, row.granted)
     return {
         "lease": row.lease,
-        "state": "in_flight" if row.name is None else "claimed",
+        "state": "in_flight" if row.name is None else "offered" if row.offered else "claimed",
         "name": row.name,
         "session": row.session,
         "pid": row.pid,
         "command": holding,
         "agent": agent,
-        "age": None if age is None else max(0.0, -age),
+        "age": listing.seconds_since(tracker, row.granted),
         "wall": row.wall,
         "claim_within": listing.seconds_until(tracker, row.claim_by),
         "principals": row.principals,
+        "reported_ago": listing.seconds_since(tracker, row.reported),
+        "rtt": row.rtt,
+        "stale": row.stale,
     }
 
 
-def make_cells(row: Row) -> list[str | Cell]:
-    """Return the cells of a row for people."""
-    flies = row["state"] == "in_flight"
-    within = row["claim_within"]
+def make_cells(row: Row, *, reports: bool = False) -> list[str | Cell]:
+    """Return the cells of a row for people.
+
+    Args:
+        row: the row.
+        reports: whether what leases have reported is shown.
+    """
+    within, ago, rtt = row["claim_within"], row["reported_ago"], row["rtt"]
+    told = (
+        "-" if ago is None else f"{format_duration(ago)} ago",
+        "-" if rtt is None else format_rtt(rtt),
+    )
     return [
         str(row["lease"]),
-        Cell("in flight", "yellow") if flies else Cell("claimed", "green"),
+        _describe_state(row),
         format_value(row["name"]),
         format_value(row["session"]),
         format_value(row["pid"]),
@@ -122,4 +145,9 @@ def make_cells(row: Row) -> list[str | Cell]:
         "-" if row["age"] is None else format_duration(row["age"]),
         "-" if within is None else format_remaining(within),
         format_names(row["principals"]) or "-",
+        *(told if reports else ()),
     ]
+
+
+def _describe_state(row: Row) -> Cell:
+    return Cell("stale", "red") if row["stale"] else _STATES[row["state"]]

@@ -11,7 +11,14 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import listing
-from trackd_client.cli.output.render import Cell, Column, format_remaining, format_value
+from trackd_client.cli.output.gaps import find_gaps
+from trackd_client.cli.output.render import (
+    Cell,
+    Column,
+    format_duration,
+    format_remaining,
+    format_value,
+)
 from trackd_client.cli.output.verdict import describe_desired
 from trackd_client.core.mirror import Row
 from trackd_client.results import ProxyRow, Snapshot
@@ -26,8 +33,12 @@ Examples:
 \b
 JSON: {"revision", "total", "proxies": [{"name", "group", "generation",
 "largest", "tracked", "desired", "why", "lease", "session", "pid", "command",
-"agent", "expires_in", "mentioned_by", "mentioned_by_agent"}]}; "why" is null,
-"old_generation" or "not_tracked" for those that are not desired.
+"agent", "expires_in", "mentioned_by", "mentioned_by_agent",
+"missing_seconds"}]}; "why" is null or, for those that are not desired,
+"old_generation", "terminating" or "not_tracked". "missing_seconds": for how
+long a desired proxy has had no tunnel; null for others, and where the events
+that are kept do not say it. "address" is there when gossip says where to dial
+the proxy.
 """
 _COLUMNS = (
     Column("name", shrinks=True),
@@ -41,6 +52,7 @@ _COLUMNS = (
     Column("expires", right=True, spare=1),
     Column("mentioned by", shrinks=True),
 )
+_MISSING_FOR = Column("missing for", right=True)
 _SORTS = {"mentioned": "mentioned_by", "expires": "expires_in"}
 
 
@@ -79,7 +91,10 @@ def proxies(
     """
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.snapshot()
-        everything = make_rows(reply, tracker)
+        gaps: Mapping[str, float] = {}
+        if any(row.desired and row.lease is None for row in reply.proxies):
+            gaps = find_gaps(tracker.log(older=True)["events"])
+        everything = make_rows(reply, tracker, gaps)
     found = [
         row
         for row in everything
@@ -98,19 +113,33 @@ def proxies(
         document = listing.make_document("proxies", found, limit, revision=reply.revision)
         common.print_json(document)
     else:
-        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("proxies", len(everything)))
+        columns: tuple[Column, ...] = _COLUMNS
+        if any(row["desired"] and row["lease"] is None for row in found):
+            columns += (_MISSING_FOR,)
+        listing.show(columns, found, make_cells, limit=limit, of=("proxies", len(everything)))
 
 
-def make_rows(reply: Snapshot, tracker: Tracker) -> list[Row]:
-    """Return the rows of proxies of a snapshot, each with its holder's session."""
+def make_rows(reply: Snapshot, tracker: Tracker, gaps: Mapping[str, float]) -> list[Row]:
+    """Return the rows of proxies of a snapshot, each with its holder's session.
+
+    Args:
+        reply: the snapshot.
+        tracker: which returned it.
+        gaps: since when proxies have had no tunnel, as `find_gaps` returns it.
+    """
     sessions = {row.session: row for row in reply.sessions}
-    return [_make_row(row, sessions, tracker) for row in reply.proxies]
+    return [_make_row(row, sessions, tracker, gaps) for row in reply.proxies]
 
 
-def _make_row(row: ProxyRow, sessions: Mapping[int, Row], tracker: Tracker) -> Row:
+def _make_row(
+    row: ProxyRow, sessions: Mapping[int, Row], tracker: Tracker, gaps: Mapping[str, float]
+) -> Row:
     holding, agent = listing.find_holder(sessions, row.session)
     speaking, speaker = listing.find_holder(sessions, row.mentioned_by)
-    why = None if row.desired else "old_generation" if row.tracked else "not_tracked"
+    why = None if row.desired else "not_tracked"
+    if why is not None and row.generation is not None and row.largest is not None:
+        why = "old_generation" if row.generation < row.largest else "terminating"
+    missing = row.desired and row.lease is None
     return {
         **{name: row[name] for name in ("name", "group", "generation", "largest")},
         **{name: row[name] for name in ("tracked", "desired")},
@@ -121,12 +150,14 @@ def _make_row(row: ProxyRow, sessions: Mapping[int, Row], tracker: Tracker) -> R
         "expires_in": listing.seconds_until(tracker, row.expires),
         "mentioned_by": row.mentioned_by,
         "mentioned_by_agent": speaker or speaking,
+        "missing_seconds": listing.seconds_since(tracker, gaps.get(row.name)) if missing else None,
+        **({"address": row.address} if row.address else {}),
     }
 
 
 def make_cells(row: Row) -> list[str | Cell]:
-    """Return the cells of a row for people."""
-    expires = row["expires_in"]
+    """Return the cells of a row for people; the last one is for `_MISSING_FOR`."""
+    expires, missing = row["expires_in"], row["missing_seconds"]
     return [
         Cell(
             format_value(row["name"]), "green" if row["lease"] is not None else _choose_style(row)
@@ -140,6 +171,7 @@ def make_cells(row: Row) -> list[str | Cell]:
         format_value(row["command"] or None),
         "-" if expires is None else format_remaining(expires),
         describe_mention(row["mentioned_by"], row["mentioned_by_agent"]),
+        "-" if missing is None else Cell(format_duration(missing), "yellow"),
     ]
 
 

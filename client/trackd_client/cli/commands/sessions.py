@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+import time
 from typing import Any
 
 import click
@@ -10,13 +11,17 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output import listing
+from trackd_client.cli.output.flapping import STARTS, WINDOW, find_flapping
 from trackd_client.cli.output.render import (
     Cell,
     Column,
+    Page,
+    format_count,
     format_duration,
     format_remaining,
     format_value,
 )
+from trackd_client.cli.text import escape
 from trackd_client.core.mirror import Row
 from trackd_client.results import SessionRow
 
@@ -26,12 +31,17 @@ Examples:
   trackctl sessions --sort inflight --reverse   # who keeps leases in flight
   trackctl sessions --sort gossip --reverse     # who gossips most
   trackctl sessions --user tunnel-agent --json | jq '.sessions[].pid'
+  trackctl sessions --flapping                  # who starts again and again
 
 \b
 JSON: {"total", "sessions": [{"session", "pid", "uid", "user", "gid",
 "command", "name", "version", "labels", "leases", "inflight", "waiting",
-"requests", "gossip", "age", "wall", "visible", "heartbeat_within"}]};
-"visible": the daemon sees the process, and needs no heartbeats.
+"requests", "gossip", "age", "wall", "visible", "heartbeat_within",
+"pause"}]}; "visible": the daemon sees the process, and needs no heartbeats;
+"pause": its own pause after failed dials, {"failures", "seconds", "reason"},
+or null. With --flapping: {"since", "flapping": [{"command", "name", "uid",
+"user", "starts", "running", "last", "ended": {reason: how many}}]}; "since",
+"last": Unix time.
 """
 _COLUMNS = (
     Column("session", right=True),
@@ -45,14 +55,30 @@ _COLUMNS = (
     Column("age", right=True, spare=1),
     Column("lives by", spare=4),
 )
+_PAUSES = Column("pauses after")
+_FLAPPING = (
+    Column("starts", right=True),
+    Column("running", right=True),
+    Column("user", shrinks=True),
+    Column("command", shrinks=True),
+    Column("name", shrinks=True),
+    Column("last start", right=True),
+    Column("ended"),
+)
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @click.option("--waiting", "waits", is_flag=True, help="Only those that wait for a lease.")
+@click.option("--paused", is_flag=True, help="Only those that pause after failed dials.")
 @click.option("--holding", is_flag=True, help="Only those that hold leases.")
 @click.option("--user", help="Only those of this user: a name or a uid.")
 @click.option("--pid", type=int, help="Only that of this process.")
+@click.option(
+    "--flapping",
+    is_flag=True,
+    help=f"Agents that started {STARTS} times in {WINDOW / 60:.0f} minutes, also ended ones.",
+)
 @listing.options(
     *("session", "pid", "user", "command", "name", "leases", "inflight", "waiting"),
     *("gossip", "requests", "age"),
@@ -63,9 +89,11 @@ def sessions(
     *,
     patterns: tuple[str, ...],
     waits: bool,
+    paused: bool,
     holding: bool,
     user: str | None,
     pid: int | None,
+    flapping: bool,
     sort: str,
     reverse: bool,
     limit: int | None,
@@ -75,6 +103,9 @@ def sessions(
 
     PATTERN is an agent's name or command, or one with * and ? in it.
     """
+    if flapping:
+        _show_flapping(options, patterns, user, as_json=as_json)
+        return
     with common.report_errors(), options.connect() as tracker:
         everything = [_make_row(row, tracker) for row in tracker.rows("sessions")]
     found = [
@@ -82,6 +113,7 @@ def sessions(
         for row in everything
         if listing.matches(patterns, row["name"], row["command"])
         and not (waits and not row["waiting"])
+        and not (paused and row["pause"] is None)
         and not (holding and not row["leases"])
         and (user is None or user in {row["user"], str(row["uid"])})
         and (pid is None or row["pid"] == pid)
@@ -90,7 +122,42 @@ def sessions(
     if as_json:
         common.print_json(listing.make_document("sessions", found, limit))
     else:
-        listing.show(_COLUMNS, found, make_cells, limit=limit, of=("sessions", len(everything)))
+        columns = _COLUMNS
+        if any(row["pause"] is not None for row in found):
+            columns += (_PAUSES,)
+        listing.show(columns, found, make_cells, limit=limit, of=("sessions", len(everything)))
+
+
+def _show_flapping(
+    options: common.Options, patterns: tuple[str, ...], user: str | None, *, as_json: bool
+) -> None:
+    with common.report_errors(), options.connect() as tracker:
+        events = tracker.log(older=True)["events"]
+    now = time.time()
+    found = [
+        {**each._asdict(), "user": find_user_name(each.uid)}
+        for each in find_flapping(events, now - WINDOW)
+        if listing.matches(patterns, each.name, each.command)
+        and (user is None or user in {find_user_name(each.uid), str(each.uid)})
+    ]
+    if as_json:
+        common.print_json({"since": now - WINDOW, "flapping": found})
+    elif found:
+        Page().table(_FLAPPING, [_make_flapping_cells(row, now) for row in found])
+    else:
+        Page().note(f"no agent has started {STARTS} times in {WINDOW / 60:.0f} minutes")
+
+
+def _make_flapping_cells(row: Row, now: float) -> list[str | Cell]:
+    return [
+        str(row["starts"]),
+        str(row["running"]),
+        format_value(row["user"]),
+        format_value(row["command"] or None),
+        format_value(row["name"] or None),
+        f"{format_duration(max(0.0, now - row['last']))} ago",
+        ", ".join(f"{number} {escape(reason)}" for reason, number in row["ended"].items()),
+    ]
 
 
 def _make_row(row: SessionRow, tracker: Tracker) -> Row:
@@ -106,13 +173,20 @@ def _make_row(row: SessionRow, tracker: Tracker) -> Row:
         "wall": row.wall,
         "visible": row.visible,
         "heartbeat_within": listing.seconds_until(tracker, row.deadline),
+        "pause": None,
     }
+    if row.pause is not None:
+        shown["pause"] = {
+            "failures": row.pause.failures,
+            "seconds": max(0.0, listing.seconds_until(tracker, row.pause.until) or 0.0),
+            "reason": row.pause.reason,
+        }
     return shown
 
 
 def make_cells(row: Row) -> list[str | Cell]:
-    """Return the cells of a row for people."""
-    within = row["heartbeat_within"]
+    """Return the cells of a row for people; the last one is for `_PAUSES`."""
+    within, pause = row["heartbeat_within"], row["pause"]
     return [
         str(row["session"]),
         format_value(row["pid"] or None),
@@ -126,7 +200,12 @@ def make_cells(row: Row) -> list[str | Cell]:
         str(row["requests"]),
         "-" if row["age"] is None else format_duration(row["age"]),
         "process" if within is None else f"heartbeats, {format_remaining(within)}",
+        "-" if pause is None else Cell(_describe_pause(pause), "yellow"),
     ]
+
+
+def _describe_pause(pause: Row) -> str:
+    return f"{format_count(pause['failures'], 'failed dial')}, {pause['reason']}"
 
 
 def find_user_name(uid: int) -> str:

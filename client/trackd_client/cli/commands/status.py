@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import click
 
 from trackd_client.cli import common
 from trackd_client.cli.exit_codes import FAILED
+from trackd_client.cli.output.listing import seconds_until
 from trackd_client.cli.output.render import (
     Cell,
     Column,
@@ -16,14 +18,21 @@ from trackd_client.cli.output.render import (
     format_count,
     format_duration,
     format_names,
+    format_rtt,
     format_size,
     format_time,
     format_value,
     note_rest,
 )
-from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_dial
+from trackd_client.cli.output.verdict import (
+    describe_coverage,
+    describe_pause,
+    is_covered,
+    judge,
+    seconds_since_dial,
+)
 from trackd_client.cli.text import escape
-from trackd_client.results import Group, Status, UserUsage
+from trackd_client.results import Group, Status, Tunnels, UserUsage
 
 _EPILOG = """\b
 Examples:
@@ -34,7 +43,8 @@ Examples:
 \b
 Exit codes with --check:
   0  every wanted tunnel is there
-  1  tunnels are missing, no proxy is known, or changes cannot be stored
+  1  tunnels are missing, or changes cannot be stored; also when no proxy
+     is known, unless --allow-none is given
   2  wrong usage
   3  no daemon answers
 
@@ -46,16 +56,18 @@ _COLUMNS = (
     Column("group", shrinks=True),
     *(Column(name, right=True) for name in ("generation", "tracked", "desired", "claimed")),
 )
-
+#: Returns how many seconds it is to a moment of the daemon's clock; None for no moment.
+Until = Callable[[float | None], float | None]
 #: A user is near to a quota who uses this share of it.
 _NEAR = 0.8
 
 
 @click.command(epilog=_EPILOG)
 @click.option("--check", is_flag=True, help="Exit with 1 unless every wanted tunnel is there.")
+@click.option("--allow-none", is_flag=True, help="With --check: also when no tunnel is wanted.")
 @common.json_option("Print JSON.")
 @click.pass_obj
-def status(options: common.Options, *, check: bool, as_json: bool) -> None:
+def status(options: common.Options, *, check: bool, allow_none: bool, as_json: bool) -> None:
     """Show how things stand, in counts and in words."""
     with common.report_errors(), options.connect() as tracker:
         reply = tracker.status()
@@ -65,17 +77,24 @@ def status(options: common.Options, *, check: bool, as_json: bool) -> None:
     elif check:
         click.echo(judge(reply, ago).text)
     else:
-        show(reply, ago, Page())
-    if check and not is_covered(reply):
+        show(reply, ago, Page(), partial(seconds_until, tracker))
+    if check and not is_covered(reply, allow_none=allow_none):
         raise SystemExit(FAILED)
 
 
-def show(reply: Status, since_dial: float | None, page: Page) -> None:
-    """Print a status for people."""
+def show(reply: Status, since_dial: float | None, page: Page, until: Until) -> None:
+    """Print a status for people.
+
+    Args:
+        reply: of the daemon.
+        since_dial: as `seconds_since_dial` returns it.
+        page: where to print.
+        until: returns how many seconds it is to a moment.
+    """
     sentence = judge(reply, since_dial)
     cluster = page.paint(escape(reply.cluster), "bold")
     page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
-    page.pairs(list_counts(reply))
+    page.pairs(list_counts(reply, until))
     if reply.groups:
         page.table(
             _COLUMNS,
@@ -91,20 +110,31 @@ def show(reply: Status, since_dial: float | None, page: Page) -> None:
         note_rest(len(reply.groups), reply.group_count, page)
 
 
-def list_counts(reply: Status) -> Iterator[tuple[str, str]]:
+def list_counts(reply: Status, until: Until) -> Iterator[tuple[str, str]]:
     """Return the lines of the table: name and value."""
     count = reply.connection_count
     limit = "" if count <= 0 else f", at most {format_count(count, 'connection')}"
-    claimed = f"{reply.claimed_desired} desired; target {reply.target}"
+    terminating = reply.claimed_terminating
+    going = f", {terminating} terminating" if terminating else ""
+    offered = f" ({reply.offered} offered)" if reply.offered else ""
+    claimed = f"{reply.claimed_desired} desired{offered}{going}; target {reply.target}"
     daemon = f"{escape(reply.server)}, pid {reply.pid}, up {format_duration(reply.uptime)}"
     yield "mode", escape(reply.mode) + limit
     older = reply.tracked - reply.desired
-    rest = f", {older} of older generations" if older else ""
+    rest = f", {older} of older generations or terminating" if older else ""
     yield "proxies", f"{reply.tracked} tracked, {reply.desired} desired{rest}"
     yield "claimed", f"{reply.claimed}, of which {claimed}"
+    if coverage := describe_coverage(reply, until(reply.full_at)):
+        yield "coverage", coverage
+    if reply.tunnels is not None:
+        yield "tunnels", describe_tunnels(reply.tunnels, until(reply.tunnels.reported))
     yield "in flight", str(reply.inflight)
     yield "waiting", str(reply.waiting)
-    yield "sessions", str(reply.sessions)
+    if reply.pause is not None:
+        yield "pause", describe_pause(reply.pause, until(reply.pause.until))
+    verb = "pauses" if reply.paused_sessions == 1 else "pause"
+    paused = f", {reply.paused_sessions} of them {verb}" if reply.paused_sessions else ""
+    yield "sessions", f"{reply.sessions}{paused}"
     for user in reply.users:
         if near := list_near_quotas(user, reply.quotas):
             yield "quotas", f"user {user.uid} uses {', '.join(near)}"
@@ -115,6 +145,24 @@ def list_counts(reply: Status) -> Iterator[tuple[str, str]]:
     if (last := reply.reload) is not None:
         yield "reloaded", describe_reload(last)
     yield "daemon", f"{daemon}, epoch {reply.epoch}, revision {reply.revision}"
+
+
+def describe_tunnels(tunnels: Tunnels, reported: float | None) -> str:
+    """Return in words what leases have reported of their tunnels.
+
+    Args:
+        tunnels: of the daemon's reply.
+        reported: seconds until the last report, so 0 or less; None: there was none yet.
+    """
+    verb = "reports" if tunnels.reporting == 1 else "report"
+    words = [f"{tunnels.reporting} {verb} signs of life"]
+    if reported is not None:
+        words.append(f"the last one {format_duration(max(0.0, -reported))} ago")
+    if tunnels.rtt is not None:
+        words.append(f"round trip {format_rtt(tunnels.rtt)}")
+    if tunnels.stale:
+        words.append(f"{tunnels.stale} stale")
+    return ", ".join(words)
 
 
 def list_near_quotas(user: UserUsage, allowed: Mapping[str, int]) -> list[str]:

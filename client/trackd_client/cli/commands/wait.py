@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
 
 import click
 
@@ -15,6 +14,7 @@ from trackd_client.cli import common
 from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.output.render import format_duration
 from trackd_client.cli.output.verdict import judge
+from trackd_client.core.coverage import Wanted, count_missing, pauses
 from trackd_client.errors import DaemonAbsent, NoAnswer
 from trackd_client.results import Status
 
@@ -39,12 +39,6 @@ Exit codes:
 JSON: "covered", "missing", "target", "claimed_desired", "desired", "tracked",
 and "waited" in seconds.
 """
-#: Seconds between two looks, at first and at most.
-_PAUSE = 0.05
-_LONGEST_PAUSE = 0.5
-
-#: Returns whether a status shows enough tunnels.
-Enough = Callable[[Status], bool]
 
 
 class Missing(click.ParamType[str]):
@@ -100,25 +94,19 @@ def wait(
     """Wait until the wanted tunnels are there."""
     if full + (at_least is not None) + (missing_at_most is not None) > 1:
         raise click.UsageError("--full, --at-least and --missing-at-most exclude one another")
-
-    def enough(status: Status) -> bool:
-        if at_least is not None:
-            return status.claimed_desired >= at_least
-        return _missing(status) <= _allowed(status, missing_at_most or "0") and (
-            allow_none or status.target > 0
-        )
-
+    most = missing_at_most or "0"
+    wanted = Wanted(at_least, most if most.endswith("%") else int(most), allow_none)
     began = time.monotonic()
     with common.report_errors():
-        status = _watch(options, enough, began, patience)
-    covered = enough(status)
+        status = _watch(options, wanted, began, patience)
+    covered = wanted.is_enough(status)
     if as_json:
         fields = {
             name: status[name] for name in ("target", "claimed_desired", "desired", "tracked")
         }
         waited = time.monotonic() - began
         common.print_json(
-            {"covered": covered, "missing": _missing(status), **fields, "waited": waited}
+            {"covered": covered, "missing": count_missing(status), **fields, "waited": waited}
         )
     elif covered:
         click.echo(judge(status).text)
@@ -128,17 +116,7 @@ def wait(
         sys.exit(FAILED)
 
 
-def _missing(status: Status) -> int:
-    return max(0, status.target - status.claimed_desired)
-
-
-def _allowed(status: Status, most: str) -> int:
-    """Return how many tunnels may be missing."""
-    number = int(most.removesuffix("%"))
-    return status.target * number // 100 if most.endswith("%") else number
-
-
-def _watch(options: common.Options, enough: Enough, began: float, patience: float) -> Status:
+def _watch(options: common.Options, wanted: Wanted, began: float, patience: float) -> Status:
     """Look until there are enough tunnels or the time is up; return the last status.
 
     Raises:
@@ -146,7 +124,7 @@ def _watch(options: common.Options, enough: Enough, began: float, patience: floa
     """
     if patience > 0:
         options = dataclasses.replace(options, timeout=min(options.timeout, patience))
-    pause, warned = _PAUSE, False
+    warned, looks = False, pauses(patience)
     with options.make_tracker(Tracker, must_listen=patience == 0, name="trackctl") as tracker:
         while True:
             left = began + patience - time.monotonic()
@@ -159,13 +137,12 @@ def _watch(options: common.Options, enough: Enough, began: float, patience: floa
                     common.warn(f"still waiting: {error}")
                 warned = True
             else:
-                if enough(status) or left <= 0:
+                if wanted.is_enough(status) or left <= 0:
                     _progress("")
                     return status
                 waited = format_duration(time.monotonic() - began)
                 _progress(f"{judge(status).text}; waiting for {waited}")
-            time.sleep(min(pause, max(0.0, left)))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(next(looks, 0.0))
 
 
 def _progress(text: str) -> None:

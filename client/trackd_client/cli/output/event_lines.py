@@ -22,11 +22,18 @@ STYLES: Final = {
     "lease_granted": "",
     "lease_released": "",
     "proxy_claimed": "green",
+    "lease_offered": "cyan",
     "proxy_tracked": "blue",
     "proxy_changed": "blue",
+    "proxy_marked": "blue",
+    "proxy_addressed": "blue",
     "proxy_expired": "yellow",
     "proxy_forgotten": "yellow",
     "connection_count": "magenta",
+    "lease_stale": "yellow",
+    "dial_failed": "yellow",
+    "dials_paused": "yellow",
+    "dials_resumed": "green",
     "daemon_started": "bold",
     SNAPSHOT: "bold",
     GAP: "bold red",
@@ -39,12 +46,30 @@ _CAUSES: Final = {
     "process_exited": "its process exited",
     "no_heartbeat": "no heartbeat arrived",
     "claim_timeout": "it did not claim in time",
+    "stale": "its tunnel gave no sign of life",
     "admin": "by an admin",
+    "handed_over": "its tunnel is replaced",
 }
 _REASONS: Final = {
     "bootstrap": "nothing was claimed or nothing tracked",
     "need": "a tunnel was missing",
     "adopt": "for a tunnel that was open",
+}
+
+#: Why a dial failed, as people say it.
+FAILURES: Final = {
+    "refused": "was refused",
+    "timeout": "timed out",
+    "tls": "failed in TLS",
+    "rate": "met a rate limit",
+    "auth": "was not let in",
+    "other": "failed",
+}
+_RESUMED: Final = {
+    "held": "a dial reached a claimed proxy",
+    "stayed_up": "a tunnel stayed up",
+    "asked": "by an admin",
+    "session_ended": "the session ended",
 }
 
 Fields = Mapping[str, Any]
@@ -161,6 +186,11 @@ def _describe_claimed(fields: Fields, people: People) -> str:
     )
 
 
+def _describe_offered(fields: Fields, people: People) -> str:
+    lease = f"lease {fields['lease']} of {people.describe(fields['session'])}"
+    return f"{format_value(fields['name'])} is offered to other agents by {lease}"
+
+
 def _describe_tracked(fields: Fields, people: People) -> str:
     speaker = people.describe(fields["session"])
     return f"{format_value(fields['name'])} is tracked, {_name_generation(fields)}, says {speaker}"
@@ -170,6 +200,20 @@ def _describe_changed(fields: Fields, people: People) -> str:
     change = f"{_name_generation(fields, 'old_')} became {_name_generation(fields)}"
     name = format_value(fields["name"])
     return f"{name}: {change}, says {people.describe(fields['session'])}"
+
+
+def _describe_marked(fields: Fields, people: People) -> str:
+    word = "is terminating" if fields["terminating"] else "is not terminating any more"
+    by = fields["session"]
+    speaker = "nobody has said it again" if by is None else f"says {people.describe(by)}"
+    return f"{format_value(fields['name'])} {word}, {speaker}"
+
+
+def _describe_addressed(fields: Fields, people: People) -> str:
+    name, address = format_value(fields["name"]), fields["address"]
+    word = "has no address any more" if address is None else f"can be dialled at {address}"
+    by = fields["session"]
+    return f"{name} {word}" if by is None else f"{name} {word}, says {people.describe(by)}"
 
 
 def _describe_expired(fields: Fields, _people: People) -> str:
@@ -184,6 +228,40 @@ def _describe_forgotten(fields: Fields, _people: People) -> str:
 
 def _describe_count(fields: Fields, _people: People) -> str:
     return f"connection count set to {fields['count']}, was {fields['before']}{_name_admin(fields)}"
+
+
+def _describe_stale(fields: Fields, people: People) -> str:
+    name, by = fields["name"], people.describe(fields["session"])
+    tunnel = "" if name is None else f", which holds {format_value(name)},"
+    return f"lease {fields['lease']} of {by}{tunnel} is stale: it reports no sign of life any more"
+
+
+def _describe_failed(fields: Fields, people: People) -> str:
+    dial = f"the dial with lease {fields['lease']} of {people.describe(fields['session'])}"
+    return f"{dial} {describe_failure(fields)}"
+
+
+def describe_failure(fields: Fields) -> str:
+    """Return in words why a dial failed: the end of a sentence."""
+    asked = fields.get("retry_after")
+    wait = "" if asked is None else f", and should wait for {asked:g} s"
+    return f"{FAILURES.get(fields['reason'], format_value(fields['reason']))}{wait}"
+
+
+def _name_scope(fields: Fields, people: People) -> str:
+    return "the host" if fields["scope"] == "host" else people.describe(fields["session"])
+
+
+def _describe_paused(fields: Fields, people: People) -> str:
+    failed = format_count(fields["failures"], "failed dial")
+    by = f" of {people.describe(fields['session'])}" if fields["scope"] == "host" else ""
+    last = f"the last one{by} {describe_failure(fields)}"
+    return f"dials of {_name_scope(fields, people)} pause after {failed}: {last}"
+
+
+def _describe_resumed(fields: Fields, people: People) -> str:
+    why = _RESUMED.get(fields["why"], format_value(fields["why"]))
+    return f"dials of {_name_scope(fields, people)} go on: {why}{_name_admin(fields)}"
 
 
 def _describe_started(fields: Fields, _people: People) -> str:
@@ -212,9 +290,16 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields, People], str]]] = {
     "proxy_claimed": _describe_claimed,
     "proxy_tracked": _describe_tracked,
     "proxy_changed": _describe_changed,
+    "lease_offered": _describe_offered,
+    "proxy_marked": _describe_marked,
+    "proxy_addressed": _describe_addressed,
     "proxy_expired": _describe_expired,
     "proxy_forgotten": _describe_forgotten,
     "connection_count": _describe_count,
+    "lease_stale": _describe_stale,
+    "dial_failed": _describe_failed,
+    "dials_paused": _describe_paused,
+    "dials_resumed": _describe_resumed,
     "daemon_started": _describe_started,
     SNAPSHOT: _describe_snapshot,
     GAP: _describe_gap,

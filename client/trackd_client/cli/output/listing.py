@@ -121,6 +121,12 @@ def seconds_until(tracker: Tracker, moment: float | None) -> float | None:
     return tracker._conversation.local(moment) - boottime()  # noqa: SLF001 - the package's own
 
 
+def seconds_since(tracker: Tracker, moment: float | None) -> float | None:
+    """Return how many seconds ago a moment of the daemon's clock was, or None without one."""
+    left = seconds_until(tracker, moment)
+    return None if left is None else max(0.0, -left)
+
+
 def find_holder(sessions: Mapping[int, Row], number: int | None) -> tuple[str | None, str | None]:
     """Return the command and the name of a session; None for what is not known."""
     row = {} if number is None else sessions.get(number, {})

@@ -137,6 +137,8 @@ def draw_table(
             blank = " " * (width - measure(text))
             text = f"{blank}{text}" if column.right else f"{text}{blank}"
             line.append(Cell(f"{text}{_GAP}", style))
+        # Blanks in a colour cannot be stripped later, and would make a full line too long.
+        line[-1] = Cell(line[-1].text.rstrip(), line[-1].style)
         yield line
 
 
@@ -218,6 +220,11 @@ def format_duration(seconds: float) -> str:
 def format_remaining(seconds: float) -> str:
     """Return how long something lasts yet."""
     return format_duration(seconds) if seconds >= 0 else "over"
+
+
+def format_rtt(seconds: float) -> str:
+    """Return a round-trip time for people."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def format_time(wall: float, *, today: bool = False) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from trackd_client import Tracker
+from trackd_client.cli.output.event_lines import describe_failure
 from trackd_client.cli.output.listing import seconds_until
 from trackd_client.cli.output.render import Cell, format_count, format_duration, format_value
+from trackd_client.cli.text import escape
+from trackd_client.core.coverage import count_missing
 from trackd_client.core.mirror import Row
 
 #: Seconds after a dial began in which agents count as dialling: they pause between dials.
@@ -31,13 +34,37 @@ def seconds_since_dial(tracker: Tracker, revision: int) -> float | None:
     return None
 
 
-def is_covered(status: dict[str, Any]) -> bool:
-    """Return whether every wanted connection is there, and changes can be stored."""
-    return bool(
-        status["store"] != "failing"
-        and status["tracked"]
-        and status["claimed_desired"] >= status["target"]
-    )
+def is_covered(status: dict[str, Any], *, allow_none: bool = False) -> bool:
+    """Return whether every wanted connection is there, and changes can be stored.
+
+    Args:
+        status: the daemon's reply.
+        allow_none: whether that is so when none is wanted.
+    """
+    some = bool(status["tracked"] or allow_none)
+    return bool(status["store"] != "failing" and some and not count_missing(status))
+
+
+def describe_coverage(status: dict[str, Any], full_at: float | None) -> str:
+    """Return in words when nothing was missing last, and how much was since the daemon started.
+
+    Args:
+        status: the daemon's reply.
+        full_at: seconds until the former, so 0 or less; None: it was not yet.
+
+    Returns:
+        The words; "" when no connection was wanted, or the daemon is too old to say it.
+    """
+    missed = status.get("missing_seconds")
+    if missed is None or not (status["target"] or missed):
+        return ""
+    if is_covered(status):
+        last = "full now"
+    elif full_at is None:
+        last = "not full since the daemon started"
+    else:
+        last = f"last full {format_duration(max(0.0, -full_at))} ago"
+    return f"{last}; all tunnels together were missing for {format_duration(missed)}"
 
 
 def judge(status: dict[str, Any], since_dial: float | None = None) -> Cell:
@@ -47,7 +74,7 @@ def judge(status: dict[str, Any], since_dial: float | None = None) -> Cell:
         status: the daemon's reply.
         since_dial: as `seconds_since_dial` returns it.
     """
-    missing = status["target"] - status["claimed_desired"]
+    missing = count_missing(status)
     if status["store"] == "failing":
         return Cell("changes cannot be stored; agents are refused until they can be", "red")
     if not status["tracked"]:
@@ -84,7 +111,11 @@ def decide(explanation: dict[str, Any]) -> Cell:
         case "bootstrap":
             return Cell("A lease now: one agent has to dial first.", "green")
         case "need":
-            missing = explanation["target"] - explanation["claimed_desired"]
+            missing = count_missing(explanation)
+            if not missing and explanation.get("offered"):
+                return Cell("A lease now: an agent offers a tunnel to be replaced.", "green")
+            if not missing:
+                return Cell("A lease now: a proxy with a tunnel is terminating.", "green")
             verb = "has" if missing == 1 else "have"
             proxies = format_count(missing, "proxy", "proxies")
             return Cell(f"A lease now: {proxies} {verb} no tunnel.", "green")
@@ -92,6 +123,10 @@ def decide(explanation: dict[str, Any]) -> Cell:
             return Cell("No lease now: an agent is dialling for every missing tunnel.", "yellow")
         case "satisfied":
             return Cell("No lease now: all proxies are covered.", "green")
+        case "backoff":
+            wait = explanation.get("retry_after")
+            when = "" if wait is None else f"; the next one may begin in {wait:.1f} s"
+            return Cell(f"No lease now: dials pause after failures{when}.", "yellow")
         case "waiters":
             waiting = explanation["waiting"]
             verb = "is" if waiting == 1 else "are"
@@ -116,14 +151,18 @@ def describe_proxy(explanation: dict[str, Any]) -> Cell:
         case "claimed" if proxy["desired"]:
             return Cell("desired, and claimed", "green")
         case "claimed" if proxy["tracked"]:
-            newer = f"generation {proxy['largest']} is newer"
-            return Cell(f"claimed, but not desired: {newer}", "yellow")
+            if proxy["generation"] < proxy["largest"]:
+                newer = f"generation {proxy['largest']} is newer"
+                return Cell(f"claimed, but not desired: {newer}", "yellow")
+            return Cell("claimed, but not desired: it is terminating", "yellow")
         case "claimed":
             return Cell("claimed, but not tracked", "yellow")
         case "missing":
             return Cell("desired, but no lease holds it", "red")
         case "old_generation":
             return Cell(f"not desired: generation {proxy['largest']} of its group is newer", "dim")
+        case "terminating":
+            return Cell("not desired: it is terminating", "dim")
         case "forgotten":
             return Cell("forgotten by an admin: old gossip does not bring it back", "yellow")
         case "unknown":
@@ -132,10 +171,26 @@ def describe_proxy(explanation: dict[str, Any]) -> Cell:
             return Cell(format_value(other))
 
 
+def describe_pause(pause: dict[str, Any], left: float | None) -> str:
+    """Return in words a pause after failed dials.
+
+    Args:
+        pause: of the daemon's reply.
+        left: seconds until it ends, or None when that is unknown.
+    """
+    agent = f" {escape(pause['agent'])}" if pause["agent"] else ""
+    who = f"pid {pause['pid']}{agent}" if pause["pid"] else f"session {pause['session']}{agent}"
+    over = "one dial at a time may try" if left is None or left <= 0 else f"{left:.1f} s more"
+    failed = format_count(pause["failures"], "failed dial")
+    return f"{over}, after {failed}; the last one {describe_failure(pause)}, says {who}"
+
+
 def describe_desired(row: Row) -> str:
     """Return whether a proxy is desired, or why not."""
     if row["desired"]:
         return "yes"
-    if row["tracked"]:
+    if row["tracked"] and row["generation"] < row["largest"]:
         return f"no, {format_value(row['largest'])} is newer"
+    if row["tracked"]:
+        return "no, terminating"
     return "no, not tracked"

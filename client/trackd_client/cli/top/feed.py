@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from trackd_client import Tracker
 from trackd_client.cli.output.event_lines import People
+from trackd_client.cli.output.listing import seconds_until
 from trackd_client.core.event import GAP, SNAPSHOT, Event
 from trackd_client.core.mirror import Mirror, Row
 from trackd_client.core.sockets import absent_error, diagnose
@@ -69,6 +70,10 @@ class Feed:
     def trouble(self) -> str:
         """Why nothing new comes, or nothing."""
         return self._silence or self._refusal
+
+    def seconds_until(self, moment: float | None) -> float | None:
+        """Return how many seconds it is to a moment of the daemon's clock, or None without one."""
+        return seconds_until(self._tracker, moment)
 
     def __enter__(self) -> None:
         for thread in self._threads:

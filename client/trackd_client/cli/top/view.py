@@ -19,7 +19,12 @@ from trackd_client.cli.output.render import (
     format_names,
     format_value,
 )
-from trackd_client.cli.output.verdict import DIALLING_SECONDS, describe_desired, judge
+from trackd_client.cli.output.verdict import (
+    DIALLING_SECONDS,
+    describe_coverage,
+    describe_desired,
+    judge,
+)
 from trackd_client.cli.text import escape
 from trackd_client.cli.top.feed import EVENTS, Feed
 from trackd_client.core.mirror import Row
@@ -131,7 +136,7 @@ class View:
         """Return what fills the terminal."""
         with self._feed.lock:
             head = [*self._head(width)]
-            events = [*self._last_events(min(EVENTS, max(0, height - 16)))]
+            events = [*self._last_events(min(EVENTS, max(0, height - 17)))]
             foot = [_rule("events", width), *events] if events else []
             self._page = max(1, height - len(head) - len(foot) - 3)  # a rule, a heading, the help
             table = [*self._table(width)]
@@ -157,6 +162,9 @@ class View:
             f" · revision {self._feed.mirror.revision} · store {escape(status['store'])}"
         )
         yield _bar(status, width)
+        full_at = self._feed.seconds_until(status.get("full_at"))
+        if coverage := describe_coverage(status, full_at):
+            yield Text(coverage)
         rates = "  ".join(f"{name} {_rate(rate)}" for name, rate in self._feed.rates.items())
         yield Text(f"/s  {rates or '...'}", "dim")
         yield self._waiting()

@@ -14,6 +14,7 @@ from trackd_client.core import calls
 from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, deadline_of
 from trackd_client.errors import BadArgument
 from trackd_client.wire.clock import boottime
+from trackd_client.wire.requests import Release
 
 #: For each call: the arguments, the fields of the request, those of a reply, the result, and
 #: whether it needs a session.
@@ -28,7 +29,17 @@ CALLS: Final[list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any], An
     ),
     ("set_connection_count", (3,), {"count": 3}, {}, None, True),
     ("is_claimed", (("p", "p.c"),), {"principals": ["p", "p.c"]}, {"claimed": True}, True, True),
-    ("release", (4,), {"lease": 4}, {"released": True}, None, True),
+    ("release", (Release(4),), {"lease": 4}, {"released": True}, None, True),
+    (
+        "release",
+        (Release(4, "rate", 9.0),),
+        {"lease": 4, "failed": "rate", "retry_after": 9.0},
+        {"released": True},
+        None,
+        True,
+    ),
+    ("retire", (7,), {"lease": 7}, {"retired": True}, True, True),
+    ("offer", (7,), {"lease": 7}, {"offered": True}, True, True),
     ("ping", (), {}, {}, None, False),
     ("status", (), {}, {"tracked": 3}, Status({"tracked": 3}), False),
     ("explain", (None,), {}, {"desired": 3}, Explanation({"desired": 3}), False),
@@ -53,6 +64,7 @@ CALLS: Final[list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any], An
         {"count": 1},
         True,
     ),
+    ("resume", (), {}, {"resumed": 2}, {"resumed": 2}, True),
     ("reload", (), {}, {"reloads": 2}, {"reloads": 2}, True),
 ]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 
 from trackd_client import BadPayload, Policy, PoolEvent, PoolStats, Proxy
 from trackd_client.core.conversation import Conversation, Session
+from trackd_client.core.dial import Dial
 from trackd_client.core.discovery import read_gossip
 from trackd_client.core.lease import BaseLease
-from trackd_client.core.pool_core import Dial, PoolCore, is_async
+from trackd_client.core.pool_core import PoolCore, replace_until
 from trackd_client.errors import (
     DaemonAbsent,
     InvalidRequest,
@@ -62,10 +62,14 @@ class BareLease(BaseLease):
         """Be told that a claim succeeded."""
         self._take_claim({"claimed": True, "name": name})
 
-    def meets(self, name: str | None) -> None:
+    def meets(self, name: str | None, **hint: object) -> None:
         """Be told that a claim failed: another lease holds the proxy, or the names mean none."""
         reason = "held" if name else "unresolved"
-        self._take_claim({"claimed": False, "name": name, "reason": reason})
+        self._take_claim({"claimed": False, "name": name, "reason": reason, **hint})
+
+    def sees(self, name: str, **hint: object) -> None:
+        """Be told that another lease holds the proxy that is being dialled."""
+        self._take_claimed({"claimed": True, "name": name, **hint})
 
 
 class Core(PoolCore[BareLease]):
@@ -76,23 +80,31 @@ class Core(PoolCore[BareLease]):
         policy: Policy = STILL,
         *,
         dials: int = 2,
+        tunnels: int | None = None,
         hook: Callable[[PoolEvent], None] | None = None,
+        alive: Callable[[BareLease], object] | None = None,
     ) -> None:
         self.told: list[PoolEvent] = []
         self.changes = 0
         super().__init__(
             NO_TRACKER,
             max_concurrent_dials=dials,
+            max_tunnels=tunnels,
             policy=policy,
             on_event=hook or self.told.append,
             drain_timeout=None,
+            alive=alive,
         )
+        self.followed: list[Dial[BareLease]] = []
 
     def _changed(self) -> None:
         self.changes += 1
 
     def _spawn(self, dial: Dial[BareLease]) -> None:
         raise RuntimeError("no room")
+
+    def _follow(self, dial: Dial[BareLease]) -> None:
+        self.followed.append(dial)
 
     def begin(self, number: int = 1) -> Dial[BareLease]:
         return self._begin(BareLease(number))
@@ -193,6 +205,89 @@ def test_a_sticky_balancer_is_reported_once_for_each_time_that_it_is() -> None:
     assert [(event.name, event.missing) for event in sticky] == [("p1", ("p2",))] * 2
 
 
+@pytest.mark.parametrize("way", ["meets", "sees"])
+def test_a_pool_dials_one_at_a_time_while_the_daemon_says_that_the_balancer_is_sticky(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    core = Core(Policy(duplicate_step=0.0, sticky_after=3), dials=4)
+    monkeypatch.setattr(core._conversation, "features", frozenset({"hints"}))
+
+    def meet(**hint: object) -> None:
+        dial = core.begin()
+        getattr(dial.lease, way)("p1", **hint)
+        core.end(dial)
+        if core._is_suspicious():
+            core._judge({"desired": 6, "missing_count": 1, "missing": ["p6"]})
+
+    for hint in ({}, {"hint": {"balancer": "even", "in_a_row": 40}}, {"hint": "sticky"}) * 10:
+        meet(**hint)
+    assert core.stats().sticky == 0
+    for in_a_row in (2, None, 3, 4):  # the policy wants 3
+        meet(hint={"balancer": "sticky", "in_a_row": in_a_row})
+        assert core.stats().sticky == (in_a_row in {3, 4})
+    assert core._pause() > 0
+    assert core._may_dial()
+    core.begin()
+    assert not core._may_dial(), "another dial meets the same proxy"
+    meet()
+    assert core._may_dial(), "another agent has claimed its proxy meanwhile"
+    sticky = [event for event in core.told if event.change is Change.STICKY]
+    assert [(event.name, event.missing) for event in sticky] == [("p1", ("p6",))]
+
+
+@pytest.mark.rule(20)
+@pytest.mark.parametrize(("explained", "sticky"), [({}, 1), ({"offered": 1}, 0)])
+def test_dials_for_one_offered_tunnel_among_many_are_no_sign_of_a_sticky_balancer(
+    explained: dict[str, int], sticky: int
+) -> None:
+    core = Core()
+    for _ in range(10):
+        dial = core.begin()
+        dial.lease.meets("p1")
+        core.end(dial)
+    core._judge({"desired": 30, "missing_count": 0, "missing": [], **explained})
+    assert core.stats().sticky == sticky
+
+
+@pytest.mark.rule(20)
+def test_a_drain_that_replaces_first_keeps_tunnels_open_and_ends_dials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core(dials=3)
+    monkeypatch.setattr(core._conversation, "features", frozenset({"offers"}))
+    first, second, dialling = core.begin(1), core.begin(2), core.begin(3)
+    first.lease.claims("p1")
+    second.lease.claims("p2")
+    core._begin_drain(replace_first=True)
+    assert [bool(each.lease.should_close) for each in (first, second, dialling)] == [0, 0, 1]
+    assert core._may_dial(), "the dispatcher must wake, and find that the pool ends"
+    assert core._next_to_replace() is first
+    first.lease.should_close.set()
+    assert core._next_to_replace() is second
+    core._begin_drain()
+    assert second.lease.should_close
+    assert core._next_to_replace() is None
+
+
+@pytest.mark.rule(20)
+def test_an_older_daemon_replaces_no_tunnel() -> None:
+    core = Core()
+    dial = core.begin(1)
+    dial.lease.claims("p1")
+    core._begin_drain(replace_first=True)
+    assert core._next_to_replace() is None
+
+
+@pytest.mark.rule(20)
+def test_a_part_of_the_time_of_a_drain_is_for_closing() -> None:
+    assert replace_until(None) is None
+    for seconds, kept in ((8.0, 2.0), (20.0, 5.0), (60.0, 5.0)):
+        before = boottime()
+        until = replace_until(seconds)
+        assert until is not None
+        assert before - 0.001 <= until - seconds + kept <= boottime() + 0.001
+
+
 def test_room_for_a_dial_is_made_by_a_claim_and_by_an_end() -> None:
     core = Core(dials=2)
     first, second = core.begin(1), core.begin(2)
@@ -269,6 +364,18 @@ def test_stats_are_a_copy() -> None:
     core = Core()
     core.stats().dials = 100
     assert core.stats().dials == 0
+
+
+def test_there_are_never_more_dials_than_wanted_claimed_ones_included() -> None:
+    core = Core(tunnels=2, dials=4)
+    first, second = core.begin(), core.begin(2)
+    assert not core._may_dial()
+    second.lease.claims("p1")
+    assert not core._may_dial(), "it has claimed, and is a tunnel still"
+    core._end(first, None)
+    assert not core._may_dial(), "its leases are still to be released"
+    core._gone(first)
+    assert core._may_dial()
 
 
 def test_counts_hold_when_many_threads_dial() -> None:
@@ -368,20 +475,6 @@ def test_a_tunnel_abandon_when_no_later_try_can_adopt_it() -> None:
     assert not dial.lease.should_close
     assert core._abandon(dial, InvalidRequest("no"))
     assert dial.lease.should_close
-
-
-async def _coroutine(lease: object) -> None:
-    """Be a dial of tasks."""
-
-
-class _Callable:
-    async def __call__(self, lease: object) -> None:
-        """Be a dial of tasks."""
-
-
-def test_an_async_function_is_seen_through_what_wraps_it() -> None:
-    assert all(map(is_async, (_coroutine, partial(_coroutine, 1), _Callable())))
-    assert not any(map(is_async, (print, partial(print), lambda: _coroutine(1), Core)))
 
 
 def test_a_pool_must_be_allowed_one_dial() -> None:

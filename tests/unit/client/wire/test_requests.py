@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.protocol_document import Message, messages, sections, table
+from trackd_client.errors import DialFailed
 from trackd_client.wire import requests
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import MAX_LABELS, REQUEST, VERSION, decode, encode
@@ -65,7 +66,15 @@ VALUES: dict[str, st.SearchStrategy[RequestFields]] = {
     ),
     "is_claimed": st.builds(requests.IsClaimed, principals),
     "claim": st.builds(requests.Claim, ids, principals),
-    "release": st.builds(requests.Release, ids),
+    "retire": st.builds(requests.Retire, ids),
+    "report": st.builds(
+        requests.Report, st.lists(st.tuples(ids, st.none() | st.floats(0, 60)).map(list))
+    ),
+    "offer": st.builds(requests.Offer, ids),
+    "release": st.builds(requests.Release, ids, st.none() | st.sampled_from(requests.OUTCOMES))
+    | st.builds(
+        requests.Release, ids, st.sampled_from(DialFailed.reasons), st.none() | st.floats(0, 60)
+    ),
     "adopt": st.builds(requests.Adopt, principals),
     "cancel": st.builds(requests.Cancel, ids),
     "force_release": st.builds(requests.ForceRelease, ids),
@@ -85,6 +94,7 @@ TYPES: dict[str, Any] = {
     "name": str,
     "short text": str,
     "integer": int,
+    "number": float,
     "boolean": bool,
     "array of names": list[str],
     "array of two integers": list[int],
@@ -112,6 +122,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "set_connection_count": {"count": 3},
     "is_claimed": {"principals": []},
     "claim": {"lease": 1, "principals": []},
+    "retire": {"lease": 1},
+    "report": {"reports": [[1, 0.25], [2, None]]},
+    "offer": {"lease": 1},
     "release": {"lease": 1},
     "adopt": {"principals": []},
     "cancel": {"target": 77},

@@ -350,6 +350,7 @@ def test_notices_of_a_batch_that_got_lost_are_asked_for_again(
     clock.now += 5.001
     (answer,) = desk.sweep()  # the lease would have expired; now somebody must ask again
     assert (answer.body["seq"], answer.body["notices"]) == (watch["seq"], [])
+    assert answer.body["revision"] == desk.state.revision, "it is that of the batch that got lost"
     again = agent.body("watch_session")
     assert desk.ask(again, agent.peer) is None
     assert not recover(desk, clock, faults), "the time to claim begins again"
@@ -416,6 +417,25 @@ def test_a_start_that_cannot_be_stored_is_counted_once_the_store_works(
     hello_again = agent.ask(again, "hello")
     assert hello_again["epoch"] == hello["epoch"] + 1
     assert hello_again["tracker_id"] == hello["tracker_id"]
+    again.kill()
+
+
+def test_no_checkpoint_holds_a_start_that_could_not_be_stored(
+    desk: Desk, tmp_path: Path, clock: Clock, agent: AgentOf
+) -> None:
+    desk.kill()
+    faults = Faults()
+    faults.writes = True
+    with patch("trackd.storage.checkpoint._DUE_ROWS", 1):
+        again = Desk(tmp_path, clock, faults)
+        for _ in range(5):  # some statements succeed before the disk is of use again
+            clock.now += 1
+            again.sweep()
+        recover(again, clock, faults)
+    hello = agent.ask(again, "hello")
+    assert hello["epoch"] == 2
+    events = again.state.history.after(0, 1_000)
+    assert [event[0] for event in events] == list(range(1, again.state.revision + 1))
     again.kill()
 
 

@@ -87,6 +87,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "admin_users": ("root,7", '["root", 7]', ("root", 7)),
         "admin_groups": ("7, root", '[7, "root"]', (7, "root")),
         "count_role": ("admin", '"admin"', "admin"),
+        "targets": ("any", '"any"', "any"),
         "dial_rate": ("1e3", "1e3", 1000.0),
         "dial_burst": ("7", "7", 7),
         "disconnect_threshold": ("9", "9", 9.0),
@@ -102,6 +103,7 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "max_waiters": ("7", "7", 7),
         "max_tracked": ("7", "7", 7),
         "max_leases": ("7", "7", 7),
+        "tunnel_timeout": ("7.5", "7.5", 7.5),
         "max_reply_bytes": ("70_000", "70_000", 70_000),
         "quota_sessions": ("7", "7", 7),
         "quota_leases": ("7", "7", 7),
@@ -393,7 +395,6 @@ def test_what_changes_live_is_what_can() -> None:
         "socket_mode",
         "heartbeat_ttl",
         "claim_timeout",
-        "disconnect_threshold",
         "http",
     }
 
@@ -488,7 +489,12 @@ KUBERNETES = {
 
 
 @pytest.mark.parametrize(
-    "environ", [KUBERNETES, {"TRACKD_LEASE": "7", "TRACKD_CLAIM_FD": "3", "TRACKD_REPLY_FD": "4"}]
+    "environ",
+    [
+        KUBERNETES,
+        {"TRACKD_LEASE": "7", "TRACKD_CLAIM_FD": "3", "TRACKD_REPLY_FD": "4"},
+        {"TRACKD_CLAIM_SOCKET": "/run/user/1000/trackctl-claims-x/7"},
+    ],
 )
 def test_variables_of_kubernetes_and_of_hold_are_not_taken_for_settings(
     environ: dict[str, str],

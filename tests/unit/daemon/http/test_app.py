@@ -267,6 +267,12 @@ def test_readiness_says_why_not(browser: Browser) -> None:
         (5, 6, "", 503),
         (0, 0, "", 503),
         (0, 0, "?min=0%25", 503),
+        (0, 0, "?allow_none=1", 200),
+        (0, 0, "?min=90%25&allow_none=1", 200),
+        (0, 0, "?min=1&allow_none=1", 503),
+        (5, 6, "?allow_none=1", 503),
+        (6, 6, "?min=6allow_none=1", 400),
+        (6, 6, "?allow_none=yes", 400),
         (5, 6, "?min=5", 200),
         (4, 6, "?min=5", 503),
         (5, 6, "?min=84%25", 503),
@@ -283,7 +289,7 @@ def test_readiness_of_tunnels_is_as_the_query_says(
     got, _, body = browser.ask(f"/readyz/tunnels{query}")
     assert got == status
     if status == 400:
-        assert body == b"the query may be min=N or min=P%\n"
+        assert body == b"the query may be min=N or min=P%, and allow_none=1 after &\n"
     else:
         assert body == f"{there} of {wanted} wanted tunnels are there\n".encode()
 

@@ -17,6 +17,7 @@ ACTS = [
     ("force_release", {"lease": 1}),
     ("end_session", {"session": 1}),
     ("forget", {"name": "p1"}),
+    ("resume", {}),
     ("reload", {}),
 ]
 

@@ -266,6 +266,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "is_claimed": {"principals": ["p1"]},
     "claim": {"lease": 99, "principals": ["p1"]},
     "release": {"lease": 99},
+    "retire": {"lease": 99},
+    "report": {"reports": [[99, 0.25]]},
+    "offer": {"lease": 99},
     "adopt": {"principals": ["p1"]},
     "cancel": {"target": 99},
     "force_release": {"lease": 99},
@@ -340,6 +343,21 @@ ORDERS: dict[str, dict[str, Wrong]] = {
         "an ended session": SESSION["an ended session"]._replace(code="", says=""),
     },
     "heartbeat": order({}, changes=False),
+    "report": order(
+        {
+            "no array of reports": invalid("reports must be", "reports", reports=7),
+            "too many reports": Wrong(
+                lambda case: case.body.update(reports=[[1, None]] * 10_001),
+                Code.LIMIT_EXCEEDED,
+                "10001 reports",
+                excludes="reports",
+            ),
+            "a report": invalid("reports[1] must be", "reports", reports=[[1, None], [1]]),
+            "its lease": invalid("reports[0][0]", "reports", reports=[[0, None]]),
+            "its time": invalid("reports[0][1]", "reports", reports=[[1, 60.5]]),
+        },
+        changes=False,
+    ),
     "watch_session": order({}, changes=False),
     "track_expected": order(
         {
@@ -401,7 +419,17 @@ ORDERS: dict[str, dict[str, Wrong]] = {
             **PRINCIPALS,
         }
     ),
-    "release": order(LEASE, late=True),
+    "retire": order(LEASE),
+    "offer": order(LEASE),
+    "release": order(
+        {
+            "the lease": LEASE["the lease"],
+            "the outcome": invalid("failed must be one of", failed="tired"),
+            "the time": invalid("retry_after must be from", retry_after=61),
+            **without(LEASE, "the lease"),
+        },
+        late=True,
+    ),
     "adopt": order({**PRINCIPALS, "too many leases": GRANT["too many leases"]}),
     "cancel": order({"the target": invalid("target", target=0)}, late=True),
     "force_release": order({"the lease": LEASE["the lease"]}, admin=True),
@@ -421,6 +449,7 @@ ORDERS: dict[str, dict[str, Wrong]] = {
         },
         admin=True,
     ),
+    "resume": order({}, admin=True),
     "reload": order({}, changes=False, admin=True),
 }
 #: What the daemon does not look at in a request that it serves.
@@ -430,7 +459,10 @@ IGNORED = {
         for op in ("hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config")
     },
     "open": [DONE, *ROOM.values()],
-    **{op: [ROLE, STORE, *ROOM.values()] for op in ("heartbeat", "watch_session", "is_claimed")},
+    **{
+        op: [ROLE, STORE, *ROOM.values()]
+        for op in ("heartbeat", "report", "watch_session", "is_claimed")
+    },
     "open, again": [ROLE, STORE, *ROOM.values()],
     "adopt": [GRANT["the quota of leases"]],
     "reload": [STORE, *ROOM.values()],

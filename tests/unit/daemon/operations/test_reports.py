@@ -192,3 +192,131 @@ def test_the_claims_that_chance_would_bring_go_by_what_was_missing_at_each(world
     recent = world.read("explain")["recent"]
     assert recent["expected"] == 1 + 3 * 0.75
     assert recent["expected_since_success"] == 0
+
+
+def test_the_seconds_of_each_group_and_the_ends_of_aims_are_metrics(world: World) -> None:
+    agent, desk, clock = world.agent, world.desk, world.clock
+    agent.ask(desk, "track_expected", proxies=[["p1", "east", 1, 60, {"address": "p1:443"}]])
+    agent.ask(desk, "track_expected", proxies=[["p2", "", 1, 60], ["p3", "", 1, 60]])
+    clock.now += 2
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    assert agent.ask(desk, "claim", lease=lease, principals=["p1"])["claimed"]
+    clock.now += 3
+    assert world.counted("trackd_group_missing_seconds") == {"east": 2, "": 10}
+    assert world.counted("trackd_aims") == {"reached": 1}
+    agent.ask(desk, "track_expected", proxies=[["p2", "", 1, 60, {"address": "p2:443"}]])
+    for _ in range(2):
+        lease = agent.ask(desk, "try_acquire")["lease"]
+        agent.ask(desk, "release", lease=lease, failed="refused")
+        clock.now += 1
+    assert world.counted("trackd_aims") == {"reached": 1, "missed": 1}, "the next is not aimed"
+    world.restart()
+    clock.now += 1
+    assert world.counted("trackd_group_missing_seconds") == {"": 2}
+
+
+def meet(world: World, lease: int, name: str, times: int) -> dict[str, Any]:
+    """Let a lease claim in vain so many times; return the last reply."""
+    for _ in range(times):
+        reply = world.agent.ask(world.desk, "claim", lease=lease, principals=[name])
+        assert not reply["claimed"]
+    return reply
+
+
+def test_dials_that_meet_the_same_proxy_again_and_again_bring_a_hint_until_one_claims(
+    world: World,
+) -> None:
+    rows = [[f"p{number}", "", 1, 60] for number in range(4)]
+    world.agent.ask(world.desk, "track_expected", proxies=rows)
+    claimed(world, "p0")
+    lease = world.agent.ask(world.desk, "try_acquire")["lease"]
+    assert "hint" not in meet(world, lease, "p0", 19)
+    assert "hint" not in world.read("explain")
+    assert meet(world, lease, "p0", 1)["hint"] == {"balancer": "sticky", "in_a_row": 20}
+    asked = world.agent.ask(world.desk, "is_claimed", principals=["p0"])
+    assert asked == {"seq": asked["seq"], "claimed": True, "name": "p0"} | {
+        "hint": {"balancer": "sticky", "in_a_row": 20}
+    } | {key: asked[key] for key in ("revision",) if key in asked}
+    assert "hint" not in world.agent.ask(world.desk, "is_claimed", principals=["p1"])
+    told = world.read("explain")["hint"]
+    assert told == {"balancer": "sticky", "in_a_row": 20, "met": ["p0"], "met_count": 1}
+    assert world.agent.ask(world.desk, "adopt", principals=["p0"])["lease"] is None
+    assert world.read("explain")["hint"]["in_a_row"] == 20, "an adoption is no dial"
+    world.agent.ask(world.desk, "adopt", principals=["p3"])
+    assert world.read("explain")["hint"]["in_a_row"] == 20, "nor is one that succeeds"
+    world.agent.ask(world.desk, "claim", lease=lease, principals=["p1"])
+    assert "hint" not in world.read("explain")
+
+
+def test_dials_that_meet_all_claimed_proxies_bring_another_hint(world: World) -> None:
+    rows = [[f"p{number}", "", 1, 60] for number in range(4)]
+    world.agent.ask(world.desk, "track_expected", proxies=rows)
+    for number in range(3):
+        claimed(world, f"p{number}")
+    lease = world.agent.ask(world.desk, "try_acquire")["lease"]
+    for number in range(30):
+        reply = meet(world, lease, f"p{number % 3}", 1)
+    assert reply["hint"] == {"balancer": "even", "in_a_row": 30}
+    world.restart()
+    assert "hint" not in world.read("explain"), "it is kept in memory only"
+
+
+def test_a_dial_that_ends_because_is_claimed_said_so_counts_once(world: World) -> None:
+    agent, desk = world.agent, world.desk
+    rows = [[f"p{number}", "", 1, 60] for number in range(4)]
+    agent.ask(desk, "track_expected", proxies=rows)
+    claimed(world, "p0")
+    for _ in range(25):  # somebody looks without a dial
+        assert agent.ask(desk, "is_claimed", principals=["p0"])["claimed"]
+    assert "hint" not in world.read("explain")
+    for _ in range(20):
+        lease = agent.ask(desk, "try_acquire")["lease"]
+        assert agent.ask(desk, "is_claimed", principals=["p0"])["claimed"]
+        agent.ask(desk, "release", lease=lease, failed="held")
+    assert world.read("explain")["hint"]["in_a_row"] == 20
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    assert agent.ask(desk, "is_claimed", principals=["p0"])["claimed"]
+    meet(world, lease, "p0", 1)
+    agent.ask(desk, "release", lease=lease, failed="held")
+    assert world.read("explain")["hint"]["in_a_row"] == 21
+
+
+def test_dials_at_the_address_of_a_proxy_say_nothing_of_the_balancer(world: World) -> None:
+    rows = [[f"p{number}", "", 1, 60, {"address": f"p{number}:443"}] for number in range(4)]
+    world.agent.ask(world.desk, "track_expected", proxies=rows)
+    held = claimed(world, "p0")
+    aimed = 0
+    for _ in range(60):
+        reply = world.agent.ask(world.desk, "try_acquire")
+        aimed += "target" in reply
+        meet(world, reply["lease"], "p0", 1)
+        world.agent.ask(world.desk, "release", lease=reply["lease"])
+    assert aimed > 0
+    assert world.read("explain")["hint"]["in_a_row"] == 60 - aimed
+    assert world.agent.ask(world.desk, "release", lease=held)["released"]
+
+
+def test_the_status_says_for_how_long_connections_were_missing_and_when_none_was(
+    world: World,
+) -> None:
+    agent, desk, clock = world.agent, world.desk, world.clock
+    assert (world.read("status")["missing_seconds"], world.read("status")["full_at"]) == (0, None)
+    agent.ask(desk, "track_expected", proxies=[["p1", "", 1, 1e3], ["p2", "", 1, 1e3]])
+    clock.now += 2
+    leases = [agent.ask(desk, "adopt", principals=[name])["lease"] for name in ("p1", "p2")]
+    clock.now += 5
+    full = world.read("status")
+    assert (full["missing_seconds"], full["full_at"]) == (4, clock.now)
+    agent.ask(desk, "release", lease=leases[0])
+    began = clock.now
+    clock.now += 3
+    after = world.read("status")
+    assert (after["missing_seconds"], after["full_at"]) == (7, began)
+    families = {each[0]: each[4] for each in world.read("metrics")["families"]}
+    assert families["trackd_missing_seconds"] == [[[], 7]]
+    assert families["trackd_missing_connections"] == [[[], 1]]
+    world.restart()
+    again = world.read("status")
+    assert (again["missing_seconds"], again["full_at"]) == (0, None), "they begin with the daemon"
+    clock.now += 3
+    assert world.read("status")["missing_seconds"] == 3

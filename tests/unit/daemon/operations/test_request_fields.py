@@ -39,6 +39,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "is_claimed": {"principals": ["p1"]},
     "claim": {"lease": 1, "principals": ["p1"]},
     "release": {"lease": 1},
+    "retire": {"lease": 1},
+    "report": {"reports": [[1, 0.25]]},
+    "offer": {"lease": 1},
     "adopt": {"principals": ["p9"]},
     "cancel": {"target": 77},
     "force_release": {"lease": 1},
@@ -64,7 +67,9 @@ def test_the_optional_fields_are_those_of_the_document() -> None:
 def told(desk: Desk, agent: AgentOf, op: str, fields: dict[str, Any]) -> dict[str, Any] | None:
     """Return what a fresh daemon replies, without what differs from run to run."""
     agent.ask(desk, "track_expected", proxies=ROWS)
-    agent.ask(desk, "try_acquire")
+    lease = agent.ask(desk, "try_acquire")["lease"]
+    if op in ("retire", "offer"):
+        agent.ask(desk, "claim", lease=lease, principals=["p1"])
     reply = desk.ask(agent.body(op, **REQUIRED.get(op, {}) | fields), agent.peer)
     if reply is not None and op == "log":
         reply["events"] = [event[0] for event in reply["events"]]

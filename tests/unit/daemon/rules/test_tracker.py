@@ -239,8 +239,8 @@ def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
 ) -> None:
     tracker.track_rows([("a", "g", 1, None), ("b", "", 0, 30.0)])
     known = [["a", "g", 1, None], ["b", "", 0, None], ["b", "", 0, 9.5], ["b", "", 0, 7]]
-    assert tracker.unknown(known) == []
-    assert tracker.unknown(known, max_ttl=7.0) == [2], "9.5 is more than 7"
+    assert tracker.unknown(known) == ([], [])
+    assert tracker.unknown(known, max_ttl=7.0) == ([], [2]), "9.5 is more than 7"
     ttls: list[object] = [math.inf, math.nan, True, "9", []]
     unknown: list[object] = [
         *(["c", "", 0, None], ["a", "h", 1, None], ["a", "g", 2, None]),  # new, or moved
@@ -250,7 +250,9 @@ def test_a_further_mention_of_a_proxy_as_it_is_tracked_is_told_from_all_else(
         *([b"a", "g", 1, None], [["a"], "g", 1, None], [None, "g", 1, None]),
         *(["a", "g", 1], ["a", "g", 1, None, "newer"], ("a", "g", 1, None), [], "abcd", 5, None),
     ]
-    assert tracker.unknown([*known, *unknown]) == list(range(4, 4 + len(unknown)))
+    places = list(range(4, 4 + len(unknown)))
+    assert tracker.unknown([*known, *unknown]) == (places, [])
+    assert tracker.unknown([*known, *unknown], max_ttl=7.0) == (places, [2])
 
 
 @pytest.mark.rule(2)

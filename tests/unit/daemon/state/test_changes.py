@@ -22,7 +22,7 @@ from helpers.writer import Faults, observe
 from trackd.config.settings import Config
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Session
-from trackd.state import changes
+from trackd.state import changes, exactly_once, forgetting, gossip, timers
 from trackd.state.changes import CODES, KINDS, Moment, pack, unpack
 from trackd.state.counters import Metrics
 from trackd.state.decide import Decisions
@@ -45,7 +45,9 @@ class World:
         self.random = random.Random(seed)
         self.faults = Faults()
         self.store = Store(None, "boot", self.faults)
-        self.config = Config(cluster_name="example.com", claim_timeout=20.0, history=300)
+        self.config = Config(
+            cluster_name="example.com", claim_timeout=20.0, tunnel_timeout=25.0, history=300
+        )
         self.now = 100.0
         self.tokens = 0
         self.kinds: Counter[str] = Counter()
@@ -68,6 +70,7 @@ class World:
         known = self.state.configured_count is not None
         before = self.state.tracker.connection_count if known else None
         self.decide.begin_epoch("tracker", before)
+        timers.restart_timers(self.decide)
 
     def end_batch(self) -> None:
         """Commit the batch, unless that fails; then the batch has never happened."""
@@ -129,11 +132,17 @@ class World:
                 (name, rng.choice(("", "g")), rng.randint(1, 2), rng.choice((ttl, ttl, 7.0)))
                 for name in rng.sample(NAMES, rng.randint(1, len(NAMES)))
             ]
-            decide.track(session, rows)
+            said = {name: rng.random() < 0.6 for name in NAMES if rng.random() < 0.15}
+            addresses = {
+                name: rng.choice(("", "a:1", "a:1", f"{name}:1"))
+                for name in NAMES
+                if rng.random() < 0.3
+            }
+            gossip.track(decide, session, rows, said, addresses)
             if rng.random() < 0.5:
-                decide.track(session, rows)
+                gossip.track(decide, session, rows, said, addresses)
         elif roll < 0.37:
-            decide.forget(rng.choice(NAMES), Peer(0, 0, 1))
+            forgetting.forget_proxy(decide, rng.choice(NAMES), Peer(0, 0, 1))
         elif roll < 0.38:
             forget_group(decide, rng.choice(("", "g")), rng.choice((None, 1)), Peer(0, 0, 1))
         elif roll < 0.5:
@@ -146,16 +155,29 @@ class World:
             lease = rng.choice(sorted(session.leases))
             decide.claim(session, lease, rng.sample([*NAMES, "alias"], rng.randint(1, 3)))
             self.answer(session, None)
+            if rng.random() < 0.4:
+                decide.retire(session, lease)
+            if rng.random() < 0.4:
+                decide.offer(session, lease)
         elif roll < 0.8 and session.leases:
-            decide.release(session, rng.choice(sorted(session.leases)))
+            lease = rng.choice(sorted(session.leases))
+            if rng.random() < 0.5:
+                reason = rng.choice(("refused", "timeout", "auth", "rate", "other", "held"))
+                decide.report(session, lease, reason, rng.choice((None, 3.0)))
+            decide.release(session, lease)
+        elif roll < 0.81 and session.leases:
+            reports = [(lease, rng.choice((None, 0.1))) for lease in sorted(session.leases)]
+            decide.tunnels.report(session, reports, self.now)
         elif roll < 0.83:
             decide.adopt(session, [rng.choice(NAMES)])
         elif roll < 0.86 and state.leases:
             decide.force_release(rng.choice(sorted(state.leases)), Peer(0, 0, 1))
         elif roll < 0.9:
-            decide.acknowledge(session, [1, rng.randint(1, 30)])
+            exactly_once.acknowledge(decide, session, [1, rng.randint(1, 30)])
         elif roll < 0.92:
-            decide.give_up(session, rng.randint(1, 30))
+            exactly_once.give_up(decide, session, rng.randint(1, 30))
+        elif roll < 0.925:
+            decide.pauses.resume((0, 1))
         elif roll < 0.94:
             decide.set_count(rng.randint(0, 3))
         elif roll < 0.96 and session.notices:
@@ -163,7 +185,8 @@ class World:
         else:
             self.now += rng.choice((1.0, 30.0, 800.0))
             decide.begin(self.now)
-            decide.sweep()
+            timers.sweep(decide)
+        decide.end_offers()
         decide.serve_waiters()
 
     def number(self, session: Session) -> int:
@@ -172,7 +195,9 @@ class World:
 
     def answer(self, session: Session, lease: int | None) -> None:
         frame = b"frame %d" % self.random.randint(0, 9)
-        self.decide.remember(session, self.number(session), frame, stored=True, lease=lease)
+        exactly_once.remember(
+            self.decide, session, self.number(session), frame, stored=True, lease=lease
+        )
 
 
 @pytest.fixture
@@ -222,6 +247,10 @@ def example(kind: type[Any]) -> Any:
     fields |= {"by": (0, 7)} if isinstance(hints.get("by"), type(changes.By)) else {}
     if kind is changes.Tracked:
         fields |= {"rows": (("p", "g", 1, None),), "changed": (0,), "leaves": (1,)}
+    if kind is changes.Marked:
+        fields |= {"rows": (("p", 7.5, None),), "flipped": (("p", True),)}
+    if kind is changes.Addressed:
+        fields |= {"rows": (("p", "a:1", 0, 1.5, 0, None), ("q",)), "changed": (("p", "a:1"),)}
     if kind is changes.Expired:
         fields |= {"rows": (("p", "g", 1),)}
     if kind is changes.GroupForgotten:
@@ -278,9 +307,26 @@ def test_codes_are_those_of_the_files_that_exist() -> None:
         "GroupForgotten": 56,
         "SourceRemembered": 57,
         "RenewedEach": 58,
+        "Marked": 60,
+        "DialFailed": 70,
+        "Paused": 71,
+        "Resumed": 72,
+        "Addressed": 90,
+        "Aimed": 91,
+        "TargetsTrusted": 92,
+        "ReportsBegan": 100,
+        "LeaseStale": 101,
+        "Offered": 80,
     }
 
 
 def test_a_kind_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(ValueError, match="no change 999"):
         unpack(msgpack.packb([[1.0, 2.0, [[999, 1]]]]))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
+def test_a_change_with_events_edits_the_revision(kind: type[Any]) -> None:
+    change = example(kind)
+    if count_events(change):
+        assert changes.META in list(change.edits())

@@ -268,6 +268,26 @@ def test_a_file_of_a_newer_trackd_stops_the_start_and_stays_as_it_was(
     assert not list(tmp_path.glob(f"{FILE_NAME}.damaged-*"))
 
 
+def test_a_file_of_version_2_is_read_and_becomes_one_of_version_3(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store()
+    append(store, ("a", 1))
+    store.close()
+    path = tmp_path / FILE_NAME
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 2")
+        database.execute("UPDATE head SET version = 2")
+    database.close()
+    store = open_store()
+    assert loaded(store)[1] == [[("a", 1)]]
+    assert store._db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert store._db.execute("SELECT version FROM head").fetchone() == (3,)
+    store.close()
+    assert loaded(open_store())[1] == [[("a", 1)]]
+    assert not list(tmp_path.glob(f"{FILE_NAME}.damaged-*"))
+
+
 # -- what is unusable --------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
-"""Files of version 1: what their records mean, and that this trackd goes on with them.
+"""Files of versions 1 and 2: what records of 1 mean, and that this trackd goes on with both.
 
-The files in `v1/` were made by the last trackd that wrote version 1: one whose state is all in the
-journal, and one in the midst of a checkpoint. Beside each is what that trackd knew.
+The files in `v1/` and `v2/` were made by the last trackd that wrote that version: one whose state
+is all in the journal, and one in the midst of a checkpoint. Beside each is what that trackd knew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from trackd.storage.files import FILE_NAME
 from trackd.storage.store import Store
 from trackd.storage.v1 import Image, LeaseRow, Record
 
-FILES = Path(__file__).with_name("v1")
+HERE = Path(__file__).parent
+FILES = ["v1/journal", "v1/checkpoint", "v2/journal", "v2/checkpoint"]
 BOOT = "the boot"
 
 TOKENS = (b"\x01" * 16, b"\x02" * 16)
@@ -203,27 +204,27 @@ def knowledge_of(state: State) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["journal", "checkpoint"])
-def test_everything_in_a_file_of_version_1_is_there(tmp_path: Path, name: str) -> None:
-    shutil.copy(FILES / f"{name}.db", tmp_path / FILE_NAME)
-    for _ in range(2):  # the second time it is a file of version 2
+@pytest.mark.parametrize("name", FILES)
+def test_everything_in_a_file_of_an_earlier_version_is_there(tmp_path: Path, name: str) -> None:
+    shutil.copy(HERE / f"{name}.db", tmp_path / FILE_NAME)
+    for _ in range(2):  # the second time it is a file of the newest version
         store = Store(tmp_path, BOOT)
         state = State(CLUSTER, dial_rate=5.0, dial_burst=50, history=10_000)
         store.begin_reading()
         restore(state, store.rows, store.batches(), store.touch)
         store.close()
-        assert knowledge_of(state) == json.loads((FILES / f"{name}.json").read_text())
+        assert knowledge_of(state) == json.loads((HERE / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["journal", "checkpoint"])
-def test_a_daemon_goes_on_where_that_of_version_1_was(
+@pytest.mark.parametrize("name", FILES)
+def test_a_daemon_goes_on_where_that_of_an_earlier_version_was(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(FILES / f"{name}.db", tmp_path / FILE_NAME)
+    shutil.copy(HERE / f"{name}.db", tmp_path / FILE_NAME)
     monkeypatch.setattr("trackd.actors.writer.boot_id", lambda: BOOT)
     monkeypatch.setattr("trackd.actors.writer.start_time", lambda pid: pid - 100)
     desk = Desk(tmp_path, Clock(5070.0), claim_timeout=50.0)
-    before = json.loads((FILES / f"{name}.json").read_text())
+    before = json.loads((HERE / f"{name}.json").read_text())
     assert desk.state.epoch == before["epoch"] + 1
     assert desk.state.tracker_id == before["tracker_id"]
     agent = AgentOf(2, Process(102, 2))
@@ -232,7 +233,7 @@ def test_a_daemon_goes_on_where_that_of_version_1_was(
 
 
 def test_a_file_of_version_1_of_another_boot_is_empty(tmp_path: Path) -> None:
-    shutil.copy(FILES / "journal.db", tmp_path / FILE_NAME)
+    shutil.copy(HERE / "v1/journal.db", tmp_path / FILE_NAME)
     store = Store(tmp_path, "another boot")
     store.begin_reading()
     assert not list(store.rows("session"))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from trackd_client.cli.commands import explain
+from trackd_client.core.event import Event
 
 FULL: dict[str, Any] = {
     "would_grant": False,
@@ -52,9 +53,52 @@ def recent(duplicates: int, *met: list[Any], chance: float = 0.2) -> dict[str, A
     }
 
 
+def hint(balancer: str, *met: str) -> dict[str, Any]:
+    return {"hint": {"balancer": balancer, "in_a_row": 38, "met": list(met), "met_count": len(met)}}
+
+
+PAUSE: dict[str, Any] = {
+    "failures": 3,
+    "until": 9.0,
+    "reason": "timeout",
+    "retry_after": None,
+    "session": 4,
+    "uid": 0,
+    "pid": 8,
+    "agent": "dialler",
+}
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
+        (
+            FULL
+            | {
+                "reason": "backoff",
+                "retry_after": 1.24,
+                "pause": PAUSE,
+                "outcomes": {"dials": 40, "ended": {"claimed": 7, "tls": 2, "timeout": 31}},
+            },
+            [
+                "No lease now: dials pause after failures; the next one may begin in 1.2 s.",
+                (
+                    "The pause of this host: 1.2 s more, after 3 failed dials; the last one timed"
+                    " out, says pid 8 dialler."
+                ),
+                "Of the last 40 dials, 31 timed out, 2 failed in TLS.",
+            ],
+        ),
+        (
+            FULL | {"pause": PAUSE},
+            [
+                "No lease now: all proxies are covered.",
+                (
+                    "The pause of this host: one dial at a time may try, after 3 failed dials;"
+                    " the last one timed out, says pid 8 dialler."
+                ),
+            ],
+        ),
         (FULL, ["No lease now: all proxies are covered."]),
         (FULL | {"reason": "bootstrap"}, ["A lease now: one agent has to dial first."]),
         (
@@ -82,6 +126,18 @@ def recent(duplicates: int, *met: list[Any], chance: float = 0.2) -> dict[str, A
             ["40 reached a proxy that was held: p1 (38), p2 (2)", "sends most dials to p1"],
         ),
         (TWO_MISSING | recent(40, ["p1", 6], ["p2", 5]), ["less often than chance explains"]),
+        (
+            TWO_MISSING | recent(40, ["p1", 38]) | hint("sticky", "p1"),
+            ["is sticky: 38 dials in a row met a held proxy, the last ones only p1. Look for"],
+        ),
+        (
+            TWO_MISSING | recent(40, ["p1", 20], ["p2", 20]) | hint("sticky", "p1", "p2"),
+            ["the last ones only p1, p2. Look for affinity by source address, a round robin that"],
+        ),
+        (
+            TWO_MISSING | recent(40, ["p1", 20], ["p2", 20]) | hint("even", "p1", "p2"),
+            ["38 dials in a row met a held proxy, the last ones nearly all of these: look for"],
+        ),
     ],
 )
 def test_explain_says_what_is_decided_and_what_may_be_wrong(
@@ -95,7 +151,7 @@ def test_explain_says_what_is_decided_and_what_may_be_wrong(
 def test_explain_suspects_nobody_when_chance_explains_it() -> None:
     few = explain.write_sentences(TWO_MISSING | recent(8, ["p1", 2], ["p2", 2]))
     assert not any("balancer" in sentence.text for sentence in few)
-    done = explain.write_sentences(FULL | recent(200, ["p1", 190]))
+    done = explain.write_sentences(FULL | recent(200, ["p1", 190]) | hint("sticky", "p1"))
     assert not any("balancer" in sentence.text for sentence in done), "nothing is missing"
 
 
@@ -195,3 +251,16 @@ def test_a_fair_balancer_is_rarely_suspected_and_an_unfair_one_mostly(
         assert share <= 0.01
     else:
         assert share >= 0.5
+
+
+def test_a_proxy_has_no_tunnel_since_its_last_one_ended_or_since_it_is_known() -> None:
+    tracked, granted, claimed, released = (
+        Event(revision, 100.0 + revision, 0.0, kind, {"name": "p1"})
+        for revision, kind in enumerate(
+            ("proxy_tracked", "lease_granted", "proxy_claimed", "lease_released")
+        )
+    )
+    assert explain.find_last_end([tracked]) == tracked
+    assert explain.find_last_end([tracked, claimed, released]) == released
+    assert explain.find_last_end([claimed, released, tracked]) == tracked, "it had expired"
+    assert explain.find_last_end([granted]) is None, "older events are gone"

@@ -44,6 +44,57 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
             "lease 4 released, which held p1: by an admin (uid 0, pid 6)",
         ),
         (
+            event("dial_failed", lease=4, session=1, reason="timeout"),
+            "the dial with lease 4 of session 1 (pid 8 known) timed out",
+        ),
+        (
+            event(
+                "dials_paused",
+                scope="host",
+                session=1,
+                reason="rate",
+                failures=2,
+                until=3.0,
+                retry_after=20.0,
+            ),
+            (
+                "dials of the host pause after 2 failed dials: the last one of session 1"
+                " (pid 8 known) met a rate limit, and should wait for 20 s"
+            ),
+        ),
+        (
+            event("dials_paused", scope="session", session=2, reason="auth", failures=1, until=3.0),
+            "dials of session 2 pause after 1 failed dial: the last one was not let in",
+        ),
+        (
+            event("dials_resumed", scope="host", session=2, why="held"),
+            "dials of the host go on: a dial reached a claimed proxy",
+        ),
+        (
+            event("dials_resumed", scope="session", session=2, why="asked", by_uid=0, by_pid=6),
+            "dials of session 2 go on: by an admin (uid 0, pid 6)",
+        ),
+        (
+            event("lease_stale", lease=4, session=7, name="p1"),
+            "lease 4 of session 7, which holds p1, is stale: it reports no sign of life any more",
+        ),
+        (
+            event("lease_stale", lease=4, session=7, name=None),
+            "lease 4 of session 7 is stale: it reports no sign of life any more",
+        ),
+        (
+            event("lease_released", lease=4, session=1, name="p1", cause="stale"),
+            "lease 4 released, which held p1: its tunnel gave no sign of life",
+        ),
+        (
+            event("lease_offered", name="p1", lease=4, session=1),
+            "p1 is offered to other agents by lease 4 of session 1 (pid 8 known)",
+        ),
+        (
+            event("lease_released", lease=4, session=1, name="p1", cause="handed_over"),
+            "lease 4 released, which held p1: its tunnel is replaced",
+        ),
+        (
             event("proxy_claimed", name="p1", lease=4, session=2),
             "p1 claimed by lease 4 of session 2",
         ),
@@ -54,6 +105,22 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
         (
             event("proxy_changed", old_group="", old_generation=2, session=2, **PROXY),
             "p1: generation 2 became generation 3 of group g, says session 2",
+        ),
+        (
+            event("proxy_addressed", name="p1", address="10.0.0.1:3024", session=2),
+            "p1 can be dialled at 10.0.0.1:3024, says session 2",
+        ),
+        (
+            event("proxy_addressed", name="p1", address=None, session=None),
+            "p1 has no address any more",
+        ),
+        (
+            event("proxy_marked", name="p1", terminating=True, session=2),
+            "p1 is terminating, says session 2",
+        ),
+        (
+            event("proxy_marked", name="p1", terminating=False, session=None),
+            "p1 is not terminating any more, nobody has said it again",
         ),
         (
             event("proxy_expired", **PROXY),

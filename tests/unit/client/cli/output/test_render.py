@@ -12,6 +12,7 @@ from trackd_client.cli.output.render import (
     format_count,
     format_duration,
     format_names,
+    format_rtt,
     format_size,
     format_value,
     natural_key,
@@ -102,3 +103,19 @@ def test_a_cut_name_keeps_what_tells_it_from_the_others(
     drawn = list(draw_table([Column("n", shrinks=True)], [[name] for name in names], width))
     assert [line[0].text.strip() for line in drawn[1:]] == expected
     assert all(len(line[0].text.rstrip()) <= width for line in drawn)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_line_as_wide_as_the_terminal_has_no_blanks_behind_it(*, right: bool) -> None:
+    columns = [Column("name"), Column("for", right=right)]
+    drawn = draw_table(columns, [["a-name", Cell("2m 3s", "red")], ["b", Cell("-", "red")]], 13)
+    lines = ["".join(cell.text for cell in line) for line in drawn]
+    assert max(map(len, lines)) == 13
+    assert lines == [line.rstrip() for line in lines], "colours would keep them"
+
+
+def test_a_round_trip_time_has_three_digits() -> None:
+    assert [format_rtt(each) for each in (0.0, 0.0000123, 0.25, 1.0, 12.345, 60.0)] == [
+        *("0 ms", "0.0123 ms", "250 ms"),
+        *("1 s", "12.3 s", "60 s"),
+    ]

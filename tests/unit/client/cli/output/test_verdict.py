@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from trackd_client.cli.output.verdict import (
+    decide,
+    describe_coverage,
     describe_desired,
     is_covered,
     judge,
     seconds_since_dial,
 )
+from trackd_client.core.coverage import count_missing
 from trackd_client.core.event import Event
 from trackd_client.wire.clock import boottime
 
@@ -78,8 +81,55 @@ def test_scripts_learn_whether_all_is_covered(told: dict[str, object], covered: 
     assert is_covered(CALM | told) is covered
 
 
+def test_a_tunnel_to_a_terminating_proxy_is_not_missing_while_it_is_there() -> None:
+    told = CALM | {"target": 5, "claimed_desired": 2}
+    assert [count_missing({**told, "claimed_terminating": n}) for n in (0, 2, 9)] == [3, 1, 0]
+    assert count_missing(told) == 3
+    assert is_covered({**told, "claimed_terminating": 3})
+
+
+def test_a_lease_for_a_replacement_says_what_it_replaces() -> None:
+    told = {"reason": "need", "target": 3, "claimed_desired": 3}
+    assert "offers a tunnel" in decide({**told, "offered": 1}).text
+    assert "terminating" in decide({**told, "claimed_terminating": 1}).text
+    missing = {**told, "claimed_desired": 2, "offered": 1}
+    assert decide(missing).text == "A lease now: 1 proxy has no tunnel."
+
+
 def test_a_proxy_that_is_not_desired_says_why() -> None:
-    row = {"desired": False, "tracked": True, "largest": 2**64 - 1}
+    row = {"desired": False, "tracked": True, "generation": 2, "largest": 2**64 - 1}
     assert describe_desired(row) == f"no, {2**64 - 1} is newer"
+    assert describe_desired(row | {"largest": 2}) == "no, terminating"
+    assert describe_desired(row | {"largest": 1}) == "no, terminating"
     assert describe_desired(row | {"tracked": False}) == "no, not tracked"
     assert describe_desired(row | {"desired": True}) == "yes"
+
+
+def test_it_is_said_when_nothing_was_missing_last() -> None:
+    short: dict[str, Any] = {
+        "store": "ok",
+        "tracked": 2,
+        "target": 2,
+        "claimed_desired": 1,
+        "missing_seconds": 71.0,
+    }
+    full = short | {"claimed_desired": 2}
+    for fields, full_at, sentence in (
+        (full, 0.0, "full now; all tunnels together were missing for 1m 11s"),
+        (short, -130.0, "last full 2m 10s ago; all tunnels together were missing for 1m 11s"),
+        (
+            short,
+            None,
+            "not full since the daemon started; all tunnels together were missing for 1m 11s",
+        ),
+    ):
+        assert describe_coverage(fields, full_at) == sentence
+
+
+def test_nothing_is_said_of_coverage_where_nothing_was_wanted_or_an_old_daemon_says_nothing() -> (
+    None
+):
+    calm = {"store": "ok", "tracked": 0, "target": 0, "claimed_desired": 0}
+    assert not describe_coverage(calm | {"missing_seconds": 0.0}, None)
+    assert not describe_coverage(calm | {"target": 3}, None)
+    assert describe_coverage(calm | {"missing_seconds": 3.0}, None), "something was wanted before"

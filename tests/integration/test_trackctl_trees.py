@@ -1,0 +1,180 @@
+"""No process of a run outlives it: `trackctl hold` and `trackctl keep` end whole trees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers.support import PATIENCE, wait_until
+from helpers.trackctl import PLAIN, Script, start_trackctl
+from trackd_client import Proxy, Tracker
+from trackd_client.testing import Daemon
+
+#: Ignores SIGTERM and writes its pid. A `sleep` that was ended is started again.
+STUBBORN = """trap '' TERM; echo $$ >>PIDS; while :; do sleep 0.1; done"""
+STUBBORN_CHILD = f"""sh -c "{STUBBORN.replace("$$", "$BOTH")}" """.replace("$BOTH", "\\$\\$")
+#: Shells that start processes as tunnels do.
+TREES = {
+    "the command itself": STUBBORN,
+    "a grandchild": f"{STUBBORN_CHILD} & wait",
+    "what the command left": f"{STUBBORN_CHILD} & sleep 0.3",
+    "a double fork": f"(setsid {STUBBORN_CHILD} </dev/null >/dev/null 2>&1 &); sleep 60",
+}
+
+
+@pytest.fixture(params=["hold", "keep"])
+def command(request: pytest.FixtureRequest) -> list[str]:
+    """What runs a script: `hold`, or `keep` with one run at a time."""
+    return [request.param, *(["--max", "1"] if request.param == "keep" else [])]
+
+
+def start_tree(
+    daemon: Daemon, make: Script, tree: str, pids: Path, command: list[str]
+) -> subprocess.Popen[str]:
+    """Start a tree of processes, and wait until its stubborn one runs; later runs only sleep."""
+    body = f"[ -e {pids} ] && exec sleep 60\n"
+    body += f"echo p1 >&3; read -r answer <&4; echo $$ >{pids.with_name('ends')}\n"
+    body += TREES[tree].replace("PIDS", str(pids))
+    holding = start_trackctl(
+        "--endpoint", daemon.endpoint, *command, make(body), stdout=subprocess.DEVNULL
+    )
+    wait_until(lambda: pids.exists() and pids.read_text().split())
+    return holding
+
+
+def end(holding: subprocess.Popen[str]) -> str:
+    """Wait for the end of `hold`, or end `keep`; return what it said."""
+    if holding.poll() is None and "keep" in list(map(str, holding.args)):  # type: ignore[arg-type]
+        holding.send_signal(signal.SIGTERM)
+    return holding.communicate(timeout=PATIENCE)[1]
+
+
+def children_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in children.split()]
+
+
+def alive(pids: Path) -> list[str]:
+    return [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_the_lease_stays_until_every_process_of_the_command_is_gone(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str, command: list[str]
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, [*command, "--grace", "3600"])
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        holding.send_signal(signal.SIGTERM)
+        (spawner,) = children_of(holding.pid)
+        (supervisor,) = children_of(spawner)
+        ends = pids.with_name("ends")
+        if tree != "the command itself":
+            wait_until(ends.exists)
+            wait_until(lambda: not alive(ends))
+        assert children_of(supervisor)
+        assert alive(pids)
+        assert tracker.is_claimed("p1")
+        for pid in alive(pids):
+            os.kill(int(pid), signal.SIGKILL)
+        holding.communicate(timeout=PATIENCE)
+        assert not tracker.is_claimed("p1")
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_what_ignores_sigterm_is_killed_after_the_grace(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str, command: list[str]
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, [*command, "--grace", "0.2"])
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        (lease,) = [row["lease"] for row in tracker.rows("leases")]
+        tracker.force_release(lease)
+        wait_until(lambda: not alive(pids))
+    end(holding)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_nothing_of_the_command_outlives_its_owner(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, tree: str, command: list[str]
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, tree, pids, [*command, "--grace", "3600"])
+    holding.kill()
+    holding.communicate(timeout=PATIENCE)
+    wait_until(lambda: not alive(pids))
+
+
+@pytest.mark.parametrize("killed", ["spawner", "supervisor"])
+def test_nothing_of_the_command_outlives_what_started_it(
+    trackd_daemon: Daemon, script: Script, tmp_path: Path, killed: str, command: list[str]
+) -> None:
+    pids = tmp_path / "pids"
+    holding = start_tree(trackd_daemon, script, "a double fork", pids, command)
+    (spawner,) = children_of(holding.pid)
+    (supervisor,) = children_of(spawner)
+    os.kill({"spawner": spawner, "supervisor": supervisor}[killed], signal.SIGKILL)
+    wait_until(lambda: not alive(pids))
+    if "hold" in command:
+        holding.communicate(timeout=PATIENCE)
+        assert holding.returncode == 128 + signal.SIGKILL
+    elif killed == "spawner":
+        assert "the process that starts the commands was killed" in holding.communicate()[1]
+        assert holding.returncode == 1
+    else:
+        with Tracker(trackd_daemon.endpoint) as tracker:
+            wait_until(lambda: not tracker.is_claimed("p1"))
+        assert f"exit code {128 + signal.SIGKILL}" in end(holding)
+        assert holding.returncode == 128 + signal.SIGTERM, "one run's supervisor is not all"
+
+
+def test_without_what_starts_commands_none_is_run(
+    trackd_daemon: Daemon, script: Script, command: list[str]
+) -> None:
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"))
+        lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        waiting = start_trackctl("--endpoint", trackd_daemon.endpoint, *command, script("echo ran"))
+        wait_until(lambda: tracker.status()["waiting"] == 1)
+        (spawner,) = children_of(waiting.pid)
+        os.kill(spawner, signal.SIGKILL)
+        lease.release()
+        out, err = waiting.communicate(timeout=PATIENCE)
+    assert out == ""
+    if "hold" in command:
+        assert (waiting.returncode, err) == (
+            126,
+            "trackctl hold: cannot run the command: Broken pipe\n",
+        )
+    else:
+        assert waiting.returncode == 1
+        assert "the process that starts the commands was killed" in err
+
+
+def test_a_run_goes_on_without_a_socket_for_claims(
+    trackd_daemon: Daemon, script: Script, runtime: Path, command: list[str]
+) -> None:
+    body = 'echo "socket=$TRACKD_CLAIM_SOCKET"; echo p1 >&3; read -r answer <&4; exec sleep 60'
+    with Tracker(trackd_daemon.endpoint) as tracker:
+        tracker.track_expected(Proxy("p1"))
+        lease = tracker.try_acquire()
+        waiting = start_trackctl(
+            *("--endpoint", trackd_daemon.endpoint, *command, script(body)),
+            env=PLAIN | {"XDG_RUNTIME_DIR": str(runtime)},
+        )
+        wait_until(lambda: tracker.status()["waiting"] == 1)
+        (directory,) = runtime.glob("trackctl-claims-*")
+        directory.rmdir()
+        assert lease is not None
+        lease.release()
+        wait_until(lambda: tracker.is_claimed("p1"))
+        waiting.send_signal(signal.SIGTERM)
+        out, err = waiting.communicate(timeout=PATIENCE)
+    assert out == "socket=\n"
+    assert "trackctl claim cannot be used: " in err

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from trackd.state.coverage import MOST_GAPS, OTHER, Coverage, GroupCount, GroupGaps
+
+
+def test_each_missing_connection_counts_for_as_long_as_it_is_missing() -> None:
+    coverage = Coverage(100.0)
+    coverage.note(3, 3, 110.0)
+    assert coverage.missing_seconds(112.0) == 6.0
+    coverage.note(3, 1, 112.0)
+    coverage.note(3, 0, 116.0)
+    assert coverage.missing_seconds(200.0) == 10.0
+    assert coverage.missing_seconds(200.0) == 10.0, "looking changes nothing"
+
+
+def test_full_is_a_moment_at_which_something_was_wanted_and_nothing_missing() -> None:
+    coverage = Coverage(100.0)
+    assert coverage.full_at(101.0) is None
+    coverage.note(0, 0, 102.0)
+    assert coverage.full_at(103.0) is None, "without a target there is nothing to be full"
+    coverage.note(2, 1, 104.0)
+    assert coverage.full_at(105.0) is None
+    coverage.note(2, 0, 106.0)
+    assert coverage.full_at(107.0) == 107.0, "it still is"
+    coverage.note(3, 1, 108.0)
+    assert coverage.full_at(120.0) == 108.0
+    coverage.note(3, 2, 121.0)
+    assert coverage.full_at(130.0) == 108.0
+
+
+def test_the_seconds_of_each_group_are_kept_by_its_name() -> None:
+    gaps = GroupGaps(100.0)
+    gaps.note(3, [GroupCount("a", 5, 2), GroupCount("b", 4, 1), GroupCount("c", 9, 0)], 100.0)
+    assert gaps.seconds(103.0) == [("a", 6.0), ("b", 3.0), (OTHER, 0.0)]
+    gaps.note(1, [GroupCount("a", 5, 0)], 103.0)
+    assert gaps.seconds(110.0) == [("a", 6.0), ("b", 10.0), (OTHER, 0.0)]
+    gaps.note(0, [GroupCount("b", 0, 0)], 110.0)
+    assert gaps.seconds(120.0) == [("a", 6.0), (OTHER, 10.0)], "b is gone, its seconds are not"
+
+
+def test_at_most_the_50_largest_groups_are_kept_one_by_one_and_the_sum_never_sinks() -> None:
+    gaps = GroupGaps(0.0)
+    count = 3 * MOST_GAPS
+    gaps.note(count, [GroupCount(f"g{number:03}", 1, 1) for number in range(count)], 0.0)
+    assert gaps.seconds(2.0)[-1] == (OTHER, 2.0 * (count - MOST_GAPS))
+    large = [GroupCount(f"large{number:03}", 2 + number, 2) for number in range(MOST_GAPS)]
+    gaps.note(count + 2 * MOST_GAPS, large, 2.0)
+    *kept, (_, others) = gaps.seconds(3.0)
+    assert [name for name, _ in kept] == [each.name for each in large]
+    assert {seconds for _, seconds in kept} == {2.0}
+    assert others == 3.0 * count, "what the small ones missed is there still"
+
+
+def test_a_group_that_is_called_as_the_others_are_is_one_of_them() -> None:
+    gaps = GroupGaps(0.0)
+    gaps.note(2, [GroupCount(OTHER, 3, 2)], 0.0)
+    assert gaps.seconds(2.0) == [(OTHER, 4.0)]
+
+
+def test_a_group_that_another_state_does_not_have_misses_nothing() -> None:
+    gaps = GroupGaps(0.0)
+    gaps.note(2, [GroupCount("a", 1, 1), GroupCount("b", 1, 1)], 0.0)
+    gaps.begin_state()
+    gaps.note(1, [GroupCount("b", 1, 1)], 2.0)
+    assert gaps.seconds(5.0) == [("a", 2.0), ("b", 5.0), (OTHER, 0.0)]

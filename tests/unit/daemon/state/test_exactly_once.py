@@ -1,0 +1,162 @@
+"""Replies are kept until their session is done with them, over restarts too."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.decisions import World, session_of
+from helpers.writer import observe
+from trackd.sessions.identity import Process
+from trackd.sessions.sessions import ParkedWatch
+from trackd.state import exactly_once
+
+LARGEST = 2**64 - 1
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_giving_up_an_acquire_that_was_granted_takes_the_grant_back(world: World) -> None:
+    session = world.open()
+    lease = world.acquire(session)
+    exactly_once.remember(world.decide, session, 2, b"granted", stored=True, lease=lease)
+    assert exactly_once.give_up(world.decide, session, 2)
+    assert world.state.leases == {}
+    assert 2 in session.done
+    world.check()
+    assert 2 in session_of(world.reloaded(), session).done
+
+
+def test_giving_up_an_acquire_that_waits_takes_it_out_of_the_queue(world: World) -> None:
+    session = world.open()
+    world.acquire(session)
+    world.decide.park(session, 2, None, b"route")
+    assert exactly_once.give_up(world.decide, session, 2)
+    assert not world.state.queue
+    assert session.parked == {}
+    world.check()
+
+
+def test_giving_up_what_has_not_arrived_keeps_it_from_ever_running(world: World) -> None:
+    session = world.open()
+    assert exactly_once.give_up(world.decide, session, 50)
+    assert 50 in session.done
+    assert 50 in session_of(world.reloaded(), session).done
+    world.check()
+
+
+def test_giving_up_twice_or_what_is_done_changes_nothing(world: World) -> None:
+    session = world.open()
+    lease = world.acquire(session)
+    exactly_once.remember(world.decide, session, 2, b"granted", stored=True, lease=lease)
+    exactly_once.acknowledge(world.decide, session, [1, 2])
+    before = observe(world.state)
+    assert not exactly_once.give_up(world.decide, session, 2), (
+        "its reply has arrived; its lease is in use"
+    )
+    assert observe(world.state) == before
+    assert lease in world.state.leases
+
+
+def test_an_acquire_that_is_done_without_a_cancel_stays_done_over_a_restart(world: World) -> None:
+    session = world.open()
+    world.acquire(session)
+    world.decide.park(session, 2, None, b"route")
+    exactly_once.acknowledge(world.decide, session, [1, 2])
+    assert not world.state.queue
+    assert 2 in session_of(world.reloaded(), session).done
+    world.check()
+
+
+@given(
+    st.sets(st.integers(1, 30)),
+    st.lists(st.lists(st.integers(1, 30), max_size=6, unique=True), max_size=6),
+)
+def test_done_drops_the_replies_that_it_covers_and_is_stored_where_a_restart_needs_it(
+    kept: set[int], updates: list[list[int]]
+) -> None:
+    world = World()
+    one = world.open(Process(10, 1))
+    stored = {seq for seq in kept if seq % 3 == 1}
+    refused = {seq for seq in kept if seq % 3 == 2}
+    parked = {seq for seq in kept if seq % 3 == 0}
+    for seq in sorted(kept):
+        if seq in parked:
+            world.decide.park(one, seq, None, b"route")
+        else:
+            exactly_once.remember(world.decide, one, seq, b"", stored=seq in stored, lease=None)
+    repeatable = {seq for seq in range(1, 31) if seq not in kept and seq % 2}
+    for seq in repeatable:
+        one.note_repeatable(seq, 64)
+    done: set[int] = set()
+    for update in updates:
+        world.commit()
+        exactly_once.acknowledge(
+            world.decide, one, [bound for seq in sorted(update) for bound in (seq, seq)]
+        )
+        news = set(update) - done
+        done |= news
+        if news - stored - repeatable:
+            assert {seq for seq in range(32) if seq in one.done} == done
+            assert one.replies.keys() == stored - done
+        assert one.live.repeatable == repeatable - done
+        assert one.live.refusals.keys() == refused - done
+        assert one.parked.keys() == parked - done
+        assert one.unanswered() == len(kept - done)
+        assert {seq for seq in range(32) if seq in one.live.done} == done
+    exactly_once.remember(world.decide, one, 99, b"", stored=True, lease=None)
+    assert one.replies.keys() == {99} | stored - done, "the next change drops what is done"
+    world.check()
+
+
+def test_done_from_one_on_drops_replies_however_far_it_jumps(world: World) -> None:
+    one = world.open(Process(10, 1))
+    before = 0
+    for last in (1, 2, 5, 6, 1000, LARGEST):
+        for seq in {before + 1, last}:
+            exactly_once.remember(world.decide, one, seq, b"", stored=True, lease=None)
+        exactly_once.acknowledge(world.decide, one, [1, last])
+        before = last
+        assert one.unanswered() == 0
+        assert one.live.done.ranges == [1, last]
+
+
+def test_replies_that_a_session_is_done_with_are_dropped_without_another_change(
+    world: World,
+) -> None:
+    one = world.open(Process(10, 1))
+    for seq in range(1, 101):
+        exactly_once.remember(world.decide, one, seq, b"", stored=True, lease=None)
+    for seq in range(1, 101):
+        exactly_once.acknowledge(world.decide, one, [1, seq])
+    assert len(one.replies) <= 16
+    assert one.unanswered() == 0
+
+
+def test_the_reply_to_a_request_that_gives_up_itself_goes_with_the_next_change(
+    world: World,
+) -> None:
+    one = world.open(Process(10, 1))
+    assert exactly_once.give_up(world.decide, one, 5)
+    exactly_once.remember(world.decide, one, 5, b"", stored=True, lease=None)
+    world.check()
+    assert (list(one.replies), one.unanswered()) == ([5], 0)
+    world.restart()
+    (one,) = world.state.sessions
+    assert (list(one.replies), one.unanswered()) == ([5], 0)
+    exactly_once.remember(world.decide, one, 6, b"", stored=True, lease=None)
+    assert (list(one.replies), one.unanswered()) == ([6], 1)
+    world.check()
+
+
+def test_a_watch_that_is_done_waits_no_more(world: World) -> None:
+    one = world.open(Process(10, 1))
+    one.live.watch = ParkedWatch(5, b"route")
+    exactly_once.acknowledge(world.decide, one, [1, 4])
+    assert one.live.watch is not None
+    exactly_once.acknowledge(world.decide, one, [1, 5])
+    assert one.live.watch is None
