@@ -30,7 +30,7 @@ EXAMPLE = $(ETC)/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types fast fleet bench bench-quick plots man clean install rollback \
+.PHONY: help venv demo ssh-lab test torture fuzz soak check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
 	uninstall test-systemd
 
 help: ## show this list
@@ -47,11 +47,30 @@ $(BENCH_STAMP): $(STAMP)
 
 venv: $(STAMP) ## create the virtual environment
 
+ssh-lab: $(STAMP) ## ssh tunnels to three bastions behind a balancer, on loopback (needs sshd, haproxy)
+	$(BIN)/python docs/examples/ssh/laboratory.py
+
 demo: $(STAMP) ## a daemon and real agents against simulated proxies (ARGS="--plain --agents 8")
 	$(BIN)/trackd demo $(ARGS)
 
 test: $(STAMP) ## every test except those of test-systemd (ARGS="-k word")
 	$(BIN)/python -m pytest --ignore=tests/systemd $(ARGS)
+
+# The long forms of tests that have a short one in `make test`; docs/reliability.md has their figures.
+TORTURED = tests/faults/test_daemon_kills.py tests/histories
+
+torture: $(STAMP) ## the long forms of the tests that try to break it: hours (ARGS="--minutes 60 --seed 5")
+	PYTHONPATH=tests $(BIN)/python -m storm $(ARGS)
+	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s $(TORTURED)
+	PYTHONPATH=tests $(BIN)/python -m fuzz
+	PYTHONPATH=tests $(BIN)/python -m simulation --statements 300 --seeds 3000
+	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 20 --seconds 3600
+
+fuzz: $(STAMP) ## a million inputs that are almost right (ARGS="--only state --seed 7")
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
+soak: $(STAMP) ## a daemon under load for long: does anything of it grow? (MINUTES=60)
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),60) --json build/soak.json
 
 check: lint types fast ## format, lint, types, fast tests: before every commit
 
@@ -116,6 +135,11 @@ install: ## build a release, prove it, and switch to it; units, documents (as ro
 		systemd/trackd.toml systemd/http-over-tcp.conf
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/incidents" docs/incidents/*.py
 	install -D -m 755 -t "$(DESTDIR)$(DOC_OF)/examples" docs/examples/*.py docs/examples/*.sh
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/examples" docs/examples/*.service
+	install -D -m 755 -t "$(DESTDIR)$(DOC_OF)/examples/ssh" docs/examples/ssh/*.sh \
+		docs/examples/ssh/*.py
+	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/examples/ssh" docs/examples/ssh/*.cfg \
+		docs/examples/ssh/*_config
 	install -d "$(DESTDIR)$(ETC)"
 	test -e "$(DESTDIR)$(EXAMPLE)" || install -m 644 systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"
 	if $(ON_HOST); then \
@@ -168,6 +192,12 @@ bench: $(BENCH_STAMP) ## compare with an echo, Redis and the standard library (A
 
 bench-quick: $(STAMP) ## the most important ratios, in less than a minute
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --quick $(ARGS)
+
+bench-coverage: $(STAMP) ## simulate trackd and its peers: time, dials, gaps (ARGS="--only rolling")
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.coverage --json build/coverage.json $(ARGS)
+
+bench-ssh: $(STAMP) ## break real ssh tunnels, with trackd and without; 15 minutes (needs sshd, haproxy)
+	PYTHONPATH=tests:docs/examples/ssh $(BIN)/python -m benchmarks.tunnels --json build/ssh.json $(ARGS)
 
 plots: $(BENCH_STAMP) ## draw build/performance-*.svg from the figures of `make bench`
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.plots build/bench.json build
