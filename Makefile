@@ -31,7 +31,7 @@ ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo ssh-lab test torture fuzz soak check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
-	uninstall test-systemd
+	uninstall test-systemd test-fleet
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,8 +53,8 @@ ssh-lab: $(STAMP) ## ssh tunnels to three bastions behind a balancer, on loopbac
 demo: $(STAMP) ## a daemon and real agents against simulated proxies (ARGS="--plain --agents 8")
 	$(BIN)/trackd demo $(ARGS)
 
-test: $(STAMP) ## every test except those of test-systemd (ARGS="-k word")
-	$(BIN)/python -m pytest --ignore=tests/systemd $(ARGS)
+test: $(STAMP) ## every test except those of test-systemd and test-fleet (ARGS="-k word")
+	$(BIN)/python -m pytest --ignore=tests/systemd --ignore=tests/fleet $(ARGS)
 
 # The long forms of tests that have a short one in `make test`; docs/reliability.md has their figures.
 TORTURED = tests/faults/test_daemon_kills.py tests/histories
@@ -90,6 +90,10 @@ fast: $(STAMP) ## the fast tests, less than a minute together
 
 test-systemd: $(STAMP) ## test the units in a booted systemd of their own (needs root, mmdebstrap, systemd-nspawn)
 	$(BIN)/python -m pytest tests/systemd $(ARGS)
+
+test-fleet: $(STAMP) ## test against three members of etcd, had from Debian's archive (needs apt)
+	$(BIN)/python tests/fleet/etcd_program.py
+	$(BIN)/python -m pytest tests/fleet $(ARGS)
 
 # One rename gives a symlink another target, so that there is one at every moment.
 # $(call point,LINK,TARGET)

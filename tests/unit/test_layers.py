@@ -60,6 +60,7 @@ DAEMON = [
     ["trackd.state"],
     ["trackd.host"],
     ["trackd.storage"],
+    ["trackd.fleet"],
     ["trackd.operations"],
     ["trackd.actors"],
     ["trackd.probe", "trackd.ping"],
