@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from helpers.ssh_faults import FAULTS
-from helpers.ssh_site import ASYNCSSH, AUTOSSH, KEEP, LOOPS, Keeper, Site
+from helpers.ssh_site import ASYNCSSH, AUTOSSH, KEEP, LOOPS, POOL, Keeper, Site
 from laboratory import NEEDED
 from trackd_client import Tracker
 
-KEEPERS: Final = (KEEP, ASYNCSSH, *LOOPS, AUTOSSH)
+KEEPERS: Final = (KEEP, ASYNCSSH, POOL, *LOOPS, AUTOSSH)
 #: Seconds after the end of a fault in which coverage may come back.
 LONGEST: Final = 20.0
 #: Seconds for which coverage must be full before it counts.

@@ -86,6 +86,13 @@ class AsyncsshAgent(Keeper):
         return [sys.executable, str(EXAMPLE / "asyncssh_agent.py"), balancer, str(port), "0"]
 
 
+class PoolAgent(Keeper):
+    """An agent in threads that runs ssh."""
+
+    def command(self, site: Site, unit: str) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("ssh_pool_agent.py"))]
+
+
 class Loop(Keeper):
     """`ssh` under Restart=always."""
 
@@ -105,6 +112,7 @@ KEEP: Final = Keep("trackctl keep", 2, 1.0, uses_trackd=True, ends_tree=True)
 ASYNCSSH: Final = AsyncsshAgent(
     "asyncssh agent", 2, 1.0, uses_trackd=True, ends_tree=True, runs_ssh=False
 )
+POOL: Final = PoolAgent("AgentPool", 2, 1.0, uses_trackd=True)
 #: RestartSec of systemd is 0.1 s.
 LOOPS: Final = tuple(Loop(f"{count} loops", count, 0.1) for count in (6, 18))
 AUTOSSH: Final = Autossh("6 autossh", 6, 0.1)
@@ -494,12 +502,13 @@ class Site(Laboratory):
 
 
 def list_tree(pid: int) -> list[int]:
-    """Return the processes below a process, parents first."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [*map(int, children), *(each for child in children for each in list_tree(int(child)))]
+    """Return the processes below a process, parents first; each of its threads may have some."""
+    children: list[int] = []
+    with suppress(OSError):  # it has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # this one has
+                children += map(int, (thread / "children").read_text().split())
+    return [*children, *(each for child in children for each in list_tree(child))]
 
 
 def _signal(pid: int, number: int) -> None:
