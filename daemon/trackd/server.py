@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -19,6 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pykka
@@ -40,8 +42,9 @@ from trackd.operations.runtime import HttpState
 from trackd.overseer import Overseer
 from trackd.probe import Probe
 from trackd.signals import ActorEnded, Events, SignalCame, name_signal, take_signals
-from trackd.storage.database import StoreError
-from trackd_client.wire.clock import boottime
+from trackd.storage.sqlite import SQLiteStore
+from trackd.storage.store import StoreError
+from trackd_client.wire.clock import boot_id, boottime
 from trackd_client.wire.places import check_ipc_path
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
     probe: Probe | None = None
     http: HttpService | None = None
     http_state = HttpState()
+    directory = Path(config.state_dir) if config.state_dir else None
     notifier = overseer.notifier
     try:
         if config.http:
@@ -115,10 +119,10 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
             context,
             config,
             boottime,
+            functools.partial(SQLiteStore, directory, boot_id(), own=places.own),
             audience=audience,
             ask_reload=overseer.ask_reload,
             http=http_state,
-            own=places.own,
         )
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)

@@ -21,7 +21,7 @@ from helpers.hosts import fill, needs_root, small_disk, started_by
 from helpers.support import RawPeer, wait_until
 from helpers.writer import AgentOf, Clock, Desk, Faults, Host, observe, sqlite_error
 from trackd.host.processes import start_time
-from trackd.storage.database import StoreError
+from trackd.storage.store import StoreError
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import Code, StoreUnavailable
 from trackd_client.testing import Daemon, MakeDaemon

@@ -20,7 +20,7 @@ from trackd.state.decide import Decisions
 from trackd.state.events import pack_events
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
 from trackd_client.wire.protocol import decode_reply
 
 
@@ -32,7 +32,7 @@ class World:
         self.settings = settings
         self.metrics = Metrics()
         self.sent: list[tuple[bytes, dict[str, Any]]] = []
-        self.store = Store(None, "boot")
+        self.store = SQLiteStore(None, "boot")
         self.clients = 0
         self.begin(self.read(self.store), "tracker")
         #: Whoever gossips; it is at no daemon, and holds nothing.
@@ -41,7 +41,7 @@ class World:
     def config(self, **settings: Any) -> Config:
         return Config(cluster_name=CLUSTER, **{**self.settings, **settings})
 
-    def read(self, store: Store, **settings: Any) -> State:
+    def read(self, store: SQLiteStore, **settings: Any) -> State:
         state = State(CLUSTER, history=self.config(**settings).history)
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
@@ -129,7 +129,7 @@ class World:
         self.commit()
         copy = sqlite3.connect(":memory:", isolation_level=None)
         self.store._db.backup(copy)
-        return self.read(Store(None, "boot", lambda _: copy), **settings)
+        return self.read(SQLiteStore(None, "boot", lambda _: copy), **settings)
 
     def restart(self, **settings: Any) -> None:
         self.commit()

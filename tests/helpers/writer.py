@@ -6,6 +6,7 @@ time it is, and which processes live. Everything else is the real daemon.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +23,11 @@ from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.operations.call import Call
 from trackd.sessions.identity import Peer, Process
-from trackd.state.restore import restore
+from trackd.state.restore import restore, row_of
 from trackd.state.state import State
 from trackd.storage.database import Connect, connect
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
+from trackd.storage.store import OpenStore, Store
 from trackd_client.wire.clock import boot_id
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
@@ -108,10 +110,20 @@ class Desk:
         clock: Callable[[], float],
         store_connect: Connect = connect,
         *,
+        open_store: OpenStore | None = None,
         cluster: str = CLUSTER,
         **settings: Any,
     ) -> None:
-        """Start on what an earlier process left in the directory, short of binding a socket."""
+        """Start on what an earlier process has stored, short of binding a socket.
+
+        Args:
+            directory: of the SQLite store; None keeps everything in memory.
+            clock: of the daemon.
+            store_connect: opens the SQLite store.
+            open_store: opens another store instead.
+            cluster: the cluster.
+            settings: others of the daemon.
+        """
         config = Config(
             cluster_name=cluster,
             endpoint="ipc:///nowhere",
@@ -121,8 +133,14 @@ class Desk:
         self.sent: list[Sent] = []
         self.ticker, self.watcher, self.publisher = Recorder(), Recorder(), Recorder()
         self.audience = Audience()
+        self._open_store = open_store
         self.actor = TrackerActor(
-            lambda *_: None, _CONTEXT, config, clock, store_connect, audience=self.audience
+            lambda *_: None,
+            _CONTEXT,
+            config,
+            clock,
+            open_store or functools.partial(SQLiteStore, directory, boot_id(), store_connect),
+            audience=self.audience,
         )
         self.actor.mailbox._send = self._collect  # type: ignore[method-assign] # what left is looked at here
         try:
@@ -153,6 +171,12 @@ class Desk:
     def ended(self) -> bool:
         """Whether the daemon has given itself up."""
         return self.actor._failed
+
+    @property
+    def sqlite(self) -> SQLiteStore:
+        """The store, which is SQLite's unless the test has asked for another one."""
+        assert isinstance(self.actor._store, SQLiteStore)
+        return self.actor._store
 
     def fail_store(self, problem: str) -> None:
         """Let the daemon take the store for one that fails, from now on."""
@@ -208,20 +232,26 @@ class Desk:
 
     def reloaded(self) -> State:
         """Return the state that a restart at this moment would find."""
-        store = self.actor._store
-        assert store is not None
-        copy = sqlite3.connect(":memory:", isolation_level=None)
-        store._db.backup(copy)
-        reader = Store(None, self.actor._runtime.boot_id, lambda _: copy)
+        reader = self._read_only()
         reader.begin_reading()
         state = self.actor._empty_state()
+        reader.row_of = functools.partial(row_of, state)
         restore(state, reader.rows, reader.batches(), reader.touch)
+        reader.close()
         return state
+
+    def _read_only(self) -> Store:
+        """Return another store with the same content, which nobody writes to."""
+        if self._open_store is not None:
+            return self._open_store()
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        self.sqlite._db.backup(copy)
+        return SQLiteStore(None, boot_id(), lambda _: copy)
 
 
 def read_store(directory: Path, cluster: str = CLUSTER) -> State:
     """Return what is in the store of a daemon that does not run."""
-    store = Store(directory, boot_id())
+    store = SQLiteStore(directory, boot_id())
     state = State(cluster, history=10_000)
     store.begin_reading()
     restore(state, store.rows, store.batches(), store.touch)

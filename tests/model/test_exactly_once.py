@@ -620,8 +620,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @invariant()
     def the_store_keeps_nothing_that_is_no_more(self) -> None:
         if not self.batch and hasattr(self, "desk") and not self.failing:
-            store = self.desk.actor._store
-            assert store is not None
+            store = self.desk.sqlite
             steps = store._checkpoint
             pending = steps._dirty.keys() | steps._todo.keys() | set(steps._old)
             for kind, packed in store._db.execute("SELECT kind, key FROM state"):

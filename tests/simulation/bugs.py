@@ -22,7 +22,7 @@ from trackd.sessions.sessions import Session, Sessions
 from trackd.state import apply, changes, exactly_once, restore, timers
 from trackd.state.decide import Decisions
 from trackd.storage.checkpoint import Checkpoint
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
 from trackd_client.wire.done import Done
 
 Plant = Callable[[], Any]
@@ -80,7 +80,7 @@ def _a_commit_that_failed_counts_as_done() -> Iterator[None]:
     def newest_row(_right: Any, store: Any) -> int:
         return int(store._checkpoint.last_row + 1)
 
-    with _around(Store, "_newest_row", newest_row):
+    with _around(SQLiteStore, "_newest_row", newest_row):
         yield
 
 
@@ -102,7 +102,7 @@ def _a_commit_that_may_have_happened_is_stored_once_more() -> Iterator[None]:
                 raise
             right(store, packed)
 
-    with _around(Store, "_newest_row", newest_row), _around(Store, "append", append):
+    with _around(SQLiteStore, "_newest_row", newest_row), _around(SQLiteStore, "append", append):
         yield
 
 
@@ -117,7 +117,7 @@ def _a_restart_skips_the_last_batch() -> Iterator[None]:
     def batches(right: Any, store: Any) -> Iterator[bytes]:
         yield from list(right(store))[:-1]
 
-    with _around(Store, "batches", batches):
+    with _around(SQLiteStore, "batches", batches):
         yield
 
 

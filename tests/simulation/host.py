@@ -36,7 +36,7 @@ from trackd.actors.messages import (
 )
 from trackd.sessions.identity import Peer, Process
 from trackd.state.pauses import Pauses
-from trackd.storage.database import DamagedError, StoreError
+from trackd.storage.store import DamagedError, StoreError
 from trackd_client.wire.protocol import decode
 
 #: Seconds that a message takes at most where the wire is good: as long as a busy host may need.
@@ -162,8 +162,7 @@ class SimulatedHost:
             self.reached["killed while requests are parked"] += 1
         if self.desk.actor._runtime.store_problem is not None:
             self.reached["killed while the store fails"] += 1
-        store = self.desk.actor._store
-        if store is not None and store._checkpoint._next_base is not None:
+        if self.desk.sqlite._checkpoint._next_base is not None:
             self.reached["killed between two steps of a checkpoint"] += 1
         self.disk.gone = True
         self.desk.kill()

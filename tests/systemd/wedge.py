@@ -16,11 +16,11 @@ from typing import Any
 from trackd import cli
 from trackd.actors.mailbox import RouterMailbox
 from trackd.actors.writer import TrackerActor
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
 
 PARTS: dict[str, tuple[type, str]] = {
     "actor": (TrackerActor, "on_receive"),
-    "store": (Store, "append"),
+    "store": (SQLiteStore, "append"),
     "mailbox": (RouterMailbox, "_begin_batch"),
 }
 

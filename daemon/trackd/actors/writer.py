@@ -6,9 +6,9 @@ thread. A batch of messages is stored by one commit before anything that it did 
 
 Failures: when a commit fails, the batch never happened. The state is built again from what is
 committed, and the requests of the batch are served from that: changes get `unavailable`, reads go
-on. Then the store is probed every second until it works again. An
-unexpected exception discards the batch, replies `internal`, and ends the actor and with it the
-process: half-changed memory is never used.
+on. Then the store is probed every second until it works again. When the store belongs to another
+process now, the actor ends at once and answers nothing. An unexpected exception discards the batch,
+replies `internal`, and ends the actor and with it the process: half-changed memory is never used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pykka
@@ -47,7 +46,6 @@ from trackd.actors.messages import (
 from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, send
 from trackd.config.settings import Config
 from trackd.host.logs import fields
-from trackd.host.own_paths import OwnPaths
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
@@ -64,8 +62,7 @@ from trackd.state.events import pack_events
 from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.state.timers import SWEEP_INTERVAL
-from trackd.storage.database import Connect, DamagedError, StoreError, connect
-from trackd.storage.store import Store
+from trackd.storage.store import DamagedError, DeposedError, OpenStore, Store, StoreError
 from trackd_client.errors import Code
 from trackd_client.wire.clock import boot_id, suspended_seconds
 from trackd_client.wire.protocol import REPLY, encode, error_body
@@ -86,7 +83,7 @@ _UNREADABLE = (DamagedError, ValueError, TypeError, LookupError, AttributeError)
 
 
 class TrackerActor(SupervisedActor):
-    """The one writer."""
+    """The one writer; `open_store` is called in its thread."""
 
     def __init__(
         self,
@@ -94,12 +91,11 @@ class TrackerActor(SupervisedActor):
         context: zmq.Context[zmq.Socket[bytes]],
         config: Config,
         clock: Callable[[], float],
-        store_connect: Connect = connect,
+        open_store: OpenStore,
         *,
         audience: Audience | None = None,
         ask_reload: Callable[[], None] | None = None,
         http: HttpState | None = None,
-        own: OwnPaths | None = None,
     ) -> None:
         self._mailbox = RouterMailbox(context, config.max_frame, COSTLY)
         self._mailbox.end_batch = self._end_batch
@@ -110,8 +106,7 @@ class TrackerActor(SupervisedActor):
             log.warning("an admin is unknown", extra=fields(reason=problem))
         self._clock = clock
         self._moment = clock()
-        self._store_connect = store_connect
-        self._own = own
+        self._open_store = open_store
         self._store: Store | None = None
         self._runtime = Runtime(boot_id(), clock(), time.time())
         self._runtime.http = http or self._runtime.http
@@ -195,6 +190,9 @@ class TrackerActor(SupervisedActor):
                 return self._answer(message)
             if not isinstance(message, Recover | Serve):
                 return self._handle(message)
+        except DeposedError as error:
+            self._leave(error)
+            return None
         except Exception:  # noqa: BLE001 - the boundary: it is logged, and ends the process
             self._fail(message)
             return None
@@ -323,7 +321,11 @@ class TrackerActor(SupervisedActor):
         if store is None or self._failed:
             return
         changed = bool(self._decide.batch)
-        stored = self._commit(store) if changed else None
+        try:
+            stored = self._commit(store) if changed else None
+        except DeposedError as error:
+            self._leave(error)
+            return
         self._mailbox.flush()
         if changed:
             tracker = self._state.tracker
@@ -344,6 +346,9 @@ class TrackerActor(SupervisedActor):
                 store.step()
             except StoreError as error:
                 log.warning("checkpoint failed", extra=fields(reason=str(error)))
+            except DeposedError as error:
+                self._leave(error)
+                return
         if changed or self._timer_due or self._runtime.listings.has_new:
             self._timer_due = self._runtime.listings.has_new = False
             self._set_timer()
@@ -491,6 +496,17 @@ class TrackerActor(SupervisedActor):
         self._requests.take_unstored_done()
         self._end_gone_sessions()
 
+    def _leave(self, error: DeposedError) -> None:
+        """End the process without a reply: the next one that has the store answers."""
+        log.critical(
+            "the store has another owner; the daemon ends", extra=fields(reason=str(error))
+        )
+        self._failed = True
+        self._mailbox.discard()
+        self._batch.clear()
+        with contextlib.suppress(pykka.ActorDeadError):  # it stops already
+            self.stop()
+
     def _fail(self, message: Any) -> None:
         """End the process after an unexpected exception."""
         log.exception(  # noqa: LOG004 - called from the handler of that exception
@@ -512,9 +528,7 @@ class TrackerActor(SupervisedActor):
     # -- start ------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        state_dir = self._config.state_dir
-        directory = Path(state_dir) if state_dir else None
-        self._store = Store(directory, self._runtime.boot_id, self._store_connect, self._own)
+        self._store = self._open_store()
         self._runtime.store_bytes = self._store.size
         self._load()
         if self._state.cluster not in ("", self._config.cluster_name):

@@ -14,10 +14,11 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
-from trackd.storage.database import Key, pack, seal, transaction, unpack, unseal
+from trackd.storage.database import pack, seal, transaction, unpack, unseal
+from trackd.storage.store import Key, RowOf
 
 #: Seconds that a step of a checkpoint may take before its commit, which takes several times that
 #: (2 ms for both, measured), and the rows between two looks at the clock.
@@ -48,8 +49,6 @@ _WRITE_GONE: Final = (
 #: Kinds of things that mostly come and go between two checkpoints. Those that did are known without
 #: a look into the file, since they are touched before they come.
 _BRIEF: Final = frozenset({"lease", "reply"})
-
-RowOf = Callable[[Key], Any]
 
 
 class Checkpoint:

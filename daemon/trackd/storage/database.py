@@ -1,4 +1,4 @@
-"""What the parts of the store share: its errors, transactions of SQLite, and sealed values."""
+"""What the parts of the SQLite store share: transactions, and sealed values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import msgpack
 
-#: A thing of the checkpoint: its kind, and its key, which msgpack can pack.
-Key = tuple[str, Any]
+from trackd.storage.store import DamagedError
+
 Connect = Callable[[str], sqlite3.Connection]
 
 #: SQLite's result codes that are about the disk or permissions, not about the file's content.
@@ -31,18 +31,6 @@ OUTSIDE = frozenset(
         sqlite3.SQLITE_AUTH,
     }
 )
-
-
-class StoreError(Exception):
-    """The store cannot be written or read now; a later try may succeed."""
-
-
-class DamagedError(Exception):
-    """The file is not a database, not one of trackd, or its content cannot be read."""
-
-
-class NewerError(StoreError):
-    """The file was written by a newer trackd."""
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -23,7 +23,7 @@ from trackd.config.exits import UnusableError
 from trackd.config.settings import Config
 from trackd.host.places import take_places
 from trackd.signals import ActorEnded, SignalCame
-from trackd.storage.database import StoreError
+from trackd.storage.store import StoreError
 from trackd_client.wire.places import check_ipc_path
 
 ACTORS = ("TrackerActor", "ExpiryTicker", "ProcessWatcher", "EventPublisher")

@@ -34,6 +34,7 @@ from trackd.actors.messages import (
 from trackd.actors.writer import TrackerActor
 from trackd.host.roles import Roles
 from trackd.operations.listings import IDLE_SECONDS
+from trackd.storage.store import DeposedError
 from trackd_client.errors import Code
 
 
@@ -222,8 +223,7 @@ def test_a_message_has_one_moment_so_that_no_expiry_slips_in_between(host: Host)
         agent = AgentOf(1, host.start(10))
         agent.ask(desk, "open")
         agent.ask(desk, "track_expected", proxies=[["p1", "", 1, float(ttl)]])
-        store = desk.actor._store
-        assert store is not None
+        store = desk.sqlite
         store._checkpoint._rows_since = 10**9
         while store.has_work:
             store.step()
@@ -575,3 +575,40 @@ def test_a_notice_comes_when_the_store_works_again(
         [{"notice": "lease_revoked", "lease": lease}]
     ]
     desk.kill()
+
+
+# -- a store that belongs to another process -----------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["append", "step", "begin_reading", "probe"])
+def test_a_writer_whose_store_has_another_owner_ends_and_answers_nothing(
+    desk: Desk, clock: Clock, faults: Faults, host: Host, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    ends = []
+    monkeypatch.setattr(desk.actor, "stop", lambda: ends.append(at))  # it has no thread
+
+    def belong_to_another(*_: object) -> None:
+        raise DeposedError("for the test")
+
+    faults.writes = at in ("begin_reading", "probe")
+    if at == "probe":
+        assert agent.ask(desk, "try_acquire")["error"] == Code.UNAVAILABLE
+    method = "append" if at == "probe" else at
+    monkeypatch.setattr(desk.sqlite, method, belong_to_another)
+    if at == "step":
+        monkeypatch.setattr("trackd.storage.checkpoint._DUE_ROWS", 1)
+    before = len(desk.sent)
+    if at == "probe":
+        clock.now += 1.0
+        desk.sweep()
+    desk.send(agent.body("try_acquire"), agent.peer, b"last")
+    desk.end_batch()
+    stored = at == "step"  # its batch was stored and answered before
+    assert [sent.route for sent in desk.sent[before:]] == ([b"last"] if stored else [])
+    assert desk.ended
+    assert ends == [at]
+    desk.send(agent.body("try_acquire"), agent.peer)
+    desk.end_batch()
+    assert len(desk.sent) == before + stored

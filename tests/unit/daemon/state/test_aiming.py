@@ -111,8 +111,7 @@ def test_without_an_address_no_change_speaks_of_targets(world: World) -> None:
     world.ask("release", lease=lease)
     world.fail("other")
     world.at(400.0)
-    store = world.desk.actor._store
-    assert store is not None
+    store = world.desk.sqlite
     rows = store._db.execute("SELECT changes FROM journal").fetchall()
     made = [each for (row,) in rows for moment in unpack(unseal(row)) for each in moment.changes]
     assert made

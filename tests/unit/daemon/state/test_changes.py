@@ -32,8 +32,8 @@ from trackd.state.restore import add_events, restore, row_of
 from trackd.state.state import State
 from trackd.storage import checkpoint as checkpoint_module
 from trackd.storage.checkpoint import Checkpoint
-from trackd.storage.database import StoreError
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
+from trackd.storage.store import StoreError
 
 NAMES = [f"p{i}" for i in range(8)]
 
@@ -44,7 +44,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.faults = Faults()
-        self.store = Store(None, "boot", self.faults)
+        self.store = SQLiteStore(None, "boot", self.faults)
         self.config = Config(
             cluster_name="example.com", claim_timeout=20.0, tunnel_timeout=25.0, history=300
         )
@@ -53,7 +53,7 @@ class World:
         self.kinds: Counter[str] = Counter()
         self.restart()
 
-    def read(self, store: Store) -> State:
+    def read(self, store: SQLiteStore) -> State:
         state = State("example.com", history=self.config.history)
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
@@ -105,7 +105,7 @@ class World:
         """Compare the living state with what a restart would find."""
         copy = sqlite3.connect(":memory:", isolation_level=None)
         self.store._db.backup(copy)
-        assert observe(self.read(Store(None, "boot", lambda _: copy))) == observe(self.state)
+        assert observe(self.read(SQLiteStore(None, "boot", lambda _: copy))) == observe(self.state)
 
     def session(self) -> Session | None:
         every = list(self.state.sessions)

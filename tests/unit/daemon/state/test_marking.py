@@ -84,8 +84,7 @@ def test_without_a_mark_no_change_and_no_row_of_the_store_speaks_of_one(world: W
     world.say(row("p1"), row("p2", ttl=5.0), row("p3", False), [*row("p2"), {"more": 1}])
     world.ask("release", lease=world.hold("p1"))
     world.at(10.0)
-    store = world.desk.actor._store
-    assert store is not None
+    store = world.desk.sqlite
     rows = store._db.execute("SELECT changes FROM journal").fetchall()
     made = [each for (row,) in rows for moment in unpack(unseal(row)) for each in moment.changes]
     assert made

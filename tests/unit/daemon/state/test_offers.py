@@ -81,8 +81,7 @@ def revoked(lease: int) -> dict[str, Any]:
 def test_without_an_offer_no_change_and_no_row_speaks_of_one(world: World) -> None:
     world.ask("release", lease=world.lease_of["p1"])
     assert world.dial("p1")["claimed"] is True
-    store = world.desk.actor._store
-    assert store is not None
+    store = world.desk.sqlite
     rows = store._db.execute("SELECT changes FROM journal").fetchall()
     made = [each for (row,) in rows for moment in unpack(unseal(row)) for each in moment.changes]
     assert made

@@ -168,8 +168,7 @@ def test_a_lease_that_never_reports_is_not_judged(world: World) -> None:
 def test_a_report_is_stored_once_and_never_remembered(world: World) -> None:
     one, two = world.claim(world.a, "p1"), world.claim(world.a, "p2")
     world.report(world.a, one)
-    stored = world.desk.actor._store
-    assert stored is not None
+    stored = world.desk.sqlite
     before, revision = stored._db.total_changes, world.desk.state.revision
     for _ in range(20):
         world.report(world.a, one, rtt=0.5)
@@ -357,8 +356,7 @@ def test_ten_thousand_leases_report_and_fall_silent(
     world = World(tmp_path, clock, host, quota_leases=10_000)
     leases = [world.claim(world.a, f"q{i}") for i in range(10_000)]
     assert world.report(world.a, *leases, rtt=0.01) == []
-    store, lives = world.desk.actor._store, world.desk.state.lives
-    assert store is not None
+    store, lives = world.desk.sqlite, world.desk.state.lives
     looked: list[Life] = []
 
     def deadline_of(life: Life) -> float | None:

@@ -18,7 +18,7 @@ from trackd.sessions.identity import Process
 from trackd.state.restore import restore
 from trackd.state.state import State
 from trackd.storage.files import FILE_NAME
-from trackd.storage.store import Store
+from trackd.storage.sqlite import SQLiteStore
 from trackd.storage.v1 import Image, LeaseRow, Record
 
 HERE = Path(__file__).parent
@@ -208,7 +208,7 @@ def knowledge_of(state: State) -> Any:
 def test_everything_in_a_file_of_an_earlier_version_is_there(tmp_path: Path, name: str) -> None:
     shutil.copy(HERE / f"{name}.db", tmp_path / FILE_NAME)
     for _ in range(2):  # the second time it is a file of the newest version
-        store = Store(tmp_path, BOOT)
+        store = SQLiteStore(tmp_path, BOOT)
         state = State(CLUSTER, dial_rate=5.0, dial_burst=50, history=10_000)
         store.begin_reading()
         restore(state, store.rows, store.batches(), store.touch)
@@ -221,7 +221,7 @@ def test_a_daemon_goes_on_where_that_of_an_earlier_version_was(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(HERE / f"{name}.db", tmp_path / FILE_NAME)
-    monkeypatch.setattr("trackd.actors.writer.boot_id", lambda: BOOT)
+    monkeypatch.setattr("helpers.writer.boot_id", lambda: BOOT)
     monkeypatch.setattr("trackd.actors.writer.start_time", lambda pid: pid - 100)
     desk = Desk(tmp_path, Clock(5070.0), claim_timeout=50.0)
     before = json.loads((HERE / f"{name}.json").read_text())
@@ -234,7 +234,7 @@ def test_a_daemon_goes_on_where_that_of_an_earlier_version_was(
 
 def test_a_file_of_version_1_of_another_boot_is_empty(tmp_path: Path) -> None:
     shutil.copy(HERE / "v1/journal.db", tmp_path / FILE_NAME)
-    store = Store(tmp_path, "another boot")
+    store = SQLiteStore(tmp_path, "another boot")
     store.begin_reading()
     assert not list(store.rows("session"))
     assert not list(store.batches())
