@@ -171,8 +171,7 @@ class _Check:
         for call in self._perhaps[cause]:
             after, latest = self._window(call)
             if after < event.revision <= latest and self._fits(call, event):
-                is_copy = call.reply is not None and _is_refused(call)  # the least likely
-                possible.append((is_copy, latest, id(call), call))
+                possible.append((latest, call.start, call.session, call.seq, call))
         if not possible:
             return None
         *_, call = min(possible)

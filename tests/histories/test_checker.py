@@ -448,3 +448,79 @@ def fair(late: int) -> Story:
 def test_two_grants_to_another_session_are_fair_while_one_waits_and_three_are_not() -> None:
     assert violations(fair(2)) == []
     assert any("was passed over" in each for each in violations(fair(3)))
+
+
+def opened() -> Story:
+    """Return a story with two sessions, of which the first is granted lease 1."""
+    story = Story()
+    story.happens("daemon_started", epoch=1, server="1", pid=7)
+    for session in (1, 2):
+        story.begins(f"open {session}", session, "open")
+        story.happens("session_opened", session=session, uid=0, pid=8, name="", command="")
+        story.ends(f"open {session}", session=session)
+    story.begins("first", 1, "try_acquire")
+    story.happens("lease_granted", lease=1, session=1, reason="bootstrap")
+    story.ends("first", lease=1)
+    return story
+
+
+def pass_on(story: Story, lease: int, owner: int, heir: int) -> None:
+    """Let a session release its only lease, and another one be granted the next."""
+    story.begins(f"release {lease}", owner, "release", lease=lease)
+    story.happens("lease_released", lease=lease, session=owner, name=None, cause="asked")
+    story.ends(f"release {lease}", released=True)
+    story.happens("lease_granted", lease=lease + 1, session=heir, reason="bootstrap")
+
+
+def look_at_waiting(story: Story, **waiting: int) -> None:
+    rows = [{"session": n, "waiting": waiting.get(f"of_{n}", 0), "leases": 2 - n} for n in (1, 2)]
+    listing = {"of": "sessions", "base": story.revision, "cursor": None, "rows": rows}
+    story.reads("who waits", 0, "snapshot", listing, of="sessions")
+
+
+@pytest.mark.parametrize("refusal", [{"lease": None}, {"error": "unavailable", "message": ""}])
+def test_a_grant_to_another_that_waits_is_not_taken_for_the_copy_of_a_refused_call(
+    refusal: dict[str, object],
+) -> None:
+    """An agent that is killed never reads its grant: nobody can say for which call it was."""
+    story = opened()
+    story.reads("refused", 2, "try_acquire", refusal)
+    for session in (1, 2):
+        story.begins(f"wait {session}", session, "acquire")
+    look_at_waiting(story, of_1=1, of_2=1)
+    story.happens("daemon_started", epoch=2, server="1", pid=9)
+    pass_on(story, 1, owner=1, heir=2)
+    pass_on(story, 2, owner=2, heir=1)
+    story.ends("wait 1", lease=3)
+    story.happens("daemon_started", epoch=3, server="1", pid=10)
+    assert violations(story) == []
+
+
+@pytest.mark.parametrize("op", ["try_acquire", "acquire"])
+def test_a_grant_to_an_earlier_call_of_a_waiter_is_not_taken_for_the_copy_of_a_refused_call(
+    op: str,
+) -> None:
+    story = opened()
+    story.begins("given up", 1, "acquire")
+    story.begins("wait", 1, "acquire")
+    look_at_waiting(story, of_1=2)
+    story.reads("refused", 1, op, {"lease": None})
+    story.happens("daemon_started", epoch=2, server="1", pid=9)
+    pass_on(story, 1, owner=1, heir=1)
+    pass_on(story, 2, owner=1, heir=1)
+    story.ends("wait", lease=3)
+    story.happens("daemon_started", epoch=3, server="1", pid=10)
+    assert violations(story) == []
+
+
+def test_of_a_copy_and_a_call_without_a_reply_the_one_that_must_come_first_is_taken() -> None:
+    """The copy cannot run after a second restart; the call that waits can."""
+    story = opened()
+    story.reads("refused", 2, "try_acquire", {"lease": None})
+    story.begins("lost", 2, "acquire")
+    for epoch, owner in ((2, 1), (3, 2)):
+        story.happens("daemon_started", epoch=epoch, server="1", pid=9)
+        pass_on(story, epoch - 1, owner=owner, heir=2)
+    assert violations(story) == []
+    del story.calls["refused"]
+    assert any("was not asked for" in each for each in violations(story))
