@@ -122,7 +122,8 @@ def main() -> None:
     threading.excepthook = fail
     stop = threading.Event()
     if kind == "link":
-        link = Link(f"ipc://{directory}/link-{seed}", endpoint, seed)
+        report = Path(directory, f"{seed}.fates")
+        link = Link(f"ipc://{directory}/link-{seed}", endpoint, seed, report)
         link.start()
         endpoint = link.endpoint
     agents = [

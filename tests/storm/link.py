@@ -10,7 +10,7 @@ import itertools
 import random
 import threading
 import time
-from collections import Counter
+from pathlib import Path
 
 import zmq
 
@@ -24,13 +24,20 @@ class Link(threading.Thread):
 
     Attributes:
         endpoint: where the client connects.
-        fates: how many frames had which.
     """
 
-    def __init__(self, endpoint: str, daemon: str, seed: str) -> None:
+    def __init__(self, endpoint: str, daemon: str, seed: str, report: Path) -> None:
+        """Serve an endpoint.
+
+        Args:
+            endpoint: where the client will connect.
+            daemon: where the daemon serves.
+            seed: what the fates of frames are drawn from.
+            report: a file for the fate of each frame that did not pass at once, one a line.
+        """
         super().__init__(daemon=True)
         self.endpoint = endpoint
-        self.fates: Counter[str] = Counter()
+        self._report = report
         self._daemon = daemon
         self._chance = random.Random(f"link {seed}")
         self._late: list[tuple[float, int, zmq.Socket[bytes], list[bytes]]] = []
@@ -68,7 +75,8 @@ class Link(threading.Thread):
             if 0 <= drawn < share:
                 fate = name
             drawn -= share
-        self.fates[fate] += 1
+        if fate != "passed":
+            self._write(fate)
         if fate == "truncated":
             frame = frame[: self._chance.randrange(len(frame))]
         if fate in ("late", "twice"):
@@ -81,4 +89,8 @@ class Link(threading.Thread):
         try:
             to.send_multipart(frames, zmq.DONTWAIT)
         except zmq.Again:
-            self.fates["dropped"] += 1
+            self._write("dropped")
+
+    def _write(self, fate: str) -> None:
+        with self._report.open("a") as file:
+            file.write(f"{fate}\n")

@@ -1,6 +1,7 @@
 """A storm: random agents, and one fault after the other, each drawn from a seed.
 
-First everything that a daemon must survive without losing anything. Then all is healed: the dead
+First everything that a daemon must survive without losing anything: each fault once, in the order
+that was drawn, then any of them. Then all is healed: the dead
 hold nothing, every wanted proxy is claimed, and the checker of histories replays the whole storm.
 At last state files are garbled. That loses what was acknowledged, by design; what must hold still:
 the daemon starts, agents go on, and every wanted proxy is claimed in the end.
@@ -12,18 +13,19 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from helpers.event_watch import Watch
 from helpers.hosts import fill, small_disk
-from helpers.support import PATIENCE, descriptors, paused, socket_path, wait_until
+from helpers.support import PATIENCE, descriptors, paused, wait_until
 from helpers.trackctl import PLAIN, TRACKCTL
 from histories.agents import NAMES
 from histories.checker import check
@@ -32,7 +34,8 @@ from histories.recorder import read_events, read_history, record
 from trackd_client import Proxy, TrackdError, Tracker
 from trackd_client.testing import Daemon
 
-STATE = ("trackd.db", "trackd.db-wal", "trackd.mark")
+STATE = ("trackd.db", "trackd.db-wal", "trackd.mark", "trackd.reserve", "trackd.lock")
+SOCKETS = ("trackd.sock", "trackd.sock.events", "trackd.sock.lock")
 #: Seconds until the dead hold nothing. A session that is opened while the daemon has no descriptor
 #: left is one whose process it cannot see: that ends after its `heartbeat_ttl` of 30 s.
 SILENCE = 30.0 + 2 * PATIENCE
@@ -103,7 +106,9 @@ class Storm:
         self.directory = root / "agents"
         self.started = 0
         self._root = root
-        self._state = root / "state"
+        self._disk = root / "disk"
+        self._state = self._disk / "state"
+        self._runtime = root / "run"
         self._has_disk = os.geteuid() == 0
         self._generation = 10
         self._team: list[Member] = []
@@ -114,8 +119,13 @@ class Storm:
         with self._stack:
             self._start()
             end = time.monotonic() + self.seconds
+            faults = self._faults()
+            for name in self.chance.sample([*faults], len(faults)):
+                self._strike(name, faults[name][1])
+            weights = [weight for weight, _ in faults.values()]
             while time.monotonic() < end:
-                self._step()
+                (name,) = self.chance.choices([*faults], weights)
+                self._strike(name, faults[name][1])
             self._heal()
             self._judge()
             self._lose_state()
@@ -125,12 +135,15 @@ class Storm:
     def _start(self) -> None:
         self.directory.mkdir()
         if self._has_disk:
-            self._stack.enter_context(small_disk(self._state, "256m"))
+            self._stack.enter_context(small_disk(self._disk, "256m"))
         else:
-            self._state.mkdir()
+            self._disk.mkdir()
         home = self._root / "daemon"
         home.mkdir()
-        self.daemon = Daemon(home, history=1_000_000, history_age=1e6, state_dir=self._state)
+        self._runtime.mkdir()
+        places = {"endpoint": f"ipc://{self._runtime}/trackd.sock", "state_dir": str(self._state)}
+        self.daemon = Daemon(home, history=1_000_000, history_age=1e6, **places)
+        self.daemon.endpoint = places["endpoint"]
         self._stack.callback(self.daemon.close)
         self.daemon.start()
         self.admin = Tracker(self.daemon.endpoint, timeout=PATIENCE, name="storm")
@@ -147,29 +160,34 @@ class Storm:
 
     # -- the faults ---------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """Say what gossip there is, let one fault happen, and look at all that there is."""
-        with suppress(TrackdError):
-            self._gossip(ttl=60.0)
+    def _faults(self) -> dict[str, tuple[int, Callable[[], None]]]:
+        """Return each fault by its name: how often it strikes, and what does it."""
         faults: dict[str, tuple[int, Callable[[], None]]] = {
             "daemon killed": (5, self._kill_daemon),
             "daemon stopped": (1, self._stop_daemon),
             "daemon paused": (2, self._pause_daemon),
             "agent killed": (40, self._kill_agent),
             "agent paused": (4, self._pause_agent),
-            "disk full": (2 if self._has_disk else 0, self._fill_disk),
-            "state file removed": (2, self._remove_state),
-            "socket removed": (1, self._remove_socket),
+            "state file removed": (2, self._remove_state_file),
+            "state directory removed": (1, self._remove_state_directory),
+            "socket or its lock removed": (1, self._remove_socket),
+            "runtime directory removed": (1, self._remove_runtime_directory),
             "reload": (2, self._reload),
             "no descriptors": (2, self._exhaust_descriptors),
             "gossip flood": (1, self._flood),
             "roll-out": (2, self._roll_out),
             "proxy terminating": (2, self._terminate),
         }
-        weights = [weight for weight, _ in faults.values()]
-        (name,) = self.chance.choices([*faults], weights)
+        if self._has_disk:
+            faults["disk full"] = 2, self._fill_disk
+        return faults
+
+    def _strike(self, name: str, fault: Callable[[], None]) -> None:
+        """Say what gossip there is, let one fault happen, and look at all that there is."""
+        with suppress(TrackdError):
+            self._gossip(ttl=60.0)
+        fault()
         self.count[name] += 1
-        faults[name][1]()
         assert self.daemon._process is not None
         assert self.daemon._process.poll() is None, f"after {name}: {self.daemon.log.read_text()}"
         self._check_agents(name)
@@ -223,23 +241,41 @@ class Storm:
             time.sleep(self.chance.uniform(0.0, 1.5))
 
     def _fill_disk(self) -> None:
-        full = fill(self._state)
+        full = fill(self._disk)
         time.sleep(self.chance.uniform(0.0, 0.5))
         if self.chance.random() < 0.3:
             self._kill_daemon()
         full.unlink()
         wait_until(lambda: self.admin.status().store == "ok")
 
-    def _remove_state(self) -> None:
-        (database,) = self._state.rglob("trackd.db")
-        path = database.with_name(self.chance.choice(STATE))
+    def _remove_state_file(self) -> None:
+        path = self._state / self.chance.choice(STATE)
         path.unlink(missing_ok=True)
-        wait_until(lambda: path.exists() and self.admin.status().store == "ok")
+        self._wait_restored(self._state, [path.name])
+
+    def _remove_state_directory(self) -> None:
+        self._remove_directory(self._state)
+        self._wait_restored(self._state, STATE)
 
     def _remove_socket(self) -> None:
-        path = socket_path(self.daemon)
+        path = self._runtime / self.chance.choice(SOCKETS)
         path.unlink()
-        wait_until(path.exists)
+        self._wait_restored(self._runtime, [path.name])
+
+    def _remove_runtime_directory(self) -> None:
+        self._remove_directory(self._runtime)
+        self._wait_restored(self._runtime, SOCKETS)
+
+    def _remove_directory(self, path: Path) -> None:
+        """Remove a directory and what is in it at once, as far as the daemon can see."""
+        gone = path.with_name("gone")
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+    def _wait_restored(self, directory: Path, names: Iterable[str]) -> None:
+        """Wait until the daemon has made files again, and stores changes in them."""
+        wait_until(lambda: all((directory / name).exists() for name in names))
+        wait_until(lambda: self.admin.status().store == "ok")
 
     def _reload(self) -> None:
         os.kill(self.daemon.pid, signal.SIGHUP)
@@ -329,6 +365,8 @@ class Storm:
         self.count["calls without a reply"] = sum(call.reply is None for call in history)
         self.count["events"] = len(events)
         self.count["processes of agents"] = self.started
+        for report in self.directory.glob("*.fates"):
+            self.count.update(f"frames {fate}" for fate in report.read_text().split())
 
     def _lose_state(self) -> None:
         """Garble the state, which loses it or not, and check that agents go on."""
@@ -338,8 +376,7 @@ class Storm:
             self._cover()
             self.count["state garbled"] += 1
             self.daemon.kill()
-            (database,) = self._state.rglob("trackd.db")
-            path = database.with_name(self.chance.choice(STATE[:2]))
+            path = self._state / self.chance.choice(STATE[:2])
             if path.exists():
                 with path.open("r+b") as file:
                     file.seek(self.chance.randrange(path.stat().st_size + 1))
