@@ -19,6 +19,7 @@ FOLDERS = {
         "actors",
         "config",
         "host",
+        "fleet",
     ],
     "client": ["wire", "core"],
 }
@@ -50,6 +51,9 @@ ELSEWHERE = {
     "daemon/actors/watcher.py": "needs the kernel: faults/test_watcher.py",
     "daemon/config/kinds.py": "kinds of settings: config/test_settings.py",
     "daemon/storage/files.py": "needs a daemon whose files go: faults/test_removed_files.py",
+    "daemon/fleet/election.py": "needs etcd: fleet/test_election.py",
+    "daemon/fleet/etcd.py": "needs etcd: fleet/test_etcd.py",
+    "daemon/fleet/etcd_messages.py": "needs etcd: fleet/test_etcd.py",
     "daemon/host/lock.py": "needs other processes: integration/test_locks.py",
     "daemon/host/places.py": "needs other processes: integration/test_locks.py",
     "client/core/base_tracker.py": "shared by both clients: integration/test_trackers.py",

@@ -8,7 +8,7 @@ thread that iterates over it, and only that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias
@@ -381,13 +381,16 @@ class Etcd:
             for each in answer.alarms
         )
 
-    def watch(self, key: bytes, end: bytes | None, from_revision: int) -> Watch:
+    def watch(
+        self, key: bytes, end: bytes | None, from_revision: int, *, seconds: float | None = None
+    ) -> Watch:
         """Watch a key, or all from `key` until before `end`.
 
         Args:
             key: the key, or the first one.
             end: the first one beyond, or None.
             from_revision: the first revision that is shown, past ones included.
+            seconds: after which it ends; None for never. A member that is silent sends no error.
         """
         endpoint = self._endpoint()
         channel = self._connect(endpoint)
@@ -398,7 +401,7 @@ class Etcd:
         )
         method = _method(channel, "Watch/Watch", "WatchResponse", stream=True)
         try:
-            return Watch(method, request, lambda: self._failed(endpoint))
+            return Watch(method, request, seconds, lambda: self._failed(endpoint))
         except ValueError as closed:  # another thread closed the channel
             raise Refused(str(closed)) from None
 
@@ -503,16 +506,21 @@ class Etcd:
 class Watch:
     """Iterates over the changes of some keys, in their order, without a gap; made by `Etcd.watch`.
 
-    It ends when it is cancelled. It raises Compacted when the changes asked for are gone, and
-    another EtcdError when the connection is lost or the member has lost its leader: then watch
-    again from the revision after the last one seen.
+    It ends when it is cancelled or its seconds are over. It raises Compacted when the changes asked
+    for are gone, and another EtcdError when the connection is lost or the member has lost its
+    leader: then watch again from the revision after the last one seen. Cancel it in the end.
     """
 
-    def __init__(self, call: Any, request: Any, failed: Any) -> None:
+    def __init__(
+        self, call: Any, request: Any, seconds: float | None, failed: Callable[[], None]
+    ) -> None:
         self._failed = failed
+        self._limited = seconds is not None
         self._over = threading.Event()
         # Without `hasleader` a member that is cut off from the others stays silent for ever.
-        self._answers = call(self._requests(request), metadata=(("hasleader", "true"),))
+        self._answers = call(
+            self._requests(request), timeout=seconds, metadata=(("hasleader", "true"),)
+        )
         self._changes: Iterator[Change] = iter(())
 
     def __iter__(self) -> Self:
@@ -550,7 +558,9 @@ class Watch:
         try:
             answer = next(self._answers)
         except grpc.RpcError as failure:
-            if self._over.is_set():
+            timed_out = self._limited and failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if timed_out or self._over.is_set():
+                self._over.set()
                 raise StopIteration from None
             self._end()
             raise error_of(failure.code(), failure.details() or "") from None
