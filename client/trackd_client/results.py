@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, NoReturn
 __all__ = [
     "Explanation",
     "Group",
+    "GroupGap",
     "Hint",
     "LeaseRow",
     "Outcomes",
@@ -328,6 +329,21 @@ class Group(Result, source=Source):
     source: Source | None
 
 
+class GroupGap(Result):
+    """A group of which a desired proxy was without a tunnel since the daemon started.
+
+    Attributes:
+        group: its name; None: all groups together that are not listed one by one.
+        missing: how many of its desired proxies no lease holds now.
+        missing_seconds: seconds for which they had none, each proxy counted.
+    """
+
+    __slots__ = ()
+    group: str | None
+    missing: int
+    missing_seconds: float
+
+
 class Reload(Result):
     """The result of a reload.
 
@@ -386,7 +402,15 @@ class Tunnels(Result):
     rtt: float | None
 
 
-class Status(Result, reload=Reload, groups=Group, users=UserUsage, pause=Pause, tunnels=Tunnels):
+class Status(
+    Result,
+    reload=Reload,
+    groups=Group,
+    missing_by_group=GroupGap,
+    users=UserUsage,
+    pause=Pause,
+    tunnels=Tunnels,
+):
     """The daemon's counts.
 
     Attributes:
@@ -425,6 +449,8 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage, pause=Pause, 
         reload: the result of the last one, or None.
         group_count: groups that have a tracked proxy.
         groups: the first 100 of them by name.
+        missing_by_group: the groups that missed something since the daemon started, at most 50 and
+            one for all others; those that miss most now first, then by seconds.
         quotas: what each quota allows one user.
         user_count: users that have a session.
         users: the 10 users that are nearest to a quota, the nearest first.
@@ -469,6 +495,7 @@ class Status(Result, reload=Reload, groups=Group, users=UserUsage, pause=Pause, 
     reload: Reload | None
     group_count: int
     groups: Sequence[Group]
+    missing_by_group: Sequence[GroupGap] = ()
     quotas: Mapping[str, int]
     user_count: int
     users: Sequence[UserUsage] = ()

@@ -273,6 +273,8 @@ def test_the_page_says_since_when_tunnels_are_missing_and_for_how_long_all_toget
 
     wait_until(lambda: count_seconds() >= int(before + 1))
     wait_for_coverage(last)
+    card = r"2 of 3, missing for (\d+m )?\d+s"
+    wait_until(lambda: re.fullmatch(card, page.text("#groups .of")))
 
 
 def test_an_agent_that_pauses_between_dials_counts_as_dialling(

@@ -173,6 +173,7 @@ function showGroups() {
   const counted = new Map(now.status.groups.map((group) => [`g${group.group}`, group]));
   for (const key of counted.keys()) if (!groups.has(key)) groups.set(key, new Map());
   const keys = [...groups.keys()].sort((a, b) => (a === "question") - (b === "question") || natural.compare(a, b));
+  const gaps = new Map(now.status.missing_by_group.filter((gap) => gap.group !== null).map((gap) => [`g${gap.group}`, gap]));
   const kept = new Set();
   for (const key of keys) {
     let card = cards.get(key);
@@ -184,7 +185,7 @@ function showGroups() {
     const generations = [...groups.get(key)].sort(([a], [b]) => compareWide(b, a));
     const total = generations.reduce((sum, [, proxies]) => sum + proxies.length, 0);
     card.classList.toggle("wide", total * (size + 4) > 1800);
-    showCount(card.querySelector(".of"), counted.get(key), total);
+    showCount(card.querySelector(".of"), counted.get(key), total, gaps.get(key));
     showGenerations(card.lastChild, generations, size, kept);
   }
   for (const [key, card] of cards) {
@@ -202,14 +203,15 @@ function showGroups() {
 
 const emptyGroups = make("p", "card empty", "No proxy is known yet. The first agent that dials brings gossip.");
 
-function showCount(node, group, total) {
-  const text = group ? `${group.claimed}/${group.desired}` : `${total}`;
+function showCount(node, group, total, gap) {
+  const missed = gap && gap.missing_seconds >= 1 ? `, missing for ${duration(gap.missing_seconds)}` : "";
+  const text = (group ? `${group.claimed}/${group.desired}` : `${total}`) + missed;
   if (node.dataset.text === text) return;
   node.dataset.text = text;
   node.classList.toggle("full", Boolean(group) && group.claimed >= group.desired);
   node.replaceChildren(
     make("b", "", number.format(group ? group.claimed : total)),
-    group ? ` of ${number.format(group.desired)}` : " held",
+    (group ? ` of ${number.format(group.desired)}` : " held") + missed,
   );
 }
 

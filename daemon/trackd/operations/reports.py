@@ -97,6 +97,10 @@ def status(context: Context, _call: Call, _request: requests.Status) -> Fields:
             }
             for group in tracker.first_groups()
         ],
+        "missing_by_group": [
+            {"group": gap.name, "missing": gap.missing, "missing_seconds": gap.seconds}
+            for gap in runtime.gaps.most_missing(context.now())
+        ],
         "quotas": allowed_by(context.config),
         "user_count": len(state.sessions.users),
         "users": list_users(context),

@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 MOST_GAPS: Final = 50
 #: What the others are called together.
 OTHER: Final = "other"
+#: Seconds that may be left of a difference of sums that is 0.
+_ROUNDING: Final = 1e-6
 
 
 class Coverage:
@@ -51,6 +53,17 @@ class GroupCount(NamedTuple):
     name: str
     desired: int
     missing: int
+
+
+class GroupGap(NamedTuple):
+    """A group that missed something: its desired proxies that no lease holds, and the seconds.
+
+    The name is None for all groups together that are not kept one by one.
+    """
+
+    name: str | None
+    missing: int
+    seconds: float
 
 
 class _Gap:
@@ -123,8 +136,24 @@ class GroupGaps:
     def seconds(self, now: float) -> list[tuple[str, float]]:
         """Return the seconds of each group that is kept, by name, and at last of all others."""
         found = [(name, gap.sum_up(now)) for name, gap in sorted(self._by_name.items())]
-        others = self._all.sum_up(now) - sum(seconds for _, seconds in found)
-        return [*found, (OTHER, max(0.0, others))]
+        return [*found, (OTHER, self._others(now).seconds)]
+
+    def most_missing(self, now: float) -> list[GroupGap]:
+        """Return the groups that missed something, and at last all others together, if they did.
+
+        Those that miss most now come first, then those that did for longest.
+        """
+        found = [GroupGap(name, g.missing, g.sum_up(now)) for name, g in self._by_name.items()]
+        found = [gap for gap in found if gap.missing or gap.seconds]
+        found.sort(key=lambda gap: (-gap.missing, -gap.seconds, gap.name))
+        others = self._others(now)
+        return [*found, others] if others.missing or others.seconds else found
+
+    def _others(self, now: float) -> GroupGap:
+        kept = self._by_name.values()
+        missing = self._all.missing - sum(gap.missing for gap in kept)
+        seconds = self._all.sum_up(now) - sum(gap.sum_up(now) for gap in kept)
+        return GroupGap(None, missing, seconds if seconds > _ROUNDING else 0.0)
 
 
 def _go_on(gap: _Gap, desired: int, missing: int, now: float) -> None:

@@ -95,6 +95,7 @@ PUBLIC = {
     "results": [
         "Explanation",
         "Group",
+        "GroupGap",
         "Hint",
         "LeaseRow",
         "Outcomes",

@@ -16,6 +16,7 @@ from trackd_client import results
 from trackd_client.results import (
     Explanation,
     Group,
+    GroupGap,
     Hint,
     LeaseRow,
     Outcomes,
@@ -81,6 +82,7 @@ TYPES = {
 NESTED = {
     "reload": "Reload",
     "groups": "Sequence[Group]",
+    "missing_by_group": "Sequence[GroupGap]",
     "users": "Sequence[UserUsage]",
     "recent": "RecentClaims",
     "tombstone": "Tombstone",
@@ -175,6 +177,7 @@ def test_the_explanation_of_a_proxy_has_the_fields_and_types_of_the_document() -
     [
         (Reload, "status", "reload"),
         (Group, "status", "groups"),
+        (GroupGap, "status", "missing_by_group"),
         (RecentClaims, "explain", "recent"),
         (Tombstone, "explain", "tombstone"),
     ],

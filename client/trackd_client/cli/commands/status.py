@@ -55,6 +55,7 @@ JSON: the fields of the operation status in docs/protocol.md, and
 _COLUMNS = (
     Column("group", shrinks=True),
     *(Column(name, right=True) for name in ("generation", "tracked", "desired", "claimed")),
+    Column("missing for", right=True),
 )
 #: Returns how many seconds it is to a moment of the daemon's clock; None for no moment.
 Until = Callable[[float | None], float | None]
@@ -96,17 +97,7 @@ def show(reply: Status, since_dial: float | None, page: Page, until: Until) -> N
     page.line(f"{cluster}  {page.paint(sentence.text, sentence.style)}")
     page.pairs(list_counts(reply, until))
     if reply.groups:
-        page.table(
-            _COLUMNS,
-            [
-                [
-                    format_value(group.group),
-                    *(str(group[name]) for name in ("generation", "tracked", "desired")),
-                    Cell(str(group.claimed), _choose_style(group)),
-                ]
-                for group in reply.groups
-            ],
-        )
+        page.table(_COLUMNS, list_groups(reply))
         note_rest(len(reply.groups), reply.group_count, page)
 
 
@@ -145,6 +136,28 @@ def list_counts(reply: Status, until: Until) -> Iterator[tuple[str, str]]:
     if (last := reply.reload) is not None:
         yield "reloaded", describe_reload(last)
     yield "daemon", f"{daemon}, epoch {reply.epoch}, revision {reply.revision}"
+
+
+def list_groups(reply: Status) -> list[list[str | Cell]]:
+    """Return the rows of the groups, those that miss most now first.
+
+    The last row has the seconds of all groups together that are not counted one by one.
+    """
+    seconds = {gap.group: gap.missing_seconds for gap in reply.missing_by_group}
+    others = seconds.pop(None, None)
+    unknown = "-" if others is not None or "missing_by_group" not in reply else format_duration(0)
+    rows: list[list[str | Cell]] = [
+        [
+            format_value(group.group),
+            *(str(group[name]) for name in ("generation", "tracked", "desired")),
+            Cell(str(group.claimed), _choose_style(group)),
+            format_duration(seconds[group.group]) if group.group in seconds else unknown,
+        ]
+        for group in sorted(reply.groups, key=lambda group: group.claimed - group.desired)
+    ]
+    if others is not None:
+        rows.append([Cell("all others", "dim"), *[""] * 4, format_duration(others)])
+    return rows
 
 
 def describe_tunnels(tunnels: Tunnels, reported: float | None) -> str:

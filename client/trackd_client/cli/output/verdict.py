@@ -17,6 +17,9 @@ from trackd_client.core.mirror import Row
 
 #: Seconds after a dial began in which agents count as dialling: they pause between dials.
 DIALLING_SECONDS: Final = 10.0
+#: Groups from which on it is said which of them miss tunnels, and how many of these are named.
+_SOME_GROUPS: Final = 2
+_GAPS: Final = 10
 #: Last events among which the beginning of a dial is looked for.
 _EVENTS: Final = 200
 
@@ -65,6 +68,27 @@ def describe_coverage(status: dict[str, Any], full_at: float | None) -> str:
     else:
         last = f"last full {format_duration(max(0.0, -full_at))} ago"
     return f"{last}; all tunnels together were missing for {format_duration(missed)}"
+
+
+def describe_gaps(status: dict[str, Any]) -> str:
+    """Return in words which groups miss tunnels now, and for how long they have in all.
+
+    Returns:
+        The words, those that miss most first; "" when there is one group, or the daemon is too old
+        to say it.
+    """
+    if status["group_count"] < _SOME_GROUPS:
+        return ""
+    found = [
+        f"{_name_gap(gap['group'])} {gap['missing']} ({format_duration(gap['missing_seconds'])})"
+        for gap in status.get("missing_by_group", ())
+        if gap["missing"]
+    ]
+    return f"missing by group: {', '.join(found[:_GAPS])}" if found else ""
+
+
+def _name_gap(group: str | None) -> str:
+    return "all others" if group is None else format_value(group)
 
 
 def judge(status: dict[str, Any], since_dial: float | None = None) -> Cell:

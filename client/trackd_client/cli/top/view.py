@@ -23,6 +23,7 @@ from trackd_client.cli.output.verdict import (
     DIALLING_SECONDS,
     describe_coverage,
     describe_desired,
+    describe_gaps,
     judge,
 )
 from trackd_client.cli.text import escape
@@ -165,6 +166,8 @@ class View:
         full_at = self._feed.seconds_until(status.get("full_at"))
         if coverage := describe_coverage(status, full_at):
             yield Text(coverage)
+        if gaps := describe_gaps(status):
+            yield Text(gaps)
         rates = "  ".join(f"{name} {_rate(rate)}" for name, rate in self._feed.rates.items())
         yield Text(f"/s  {rates or '...'}", "dim")
         yield self._waiting()

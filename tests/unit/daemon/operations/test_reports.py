@@ -203,6 +203,10 @@ def test_the_seconds_of_each_group_and_the_ends_of_aims_are_metrics(world: World
     assert agent.ask(desk, "claim", lease=lease, principals=["p1"])["claimed"]
     clock.now += 3
     assert world.counted("trackd_group_missing_seconds") == {"east": 2, "": 10}
+    assert world.read("status")["missing_by_group"] == [
+        {"group": "", "missing": 2, "missing_seconds": 10},
+        {"group": "east", "missing": 0, "missing_seconds": 2},
+    ]
     assert world.counted("trackd_aims") == {"reached": 1}
     agent.ask(desk, "track_expected", proxies=[["p2", "", 1, 60, {"address": "p2:443"}]])
     for _ in range(2):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from trackd.state.coverage import MOST_GAPS, OTHER, Coverage, GroupCount, GroupGaps
+import pytest
+
+from trackd.state.coverage import MOST_GAPS, OTHER, Coverage, GroupCount, GroupGap, GroupGaps
 
 
 def test_each_missing_connection_counts_for_as_long_as_it_is_missing() -> None:
@@ -63,3 +65,30 @@ def test_a_group_that_another_state_does_not_have_misses_nothing() -> None:
     gaps.begin_state()
     gaps.note(1, [GroupCount("b", 1, 1)], 2.0)
     assert gaps.seconds(5.0) == [("a", 2.0), ("b", 5.0), (OTHER, 0.0)]
+
+
+def test_the_groups_that_miss_most_now_come_first_and_all_others_last() -> None:
+    gaps = GroupGaps(0.0)
+    assert gaps.most_missing(1.0) == []
+    counts = [GroupCount("a", 5, 1), GroupCount("b", 5, 2), GroupCount("c", 5, 1)]
+    gaps.note(5, [*counts, GroupCount("d", 5, 0), GroupCount(OTHER, 5, 1)], 1.0)
+    gaps.note(4, [GroupCount("c", 5, 0)], 1.5)
+    assert gaps.most_missing(3.0) == [
+        GroupGap("b", 2, 4.0),
+        GroupGap("a", 1, 2.0),
+        GroupGap("c", 0, 0.5),
+        GroupGap(None, 1, 2.0),
+    ]
+    gaps.note(3, [GroupCount(OTHER, 5, 0)], 3.0)
+    assert gaps.most_missing(9.0)[-1] == GroupGap(None, 0, 2.0)
+
+
+def test_at_most_the_50_largest_groups_are_listed_and_the_rest_is_one_row() -> None:
+    gaps = GroupGaps(0.0)
+    count = 3 * MOST_GAPS
+    gaps.note(count, [GroupCount(f"g{number:03}", 1, 1) for number in range(count)], 0.0)
+    *kept, others = gaps.most_missing(0.1)
+    assert len(kept) == MOST_GAPS
+    assert others.missing == count - MOST_GAPS
+    gaps.note(0, [GroupCount(f"g{number:03}", 1, 0) for number in range(count)], 0.1)
+    assert sum(gap.seconds for gap in gaps.most_missing(7.0)) == pytest.approx(count * 0.1)

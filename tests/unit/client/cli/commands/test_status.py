@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trackd_client.cli.commands import status
-from trackd_client.results import Tunnels
+from trackd_client.cli.output.render import Cell
+from trackd_client.results import Status, Tunnels
 
 
 def test_the_status_says_what_came_of_the_last_reload() -> None:
@@ -27,3 +28,28 @@ def test_the_status_says_what_leases_have_reported_of_their_tunnels() -> None:
         ),
     ):
         assert status.describe_tunnels(Tunnels(fields), reported) == sentence
+
+
+GROUPS = [
+    {"group": "", "generation": 1, "tracked": 3, "desired": 3, "claimed": 3},
+    {"group": "east", "generation": 7, "tracked": 4, "desired": 2, "claimed": 0},
+]
+GAPS = [
+    {"group": "east", "missing": 2, "missing_seconds": 71.5},
+    {"group": None, "missing": 1, "missing_seconds": 5.0},
+]
+
+
+def test_groups_that_miss_tunnels_come_first_with_their_seconds_and_all_others_last() -> None:
+    def list_plain(**gaps: object) -> list[list[str]]:
+        rows = status.list_groups(Status({"groups": GROUPS, **gaps}))
+        return [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in rows]
+
+    east, unnamed = ["east", "7", "4", "2", "0"], ['""', "1", "3", "3", "3"]
+    assert list_plain(missing_by_group=GAPS) == [
+        [*east, "1m 11s"],
+        [*unnamed, "-"],
+        ["all others", "", "", "", "", "5s"],
+    ], "what is not listed is among the others"
+    assert list_plain(missing_by_group=GAPS[:1]) == [[*east, "1m 11s"], [*unnamed, "0s"]]
+    assert list_plain() == [[*east, "-"], [*unnamed, "-"]], "an older daemon"

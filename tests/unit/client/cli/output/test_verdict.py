@@ -10,6 +10,7 @@ from trackd_client.cli.output.verdict import (
     decide,
     describe_coverage,
     describe_desired,
+    describe_gaps,
     is_covered,
     judge,
     seconds_since_dial,
@@ -133,3 +134,20 @@ def test_nothing_is_said_of_coverage_where_nothing_was_wanted_or_an_old_daemon_s
     assert not describe_coverage(calm | {"missing_seconds": 0.0}, None)
     assert not describe_coverage(calm | {"target": 3}, None)
     assert describe_coverage(calm | {"missing_seconds": 3.0}, None), "something was wanted before"
+
+
+def test_the_groups_that_miss_tunnels_are_named_where_there_are_several() -> None:
+    gaps = [
+        {"group": "east", "missing": 2, "missing_seconds": 71.0},
+        {"group": "", "missing": 1, "missing_seconds": 3.0},
+        {"group": "west", "missing": 0, "missing_seconds": 900.0},
+        {"group": None, "missing": 4, "missing_seconds": 5.0},
+    ]
+    several = {"group_count": 3, "missing_by_group": gaps}
+    words = 'missing by group: east 2 (1m 11s), "" 1 (3s), all others 4 (5s)'
+    assert describe_gaps(several) == words
+    assert not describe_gaps(several | {"group_count": 1}), "the line before says it all"
+    assert not describe_gaps(several | {"missing_by_group": gaps[2:3]})
+    assert not describe_gaps({"group_count": 3}), "an older daemon"
+    many = [{"group": f"g{n}", "missing": 1, "missing_seconds": 1.0} for n in range(50)]
+    assert describe_gaps(several | {"missing_by_group": many}).count("(") == 10
