@@ -107,7 +107,10 @@ class AsyncLease(BaseLease):
     async def is_claimed(self, *principals: str) -> bool:
         """Return whether any lease holds the proxy that is being dialled.
 
-        A dial may ask as soon as it knows the principals, before a costly handshake ends.
+        A dial may ask as soon as it knows the principals, before a costly handshake ends. When it
+        ends the dial for this reason, it releases the lease with `failed="held"`; pools do so. The
+        daemon may then hint that the load balancer is sticky, as after a claim, and the lease's
+        pool obeys.
         """
         return await self._tracker._call(self._look(principals))  # noqa: SLF001 - one module
 

@@ -57,6 +57,7 @@ SNAPSHOT = {"revision": 6, "proxies": [PROXY], "leases": [LEASE], "sessions": [S
 EVERY: list[tuple[type[Result], dict[str, Any]]] = [
     (Status, STATUS),
     (Explanation, EXPLANATION),
+    (Explanation, reply("explain reply, with a hint")),
     (ProxyExplanation, ABOUT_PROXY),
     (Snapshot, SNAPSHOT),
     (ProxyRow, PROXY),
