@@ -71,6 +71,29 @@ def test_a_ttl_counts_nanoseconds() -> None:
     assert one(ttl=2**63 - 1).ttl == pytest.approx(9_223_372_036.85)
 
 
+@pytest.mark.rule(15)
+@pytest.mark.parametrize(
+    ("said", "proxy"),
+    [
+        (
+            {"terminating": True, "address": "p1:443"},
+            Proxy("p1", terminating=True, address="p1:443"),
+        ),
+        ({"terminating": False, "address": ""}, Proxy("p1", terminating=False, address="")),
+        ({"terminating": True, "colour": "red"}, Proxy("p1", terminating=True)),
+        ({"terminating": "yes", "address": "p1:443"}, Proxy("p1", address="p1:443")),
+        ({"terminating": True, "address": "-p1"}, Proxy("p1", terminating=True)),
+        ({}, Proxy("p1")),
+        ("terminating", Proxy("p1")),
+        (None, Proxy("p1")),
+    ],
+)
+def test_the_object_of_trackd_in_an_entry_says_what_else_is_known_and_no_more(
+    said: object, proxy: Proxy
+) -> None:
+    assert one(trackd=said) == proxy
+
+
 @pytest.mark.parametrize("ttl", [0, -1, -(2**63)])
 def test_a_ttl_that_is_not_positive_leaves_the_default_to_the_daemon(ttl: int) -> None:
     assert one(ttl=ttl).ttl is None
