@@ -38,6 +38,7 @@ _VARIES = (
     (re.compile(r"\b(pid[= ]|up |revision |missing for )\w+"), r"\1N"),
     (re.compile(r"(ok, )[\d.]+ \w+, \d+( events kept)"), r"\1N\2"),
     (re.compile(r"ipc://\S+"), "ENDPOINT"),
+    (re.compile(r" +\d+s$", re.MULTILINE), " N"),  # for how long a group had no tunnels
 )
 
 
