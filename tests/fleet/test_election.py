@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from fleet.candidates import (
+    KEY,
+    ROWS,
+    TTL,
+    Process,
+    no_row_of_a_former_term,
+    one_leader_at_a_time,
+)
 from fleet.cluster import Cluster
 from helpers.support import wait_until
 from trackd.config.exits import LockHeldError
@@ -29,52 +33,7 @@ from trackd.fleet.etcd import (
 )
 from trackd_client.wire.clock import boottime
 
-TTL = 5
 T = TypeVar("T")
-KEY = b"trackd/1/test/leader"
-ROWS = b"trackd/1/test/rows/"
-REPOSITORY = Path(__file__).parents[2]
-
-
-class Process:
-    """A candidate of its own host: its own directory, its own process."""
-
-    def __init__(self, cluster: Cluster, directory: Path, name: str) -> None:
-        self.directory = directory / name
-        self.directory.mkdir(exist_ok=True)
-        self._log = self.directory / f"log-{time.monotonic_ns()}"
-        self._errors = self.directory / "errors"
-        program = REPOSITORY / "tests" / "fleet" / "candidate.py"
-        command = [
-            *(sys.executable, str(program), str(TTL), str(self.directory), name),
-            *cluster.endpoints,
-        ]
-        with self._log.open("wb") as log, self._errors.open("ab") as errors:
-            self.process = subprocess.Popen(command, stdout=log, stderr=errors)
-
-    def lines(self) -> list[list[str]]:
-        text = self._log.read_text()
-        return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def says(self, word: str) -> bool:
-        return any(line[0] == word for line in self.lines())
-
-    @property
-    def fence(self) -> int:
-        return next((int(line[1]) for line in self.lines() if line[0] == "leads"), 0)
-
-    def sure(self) -> list[float]:
-        """The moments at which it was sure to lead."""
-        return [float(line[1]) for line in self.lines() if line[0] == "sure"]
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-        return self.process.wait()
 
 
 Start = Callable[[str], Process]
@@ -98,23 +57,6 @@ def start(cluster: Cluster, etcd: Etcd, tmp_path: Path) -> Iterator[Start]:
             each.end()
     one_leader_at_a_time(started)
     no_row_of_a_former_term(etcd, started)
-
-
-def one_leader_at_a_time(candidates: list[Process]) -> None:
-    """Terms are in the order of their fences, and each ends before the next begins."""
-    terms = sorted((each.fence, each.sure()) for each in candidates if each.fence)
-    assert len({fence for fence, _ in terms}) == len(terms)
-    terms = [term for term in terms if term[1]]
-    for (_, earlier), (_, later) in pairwise(terms):
-        assert earlier[-1] < later[0]
-
-
-def no_row_of_a_former_term(etcd: Etcd, candidates: list[Process]) -> None:
-    terms = sorted((each.fence, len(each.sure())) for each in candidates if each.fence)
-    for (fence, count), (successor, _) in pairwise(terms):
-        rows = etcd.range(ROWS + b"%d/" % fence, ROWS + b"%d0" % fence).kvs
-        assert rows or count < 2
-        assert all(fence < row.mod_revision < successor for row in rows)
 
 
 def wait_for_leader(*candidates: Process) -> Process:
