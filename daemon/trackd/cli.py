@@ -1,4 +1,4 @@
-"""The command line: `trackd run`, `trackd check-config`, `trackd demo`.
+"""The command line: `trackd run`, `trackd check-config`, `trackd demo`, `trackd keys`.
 
 It reads the arguments, reports what is wrong with them, and calls the rest. `trackd.server` is
 imported only when it is needed, so that `--help` and errors come at once. An error is one message
@@ -73,6 +73,24 @@ examples:
 """
 
 
+_KEYS_EPILOG: Final = """\
+A host of a fleet proves who it is by a pair of keys. `make` writes two files:
+
+  HOST.key  the secret key, mode 0600. It stays on that host, and nobody else may read it.
+  HOST.pub  the public key. Copy it to those who shall know the host by it.
+
+`make` overwrites nothing. `show` prints the public key of either file, and never the secret one; of
+a HOST.key it is what HOST.pub has to have. A HOST.pub may have two lines while a host changes
+from one key to the next: either key is good. To take a key back, remove its line or its file.
+
+Exit codes: 0, done; 2, it cannot be done, and nothing was changed.
+
+examples:
+  trackd keys make agent-7 --out /etc/trackd/keys
+  trackd keys show /etc/trackd/keys/agent-7.key > agent-7.pub
+"""
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Keeps the paragraphs as they are, and puts most flags beside their meaning."""
 
@@ -123,6 +141,10 @@ def _run_command(argv: Sequence[str] | None) -> int:
         return _run(args)
     if args.command == "check-config":
         return _check_config(args.file)
+    if args.command == "keys":
+        from trackd.fleet import keys
+
+        return keys.main(args)
     from trackd import demo
 
     return demo.main(args)
@@ -238,7 +260,26 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--seed", metavar="N", type=int, help="repeats the random choices of a run [random]"
     )
     demo.add_argument("--plain", action="store_true", help="lines instead of a live display")
-    return parser, {"run": run, "check-config": check, "demo": demo}
+
+    keys = command(
+        "keys",
+        "make and show the keys of the hosts of a fleet",
+        _KEYS_EPILOG,
+        "make HOST [--out DIR] [--json]\n       trackd keys show FILE [--json]",
+    )
+    actions = keys.add_subparsers(
+        dest="action", metavar="ACTION", required=True, prog="trackd keys"
+    )
+    make = actions.add_parser("make", help="make a pair of keys", formatter_class=_Help)
+    make.add_argument("host", metavar="HOST", help="the host's name")
+    make.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path(), help="where the files go [.]"
+    )
+    show = actions.add_parser("show", help="print the public keys of a file", formatter_class=_Help)
+    show.add_argument("file", metavar="FILE", type=Path, help="HOST.key or HOST.pub")
+    for action in (make, show):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    return parser, {"run": run, "check-config": check, "demo": demo, "keys": keys}
 
 
 def _count(text: str) -> int:
