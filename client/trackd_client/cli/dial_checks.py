@@ -129,14 +129,14 @@ def _dial(address: Address, protocol: str | None) -> _Answer:
     Raises:
         OSError: there was no connection.
     """
-    if protocol == "ssh" and (program := shutil.which("ssh-keyscan")) is not None:
-        return _Answer("ssh", _scan_host_key(program, address), None)
+    if protocol == "ssh" and shutil.which("ssh-keyscan") is not None:
+        return _Answer("ssh", _scan_host_key(address), None)
     began = time.monotonic()
     with socket.create_connection(address, _DIAL_SECONDS) as connection:
         seconds = time.monotonic() - began
         greeting = b"" if protocol in {"tls", "silence"} else _read_greeting(connection)
         if greeting.startswith(b"SSH-"):
-            return _Answer("ssh", None, seconds)
+            return _Answer("ssh", _scan_host_key(address), seconds)
         if greeting:
             return _Answer("greeting", _shorten(greeting), seconds)
         if protocol not in {None, "tls"}:
@@ -168,12 +168,15 @@ def _read_certificate(connection: socket.socket, host: str) -> str:
     return f"sha256:{hashlib.sha256(certificate or b'').hexdigest()[:_FINGERPRINT]}"
 
 
-def _scan_host_key(program: str, address: Address) -> str:
-    """Return the fingerprint of the host key that a dial of ssh-keyscan meets.
+def _scan_host_key(address: Address) -> str | None:
+    """Return the fingerprint of the host key that a dial of ssh-keyscan meets; None without it.
 
     Raises:
         OSError: it met none.
     """
+    program = shutil.which("ssh-keyscan")
+    if program is None:
+        return None
     command = [program, "-T", f"{_DIAL_SECONDS:.0f}", "-t", "ed25519", "-p", str(address.port)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = subprocess.run(  # noqa: S603 - a known program, and a name after --

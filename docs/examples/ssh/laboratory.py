@@ -60,11 +60,11 @@ class Laboratory:
         for name in names:
             self.make_bastion(name)
         self.edit("ssh_config", "User tunnel", f"User {getpass.getuser()}")
-        self.edit("ssh_config", "Port 22\n", f"Port {self.ports['balancer']}\n")
+        self.edit("ssh_config", "Port 2200\n", f"Port {self.ports['balancer']}\n")
         self.edit("ssh_config", "HostName balancer.example.com", "HostName 127.0.0.1")
         self.edit("ssh_config", "RemoteForward 127.0.0.1:2222 ", "RemoteForward 0 ")
         self.edit("ssh_config", "/etc/trackd/ssh", str(place))
-        self.edit("haproxy.cfg", "bind :22", f"bind 127.0.0.1:{self.ports['balancer']}")
+        self.edit("haproxy.cfg", "bind :2200", f"bind 127.0.0.1:{self.ports['balancer']}")
         self.edit("haproxy.cfg", "/run/haproxy/admin.sock", f"{place}/admin.sock")
         self.write_servers(*names)
 
