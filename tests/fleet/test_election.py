@@ -190,6 +190,29 @@ def test_a_term_is_over_when_its_lease_is_gone(
     assert not etcd.range(KEY).kvs
 
 
+class NeverKeepsAlive(Etcd):
+    """A client whose keepalives get no answer."""
+
+    def keepalive(self, lease: int) -> int:
+        raise Ambiguous("no answer")
+
+
+def test_a_term_is_over_as_soon_as_its_key_is_deleted(
+    cluster: Cluster, etcd: Etcd, tmp_path: Path
+) -> None:
+    """Etcd may revoke a lease that lives; that is seen without a keepalive."""
+
+    def connect(timeout: float) -> Etcd:
+        return NeverKeepsAlive(cluster.endpoints, timeout=timeout)
+
+    with candidate(cluster, tmp_path, connect, ttl=600) as mine:
+        term = mine.campaign()
+        assert term is not None
+        assert term.is_valid(margin=300)
+        etcd.revoke(etcd.range(KEY).kvs[0].lease)
+        wait_until(lambda: not term.is_valid())
+
+
 def test_stepping_down_ends_the_term_first_and_the_lease_then(
     cluster: Cluster, etcd: Etcd, tmp_path: Path
 ) -> None:
@@ -287,13 +310,16 @@ def test_an_election_whose_answer_is_lost_is_won_once(
 
 
 def candidate(
-    cluster: Cluster, directory: Path, connect: Callable[[float], Etcd] | None = None
+    cluster: Cluster,
+    directory: Path,
+    connect: Callable[[float], Etcd] | None = None,
+    ttl: int = TTL,
 ) -> Candidate:
     return Candidate(
         connect or (lambda timeout: Etcd(cluster.endpoints, timeout=timeout)),
         b"trackd/1/test/",
         b"here",
-        ttl=TTL,
+        ttl=ttl,
         directory=directory,
         name="test",
     )

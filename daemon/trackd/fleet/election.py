@@ -117,7 +117,7 @@ class Candidate:
         self._lock: Lock | None = None
         self._lease = 0
         self._term: Term | None = None
-        self._keeper: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
         self._over = threading.Event()
         self._watch: Watch | None = None
@@ -154,11 +154,7 @@ class Candidate:
                 if found.kvs:
                     self._stand_by(found)
                 elif (term := self._try()) is not None:
-                    self._term = term
-                    self._keeper = threading.Thread(
-                        target=self._keep, args=(term,), name="keepalive", daemon=True
-                    )
-                    self._keeper.start()
+                    self._lead(term)
                     log.info("leading", extra=fields(fence=term.fence))
                     return term
             except EtcdError as error:
@@ -169,21 +165,21 @@ class Candidate:
     def stop(self) -> None:
         """Let `campaign` return soon, from any thread. A term goes on until `step_down`."""
         self._stopped.set()
-        if (watch := self._watch) is not None:
-            watch.cancel()
+        if self._term is None:
+            self._cancel_watch()
 
     def step_down(self) -> None:
         """End the term and its lease, so that another candidate leads at once.
 
         Call it after the last write and reply of the term. A second call does nothing.
         """
-        self.stop()
+        self._stopped.set()
         self._over.set()
         if self._term is not None:
             self._term.end()
-        if self._keeper is not None:
-            self._keeper.join()
-            self._keeper = None
+        self._cancel_watch()
+        for thread in self._threads:
+            thread.join()
         if self._lease:
             self._revoke(self._lease)
             self._lease = 0
@@ -244,11 +240,44 @@ class Candidate:
         if fence != self._known_fence:
             self._known_fence = fence
             log.info("standing by", extra=fields(fence=fence))
+        self._wait_for_deletion(found, self._stopped)
+
+    def _wait_for_deletion(self, found: RangeResult, ended: threading.Event) -> bool:
+        """Wait for a TTL at the most; return whether `leader` was deleted since it was found."""
         with self._etcd.watch(self._key, None, found.revision + 1, seconds=self._ttl) as watch:
             self._watch = watch
-            if not self._stopped.is_set():  # otherwise `stop` may have come before the watch
-                next((change for change in watch if change.deleted), None)
+            deleted = False
+            if not ended.is_set():  # otherwise the watch was cancelled before it was there
+                deleted = any(change.deleted for change in watch)
             self._watch = None
+        return deleted
+
+    def _cancel_watch(self) -> None:
+        if (watch := self._watch) is not None:
+            watch.cancel()
+
+    def _lead(self, term: Term) -> None:
+        self._term = term
+        for run in (self._keep, self._guard):
+            thread = threading.Thread(target=run, args=(term,), name=run.__name__, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _guard(self, term: Term) -> None:
+        """End the term as soon as `leader` is deleted (on its own thread).
+
+        The lease should be there for as long as it is kept alive. But a leader of etcd 3.5.16 that
+        was paused for longer than a TTL may revoke leases when it wakes that others keep alive.
+        """
+        while term.is_valid():
+            try:
+                found = self._etcd.range(self._key)
+                ours = bool(found.kvs) and found.kvs[0].create_revision == term.fence
+                if not ours or self._wait_for_deletion(found, self._over):
+                    log.error("the lease is gone", extra=fields(fence=term.fence))
+                    term.end()
+            except EtcdError:
+                self._over.wait(_AGAIN_SECONDS)
 
     def _keep(self, term: Term) -> None:
         """Keep the lease alive until the term is over (on its own thread)."""
