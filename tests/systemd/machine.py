@@ -55,12 +55,17 @@ def why_not() -> str | None:
     return None
 
 
-def build() -> Path:
-    """Return the root file system that every run begins with; made when there is none."""
+def build(kind: str = "root", packages: Sequence[str] = PACKAGES) -> Path:
+    """Return the root file system that every run begins with; made when there is none.
+
+    Args:
+        kind: what it is called; of each kind one is kept.
+        packages: what is installed in it.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = _sources()
-    known = json.dumps([_codename(), PACKAGES, [path.read_text() for path in sources]])
-    base = CACHE / f"root-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    known = json.dumps([_codename(), packages, [path.read_text() for path in sources]])
+    base = CACHE / f"{kind}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for run in CACHE.glob("run-*"):  # of tests that were killed
@@ -68,16 +73,16 @@ def build() -> Path:
                 os.close(_hold(run))
                 shutil.rmtree(run, ignore_errors=True)
         if not base.exists():
-            for old in CACHE.glob("root-*"):
+            for old in CACHE.glob(f"{kind}-*"):
                 shutil.rmtree(old)
-            new = CACHE / "root-new"
+            new = CACHE / f"{kind}-new"
             excluded = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
             subprocess.run(
                 [
                     "mmdebstrap",
                     "--quiet",
                     "--variant=minbase",
-                    f"--include={','.join(PACKAGES)}",
+                    f"--include={','.join(packages)}",
                     *(f"--dpkgopt=path-exclude={path}" for path in excluded),
                     _codename(),
                     new,
@@ -92,9 +97,13 @@ def build() -> Path:
 
 
 @contextlib.contextmanager
-def copy_of_root() -> Iterator[Path]:
-    """Make a copy of the root file system, with pip set up; it is gone afterwards."""
-    base = build()
+def copy_of_root(*kind: Any) -> Iterator[Path]:
+    """Make a copy of the root file system, with pip set up; it is gone afterwards.
+
+    Args:
+        kind: which one, as for `build`.
+    """
+    base = build(*kind)
     root = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE), "root")
     held = _hold(root.parent)
     try:
@@ -188,9 +197,13 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def made(cls) -> Iterator[Machine]:
-        """Make a machine with the checkout in it and nothing installed; it is gone afterwards."""
-        with copy_of_root() as root:
+    def made(cls, *kind: Any) -> Iterator[Machine]:
+        """Make a machine with the checkout in it and nothing installed; it is gone afterwards.
+
+        Args:
+            kind: of its root file system, as for `build`.
+        """
+        with copy_of_root(*kind) as root:
             machine = cls(root)
             try:
                 (root / CHECKOUT.lstrip("/")).mkdir()
@@ -200,6 +213,11 @@ class Machine:
                 yield machine
             finally:
                 machine.power_off()
+
+    @property
+    def leader(self) -> int:
+        """Its process number 1, as this host sees it."""
+        return self._leader
 
     def boot(self) -> None:
         """Boot, and wait until all units have settled."""
