@@ -1,0 +1,304 @@
+"""The damper against a tracker that hears all: what the leader knows is exact but for expiries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trackd.fleet.damping import GRACE, Damper
+from trackd.rules.tracker import Tracker
+from trackd_client.proxy import Proxy
+from trackd_client.wire.checks import addresses_of, check_row, terminating_of
+from trackd_client.wire.errors import ProtocolError
+
+DEFAULT_TTL = 160.0
+MAX_TTL = 320.0
+
+Row = list[Any]
+
+
+def row(name: str = "p", group: str = "", generation: int = 1, ttl: float | None = 100.0) -> Row:
+    return [name, group, generation, ttl]
+
+
+def damper(**settings: int) -> Damper:
+    return Damper(DEFAULT_TTL, MAX_TTL, **settings)
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+def test_a_mention_that_repeats_is_due_after_a_quarter_of_its_ttl() -> None:
+    one = damper()
+    assert one.due([row()], 0.0) == [row()]
+    assert [t for t in range(1, 101) if one.due([row()], float(t))] == [25, 50, 75, 100]
+
+
+def test_rows_are_judged_one_by_one_and_stay_as_they_were_received() -> None:
+    one = damper()
+    first = [row("a"), row("b", ttl=None), row("c", ttl=0)]
+    assert one.due(first, 0.0) == first
+    assert one.due([*first, row("d")], 1.0) == [row("d")]
+    assert one.due(first, 25.0) == [row("a")]
+    assert one.due(first, 40.0) == first[1:]
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        row(group="g"),
+        row(generation=2),
+        row(generation=0),
+        row(ttl=1.0),  # how a proxy is withdrawn
+        row(ttl=126.0),
+        [*row(), {"terminating": True}],
+        [*row(), {"terminating": False}],
+        [*row(), {"address": "10.0.0.1:22"}],
+        [*row(), {"address": ""}],
+    ],
+)
+def test_news_are_due_at_once_and_once(news: Row) -> None:
+    one = damper()
+    one.due([row()], 0.0)
+    assert one.due([news], 0.125) == [news]
+    assert one.due([news], 0.25) == []
+
+
+@pytest.mark.parametrize(
+    "same", [row(), row(ttl=90.0), row(ttl=110.0), [*row(), {}], [*row(), 7], [*row(), {"x": 1}]]
+)
+def test_what_is_no_news_is_not_due(same: Row) -> None:
+    one = damper()
+    one.due([row()], 0.0)
+    assert one.due([same], 1.0) == []
+
+
+def test_a_mark_lives_as_long_as_it_is_said_whatever_others_say_of_the_name() -> None:
+    one = damper()
+    marked = [*row(), {"terminating": True}]
+    assert one.due([marked], 0.0) == [marked]
+    assert one.due([row()], 25.0) == [row()]
+    assert one.due([marked], 26.0) == [marked]  # its mark would have ended at 100
+    assert one.due([marked, row()], 50.0) == []
+
+
+def test_after_its_expiry_or_a_move_nothing_counts_that_was_said_of_a_name() -> None:
+    one = damper()
+    full = [*row(), {"terminating": True, "address": "a:1"}]
+    one.due([full], 0.0)
+    assert one.due([row()], 101.0) == [row()]
+    assert one.due([full], 102.0) == [full]
+    assert one.due([row(generation=2)], 103.0) == [row(generation=2)]
+    full[2] = 2
+    assert one.due([full], 104.0) == [full]
+
+
+def test_of_a_name_that_is_there_twice_the_last_row_counts() -> None:
+    one = damper()
+    one.due([row()], 0.0)
+    assert one.due([row(generation=2), row()], 1.0) == []
+    assert one.due([row(), row(generation=2)], 2.0) == [row(generation=2)]
+
+
+def test_a_ttl_that_the_leader_lowers_counts_as_it_lowers_it() -> None:
+    one = damper()
+    assert one.due([row(ttl=1e12)], 0.0)
+    assert one.due([row(ttl=1e12)], MAX_TTL * GRACE - 1) == []
+    assert one.due([row(ttl=1e12)], MAX_TTL * GRACE)
+
+
+def test_what_was_refused_or_changed_elsewhere_is_due_again() -> None:
+    one = damper()
+    one.due([row("a"), row("b")], 0.0)
+    one.forget(["a", "never heard of"])
+    assert one.due([row("a"), row("b")], 1.0) == [row("a")]
+    one.clear()
+    assert one.due([row("a"), row("b")], 2.0) == [row("a"), row("b")]
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, [], row("")[:3], row(""), row(generation=-1), row(ttl=1e999)]
+)
+def test_a_message_that_the_leader_would_refuse_is_an_error_and_changes_nothing(wrong: Any) -> None:
+    one = damper()
+    with pytest.raises(ProtocolError):
+        one.due([row("a"), wrong], 0.0)
+    assert one.due([row("a")], 0.0) == [row("a")]
+
+
+def test_memory_is_bounded_and_what_is_not_remembered_is_always_due() -> None:
+    one = damper(most=3)
+    known = [row(name) for name in "abc"]
+    assert one.due(known, 0.0) == known
+    for time in (1.0, 2.0):
+        assert one.due([*known, row("d")], time) == [row("d")]
+        assert len(one) == 3
+    # Names that the leader has let expire make room.
+    assert one.due([row("d")], 101.0) == [row("d")]
+    assert one.due([row("d")], 102.0) == []
+    assert len(one) == 1
+
+
+def test_a_flood_of_names_looks_for_room_once_and_not_for_each() -> None:
+    one = damper(most=1000)
+    one.due([row(str(i)) for i in range(1000)], 0.0)
+    remembered = one._told
+    one.due([row(f"more {i}") for i in range(1000)], 1.0)
+    looked = one._told
+    assert looked is not remembered
+    one.due([row(f"more {i}") for i in range(1000)], 2.0)
+    assert one._told is looked
+
+
+# --- against a tracker that hears all ------------------------------------------------------------
+
+
+class Leader:
+    """A tracker, fed as the daemon feeds it."""
+
+    def __init__(self, grace: float) -> None:
+        self.now = 0.0
+        self.grace = grace
+        self.tracker = Tracker("c", DEFAULT_TTL * (1 + grace), lambda: self.now)
+
+    def hear(self, rows: Sequence[Row], now: float) -> None:
+        self.now = now
+        checked = [check_row(each, i, 255) for i, each in enumerate(rows)]
+        longer = [
+            (name, group, generation, ttl and min(ttl, MAX_TTL) * (1 + self.grace))
+            for name, group, generation, ttl in checked
+        ]
+        self.tracker.track_rows(longer, terminating_of(rows), addresses_of(rows))
+        self.tracker.sweep()
+
+    def sweep(self, now: float) -> None:
+        self.now = now
+        self.tracker.sweep()
+
+    def expiries(self) -> dict[str, float]:
+        return {each.name: each.expiry for each in self.tracker}
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        return {each.name: (each.group, each.generation) for each in self.tracker}
+
+    def marked(self) -> dict[str, float]:
+        marks = self.tracker.marks.by_name
+        return {name: each.said for name, each in marks.items() if each.said is not None}
+
+    def addresses(self) -> dict[str, str]:
+        return {name: each.text for name, each in self.tracker.targets.by_name.items()}
+
+
+said = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "terminating": st.sampled_from([True, True, False, 3]),
+            "address": st.sampled_from(["", "a:1", "b:1", " "]),
+        },
+    ),
+)
+
+
+def make_row(
+    name: str, group: str, generation: int, ttl: float | None, more: dict[str, Any] | None
+) -> Row:
+    made = [name, group, generation, ttl]
+    return made if more is None else [*made, more]
+
+
+# Of times that floats hold exactly, also a quarter of each.
+rows = st.builds(
+    make_row,
+    st.sampled_from("pppq"),
+    st.sampled_from(["", *[""] * 8, "g"]),
+    st.sampled_from([1] * 9 + [2]),
+    st.sampled_from([16] * 9 + [None, 0, 1, 4, 16.0, 20, 40, 400]),
+    said,
+)
+messages = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.25, 1.0, 2.0, 3.0, 3.75, 4.0, 5.0, 9.0, 16.0, 40.0, 79.0]),
+        st.lists(rows, min_size=1, max_size=2),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=400)
+@given(messages)
+def test_with_the_grace_the_leader_expires_nothing_before_one_that_hears_all(
+    messages: list[tuple[float, list[Row]]],
+) -> None:
+    one, all_heard, damped = damper(), Leader(0.0), Leader(GRACE)
+    now = 0.0
+    for seconds, message in messages:
+        now += seconds
+        all_heard.hear(message, now)
+        damped.hear(one.due(message, now), now)
+        assert all_heard.places().items() <= damped.places().items()
+        for name, until in all_heard.marked().items():
+            assert damped.marked()[name] >= until
+        assert all_heard.addresses().items() <= damped.addresses().items()
+        for name, word in terminating_of(message).items():
+            assert (name in damped.marked()) == word
+        for name, address in addresses_of(message).items():
+            assert damped.addresses().get(name, "") == address
+
+
+@settings(max_examples=400)
+@given(messages)
+def test_without_it_what_the_leader_knows_is_wrong_by_less_than_a_quarter_of_the_ttl(
+    messages: list[tuple[float, list[Row]]],
+) -> None:
+    one, all_heard, damped = damper(), Leader(0.0), Leader(0.0)
+    now, ttls = 0.0, dict[str, float]()
+    for seconds, message in messages:
+        now += seconds
+        all_heard.hear(message, now)
+        damped.hear(one.due(message, now), now)
+        ttls |= {each[0]: min(each[3] or DEFAULT_TTL, MAX_TTL) for each in message}
+        right, found = all_heard.expiries(), damped.expiries()
+        for name, expiry in right.items():
+            if name in found:
+                assert abs(found[name] - expiry) < GRACE * ttls[name]
+                assert damped.places()[name] == all_heard.places()[name]
+            else:
+                assert expiry - GRACE * ttls[name] < now
+        for name in found.keys() - right.keys():
+            assert found[name] < now + GRACE * ttls[name]
+
+
+@given(st.integers(1, 30), st.sampled_from([16.0, 100.0, None]), st.integers(1, 5))
+def test_while_a_name_is_mentioned_in_time_it_never_expires_and_four_times_a_ttl_are_enough(
+    interval: int, ttl: float | None, sources: int
+) -> None:
+    used = ttl or DEFAULT_TTL
+    one, leader = damper(), Leader(0.0)
+    told, now = 0, 0.0
+    for i in range(60):
+        now = i * interval * used / 31
+        for _ in range(sources):
+            due = one.due([row(ttl=ttl)], now)
+            told += len(due)
+            leader.sweep(now)
+            leader.hear(due, now)
+        assert leader.expiries()
+    assert told <= 1 + now / (used * GRACE)
+
+
+def test_a_thousand_messages_of_a_thousand_names_are_one() -> None:
+    one = damper()
+    message = [row(f"p{i}") for i in range(1000)]
+    told = sum(len(one.due(message, i / 1000)) for i in range(1000))
+    assert told == 1000
+
+
+def test_the_public_proxy_says_what_the_wire_says() -> None:
+    proxy = Proxy("p", "g", 3, ttl=5.0)
+    assert row("p", "g", 3, 5.0) == [proxy.name, proxy.group, proxy.generation, proxy.ttl]
