@@ -18,6 +18,7 @@ import pytest
 
 from helpers.agents import Agent
 from helpers.hosts import fill, needs_root, small_disk, started_by
+from helpers.kept import Kept, KeptInSQLite
 from helpers.support import RawPeer, wait_until
 from helpers.writer import AgentOf, Clock, Desk, Faults, Host, observe, sqlite_error
 from trackd.host.processes import start_time
@@ -97,14 +98,12 @@ class Trial:
     works, and after a restart, the two must know the same.
     """
 
-    def __init__(self, directory: Path, host: Host, faults: Faults) -> None:
+    def __init__(self, kept: Kept, twin: Kept, host: Host) -> None:
         self.clock = Clock()
-        self.faults = faults
-        self.directory = directory
-        (directory / "failing").mkdir(parents=True)
-        (directory / "twin").mkdir()
-        self.desk = Desk(directory / "failing", self.clock, faults)
-        self.twin = Desk(directory / "twin", self.clock)
+        self.kept = kept
+        self.kept_twin = twin
+        self.desk = Desk(None, self.clock, kept=kept)
+        self.twin = Desk(None, self.clock, kept=twin)
         self.first = AgentOf(1, host.start(10))
         self.second = AgentOf(2, host.start(11))
         self.acknowledged = self.unavailable = self.deaths = 0
@@ -122,7 +121,7 @@ class Trial:
             self.second_passes()
         self.clock.now += 60  # p2 expires
         self.second_passes()
-        self.faults.fail.clear()
+        self.kept.fail_no_more()
         self.restart()
         self.compare()
 
@@ -159,14 +158,24 @@ class Trial:
         """Kill both daemons, and start them until they run, whatever the store does."""
         self.deaths += 1
         self.twin.kill()
-        self.twin = Desk(self.directory / "twin", self.clock)
+        self.twin = Desk(None, self.clock, kept=self.kept_twin)
         while True:
             self.desk.kill()
             try:
-                self.desk = Desk(self.directory / "failing", self.clock, self.faults)
+                self.desk = Desk(None, self.clock, kept=self.kept)
             except StoreError:
                 continue
             return
+
+
+def trial_in(directory: Path, host: Host, faults: Faults) -> Trial:
+    """Return a trial of SQLite stores in a directory."""
+    stores = []
+    for name in ("failing", "twin"):
+        (directory / name).mkdir(parents=True)
+        stores.append(KeptInSQLite(directory / name))
+    stores[0].faults = faults
+    return Trial(stores[0], stores[1], host)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["not executed", "executed all the same"])
@@ -175,11 +184,12 @@ def test_with_any_statement_failing_nothing_acknowledged_is_lost_and_nothing_ref
     tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch, length: int, *, late: bool
 ) -> None:
     monkeypatch.setattr("trackd.storage.checkpoint._DUE_ROWS", 3)  # checkpoints too
-    quiet = Trial(tmp_path / "quiet", host, Faults())
-    opening = len(quiet.faults.statements)
+    faults = Faults()
+    quiet = trial_in(tmp_path / "quiet", host, faults)
+    opening = len(faults.statements)
     quiet.run()
     assert quiet.unavailable == 0
-    total = len(quiet.faults.statements)
+    total = len(faults.statements)
     assert total > opening + 60
     unavailable = deaths = 0
     for number in range(opening + 1, total + 1):
@@ -188,7 +198,7 @@ def test_with_any_statement_failing_nothing_acknowledged_is_lost_and_nothing_ref
         if length == 1:  # a full disk that has room again at once is never seen: see the reserve
             faults.error = sqlite_error(sqlite3.SQLITE_IOERR_WRITE, "disk I/O error")
         faults.fail = set(range(number, number + length))
-        trial = Trial(tmp_path / str(number), host, faults)
+        trial = trial_in(tmp_path / str(number), host, faults)
         trial.run()
         unavailable += trial.unavailable
         deaths += trial.deaths - 1  # each run ends with one

@@ -8,35 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import random
-from abc import ABC, abstractmethod
 from typing import Any
 
 import msgpack
 import pytest
 
+from helpers.kept import Kept
 from trackd.storage.store import DamagedError, Key, Store, StoreError
 
 KINDS = ("lease", "meta", "session")
-
-
-class Kept(ABC):
-    """What is stored, for as long as a test runs."""
-
-    @abstractmethod
-    def open(self) -> Store:
-        """Open the store as the next process does; the one before is killed."""
-
-    @abstractmethod
-    def refuse_next(self) -> None:
-        """Let the next write be refused; it is not done."""
-
-    @abstractmethod
-    def lose_next_answer(self) -> None:
-        """Let the next write be done, and its answer get lost."""
-
-    @abstractmethod
-    def fail_no_more(self) -> None:
-        """Forget faults that nothing has met."""
 
 
 class Model:
@@ -178,7 +158,7 @@ class StoreContract:
         assert model.edit(b=1)
         model.reopen()
 
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(3))
     def test_at_every_step_a_kill_loses_nothing_and_makes_nothing_up(
         self, kept: Kept, small_steps: None, seed: int
     ) -> None:
@@ -186,7 +166,7 @@ class StoreContract:
         chance = random.Random(seed)
         model = Model(kept)
         finished = refused = lost = kills = 0
-        for _ in range(400):
+        for _ in range(300):
             roll = chance.random()
             if roll < 0.05:
                 kept.refuse_next()
@@ -204,14 +184,14 @@ class StoreContract:
                 model.read()
             names = {f"n{chance.randrange(40)}" for _ in range(chance.randint(1, 3))}
             model.edit(**{name: chance.choice((None, 1, 2, "x" * 50)) for name in names})
-            for _ in range(chance.choice((0, 1, 3, 60))):
+            for _ in range(chance.choice((0, 1, 3, 40))):
                 busy = model.store.has_work
                 with contextlib.suppress(StoreError):
                     model.store.step()
                 finished += busy and not model.store.has_work
         kept.fail_no_more()
         model.reopen()
-        assert min(finished, refused, lost, kills) > 3, "this has not tried much"
+        assert min(finished, refused, lost, kills) > 2, "this has not tried much"
 
     def test_to_set_it_aside_begins_empty_or_changes_nothing(self, kept: Kept) -> None:
         model = Model(kept)

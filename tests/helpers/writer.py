@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from unittest.mock import patch
 
 import msgpack
@@ -27,7 +27,7 @@ from trackd.state.restore import restore, row_of
 from trackd.state.state import State
 from trackd.storage.database import Connect, connect
 from trackd.storage.sqlite import SQLiteStore
-from trackd.storage.store import OpenStore, Store
+from trackd.storage.store import Store
 from trackd_client.wire.clock import boot_id
 from trackd_client.wire.errors import ProtocolError
 from trackd_client.wire.protocol import WireEvent, decode_reply
@@ -92,6 +92,16 @@ class Recorder:
         self.messages.append(message)
 
 
+class Openable(Protocol):
+    """What is stored, wherever that is: see `helpers.kept`."""
+
+    def open(self) -> Store:
+        """Open the store as the next process does."""
+
+    def again(self) -> Store:
+        """Open it once more, only to read it."""
+
+
 class Desk:
     """One process of the daemon, from its start to its end.
 
@@ -110,7 +120,7 @@ class Desk:
         clock: Callable[[], float],
         store_connect: Connect = connect,
         *,
-        open_store: OpenStore | None = None,
+        kept: Openable | None = None,
         cluster: str = CLUSTER,
         **settings: Any,
     ) -> None:
@@ -120,7 +130,7 @@ class Desk:
             directory: of the SQLite store; None keeps everything in memory.
             clock: of the daemon.
             store_connect: opens the SQLite store.
-            open_store: opens another store instead.
+            kept: opens the store instead, and once more to read it.
             cluster: the cluster.
             settings: others of the daemon.
         """
@@ -133,13 +143,15 @@ class Desk:
         self.sent: list[Sent] = []
         self.ticker, self.watcher, self.publisher = Recorder(), Recorder(), Recorder()
         self.audience = Audience()
-        self._open_store = open_store
+        self._kept = kept
         self.actor = TrackerActor(
             lambda *_: None,
             _CONTEXT,
             config,
             clock,
-            open_store or functools.partial(SQLiteStore, directory, boot_id(), store_connect),
+            functools.partial(SQLiteStore, directory, boot_id(), store_connect)
+            if kept is None
+            else kept.open,
             audience=self.audience,
         )
         self.actor.mailbox._send = self._collect  # type: ignore[method-assign] # what left is looked at here
@@ -242,8 +254,8 @@ class Desk:
 
     def _read_only(self) -> Store:
         """Return another store with the same content, which nobody writes to."""
-        if self._open_store is not None:
-            return self._open_store()
+        if self._kept is not None:
+            return self._kept.again()
         copy = sqlite3.connect(":memory:", isolation_level=None)
         self.sqlite._db.backup(copy)
         return SQLiteStore(None, boot_id(), lambda _: copy)

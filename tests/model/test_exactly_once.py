@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from helpers.kept import Kept, KeptInSQLite
 from helpers.writer import (
     AgentOf,
     Clock,
@@ -104,15 +105,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.directory = Path(directory)
         self.host = Host()
         self.stack.enter_context(self.host.seen())
-        # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
-        self.stack.enter_context(patch("trackd.storage.checkpoint._DUE_ROWS", 4))
-        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_ROWS", 2))
-        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_SECONDS", 0.001))
-        ticks = iter(range(10**9))
-        fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
-        self.stack.enter_context(patch("trackd.storage.checkpoint.time", fake))
+        self.kept = self.stack.enter_context(self.keep())
         self.clock = Clock()
-        self.faults = Faults()
         self.clients: list[Client] = []
         self.committed: dict[tuple[bytes, int], bytes] = {}  # mutations that changed something
         self.grants: dict[int, tuple[bytes, int]] = {}
@@ -130,6 +124,19 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.batch = 0  # messages of the batch that is not committed
         self.failing = False
 
+    def keep(self) -> Kept:
+        """Return what the store is kept in, after making its steps small."""
+        # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
+        self.stack.enter_context(patch("trackd.storage.checkpoint._DUE_ROWS", 4))
+        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_ROWS", 2))
+        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_SECONDS", 0.001))
+        ticks = iter(range(10**9))
+        fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
+        self.stack.enter_context(patch("trackd.storage.checkpoint.time", fake))
+        kept = KeptInSQLite(self.directory)
+        kept.faults.error = Faults().error  # a full disk
+        return kept
+
     @initialize(
         claim_timeout=st.sampled_from((0.0, 20.0)),
         connection_count=st.sampled_from((0, 0, 2)),
@@ -142,7 +149,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        self.desk = Desk(self.directory, self.clock, self.faults, **self.settings)
+        self.desk = Desk(self.directory, self.clock, kept=self.kept, **self.settings)
         self.batch = 0
         self.connected = set()
         self.watching = set()
@@ -344,12 +351,13 @@ class ExactlyOnce(RuleBasedStateMachine):
     @precondition(lambda self: not self.failing)
     @rule(late=st.booleans())
     def store_fails(self, late: bool) -> None:
-        """Let the next statement fail, which is the one that stores the batch, if any is."""
+        """Let the write of the batch be refused, or its answer get lost."""
         if not self.desk.actor._decide.batch:
             return
-        self.faults.late = late
-        self.faults.fail = {len(self.faults.statements) + 1}
-        if not late:
+        if late:
+            self.kept.lose_next_answer()
+        else:
+            self.kept.refuse_next()
             self.failing = True
         self.end_batch(arrive=True)
         self.failing = self.desk.actor._runtime.store_problem is not None

@@ -27,6 +27,8 @@ FOLDERS = {
 SMALL = 60
 #: Modules whose tests stand elsewhere, and why.
 ELSEWHERE = {
+    "daemon/fleet/fenced.py": "needs etcd: fleet/test_store.py",
+    "daemon/fleet/store.py": "needs etcd: fleet/test_store.py",
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
     "daemon/rules/gossip.py": "rows that repeat what is tracked: rules/test_tracker.py",
     "daemon/rules/registry.py": "the rules, one after the other: rules/test_tracker.py",
