@@ -261,6 +261,8 @@ class Requests:
                 f"the session has {self.config.max_outstanding} requests that wait or whose"
                 " replies it has not marked as done",
             )
+        if session.live.covered and not quotas.has_reply_room(self.context, session):
+            exactly_once.drop_covered(self.decide, session)
         quotas.check_reply(self.context, session)
 
     def _has_room(self, session: Session, operation: Operation) -> bool:

@@ -78,7 +78,7 @@ def acknowledge(decide: Decisions, session: Session, ranges: list[int]) -> None:
     for seq in [seq for seq in session.parked if seq in live.done] if session.parked else ():
         decide.unpark(session.parked[seq])
     if unstored or len(live.covered) > _MOST_COVERED:
-        _store_done(decide, session)
+        drop_covered(decide, session)
 
 
 def give_up(decide: Decisions, session: Session, seq: int) -> bool:
@@ -97,7 +97,7 @@ def give_up(decide: Decisions, session: Session, seq: int) -> bool:
         live.covered = [*live.covered, seq]
     session.drop_refusal(seq)
     live.repeatable.discard(seq)
-    _store_done(decide, session)
+    drop_covered(decide, session)
     return True
 
 
@@ -124,6 +124,7 @@ def _forget(session: Session, fresh: Sequence[int]) -> bool:
     return harmless
 
 
-def _store_done(decide: Decisions, session: Session) -> None:
+def drop_covered(decide: Decisions, session: Session) -> None:
+    """Store what a session is done with, and drop the kept replies to it."""
     done = list(session.live.done.ranges)
     decide.do(changes.Acknowledged(session.token, done, session.take_covered()))

@@ -100,6 +100,14 @@ def test_replies_that_are_not_done_are_bounded_in_bytes_but_giving_back_is_not(d
     assert desk.state.sessions.total.reply_bytes == desk.state.sessions.users[UID + 1].reply_bytes
 
 
+@pytest.mark.parametrize("desk", [{"quota_reply_bytes": REPLY_BYTES}], indirect=True)
+def test_replies_that_a_request_marks_as_done_make_room_for_its_own(desk: Desk) -> None:
+    first = opened(desk, 1)
+    while desk.state.sessions.users[UID].reply_bytes < REPLY_BYTES:  # each changes something
+        assert first.ask("adopt", principals=[f"p{first.seq}"])["lease"]
+    assert first.ask("adopt", principals=["more"], done=[1, first.seq])["lease"]
+
+
 @pytest.mark.parametrize("desk", [{"max_sessions": 2}], indirect=True)
 def test_some_sessions_are_kept_for_root(desk: Desk) -> None:
     """Without a session an administrator could not end those of others."""
