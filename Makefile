@@ -30,7 +30,7 @@ EXAMPLE = $(ETC)/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo ssh-lab test torture fuzz soak check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
+.PHONY: help venv demo ssh-lab test torture fuzz soak mutants coverage check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
 	uninstall test-systemd test-fleet
 
 help: ## show this list
@@ -71,6 +71,15 @@ fuzz: $(STAMP) ## a million inputs that are almost right (ARGS="--only state --s
 
 soak: $(STAMP) ## a daemon under load for long: does anything of it grow? (MINUTES=60)
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),60) --json build/soak.json
+
+mutants: $(STAMP) ## mistakes in a module that none of its fast tests notices (ARGS="daemon/trackd/rules/marks.py")
+	PYTHONPATH=tests nice $(BIN)/python -m mutation $(ARGS)
+
+coverage: $(STAMP) ## lines and branches that tests reach, in all processes (ARGS="tests/unit")
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(or $(ARGS),tests/unit tests/model tests/integration tests/faults)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 check: lint types fast ## format, lint, types, fast tests: before every commit
 
