@@ -130,6 +130,25 @@ def test_a_message_that_the_leader_would_refuse_is_an_error_and_changes_nothing(
     assert one.due([row("a")], 0.0) == [row("a")]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["p", "", True, 100.0],
+        ["p", "", 1.0, 100.0],
+        ["p", "", 1, float("nan")],
+        ["p", "", 1, float("inf")],
+        ["p", "", 1, "100"],
+        ["p", "", 1, True],
+        ("p", "", 1, 100.0),
+    ],
+)
+def test_a_row_that_only_looks_like_a_known_one_is_an_error_as_well(wrong: Any) -> None:
+    one = damper()
+    one.due([row()], 0.0)
+    with pytest.raises(ProtocolError):
+        one.due([wrong], 1.0)
+
+
 def test_memory_is_bounded_and_what_is_not_remembered_is_always_due() -> None:
     one = damper(most=3)
     known = [row(name) for name in "abc"]
