@@ -184,6 +184,14 @@ def test_whoever_does_not_know_that_it_leads_repeats_nothing(kept: KeptInEtcd) -
         model.store.append(b"late")
 
 
+def test_whoever_leads_by_the_clock_has_the_store_and_nobody_else(kept: KeptInEtcd) -> None:
+    store = Model(kept).store
+    store.check_owner()
+    kept.leads = False
+    with pytest.raises(DeposedError, match="is over"):
+        store.check_owner()
+
+
 def test_another_etcd_begins_empty(kept: KeptInEtcd, etcd: Etcd, small_steps: None) -> None:
     """As after a restored backup: what is there may be older than what was acknowledged."""
     model = Model(kept)

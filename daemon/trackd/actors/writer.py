@@ -323,6 +323,8 @@ class TrackerActor(SupervisedActor):
         changed = bool(self._decide.batch)
         try:
             stored = self._commit(store) if changed else None
+            if stored is None:  # what was stored proves by itself that the store is ours
+                store.check_owner()
         except DeposedError as error:
             self._leave(error)
             return

@@ -47,7 +47,7 @@ from trackd.fleet.rows import (
 )
 from trackd.host.logs import fields
 from trackd.storage.mark import Mark
-from trackd.storage.store import DamagedError, Key, NewerError, RowOf, StoreError
+from trackd.storage.store import DamagedError, DeposedError, Key, NewerError, RowOf, StoreError
 
 log = logging.getLogger("trackd.store")
 
@@ -300,6 +300,11 @@ class EtcdStore:
         if self._first:
             self._writes.write(self._first, self._last_row)
             self._first = []
+
+    def check_owner(self) -> None:
+        """Check by the clock alone that this process still leads; see `Store`."""
+        if not self._leads():
+            raise DeposedError("the term of this process is over")
 
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited."""

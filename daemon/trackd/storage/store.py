@@ -92,6 +92,13 @@ class Store(Protocol):
             DeposedError: nobody can say here whether the batch was stored.
         """
 
+    def check_owner(self) -> None:
+        """Check that this process still has the store; before what it says without storing.
+
+        Raises:
+            DeposedError: another process may have it now.
+        """
+
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited. Stores nothing, and never fails."""
 

@@ -612,3 +612,25 @@ def test_a_writer_whose_store_has_another_owner_ends_and_answers_nothing(
     desk.send(agent.body("try_acquire"), agent.peer)
     desk.end_batch()
     assert len(desk.sent) == before + stored
+
+
+def test_a_writer_that_may_have_lost_its_store_answers_what_it_has_stored_and_nothing_else(
+    desk: Desk, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = AgentOf(1, host.start(10))
+    agent.ask(desk, "open")
+    ends = []
+    monkeypatch.setattr(desk.actor, "stop", lambda: ends.append(1))  # it has no thread
+
+    def belong_to_another() -> None:
+        raise DeposedError("for the test")
+
+    monkeypatch.setattr(desk.sqlite, "check_owner", belong_to_another)
+    before = len(desk.sent)
+    desk.send(agent.body("try_acquire"), agent.peer, b"stored")
+    desk.end_batch()
+    desk.send(agent.body("status"), agent.peer, b"read")
+    desk.end_batch()
+    assert [sent.route for sent in desk.sent[before:]] == [b"stored"]
+    assert desk.ended
+    assert ends == [1]
