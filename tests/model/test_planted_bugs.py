@@ -100,7 +100,7 @@ def test_a_model_finds_a_planted_bug(machine: type[DeskMachine], plant: Callable
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=60,
+                max_examples=300,
                 stateful_step_count=40,
                 deadline=None,
                 database=None,
