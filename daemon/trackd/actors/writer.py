@@ -54,7 +54,7 @@ from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
-from trackd.state import changes, timers
+from trackd.state import changes, history, timers
 from trackd.state.changes import Moment
 from trackd.state.coverage import GroupCount
 from trackd.state.decide import Decisions
@@ -383,9 +383,24 @@ class TrackerActor(SupervisedActor):
             return
         add_events(state, self._published + 1, packed, batch[-1].at, store.touch)
         self._published = state.revision
+        self._send_events(state.revision, packed)
+
+    def _publish_found(self, published: int) -> None:
+        """Publish the events of a batch that is stored, although the store could not tell."""
+        while events := self._state.history.after(published, history.CHUNK):
+            published = events[-1][0]
+            self._send_events(published, [history.pack(event) for event in events])
+
+    def _send_events(self, revision: int, packed: list[bytes]) -> None:
+        """Pass events to the publisher, while somebody listens.
+
+        Args:
+            revision: of the last one.
+            packed: the events.
+        """
         if self._audience.listening and self._publisher is not None:
-            publish = Publish(state.epoch, state.tracker_id, state.revision, packed)
-            send(self._publisher, publish)
+            state = self._state
+            send(self._publisher, Publish(state.epoch, state.tracker_id, revision, packed))
 
     def _watch_processes(self, batch: list[Moment]) -> None:
         """Watch the processes of sessions that were opened, and those that have none no longer."""
@@ -461,7 +476,10 @@ class TrackerActor(SupervisedActor):
             for seq, route in session.live.routes.items():
                 routes[session.token, seq] = route
         watches = [*replies.watches, *(session.live.watch for session in lost.sessions)]
+        published = self._published
         self._load()
+        if self._state.tracker_id == lost.tracker_id:
+            self._publish_found(published)
         # Notices of this batch are gone; their sessions ask again. The revision is the stored one.
         for watch in watches:
             if watch is not None:
@@ -487,12 +505,13 @@ class TrackerActor(SupervisedActor):
             self._store.append(
                 changes.pack([Moment(self._moment, time.time(), [changes.Probed()])])
             )
+            if not self._epoch_stored:
+                self._reload_state()
         except StoreError:
             return
         log.warning("changes can be stored again")
         self._runtime.store_problem = None
         if not self._epoch_stored:
-            self._reload_state()
             self._decide.begin_epoch(self._tracker_id, self._stored_count)
         timers.restart_timers(self._decide)
         self._requests.take_unstored_done()

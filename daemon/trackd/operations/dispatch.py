@@ -269,7 +269,8 @@ class Requests:
         """Return whether there is room for a reply: for most operations `_check_room` was asked."""
         if not operation.never_stale:
             return True
-        return self.replies.has_number(session) and quotas.has_reply_room(self.context, session)
+        has_number = self.replies.has_number(session, spare=True)
+        return has_number and quotas.has_reply_room(self.context, session)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {

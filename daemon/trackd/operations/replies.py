@@ -55,9 +55,14 @@ class Replies:
         """Return the frame of a reply."""
         return encode(REPLY, {"seq": seq, "revision": self._decide.state.revision, **fields})
 
-    def has_number(self, session: Session) -> bool:
-        """Return whether a session may have another request that waits or whose reply is kept."""
-        return session.unanswered() < self._most
+    def has_number(self, session: Session, *, spare: bool = False) -> bool:
+        """Return whether a session may have another request that waits or whose reply is kept.
+
+        Args:
+            session: whose.
+            spare: whether it gives up another: as many again are kept for these.
+        """
+        return session.unanswered() < (2 * self._most if spare else self._most)
 
     def watch(self, session: Session, watch: ParkedWatch) -> None:
         """Park a `watch_session`; an earlier one gets a reply without notices."""

@@ -34,7 +34,7 @@ from trackd.actors.messages import (
 from trackd.actors.writer import TrackerActor
 from trackd.host.roles import Roles
 from trackd.operations.listings import IDLE_SECONDS
-from trackd.storage.store import DeposedError
+from trackd.storage.store import DeposedError, StoreError
 from trackd_client.errors import Code
 
 
@@ -634,3 +634,60 @@ def test_a_writer_that_may_have_lost_its_store_answers_what_it_has_stored_and_no
     assert [sent.route for sent in desk.sent[before:]] == [b"stored"]
     assert desk.ended
     assert ends == [1]
+
+
+# -- a store that cannot say what it has stored ------------------------------------------------
+
+
+def stores(desk: Desk) -> bool:
+    return desk.actor._runtime.store_problem is None
+
+
+@pytest.fixture
+def unsure(faults: Faults) -> None:
+    """Let the next commit happen, though it raises, and so does the question whether it did."""
+    faults.error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+
+    class Unsure(set[int]):
+        fails = 0
+
+        def __contains__(self, number: object) -> bool:
+            asked = self.fails and faults.statements[-1].startswith("SELECT max(id)")
+            stores = not self.fails and faults.statements[-1].startswith("INSERT INTO journal")
+            self.fails += bool(asked or stores)
+            return bool(self.fails <= 2 and (asked or stores))
+
+    faults.fail, faults.late = Unsure(), True
+
+
+def test_a_batch_that_was_stored_after_all_is_answered_and_its_events_are_published(
+    desk: Desk, agent: AgentOf, unsure: None
+) -> None:
+    desk.audience.listening = True
+    before = desk.state.revision
+    granted = agent.ask(desk, "try_acquire")
+    assert not stores(desk), "it could not tell"
+    assert granted["lease"] == 1
+    published = [each for each in desk.publisher.messages if isinstance(each, Publish)]
+    assert [each.revision for each in published] == [before + 1]
+    assert len(published[0].events) == 1
+
+
+def test_a_start_that_cannot_be_read_again_is_tried_again(
+    tmp_path: Path, clock: Clock, faults: Faults
+) -> None:
+    Desk(tmp_path, clock).kill()
+    faults.writes = True
+    desk = Desk(tmp_path, clock, faults)
+    faults.writes = False
+    assert not stores(desk)
+    clock.now += 1
+    with patch.object(desk.sqlite, "begin_reading", side_effect=StoreError("disk I/O error")):
+        desk.sweep()
+    assert not desk.ended
+    assert not stores(desk)
+    clock.now += 1
+    desk.sweep()
+    assert stores(desk)
+    assert desk.state.epoch == 2
+    desk.kill()
