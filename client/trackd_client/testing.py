@@ -33,7 +33,7 @@ from trackd_client.sync.tracker import Tracker
 __all__ = ["Daemon", "MakeDaemon", "make_trackd_daemon", "trackd_daemon"]
 
 #: Seconds that a daemon may take to start or to stop before a test fails.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Daemon:

@@ -66,6 +66,7 @@ class Audit:
         self._epoch = 0
         # Of clients: requests by client and number, replies with an effect, owners of tokens.
         self._requests: dict[tuple[int, int], dict[str, Any]] = {}
+        self._handled = Counter[tuple[int, int]]()  # requests of the batch, with copies
         self._answers: dict[tuple[int, int], bytes] = {}
         self._owners: dict[bytes, int] = {}
         self._died: dict[int, float] = {}
@@ -160,6 +161,7 @@ class Audit:
             what = "after a restart" if found else "by the same process"
             self._reached[f"answered from the table {what}"] += 1
         assert (client, body["seq"]) in self._requests
+        self._handled[client, body["seq"]] += 1
         self._reached["requests"] += 1
 
     def before_commit(self, desk: Desk) -> int:
@@ -178,6 +180,7 @@ class Audit:
                 for change in moment.changes:
                     self._follow(change, desk.state)
         self._batch = []
+        self._handled.clear()
         self._look(desk)
 
     def published(self, message: Publish) -> None:
@@ -218,7 +221,9 @@ class Audit:
         if error == Code.UNAVAILABLE:
             self._reached["refused while the store fails"] += 1
             session = desk.state.sessions.by_token.get(request.get("token", b""))
-            if session is not None and body["seq"] in session.replies:
+            # A copy in the same batch may have come after the store was found to work.
+            copied = self._handled[key] > 1
+            if session is not None and body["seq"] in session.replies and not copied:
                 fail(f"{request['op']} was refused as unavailable, and is done")
         if error == Code.LIMIT_EXCEEDED:
             self._reached["refused by a limit"] += 1
