@@ -41,10 +41,10 @@ def record(tracker: Tracker | AsyncTracker, path: Path) -> None:
             write("call", made.seq, start, token, op, fields)
         return made
 
-    def recorded_result(made: Request, reply: Reply) -> dict[str, Any]:
+    def recorded_result(made: Request, reply: Reply, *, copied: bool) -> dict[str, Any]:
         if made.op not in _LEFT_OUT:
             write("reply", made.seq, time.monotonic(), reply.body)
-        return result(made, reply)
+        return result(made, reply, copied=copied)
 
     vars(conversation).update(request=recorded_request, result=recorded_result)
 

@@ -32,9 +32,10 @@ class Outstanding:
         expires: when no call waits for it any longer, by the loop's clock; None for never.
         due: when it is sent next, by the same clock.
         pause: seconds from then to the next time; infinity: it is sent once.
+        copied: whether it was sent more than once.
     """
 
-    __slots__ = ("due", "expires", "future", "pause", "request", "settles")
+    __slots__ = ("copied", "due", "expires", "future", "pause", "request", "settles")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Outstanding:
         self.expires = expires
         self.settles = settles
         self.due = 0.0
+        self.copied = False
 
 
 class Reader(Generic[TrackerT, MessageT]):

@@ -285,7 +285,8 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
         started = boottime()
         future: asyncio.Future[Reply] = self._loop.create_future()
         expires = None if deadline is None else self._loop.time() + deadline - started
-        self._post(Outstanding(request, future=future, expires=expires))
+        outstanding = Outstanding(request, future=future, expires=expires)
+        self._post(outstanding)
         try:
             try:
                 reply = await future
@@ -294,7 +295,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 raise no_answer_error(
                     self.endpoint, request.op, waited, connected=self._connected
                 ) from None
-            return self._result(request, reply, take)
+            return self._result(request, reply, take, copied=outstanding.copied)
         except (SessionLost, Refused):
             raise
         except BaseException as error:
@@ -467,6 +468,7 @@ class AsyncTracker(AsyncOperations[AsyncLease]):
                 return  # it is not sent again
             outstanding.due = math.inf
         else:
+            outstanding.copied = outstanding.due > 0
             outstanding.due = self._loop.time() + outstanding.pause
             outstanding.pause = lengthen(outstanding.pause)
             self._plan(outstanding)

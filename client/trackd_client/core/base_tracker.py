@@ -16,11 +16,12 @@ from trackd_client.core.arguments import check_callable, check_labels, check_num
 from trackd_client.core.calls import BY_TIMEOUT, Call
 from trackd_client.core.conversation import GRANTING, Conversation, Request, Session
 from trackd_client.core.discovery import Reading, messages, sentence_of
+from trackd_client.core.insist import insist
 from trackd_client.core.lease import BaseLease, LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.core.place import Place
 from trackd_client.core.reading import read
-from trackd_client.errors import BadArgument, SessionLost, TrackdError
+from trackd_client.errors import BadArgument, Refused, SessionLost, TrackdError
 from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError
@@ -141,7 +142,12 @@ class BaseTracker(Generic[LeaseT]):
         return deadline, boottime() + self.timeout if deadline is None else deadline
 
     def _result(
-        self, request: Request, reply: Reply, take: Callable[[Session, dict[str, Any]], Any] | None
+        self,
+        request: Request,
+        reply: Reply,
+        take: Callable[[Session, dict[str, Any]], Any] | None,
+        *,
+        copied: bool = False,
     ) -> Any:
         """Return what came of a request, which is done then.
 
@@ -150,15 +156,21 @@ class BaseTracker(Generic[LeaseT]):
             reply: to it.
             take: makes the result from the session and the fields of the reply; None: the fields
                 are the result.
+            copied: whether it was sent more than once.
 
         Raises:
             TrackdError: the daemon refused it. A session that is lost is marked as such.
         """
         try:
-            answer: Any = self._conversation.result(request, reply)
+            answer: Any = self._conversation.result(request, reply, copied=copied)
         except SessionLost as error:
+            self._conversation.settle(request)
             if request.session is not None:
                 self._lose(request.session, error)
+            raise
+        except Refused:
+            if copied:
+                insist(partial(self._give_up, request))
             raise
         if take is not None and request.session is not None:
             answer = read(f"a reply to {request.op}", take, request.session, answer)

@@ -219,11 +219,12 @@ class Conversation:
             with self.lock:
                 request.session.outstanding.discard(request.seq)
 
-    def result(self, request: Request, reply: Reply) -> dict[str, Any]:
+    def result(self, request: Request, reply: Reply, *, copied: bool = False) -> dict[str, Any]:
         """Return the fields of a reply, and mark its request as done, unless it grants a lease.
 
         A request that grants is done once its lease is stored in the client, see `settle`: until
-        then, `cancel` can take the lease back.
+        then, `cancel` can take the lease back. Neither is one done that was refused and was sent
+        more than once: the other copy may still arrive, and be granted a lease.
 
         Raises:
             SessionLost: the daemon does not know the session any more.
@@ -231,7 +232,7 @@ class Conversation:
             Refused: the daemon refused the request.
         """
         code = reply.error
-        if code is not None or request.op not in GRANTING:
+        if request.op not in GRANTING or (code is not None and not copied):
             self.settle(request)
         if code is None:
             return reply.body

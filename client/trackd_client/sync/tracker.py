@@ -312,6 +312,7 @@ class Tracker(Operations[Lease]):
     ) -> Any:
         """Send a request, and again when needed, and wait for its reply; return what came of it."""
         started = boottime()
+        copied = False
         try:
             pause = RESEND_SECONDS
             resend = started + pause
@@ -325,13 +326,14 @@ class Tracker(Operations[Lease]):
                 if happened is Happened.REPLY and frame is not None:
                     reply = read_reply(frame)
                     if reply is not None and reply.seq == request.seq:
-                        return self._result(request, reply, take)
+                        return self._result(request, reply, take, copied=copied)
                     if reply is not None:
                         self._stray(request.session, reply.body)
                 elif happened is Happened.WOKEN:
                     raise cut_off_error()
                 elif happened is Happened.RECONNECTED or boottime() >= resend:
                     connection.send(request.frame)
+                    copied = True
                     pause = lengthen(pause) if parks else pause
                     resend = boottime() + pause
                 now = boottime()
