@@ -245,13 +245,18 @@ def test_a_batch_is_what_has_arrived_up_to_a_number(
 ) -> None:
     monkeypatch.setattr(module, "BATCH_SECONDS", PATIENCE)
     count = 3 * BATCH
-    for seq in range(1, count + 1):
-        peer.send(request(seq))
-    arrived(mailbox, count)
-    found = batches(mailbox, count)
-    assert [seq for batch in found for seq in batch] == list(range(1, count + 1))
-    assert max(len(batch) for batch in found) == BATCH
-    assert len(found) < count / 10
+
+    def has_full_batches() -> bool:
+        for seq in range(1, count + 1):
+            peer.send(request(seq))
+        arrived(mailbox, count)
+        found = batches(mailbox, count)
+        assert [seq for batch in found for seq in batch] == list(range(1, count + 1))
+        sizes = [len(batch) for batch in found]
+        assert max(sizes) <= BATCH
+        return max(sizes) == BATCH and len(sizes) < count / 10
+
+    wait_until(has_full_batches)  # where libzmq was slow, less has arrived
 
 
 def test_a_batch_ends_when_it_has_become_large(mailbox: RouterMailbox, peer: RawPeer) -> None:
@@ -288,10 +293,14 @@ def test_cheap_requests_share_a_batch(
     mailbox: RouterMailbox, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_SECONDS", PATIENCE)
-    for seq in range(1, 21):
-        peer.send(request(seq))
-    arrived(mailbox, 20)
-    assert max(map(len, batches(mailbox, 20))) > 1
+
+    def shares() -> bool:
+        for seq in range(1, 21):
+            peer.send(request(seq))
+        arrived(mailbox, 20)
+        return max(map(len, batches(mailbox, 20))) > 1
+
+    wait_until(shares)
 
 
 def test_a_message_of_this_process_in_a_batch_is_handled_before_the_batch_ends(
