@@ -57,6 +57,12 @@ class Sessions(DeskMachine):
 
     def end(self, known: Known, reason: str) -> None:
         known.reason, known.ended = reason, self.clock.now
+        self.forget_long_ended()
+
+    def forget_long_ended(self) -> None:
+        for each in self.tokens:
+            if each.reason is not None and each.ended + REMEMBERED < self.clock.now:
+                each.forgotten = True
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -187,8 +193,7 @@ class Sessions(DeskMachine):
         for each in self.tokens:
             if each.is_open and self.is_silent(each, self.clock.now):
                 self.end(each, "no_heartbeat")
-            if each.reason is not None and each.ended + REMEMBERED < self.clock.now:
-                each.forgotten = True
+        self.forget_long_ended()
 
     @rule()
     def daemon_is_killed(self) -> None:
