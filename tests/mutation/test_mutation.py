@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 
-from mutation.__main__ import REPOSITORY, fast_tests_of, run
+from mutation.__main__ import REPOSITORY
 from mutation.mutants import mutants_of
 
 SOURCE = """
@@ -17,7 +19,6 @@ def wait(late: bool = False, most: "int | 7" = 3):
         return most - 1
     most += 1
 """
-QUEUE = REPOSITORY / "daemon/trackd/sessions/queue.py"
 
 
 def test_each_mutant_has_one_mistake_and_none_is_in_an_annotation() -> None:
@@ -47,8 +48,23 @@ def test_each_mutant_has_one_mistake_and_none_is_in_an_annotation() -> None:
 
 
 def test_a_mistake_is_noticed_and_the_module_as_it_is_passes() -> None:
-    tests = [path for path in fast_tests_of(QUEUE) if Path(path).is_file()]
-    assert run(QUEUE, None, tests, 300.0) == 0
-    mutants = mutants_of(QUEUE.read_text())
-    (mutant,) = [m for m in mutants if "self._turns[0][1] in self._waiters" in m.after][:1]
-    assert run(QUEUE, mutant.tree, tests, 300.0) == pytest.ExitCode.TESTS_FAILED
+    """In a process of its own: this one has loaded the module already."""
+    code = (
+        "from pathlib import Path; from mutation.__main__ import REPOSITORY, fast_tests_of, run;"
+        "from mutation.mutants import mutants_of;"
+        "path = REPOSITORY / 'daemon/trackd/sessions/queue.py';"
+        "tests = [each for each in fast_tests_of(path) if Path(each).is_file()];"
+        "found = mutants_of(path.read_text());"
+        "wrong = next(m for m in found if 'self._turns[0][1] in self._waiters' in m.after);"
+        "print(*(int(run(path, tree, tests, 300.0)) for tree in (None, wrong.tree)))"
+    )
+    environ = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environ,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", str(int(pytest.ExitCode.TESTS_FAILED))]
