@@ -426,7 +426,9 @@ def test_a_real_daemon_whose_statements_fail_one_by_one_never_lies(
         peer.open()
         held: set[str] = set()
         for number in range(1, 16):
-            orders.write_text(str(number))
+            order = tmp_path / "order"
+            order.write_text(str(number))
+            order.rename(orders)  # whole, whenever the daemon looks
             for step in range(40):
                 if not orders.exists():
                     break

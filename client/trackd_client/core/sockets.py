@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -31,6 +32,8 @@ MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 _START_DESCRIPTORS: Final = 10
 _START_THREADS: Final = 2
 
+_monitors: Final = itertools.count(1)
+
 SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 
 
@@ -39,7 +42,8 @@ def configure(dealer: SocketT) -> SocketT:
     dealer.linger = 0
     dealer.reconnect_ivl = RECONNECT_MS
     dealer.reconnect_ivl_max = RECONNECT_MAX_MS
-    monitor: SocketT = dealer.get_monitor_socket(MONITORED)
+    # By itself pyzmq names it by a descriptor, which may be used again before the name is free.
+    monitor: SocketT = dealer.get_monitor_socket(MONITORED, f"inproc://monitor-{next(_monitors)}")
     return monitor
 
 
@@ -163,3 +167,18 @@ def diagnose(endpoint: str) -> str | None:
                 case _:
                     return f"{error.strerror}"
     return None
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; an exception of a signal handler that comes meanwhile is raised as it is.
+
+    When such an exception finds the new thread running already, threading raises a KeyError in its
+    place, of a table of its own.
+
+    Raises:
+        RuntimeError: there is no room for another thread.
+    """
+    try:
+        thread.start()
+    except KeyError as error:
+        raise error.__context__ or error from None

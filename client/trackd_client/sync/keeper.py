@@ -24,6 +24,7 @@ from trackd_client.core.conversation import (
     find_reply,
     lengthen,
 )
+from trackd_client.core.sockets import start_thread
 from trackd_client.errors import PASSING, TrackerClosed
 from trackd_client.sync.connection import Connection, Connections, Happened, Wake
 from trackd_client.wire import requests
@@ -125,7 +126,7 @@ class Keeper:
         self._starting = True
         try:
             thread = threading.Thread(target=self._main, name="trackd-keeper", daemon=True)
-            thread.start()
+            start_thread(thread)
         except (RuntimeError, MemoryError) as error:  # too many threads, or the interpreter ends
             tracker = self._tracker()
             if tracker is not None:

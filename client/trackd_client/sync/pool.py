@@ -30,7 +30,7 @@ from trackd_client.core.calls import BY_TIMEOUT
 from trackd_client.core.dial import Dial, is_async
 from trackd_client.core.discovery import Gossip, Reading, read_gossip
 from trackd_client.core.pool_core import LOOK_AGAIN, PoolCore, replace_until
-from trackd_client.core.sockets import check_threads, is_held
+from trackd_client.core.sockets import check_threads, is_held, start_thread
 from trackd_client.errors import (
     BadArgument,
     Refused,
@@ -119,7 +119,7 @@ class AgentPool(PoolCore[Lease]):
         self._check_process()
         check_threads()
         try:
-            self._dispatcher.start()
+            start_thread(self._dispatcher)
         except RuntimeError as error:  # a second start, or no room for a thread
             raise TrackdError(f"the pool cannot start: {error}") from None
 
