@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,50 @@ def test_nobody_dials_for_a_bastion_that_is_terminating(
         assert tracker.status()["last_lease"] == dials, "nothing is missing"
         (laboratory.place / "bastions").write_text("b1\nb2\nb3\n")
         wait_until(lambda: claimed(tracker) == list(NAMES), 3 * PATIENCE)
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_laboratory_leaves_nothing_however_it_is_ended(number: signal.Signals) -> None:
+    terminal, its_end = pty.openpty()  # so that it shows `top`, until it is ended
+    with subprocess.Popen(
+        [sys.executable, example.__file__],
+        stdin=its_end,
+        stdout=its_end,
+        stderr=subprocess.STDOUT,
+        env=PLAIN | {"TERM": "xterm"},
+        start_new_session=True,
+    ) as process:
+        os.close(its_end)
+        said = b""
+        while b"requests" not in said:  # of `top`
+            said += os.read(terminal, 65536)
+        found = re.search(rb"log (\S+)/b1.log", said)
+        assert found is not None, said
+        place = found[1].decode()
+        assert processes_of(place)
+        process.send_signal(number)
+        threading.Thread(target=drain, args=(terminal,), daemon=True).start()
+        process.wait(2 * PATIENCE)
+    wait_until(lambda: not processes_of(place))
+    assert not Path(place).exists()
+
+
+def drain(terminal: int) -> None:
+    """Read what a terminal shows, until nobody has it open."""
+    with suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+
+
+def processes_of(place: str) -> list[int]:
+    """Return the processes that have a directory on their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if place.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def await_health(site: Site, after: str) -> None:

@@ -222,6 +222,13 @@ def trackctl(*arguments: str) -> None:
     subprocess.run([*TRACKCTL, *arguments], check=False)
 
 
+def end(number: int, _frame: object) -> None:
+    """End, once, as after Ctrl-C: what was started is ended as well."""
+    for each in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run it in a new directory.
 
@@ -231,6 +238,8 @@ def main() -> None:
     for program, package in NEEDED.items():
         if shutil.which(program) is None:
             sys.exit(f"there is no {program} (Debian's package {package})")
+    for number in (signal.SIGHUP, signal.SIGTERM):  # a terminal that is closed sends the first
+        signal.signal(number, end)
     with (
         suppress(KeyboardInterrupt),
         tempfile.TemporaryDirectory(prefix="trackd-ssh-") as place,
