@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def end(holding: subprocess.Popen[str]) -> str:
 def children_of(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in children.split()]
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether all descriptors of a child are closed: it is a zombie."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def alive(pids: Path) -> list[str]:
@@ -132,8 +138,9 @@ def test_nothing_of_the_command_outlives_what_started_it(
         assert holding.returncode == 128 + signal.SIGTERM, "one run's supervisor is not all"
 
 
+@pytest.mark.parametrize("killed", ["before", "meanwhile"])
 def test_without_what_starts_commands_none_is_run(
-    trackd_daemon: Daemon, script: Script, command: list[str]
+    trackd_daemon: Daemon, script: Script, killed: str, command: list[str]
 ) -> None:
     with Tracker(trackd_daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p1"))
@@ -143,18 +150,43 @@ def test_without_what_starts_commands_none_is_run(
         waiting = start_trackctl("--endpoint", trackd_daemon.endpoint, *command, script("echo ran"))
         wait_until(lambda: tracker.status()["waiting"] == 1)
         (spawner,) = children_of(waiting.pid)
-        os.kill(spawner, signal.SIGKILL)
-        lease.release()
+        if killed == "before":
+            os.kill(spawner, signal.SIGKILL)
+            wait_until(lambda: has_ended(spawner))
+            lease.release()
+        else:
+            os.kill(spawner, signal.SIGSTOP)
+            lease.release()
+            wait_until(lambda: tracker.status()["waiting"] == 0)
+            os.kill(spawner, signal.SIGKILL)
         out, err = waiting.communicate(timeout=PATIENCE)
-    assert out == ""
-    if "hold" in command:
-        assert (waiting.returncode, err) == (
-            126,
-            "trackctl hold: cannot run the command: Broken pipe\n",
-        )
-    else:
-        assert waiting.returncode == 1
-        assert "the process that starts the commands was killed" in err
+    name = "hold" if "hold" in command else "keep"
+    assert (out, err) == ("", f"trackctl {name}: the process that starts the commands was killed\n")
+    assert waiting.returncode == (128 + signal.SIGKILL if name == "hold" else 1)
+
+
+def test_a_killed_spawner_starts_no_more_also_when_it_has_not_read_a_request() -> None:
+    program = """
+import os, signal
+from trackd_client.cli.process_tree import Spawner
+
+spawner = Spawner(["true"], 1.0, print)
+pid = spawner._pid
+os.kill(pid, signal.SIGSTOP)
+tree = spawner.start({}, {})
+os.kill(pid, signal.SIGKILL)
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+print(tree.wait())
+for _ in range(2):  # the first is told that a request was not read
+    try:
+        spawner.start({}, {})
+    except ConnectionError:
+        print("none")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, timeout=PATIENCE
+    )
+    assert (ran.stdout, ran.stderr) == (b"None\nnone\nnone\n", b"")
 
 
 def test_a_run_goes_on_without_a_socket_for_claims(

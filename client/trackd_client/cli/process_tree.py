@@ -112,7 +112,8 @@ class Spawner:
             ends: descriptors, and the numbers under which it finds them.
 
         Raises:
-            OSError: the spawner was killed, or no descriptor is left.
+            ConnectionError: the spawner was killed.
+            OSError: no descriptor is left.
         """
         orders, to_orders = os.pipe()
         try:

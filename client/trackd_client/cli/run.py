@@ -42,6 +42,8 @@ _PASSED_ON: Final = (
 )
 #: Bytes of one line of gossip; a longer one is skipped.
 _LONGEST_GOSSIP: Final = 16 * 1024 * 1024
+#: What is said when a run has no exit code.
+SPAWNER_KILLED: Final = "the process that starts the commands was killed"
 #: Seconds for what the command printed last, when it has ended.
 _LAST_WORDS: Final = 1.0
 #: The exit codes that say it: those of timeout(1) and of sysexits.h.
@@ -205,7 +207,7 @@ class Run:
         """Run the command until no process of it is left.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: no descriptor is left for it.
         """
         async with AsyncExitStack() as ours:
             socket = None
@@ -216,7 +218,10 @@ class Run:
                 except OSError as error:  # somebody has removed the directory
                     self._terms.say(f"trackctl claim cannot be used: {error}")
                     socket = None
-            tree, claims, output = self._start(ours, socket)
+            try:
+                tree, claims, output = self._start(ours, socket)
+            except ConnectionError:  # the spawner was killed before, not after
+                return
             tasks = [
                 asyncio.create_task(each)
                 for each in (

@@ -14,6 +14,7 @@ from trackd_client.cli.claim_socket import claim_directory
 from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, TIMED_OUT
 from trackd_client.cli.process_tree import Spawner
 from trackd_client.cli.run import (
+    SPAWNER_KILLED,
     Run,
     Terms,
     check_command,
@@ -167,12 +168,15 @@ class Hold:
                 loop.add_signal_handler(number, run.send, number)
         try:
             await run.serve()
-        except OSError as error:  # the spawner was killed before, or no descriptor is left
+        except OSError as error:  # no descriptor is left
             say(f"cannot run the command: {error.strerror}")
             return CANNOT_RUN
+        if run.code is None:
+            say(SPAWNER_KILLED)
+            return BY_SIGNAL + signal.SIGKILL
         if run.failure is not None:
             await lease.release(failed=run.failure.failed, retry_after=run.failure.retry_after)
-        return BY_SIGNAL + signal.SIGKILL if run.code is None else run.code
+        return run.code
 
 
 def say(sentence: str) -> None:

@@ -21,6 +21,7 @@ from trackd_client.cli.claim_socket import claim_directory, find_root
 from trackd_client.cli.exit_codes import BY_SIGNAL, FAILED
 from trackd_client.cli.process_tree import Spawner
 from trackd_client.cli.run import (
+    SPAWNER_KILLED,
     Run,
     Terms,
     check_command,
@@ -204,12 +205,10 @@ class Keep:
         self._runs.add(run)
         try:
             await run.serve()
-        except BrokenPipeError:
-            run.code = None
         finally:
             self._runs.discard(run)
         if run.code is None:
-            say("the process that starts the commands was killed")
+            say(SPAWNER_KILLED)
             self._end(FAILED)
             return
         say(f"lease {lease.id}: {_describe(run, lease, time.monotonic() - began)}")
