@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -37,32 +38,63 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class Totals:
+    """What the runs so far have done."""
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self._began = time.monotonic()
+        self._told = 0.0
+        self._reached = Counter[str]()
+        self._runs = 0
+        self._seconds = 0.0
+        self._events = 0
+        self.broken = 0
+
+    @property
+    def minutes(self) -> float:
+        """How long it has taken."""
+        return (time.monotonic() - self._began) / 60
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a run, print what it broke, and once a minute how far this is."""
+        self._runs += 1
+        self._seconds += outcome.seconds
+        self._events += outcome.revision
+        self._reached.update(outcome.reached)
+        if outcome.problem is not None:
+            self.broken += 1
+            print(explain(outcome), flush=True)
+        if self.minutes >= self._told + 1:
+            self._told = self.minutes
+            print(self, flush=True)
+
+    def print_reached(self) -> None:
+        """Print how often each rare state was reached."""
+        for name, times in sorted(self._reached.items()):
+            print(f"{times:9,d}  {name}")
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return (
+            f"{self._runs:,d} runs, {self._seconds / 3600:.1f} virtual hours,"
+            f" {self._reached['requests']:,d} requests, {self._events:,d} events"
+            f" in {self.minutes * 60:.0f} s: {self.broken} broken"
+        )
+
+
 def main() -> int:
     """Run what the arguments say; return 1 when a promise was broken."""
     args = _parse()
-    began = time.monotonic()
-    reached: Counter[str] = Counter()
-    broken: list[Outcome] = []
-    runs, virtual, handled, events = 0, 0.0, 0, 0
-    for plan in _plans(args):
-        if time.monotonic() - began > 60 * args.minutes:
-            break
-        outcome = run(plan)
-        runs += 1
-        virtual += outcome.seconds
-        handled += outcome.reached["requests"]
-        events += outcome.revision
-        reached.update(outcome.reached)
-        if outcome.problem is not None:
-            broken.append(outcome)
-            print(explain(outcome), flush=True)
-    for name, times in sorted(reached.items()):
-        print(f"{times:9,d}  {name}")
-    print(
-        f"{runs:,d} runs, {virtual / 3600:.1f} virtual hours, {handled:,d} requests,"
-        f" {events:,d} events in {time.monotonic() - began:.0f} s: {len(broken)} broken"
-    )
-    return 1 if broken else 0
+    totals = Totals()
+    with contextlib.suppress(KeyboardInterrupt):
+        for plan in _plans(args):
+            if totals.minutes > args.minutes:
+                break
+            totals.add(run(plan))
+    totals.print_reached()
+    print(totals)
+    return 1 if totals.broken else 0
 
 
 if __name__ == "__main__":
