@@ -392,7 +392,7 @@ def observe(state: State) -> dict[str, Any]:
         "tracker_leases": dict(tracker.leases),
         "reporting": {life.lease: life.stale for life in state.lives.by_lease.values()},
         "stale": state.lives.stale,
-        "in_flight": list(state.in_flight),
+        "in_flight": sorted(state.in_flight),  # whose time is up first is not durable
         "sessions": {
             session.token: (
                 session.id,

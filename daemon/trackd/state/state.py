@@ -27,7 +27,7 @@ class State:
         queue: the acquires that wait.
         leases: who owns which lease.
         lives: the leases that have reported, and what their reports say.
-        in_flight: the leases that have not claimed, the oldest grant first.
+        in_flight: the leases that have not claimed; whose time to claim is up first comes first.
         tombstones: of the proxies that an administrator had forgotten.
         sources: sessions that gossiped and have ended.
         budget: how many dials may begin.
