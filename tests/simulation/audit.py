@@ -62,6 +62,7 @@ class Audit:
         self._reached = reached
         self._claim_timeout = settings["claim_timeout"]
         self._heartbeat_ttl = settings["heartbeat_ttl"]
+        self._max_outstanding = settings["max_outstanding"]
         self._rate, self._burst = settings["dial_rate"], settings["dial_burst"]
         self._epoch = 0
         # Of clients: requests by client and number, replies with an effect, owners of tokens.
@@ -227,13 +228,27 @@ class Audit:
                 fail(f"{request['op']} was refused as unavailable, and is done")
         if error == Code.LIMIT_EXCEEDED:
             self._reached["refused by a limit"] += 1
-        if error is None and self._note_effect(client, request, body):
+        if (
+            error is None
+            and self._note_effect(client, request, body)
+            and not self._may_run_again(desk, request)
+        ):
             self._answers[key] = frame
 
     def _again(self, key: tuple[int, int], frame: bytes, body: dict[str, Any]) -> None:
         before = self._answers[key]
         if frame != before and body.get("error") not in _LOST:
             fail(f"request {key} got two replies: {decode_reply(before)}, and {body}")
+
+    def _may_run_again(self, desk: Desk, request: dict[str, Any]) -> bool:
+        """Return whether a copy finds nothing to do and says so: there was no room for a reply."""
+        session = desk.state.sessions.by_token.get(request.get("token", b""))
+        if request["op"] not in {"cancel", "release"} or session is None:
+            return False
+        if session.unanswered() < 2 * self._max_outstanding or request["seq"] in session.replies:
+            return False
+        self._reached["answered without room to remember it"] += 1
+        return True
 
     def _note_effect(self, client: int, request: dict[str, Any], body: dict[str, Any]) -> bool:
         """Note what a reply says has happened; return whether it says so."""
