@@ -262,7 +262,8 @@ class Simulation:
             fail("in the quiet the daemon does not run, or cannot store anything")
         self.host.audit.check_idle(desk)
         pools = [agent for agent in self.agents if isinstance(agent, PoolAgent)]
-        held = {lease.id for pool in pools for dial in pool._pool._dials for lease in dial.leases}
+        leases = [each for pool in pools for dial in pool._pool._dials for each in dial.leases]
+        held = {lease.id for lease in leases if not lease.lost.is_set()}  # else it was adopted
         known = set(desk.state.leases)
         if held != known or desk.state.in_flight:
             fail(f"the daemon has the leases {known}, and the agents {held}")
