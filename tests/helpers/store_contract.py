@@ -84,6 +84,25 @@ def load(store: Store) -> dict[Key, Any]:
 class StoreContract:
     """The tests; a subclass has the fixtures `kept` and `small_steps`."""
 
+    def test_what_a_note_says_is_stored_is_there_for_the_next_process(self, kept: Kept) -> None:
+        model = Model(kept)
+        noted: dict[bytes, list[int]] = {}
+        for number in range(1, 40):
+            token = bytes([number % 5]) * 16
+            ranges = [1, number] if number % 2 else [1, 2, 4, number + 8]
+            if model.store.note_done(token, ranges):
+                noted[token] = ranges
+            if number % 7 == 0:
+                assert model.edit(a=number)
+            if number % 11 == 0:
+                model.store.forget_done(token)
+                noted.pop(token, None)
+            if number % 9 == 0:
+                model.reopen()
+                for gone in model.store.noted_done().keys() - noted.keys():
+                    model.store.forget_done(gone)
+            assert model.store.noted_done() == noted
+
     def test_batches_come_back_in_their_order_from_the_next_process(self, kept: Kept) -> None:
         model = Model(kept)
         for number in range(20):

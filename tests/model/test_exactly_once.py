@@ -163,7 +163,9 @@ class ExactlyOnce(RuleBasedStateMachine):
             dead = self.dead.get(client.token, Done())
             for seq, body in client.sent.items():
                 if session is not None and seq in dead and not OPERATIONS[body["op"]].repeatable:
-                    assert seq in session.done or seq in session.replies, f"{seq} could run again"
+                    assert seq in session.live.done or seq in session.replies, (
+                        f"{seq} could run again"
+                    )
 
     def teardown(self) -> None:
         if hasattr(self, "desk"):

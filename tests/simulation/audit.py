@@ -87,6 +87,7 @@ class Audit:
         self._tokens: float = self._burst
         self._spent_at = 0.0
         # Of changes.
+        self._may_be_stored = False  # whether the last commit failed: it may have happened
         self._batch: list[changes.Moment] = []
         self._done_once: set[tuple[bytes, int]] = set()
         self._found: set[tuple[bytes, int]] = set()  # those that this process has found
@@ -142,10 +143,8 @@ class Audit:
             (session.token, seq) for session in state.sessions for seq in session.replies
         }
         self._done_once |= self._found
-        self._passed.clear()
-        for waiter in state.queue:
-            self._reached["parked over a restart"] += 1
-            self._passed.setdefault(waiter.session.token, (set(), Counter()))[0].add(waiter.seq)
+        self._reached["parked over a restart"] += len(state.queue)
+        self._read_queue(state)
         self._batch = []
         self._said.clear()
         self._look(desk)
@@ -176,10 +175,14 @@ class Audit:
         if problem is not None:
             self.calm_since = desk.actor.now()
             self._reached["batch undone"] += bool(self._batch)
+            self._may_be_stored = True
         else:
             for moment in self._batch:
                 for change in moment.changes:
                     self._follow(change, desk.state)
+            if self._may_be_stored:
+                self._may_be_stored = False
+                self._read_queue(desk.state)
         self._batch = []
         self._handled.clear()
         self._look(desk)
@@ -286,6 +289,8 @@ class Audit:
             if key in self._done_once:
                 fail(f"request {change.seq} of a session was done twice")
             self._done_once.add(key)
+        elif self._may_be_stored:
+            pass  # nobody knows who waited before this batch
         elif isinstance(change, changes.Parked):
             self._passed.setdefault(change.token, (set(), Counter()))[0].add(change.seq)
         elif isinstance(change, changes.Unparked):
@@ -298,6 +303,12 @@ class Audit:
                 passed.clear()
         elif isinstance(change, changes.Granted) and change.reason != "adopt":
             self._check_turn(change.token, state)
+
+    def _read_queue(self, state: State) -> None:
+        """Begin to follow those that wait, as they are now."""
+        self._passed.clear()
+        for waiter in state.queue:
+            self._passed.setdefault(waiter.session.token, (set(), Counter()))[0].add(waiter.seq)
 
     def _check_turn(self, granted: bytes, state: State) -> None:
         for token, (_, passed) in self._passed.items():

@@ -291,7 +291,8 @@ class Storm:
         with suppress(ProcessLookupError):
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
         wait_until(lambda: process.poll() is not None or self._answers())
-        if process.poll() == -signal.SIGABRT:
+        # Python prints the stacks of threads that go on meanwhile, which it may not survive.
+        if process.poll() in {-signal.SIGABRT, -signal.SIGSEGV}:
             self.count["daemon aborted"] += 1
             self.daemon._process = None
             self.daemon.start()

@@ -54,7 +54,7 @@ from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
 from trackd.sessions.identity import Process
-from trackd.state import changes, history, timers
+from trackd.state import changes, exactly_once, history, timers
 from trackd.state.changes import Moment
 from trackd.state.coverage import GroupCount
 from trackd.state.decide import Decisions
@@ -320,6 +320,7 @@ class TrackerActor(SupervisedActor):
         store = self._store
         if store is None or self._failed:
             return
+        self._keep_done(store)
         changed = bool(self._decide.batch)
         try:
             stored = self._commit(store) if changed else None
@@ -337,7 +338,7 @@ class TrackerActor(SupervisedActor):
             self._runtime.gaps.note(missing, groups, self._moment)
         if stored is not None:
             self._publish(store, stored)
-            self._watch_processes(stored)
+            self._follow_sessions(store, stored)
         self._replies.batch_ended()
         if self._batch:
             self._count_requests()
@@ -354,6 +355,17 @@ class TrackerActor(SupervisedActor):
         if changed or self._timer_due or self._runtime.listings.has_new:
             self._timer_due = self._runtime.listings.has_new = False
             self._set_timer()
+
+    def _keep_done(self, store: Store) -> None:
+        """Let what sessions are done with outlive this process, where no change has stored it."""
+        decide = self._decide
+        while decide.unstored:
+            session, _ = decide.unstored.popitem()
+            ranges = session.live.done.ranges
+            if session.ended or session.done.ranges == ranges:
+                continue
+            if not store.note_done(session.token, ranges):
+                exactly_once.drop_covered(decide, session)
 
     def _commit(self, store: Store) -> list[Moment] | None:
         """Commit the changes of the batch; return them, or None when that failed."""
@@ -402,14 +414,15 @@ class TrackerActor(SupervisedActor):
             state = self._state
             send(self._publisher, Publish(state.epoch, state.tracker_id, revision, packed))
 
-    def _watch_processes(self, batch: list[Moment]) -> None:
-        """Watch the processes of sessions that were opened, and those that have none no longer."""
+    def _follow_sessions(self, store: Store, batch: list[Moment]) -> None:
+        """Watch the processes of sessions that were opened; forget those of sessions that ended."""
         for moment in batch:
             for change in moment.changes:
-                if (
-                    isinstance(change, changes.SessionOpened | changes.SessionEnded)
-                    and change.start is not None
-                ):
+                if not isinstance(change, changes.SessionOpened | changes.SessionEnded):
+                    continue
+                if isinstance(change, changes.SessionEnded):
+                    store.forget_done(change.token)
+                if change.start is not None:
                     self._watch(Process(change.pid, change.start))
 
     def _watch(self, process: Process) -> None:
@@ -576,7 +589,10 @@ class TrackerActor(SupervisedActor):
         assert store is not None
         store.begin_reading()
         store.row_of = functools.partial(row_of, state)
-        restore(state, store.rows, store.batches(), store.touch)
+        noted = store.noted_done()
+        restore(state, store.rows, store.batches(), store.touch, noted)
+        for token in noted.keys() - state.sessions.by_token.keys():
+            store.forget_done(token)
         known = state.configured_count is not None
         self._stored_count = state.tracker.connection_count if known else None
         self._published = state.revision

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -305,6 +305,17 @@ class EtcdStore:
         """Check by the clock alone that this process still leads; see `Store`."""
         if not self._leads():
             raise DeposedError("the term of this process is over")
+
+    def note_done(self, token: bytes, ranges: Sequence[int]) -> bool:  # noqa: ARG002 - see `Store`
+        """Note nothing: another host may be the next to lead, and it reads the journal."""
+        return False
+
+    def noted_done(self) -> Mapping[bytes, Sequence[int]]:
+        """Return nothing."""
+        return {}
+
+    def forget_done(self, token: bytes) -> None:
+        """Do nothing."""
 
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited."""

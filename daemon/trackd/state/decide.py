@@ -91,6 +91,8 @@ class Decisions:
         noticed: sessions whose parked `watch_session` is to be answered; for one that has ended,
             with the reason.
         left: token, number and connection of the acquires that stopped to wait in this batch.
+        unstored: sessions whose client is done with more than is stored, where a restart must not
+            forget that.
         recent: how the last claims went.
         luck: the dials in a row that met held proxies.
         flips: which marks flipped a moment ago, and what gossip says of them meanwhile.
@@ -127,6 +129,7 @@ class Decisions:
         self.finished: list[Finished] = []
         self.noticed: dict[Session, str | None] = {}
         self.left: list[tuple[bytes, int, bytes]] = []
+        self.unstored: dict[Session, None] = {}
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.luck = Luck()
         self.flips = Flips()

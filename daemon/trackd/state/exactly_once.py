@@ -45,8 +45,8 @@ def remember(
 def acknowledge(decide: Decisions, session: Session, ranges: list[int]) -> None:
     """Take in the numbers that a session is done with; the acquires among them are given up.
 
-    A number that would run again after a restart is stored at once: one that was refused, or
-    that has never come. The others wait for the session's next change.
+    A number that would run again after a restart must outlive this process at once: one that was
+    refused, or that has never come. The others wait for the session's next change.
 
     Raises:
         ProtocolError: `limit_exceeded`; then nothing has changed.
@@ -75,10 +75,13 @@ def acknowledge(decide: Decisions, session: Session, ranges: list[int]) -> None:
         unstored = not _forget(session, fresh) or unstored
     if live.watch is not None and live.watch.seq in live.done:
         live.watch = None
-    for seq in [seq for seq in session.parked if seq in live.done] if session.parked else ():
+    given_up = [seq for seq in session.parked if seq in live.done] if session.parked else ()
+    for seq in given_up:
         decide.unpark(session.parked[seq])
-    if unstored or len(live.covered) > _MOST_COVERED:
+    if given_up or len(live.covered) > _MOST_COVERED:
         drop_covered(decide, session)
+    elif unstored:
+        decide.unstored[session] = None
 
 
 def give_up(decide: Decisions, session: Session, seq: int) -> bool:

@@ -7,9 +7,10 @@ applies the batches of the journal by the code of the living daemon. No I/O.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from trackd.rules.backoff import Backoff, Pause
@@ -140,7 +141,11 @@ def _meta(state: State) -> dict[str, Any]:
 
 
 def restore(
-    state: State, rows_of: RowsOf, batches: Iterable[bytes], touch: Callable[[Key], None]
+    state: State,
+    rows_of: RowsOf,
+    batches: Iterable[bytes],
+    touch: Callable[[Key], None],
+    done: Mapping[bytes, Sequence[int]] = MappingProxyType({}),
 ) -> None:
     """Bring back what was stored: the checkpoint, and the batches of the journal after it.
 
@@ -152,6 +157,7 @@ def restore(
         batches: the packed batches, read after the rows.
         touch: called with the keys of what the batches edit, before that, and of rows that are
             not needed any more, since a setting is smaller now.
+        done: the ranges of requests that sessions were done with at last, by token.
 
     Raises:
         LookupError, TypeError, ValueError: what was stored makes no sense.
@@ -162,6 +168,7 @@ def restore(
     for session in state.sessions:
         live = session.live
         live.done = Done(session.done.ranges)
+        live.done.update(list(done.get(session.token, ())))
         live.covered = [seq for seq in session.replies if seq in live.done]
 
 

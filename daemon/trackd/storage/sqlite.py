@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -185,6 +185,24 @@ class SQLiteStore:
     def check_owner(self) -> None:
         """Do nothing: the lock of the state directory keeps others out."""
 
+    def note_done(self, token: bytes, ranges: Sequence[int]) -> bool:
+        """Note which requests a session is done with; return whether a restart finds it.
+
+        A store in memory says so too: a restart finds nothing of it at all.
+        """
+        if self._files is None:
+            return True
+        return self._mark is not None and self._mark.note(token, ranges)
+
+    def noted_done(self) -> Mapping[bytes, Sequence[int]]:
+        """Return what `note_done` has noted, by token."""
+        return {} if self._mark is None else self._mark.notes
+
+    def forget_done(self, token: bytes) -> None:
+        """Forget the note of a session that has ended, if there is one."""
+        if self._mark is not None:
+            self._mark.forget(token)
+
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited."""
         self._checkpoint.touch(key)
@@ -246,7 +264,9 @@ class SQLiteStore:
             with contextlib.closing(self._connect(str(new))) as copy:
                 copy.execute("PRAGMA synchronous = OFF")
                 self._db.backup(copy)
+            notes: Mapping[bytes, Sequence[int]] = {}
             if self._mark is not None and not files.is_whole(files.mark):
+                notes = self._mark.notes
                 self._mark.close(remove=False)
                 self._mark = None
             if self._reserve is not None and not files.is_whole(files.reserve):
@@ -262,6 +282,8 @@ class SQLiteStore:
             raise StoreError(f"{self._lost}: {error}") from None
         if self._mark is not None:
             self._mark.write(self._checkpoint.last_row)
+            for token, ranges in notes.items():
+                self._mark.note(token, ranges)
         self._lost = ""
 
     def close(self) -> None:

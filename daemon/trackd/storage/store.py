@@ -9,7 +9,7 @@ A store does not know what its rows mean. `trackd.storage.sqlite` keeps them in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 #: A thing of the checkpoint: its kind, and its key, which msgpack can pack.
@@ -98,6 +98,24 @@ class Store(Protocol):
         Raises:
             DeposedError: another process may have it now.
         """
+
+    def note_done(self, token: bytes, ranges: Sequence[int]) -> bool:
+        """Note which requests a session is done with, where that costs less than a batch.
+
+        Args:
+            token: of the session.
+            ranges: the numbers, as in `Done`.
+
+        Returns:
+            Whether the next process that reads the store finds it, whatever happens to this one.
+            If not, it has to be stored by a change.
+        """
+
+    def noted_done(self) -> Mapping[bytes, Sequence[int]]:
+        """Return what `note_done` has noted, by token."""
+
+    def forget_done(self, token: bytes) -> None:
+        """Forget the note of a session that has ended, if there is one."""
 
     def touch(self, key: Key) -> None:
         """Note that the thing of a key is about to be edited. Stores nothing, and never fails."""

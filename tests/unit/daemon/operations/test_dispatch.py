@@ -322,6 +322,52 @@ def test_a_done_change_that_changed_nothing_does_not_run_after_a_restart(
     desk.kill()
 
 
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("outstanding", [0, 1, 4, 5])
+def test_a_refused_request_that_is_done_does_not_run_after_a_restart(
+    tmp_path: Path, clock: Clock, host: Host, *, noted: bool, outstanding: int
+) -> None:
+    desk = Desk(tmp_path, clock)
+    if not noted:  # as on a disk that was full at the start
+        desk.sqlite._mark = None
+    agent, other = open_session(desk, host, 1), open_session(desk, host, 2)
+    other.ask(desk, "track_expected", proxies=ROWS)
+    for name in ("p1", "p2"):
+        other.ask(desk, "adopt", principals=[name])
+    # So many gaps are in what is done.
+    done = [1, 1, *(bound for gap in range(outstanding) for bound in [3 + 2 * gap] * 2)]
+    old = agent.body("try_acquire", seq=done[-1] + 2)
+    reply = desk.ask(old, agent.peer)
+    assert reply is not None
+    assert reply["lease"] is None
+    before = desk.sqlite._checkpoint.last_row
+    agent.ask(desk, "try_acquire", seq=100, done=[*done, old["seq"], old["seq"]])
+    is_stored = desk.sqlite._checkpoint.last_row > before
+    assert is_stored == (not noted or outstanding > 4)
+    other.ask(desk, "set_connection_count", count=9)
+    desk.kill()
+    desk = Desk(tmp_path, clock)
+    assert desk.ask(old, agent.peer) is None
+    assert desk.state.tracker.inflight == 0
+    desk.kill()
+
+
+def test_a_session_that_ends_leaves_no_note(tmp_path: Path, clock: Clock, host: Host) -> None:
+    desk = Desk(tmp_path, clock)
+    agents = [open_session(desk, host, number) for number in (1, 2)]
+    for agent in agents:
+        old = agent.body("set_connection_count", count=0)
+        desk.ask(old, agent.peer)
+        agent.ask(desk, "is_claimed", principals=["p1"], done=[1, old["seq"]])
+    assert desk.sqlite.noted_done().keys() == {agent.token for agent in agents}
+    agents[0].ask(desk, "close")
+    assert desk.sqlite.noted_done().keys() == {agents[1].token}
+    desk.kill()
+    desk = Desk(tmp_path, clock)
+    assert desk.sqlite.noted_done().keys() == {agents[1].token}
+    desk.kill()
+
+
 def test_what_is_done_while_the_store_fails_is_stored_once_it_works(
     tmp_path: Path, clock: Clock, host: Host
 ) -> None:

@@ -101,6 +101,8 @@ def test_done_drops_the_replies_that_it_covers_and_is_stored_where_a_restart_nee
         news = set(update) - done
         done |= news
         if news - stored - repeatable:
+            if world.decide.unstored.pop(one, one) is None:  # as a store does that takes no notes
+                exactly_once.drop_covered(world.decide, one)
             assert {seq for seq in range(32) if seq in one.done} == done
             assert one.replies.keys() == stored - done
         assert one.live.repeatable == repeatable - done
