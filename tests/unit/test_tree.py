@@ -43,7 +43,6 @@ ELSEWHERE = {
     "daemon/state/sources.py": "shown by explain and status: operations/test_admin.py",
     "daemon/storage/checkpoint.py": "the steps of a store: storage/test_sqlite.py",
     "daemon/storage/database.py": "transactions and seals: storage/test_sqlite.py",
-    "daemon/storage/mark.py": "the store writes and reads it: storage/test_sqlite.py",
     "client/core/arguments.py": "every call checks its arguments: integration/test_trackers.py",
     "daemon/actors/messages.py": "classes without behaviour",
     "daemon/operations/runtime.py": "attributes: operations/test_reports.py",
