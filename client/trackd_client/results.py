@@ -678,6 +678,8 @@ class ProxyExplanation(
         proxy: its row.
         source: who mentioned it last; None: unknown.
         group_source: who put a proxy into the largest generation of its group last; None: unknown.
+        only_source: whether nobody else has mentioned it since it is missing, although others have
+            gossiped: it may be gone long since.
         target: whether a dial is aimed at it; None: its address is not known.
         reported: as in `LeaseRow` for the lease that holds it, and so are the next two.
         rtt: smoothed round-trip time of its tunnel in seconds, or None.
@@ -696,6 +698,7 @@ class ProxyExplanation(
     proxy: ProxyRow
     source: Source | None
     group_source: Source | None
+    only_source: bool = False
     target: ProxyTarget | None
     reported: float | None
     rtt: float | None

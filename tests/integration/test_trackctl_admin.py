@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers.support import PATIENCE, python_of, socket_path
+from helpers.support import PATIENCE, python_of, socket_path, wait_until
 from helpers.trackctl import trackctl
 from trackd_client import Lease, Proxy, Tracker
 from trackd_client.testing import Daemon, MakeDaemon
@@ -75,6 +75,25 @@ def test_forget_keeps_a_proxy_away_until_a_newer_generation_comes(trackd_daemon:
         assert held.stdout.endswith("; a lease still holds it\n")
     none = ctl(trackd_daemon, "forget", "p9")
     assert (none.returncode, none.stderr) == (1, "trackctl: p9 is not tracked\n")
+
+
+def test_explain_says_when_only_one_agent_mentions_a_missing_proxy(trackd_daemon: Daemon) -> None:
+    both, one = Proxy("p1", ttl=10.0), Proxy("p2", ttl=10.0)
+    with Tracker(trackd_daemon.endpoint) as tracker, Tracker(trackd_daemon.endpoint) as other:
+        other.track_expected(both, one)
+
+        def says_so() -> bool:
+            tracker.track_expected(both)
+            other.track_expected(both, one)
+            return tracker.explain("p2").only_source
+
+        assert not says_so()
+        wait_until(says_so)
+        assert not tracker.explain("p1").only_source
+        told = {name: ctl(trackd_daemon, "explain", name).stdout for name in ("p1", "p2")}
+        words = ", and by no other that gossips: is it gone?"
+        assert re.search(rf"mentioned by +session 1 \(pid .*\){re.escape(words)}\n", told["p2"])
+        assert words not in told["p1"]
 
 
 def test_forget_drops_a_group_or_one_generation_of_it(trackd_daemon: Daemon) -> None:

@@ -229,6 +229,10 @@ def _explain_name(context: Context, name: str) -> Fields:
     }
     if lease is not None and tracker.is_offered(lease):
         fields["offered"] = True
+    if why == "missing":
+        ttl = tracker.mentions.of(row["name"]).ttl
+        if context.decide.lone.has(row["name"], ttl, context.now()):
+            fields["only_source"] = True
     return fields
 
 

@@ -69,6 +69,10 @@ class Mentions:
         """Return the mention that a name points to; KeyError when there is none."""
         return self._of[name]
 
+    def get(self, name: str) -> Mention | None:
+        """Return the mention that a name points to, or None."""
+        return self._of.get(name)
+
     def renewable(self, names: Sequence[str]) -> Mention | None:
         """Return the mention whose names are exactly these, in this order, or None."""
         mention = self._of.get(names[0]) if names else None

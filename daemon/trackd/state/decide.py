@@ -26,6 +26,7 @@ from trackd.state.advice import Advice
 from trackd.state.apply import apply
 from trackd.state.changes import By, Change, Key, Moment
 from trackd.state.counters import Metrics
+from trackd.state.lone import LoneMentions
 from trackd.state.pauses import Pauses
 from trackd.state.sources import source_of
 from trackd.state.state import State
@@ -96,6 +97,7 @@ class Decisions:
         recent: how the last claims went.
         luck: the dials in a row that met held proxies.
         flips: which marks flipped a moment ago, and what gossip says of them meanwhile.
+        lone: which missing proxies only one session mentions.
         swept: when `timers.sweep` ran last.
         metrics: what is counted.
         touch: called with a key of the checkpoint before what it stands for is edited.
@@ -133,6 +135,7 @@ class Decisions:
         self.recent: deque[RecentClaim] = deque(maxlen=RECENT_CLAIMS)
         self.luck = Luck()
         self.flips = Flips()
+        self.lone = LoneMentions()
         self.advice = Advice(state.tracker, state.leases, state.lives, config.disconnect_threshold)
         self.metrics = metrics
         self.touch = touch
@@ -612,6 +615,7 @@ class Decisions:
         if self._targets.by_name:
             self.do_all(aiming.claim(self.state.tracker, name))
         self.do(changes.Claimed(lease, session.id, name, principals[:MOST_ALIASES]))
+        self.lone.end(name)
         self.recent.append(RecentClaim(self.now, name, False, chance))
         self.advice.changed(self.now)
 
@@ -626,6 +630,7 @@ class Decisions:
         self.do(changes.Released(lease, session.id, name, cause, peer_of(by)))
         if name is not None:
             self.advice.changed(self.now)
+            self.lone.begin(name, self.now)
         if self._marks.by_name and name is not None:
             self.mark(marking.begin_hold(self.state.tracker, name, self.now, session.id))
         if self._targets.by_name and name is not None:

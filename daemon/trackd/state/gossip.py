@@ -38,6 +38,7 @@ def mention(
     """
     _count_gossip(decide, session, rows)
     _move_expiries(decide, session, rows)
+    decide.lone.note(decide.state.tracker.mentions, session.id)
     if said:
         _mark_by_gossip(decide, session, rows, {}, said)
 
@@ -67,6 +68,7 @@ def track(
     if not changed:
         if rows:
             _move_expiries(decide, session, rows)
+            decide.lone.note(tracker.mentions, session.id)
         if said:
             _mark_by_gossip(decide, session, rows, {}, said)
         if addresses:
@@ -87,6 +89,10 @@ def track(
             mentions.left_by([row[0] for row in rows]),
         )
     )
+    for i, before in changed:
+        if before is None:
+            decide.lone.begin(rows[i][0], decide.now)
+    decide.lone.note(mentions, session.id)
     if said or tracker.marks.by_name:
         moved = {rows[i][0]: before for i, before in changed}
         _mark_by_gossip(decide, session, rows, moved, said)

@@ -170,6 +170,7 @@ def test_the_explanation_of_a_proxy_has_the_fields_and_types_of_the_document() -
         "target": "ProxyTarget | None",
         **{name: LeaseRow.__annotations__[name] for name in ("reported", "rtt", "stale")},
         "offered": "bool",
+        "only_source": "bool",
     }
 
 
@@ -234,7 +235,7 @@ def test_the_fields_of_a_message_are_attributes_of_the_annotated_types(
     assert missing <= {
         *("claimed_terminating", "http_problem", "outcomes", "pause", "paused_sessions"),
         *("offered", "retry_after", "terminating", "tunnels", "reported", "rtt", "stale"),
-        *("address", "hint", "target"),
+        *("address", "hint", "only_source", "target"),
     }
     assert set(fields) <= set(kind.__annotations__)
     check(kind(fields))

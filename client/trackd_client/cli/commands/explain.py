@@ -344,7 +344,8 @@ def _list_details(
         yield "generation", f"{proxy.generation}; the newest of the group is {proxy.largest}"
         left = listing.seconds_until(tracker, proxy.expires)
         yield "expires", "-" if left is None else f"in {format_remaining(left)}"
-        yield "mentioned by", describe_source(reply.source)
+        alone = ", and by no other that gossips: is it gone?" if reply.only_source else ""
+        yield "mentioned by", describe_source(reply.source) + alone
         if (source := reply.group_source) is not None:
             yield "group set by", describe_source(source)
     if proxy.lease is not None:

@@ -261,6 +261,35 @@ def test_who_said_it_is_known_after_its_session_has_ended_and_after_a_restart(
     assert world.read("explain", name="nobody")["source"] is None
 
 
+def test_a_missing_proxy_that_only_one_session_mentions_is_explained_so(world: World) -> None:
+    both, one = ["p1", "", 1, 20.0], ["p2", "", 1, 20.0]
+
+    def gossip(*, until: float) -> None:
+        while world.clock.now < until:
+            world.admin.ask(world.desk, "track_expected", proxies=[both])
+            world.agent.ask(world.desk, "track_expected", proxies=[both, one])
+            world.clock.now += 5
+
+    def said(name: str) -> Any:
+        return world.read("explain", name=name).get("only_source")
+
+    start = world.clock.now
+    gossip(until=start + 15)
+    assert (said("p1"), said("p2")) == (None, None), "the other one may mention it yet"
+    gossip(until=start + 20)
+    assert (said("p1"), said("p2")) == (None, True)
+    for name in ("p1", "p2"):
+        claimed(world, name)
+        assert said(name) is None, "it is not missing"
+    world.agent.ask(world.desk, "close")
+    world.agent = AgentOf(3, None, uid=NOBODY)
+    world.agent.ask(world.desk, "open")
+    gossip(until=start + 40)
+    assert (said("p1"), said("p2")) == (None, True), "it is missing again"
+    world.admin.ask(world.desk, "track_expected", proxies=[both, one])
+    assert said("p2") is None
+
+
 def test_the_sessions_that_gossiped_are_remembered_up_to_a_number(world: World) -> None:
     for number in range(10, 10 + MOST_SOURCES + 3):
         agent = AgentOf(number, None, uid=NOBODY)
