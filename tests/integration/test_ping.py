@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.support import needed, socket_path, wait_until
+from helpers.support import needed, paused, socket_path, wait_until
 from trackd_client import Tracker
 from trackd_client.testing import Daemon
 
@@ -57,11 +57,8 @@ def test_no_daemon_or_one_that_hangs_is_exit_code_3(trackd_daemon: Daemon, tmp_p
     assert nowhere.stderr == (
         f"trackd: error: no trackd daemon answers at {tmp_path}/none: No such file or directory\n"
     )
-    os.kill(trackd_daemon.pid, signal.SIGSTOP)
-    try:
+    with paused(trackd_daemon.pid):
         hanging = ping("--endpoint", trackd_daemon.endpoint, "--timeout", "0.5")
-    finally:
-        os.kill(trackd_daemon.pid, signal.SIGCONT)
     assert hanging.returncode == 3
     assert "timed out" in hanging.stderr
 
