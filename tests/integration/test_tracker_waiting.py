@@ -223,8 +223,8 @@ def test_an_acquire_given_up_while_nothing_can_be_stored_leaves_nothing(
     own = make_trackd_daemon()
     tracker = maker.tracker(own.endpoint)
     lease = tracker.try_acquire()
-    waits = Background(tracker.acquire, 1.0)
-    wait_until(lambda: waiting(tracker) == 1)
+    waits = Background(tracker.acquire, 2.0)
+    wait_until(lambda: waiting(tracker) == 1 or waits.done)
     _, hard = resource.prlimit(own.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     try:
         lease.release()  # would serve the waiter

@@ -7,12 +7,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from helpers.agents import Agent
 from helpers.both_clients import Background, Maker
-from helpers.support import RawPeer, pack, wait_until
+from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from trackd_client import AcquireTimeout, AsyncTracker, Proxy, Tracker
 from trackd_client.errors import LimitExceeded
 from trackd_client.testing import Daemon, MakeDaemon
@@ -26,18 +27,22 @@ class Line:
 
     def __init__(self, endpoint: str, count: int) -> None:
         self.operator = Tracker(endpoint)
-        self.trackers = [Tracker(endpoint) for _ in range(count)]
+        self.trackers = [Tracker(endpoint, name=f"place {place}") for place in range(count)]
         self.served: list[int] = []
         self.calls: list[Background] = []
-        already = self.waiting
         for place, tracker in enumerate(self.trackers):
             self.calls.append(Background(self._wait, tracker, place))
-            wait_until(lambda n=already + place + 1: self.waiting == n)  # type: ignore[misc]
+            wait_until(partial(self._has_joined, place))  # others may leave the line meanwhile
 
     def _wait(self, tracker: Tracker, place: int) -> int:
         lease = tracker.acquire()
         self.served.append(place)
         return lease.id
+
+    def _has_joined(self, place: int) -> bool:
+        sessions = self.operator.snapshot().sessions
+        stands = any(row.name == f"place {place}" and row.waiting for row in sessions)
+        return stands or self.calls[place].done  # served at once, or failed
 
     @property
     def waiting(self) -> int:
@@ -123,7 +128,7 @@ def test_an_expiry_serves_a_waiter_at_the_first_moment_after_it(daemon: Daemon) 
     lateness = []
     with Tracker(daemon.endpoint) as holder, Tracker(daemon.endpoint) as waiter:
         for _ in range(5):
-            holder.track_expected(Proxy("p0", ttl=10.0))
+            holder.track_expected(Proxy("p0", ttl=600.0))
             lease = holder.try_acquire()
             assert lease is not None
             assert lease.claim("p0")
@@ -173,22 +178,27 @@ def test_who_times_out_is_cancelled_or_dies_is_never_granted_anything(
     busy: tuple[Daemon, Tracker],
 ) -> None:
     daemon, holder = busy
+    give_up = threading.Event()
 
     async def cancelled() -> None:
         async with AsyncTracker(daemon.endpoint) as tracker:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await tracker.acquire()
+            waits = asyncio.create_task(tracker.acquire())
+            await until(give_up.is_set)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
 
     with Agent(daemon.endpoint) as killed, Tracker(daemon.endpoint) as late:
         killed.tell("wait", 60.0)
         wait_until(lambda: holder.status()["waiting"] == 1)
-        times_out = Background(late.acquire, 0.3)
         gives_up = Background(asyncio.run, cancelled())
-        wait_until(lambda: holder.status()["waiting"] == 3)
+        wait_until(lambda: holder.status()["waiting"] == 2)
+        times_out = Background(late.acquire, 1.0)
+        wait_until(lambda: holder.status()["waiting"] == 3 or times_out.done)
         line = Line(daemon.endpoint, 1)
         with pytest.raises(AcquireTimeout):
             times_out.result()
+        give_up.set()
         gives_up.result()
         killed.kill()
         wait_until(lambda: line.waiting == 1)
@@ -247,7 +257,7 @@ def test_no_more_may_wait_than_the_limit_says(make_trackd_daemon: MakeDaemon) ->
         line = Line(daemon.endpoint, 2)
         with Tracker(daemon.endpoint) as third:
             with pytest.raises(LimitExceeded, match="2 requests wait"):
-                third.acquire(1.0)
+                third.acquire(PATIENCE)
             assert line.waiting == 2
             lease.release()
             line.calls[0].result()
@@ -314,10 +324,14 @@ def test_two_hundred_agents_are_served_in_order_and_none_of_them_polls(
             await waiting(count - len(gone))
 
             requests = (await operator.status())["requests"]
+            began = time.monotonic()
             await asyncio.sleep(2.2)
             still = (await operator.status())["requests"]
             # Each tracker has two requests that wait, and sends them after 1 s and 3 s, and later.
-            assert still - requests <= 1 + 2 * 2 * (count + 1), "nobody asks again and again"
+            looks = (time.monotonic() - began) / 2.2  # 1, unless the machine was busy
+            assert still - requests <= 1 + 2 * 2 * looks * (count + 1), (
+                "nobody asks again and again"
+            )
 
             for number in range(1, count - len(gone) + 1):
                 await operator.track_expected(Proxy(f"p{number}"))
@@ -367,8 +381,8 @@ def test_a_deadline_runs_on_while_the_daemon_is_away(
     own = make_trackd_daemon()
     tracker = maker.tracker(own.endpoint)
     lease = tracker.try_acquire()
-    waits = Background(tracker.acquire, 1.0)
-    wait_until(lambda: tracker.status()["waiting"] == 1)
+    waits = Background(tracker.acquire, 2.0)
+    wait_until(lambda: tracker.status()["waiting"] == 1 or waits.done)
     own.kill()
     with pytest.raises((AcquireTimeout, ConnectionError)):
         waits.result()
