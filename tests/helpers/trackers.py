@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 
 from trackd_client import Lease, Proxy, TrackdError, Tracker
+from trackd_client.errors import LeaseExpired
 from trackd_client.testing import Daemon
 from trackd_client.wire.protocol import decode
 
@@ -25,6 +26,15 @@ def held(tracker: Tracker, *principals: str) -> Lease:
     lease = tracker.adopt(*principals)
     assert lease is not None
     return lease
+
+
+def claimed_in_time(grant: Callable[[], Any], *principals: str) -> Any:
+    """Return a lease that has claimed; one whose time was over before gives way to another."""
+    while True:
+        lease = grant()
+        with contextlib.suppress(LeaseExpired):
+            assert lease.claim(*principals)
+            return lease
 
 
 def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[Any]]:

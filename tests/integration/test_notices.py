@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from helpers.both_clients import Background, Maker
-from helpers.support import RawPeer, pack, wait_until
+from helpers.support import PATIENCE, RawPeer, pack, wait_until
+from helpers.trackers import claimed_in_time
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.core.base_tracker import ConnectionState
 from trackd_client.errors import LeaseExpired
 from trackd_client.testing import Daemon, MakeDaemon
+from trackd_client.wire.clock import boottime
 
 pytest_plugins = ["pytester"]
 
@@ -123,14 +125,14 @@ def test_what_happens_while_nobody_watches_is_told_to_the_next_watch(
 def test_a_refused_lease_says_when_the_dial_budget_has_another(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
-    daemon = make_trackd_daemon(dial_rate=0.1, dial_burst=2)
+    daemon = make_trackd_daemon(dial_rate=0.001, dial_burst=2)
     with RawPeer(daemon.endpoint) as raw:
         raw.open()
         raw.request("track_expected", proxies=[[f"p{n}", "", 0, None] for n in range(5)])
         assert [raw.request("try_acquire")["lease"] for _ in range(2)] == [1, 2]
         refused = raw.request("try_acquire")
         assert refused["lease"] is None
-        assert 5.0 < refused["retry_after"] <= 10.0
+        assert 500.0 < refused["retry_after"] <= 1000.0
         raw.request("release", lease=1)
         assert raw.request("try_acquire")["lease"] is None, "what was taken is spent"
 
@@ -152,7 +154,7 @@ def test_the_dial_budget_is_one_for_all_agents_serves_waiters_first_and_survives
         daemon.restart()
         assert second.try_acquire() is None or first.status()["last_lease"] <= 5
         waits = Background(first.acquire)
-        wait_until(lambda: second.status()["waiting"] == 1)
+        wait_until(lambda: second.status()["waiting"] == 1 or waits.done)
         stolen = second.try_acquire()
         lease = waits.result()
         assert stolen is None or stolen.id > lease.id
@@ -174,15 +176,16 @@ def test_a_lease_that_does_not_claim_in_time_is_lost_and_its_holder_told(
 ) -> None:
     own = make_trackd_daemon(claim_timeout=2.0)
     tracker = maker.tracker(own.endpoint)
+    begun = boottime()
     lease = tracker.try_acquire()
-    assert 0.0 < lease.remaining_claim_time <= 2.0
-    assert lease.lost.wait(20.0), "nobody called"
+    remaining = lease.remaining_claim_time
+    assert 2.0 - (boottime() - begun) <= remaining <= 2.0
+    assert lease.lost.wait(PATIENCE), "nobody called"
     wait_until(lambda: lease.remaining_claim_time == 0.0)
     assert lease.released
     assert tracker.status()["inflight"] == 0
     assert tracker.state == ConnectionState.CONNECTED, "the session is well"
-    again = tracker.try_acquire()
-    assert again.claim("p1")
+    again = claimed_in_time(tracker.try_acquire, "p1")
     assert again.remaining_claim_time is None
     lease.release()
     assert tracker.is_claimed("p1")
@@ -215,7 +218,7 @@ def test_a_lease_taken_back_while_the_daemon_was_away_is_told_after_its_restart(
     own.kill()
     wait_until(lambda: lease.remaining_claim_time == 0.0)
     own.start()
-    assert lease.lost.wait(20.0)
+    assert lease.lost.wait(PATIENCE)
 
 
 def test_advice_to_close_reaches_the_lease(make_trackd_daemon: MakeDaemon, maker: Maker) -> None:
@@ -268,7 +271,7 @@ def test_callbacks_tell_each_state_and_one_that_raises_harms_nobody(
     own.kill()
     wait_until(lambda: tracker.state == ConnectionState.RECONNECTING)
     own.start()
-    assert lease.lost.wait(20.0)
+    assert lease.lost.wait(PATIENCE)
     wait_until(lambda: SessionLost in told)
     assert tracker.state == ConnectionState.LOST
     assert tracker.try_acquire().claim("p1")
@@ -291,7 +294,7 @@ def test_a_tracker_may_be_closed_from_its_callback(
     made.append(maker.tracker(own.endpoint, timeout=20.0, on_session_lost=on_lost))
     lease = made[0].try_acquire()
     own.restart()
-    assert lease.lost.wait(20.0)
+    assert lease.lost.wait(PATIENCE)
     made[0].close()
 
 

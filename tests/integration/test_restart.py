@@ -13,7 +13,7 @@ import pytest
 
 from helpers.agents import Agent
 from helpers.hosts import needs_root, process_with_pid
-from helpers.support import RawPeer, pack, wait_until
+from helpers.support import PATIENCE, RawPeer, pack, wait_until
 from helpers.writer import read_store
 from trackd.storage.files import FILE_NAME
 from trackd_client import Proxy, SessionLost, Tracker
@@ -302,6 +302,7 @@ def test_a_daemon_without_a_state_directory_says_so_and_forgets(
         status = tracker.status()
         assert (status["sessions"], status["claimed"], status["epoch"]) == (1, 1, 1)
         assert status["tracker_id"] != hello["tracker_id"]
+        wait_until(lambda: lost)  # another thread tells it
     assert len(lost) == 1
 
 
@@ -346,7 +347,7 @@ def test_a_file_that_cannot_be_used_is_moved_aside_and_agents_begin_afresh(
         (aside,) = path.parent.glob(f"{FILE_NAME}.damaged-*[0-9]")
         assert aside.read_bytes() == content
         assert " error state file unusable, moved aside; starting empty" in log_of(daemon)
-        assert lease.lost.wait(20)
+        assert lease.lost.wait(PATIENCE)
         assert tracker.status()["tracked"] == 0
         assert tracker.adopt("p1") is not None
         daemon.restart()
