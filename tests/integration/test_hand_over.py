@@ -63,7 +63,7 @@ class Agent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.pool.drain(10.0), "a dial does not end"
+        assert self.pool.drain(PATIENCE), "a dial does not end"
         self.tracker.close()
 
 
@@ -127,7 +127,7 @@ def test_without_a_successor_a_drain_ends_in_its_time_and_closes(
 ) -> None:
     with Agent(maker, own, 1) as old:
         wait_until(lambda: old.tunnels == len(PROXIES))
-        assert old.pool.drain(1.0, replace_first=True), "a tunnel did not close"
+        assert old.pool.drain(4.0, replace_first=True), "a tunnel did not close"
         assert old.tunnels == 0
     assert handed_over(operator) == []
     offered = [fields["name"] for kind, fields in events(operator) if kind == "lease_offered"]

@@ -133,7 +133,7 @@ class Agent:
         return self
 
     def __exit__(self, *ended_by: object) -> None:
-        assert self.pool.drain(10.0), "a dial does not end"
+        assert self.pool.drain(PATIENCE), "a dial does not end"
         self.tracker.close()
 
 
@@ -160,6 +160,7 @@ def test_a_pool_finds_every_proxy_from_nothing_and_lets_all_go(
     network = Network(*names(6))
     with Agent(maker, daemon, network) as agent:
         wait_until(lambda: network.connected == 6)
+        wait_until(lambda: agent.pool.stats().dialling == 0)  # one may have begun before gossip
         stats = agent.pool.stats()
         assert (stats.connected, stats.dialling, stats.claims, stats.failures) == (6, 0, 6, 0)
         assert stats.dials == stats.claims + stats.duplicates == sum(network.dials.values())
@@ -280,7 +281,7 @@ def test_a_dial_of_the_wrong_kind_that_is_seen_only_when_it_runs_is_logged(
         pool = maker.loop.run(AsyncAgentPool, tracker._target, lambda _lease: None)
     pool.start()
     wait_until(lambda: "dial returned a coroutine" in caplog.text or "must return" in caplog.text)
-    assert pool.drain(10.0)
+    assert pool.drain(PATIENCE)
 
 
 def test_a_pool_starts_once(daemon: Daemon, maker: Maker) -> None:
@@ -496,6 +497,7 @@ def test_a_dial_may_ask_early_whether_its_proxy_is_claimed(daemon: Daemon, maker
 
     with Agent(maker, daemon, network, dial=dial, max_concurrent_dials=1) as agent:
         wait_until(lambda: network.connected == 3)
+        wait_until(lambda: agent.pool.stats().dialling == 0)  # one may have begun before gossip
         stats = agent.pool.stats()
         assert stats.failures == 0
         assert stats.duplicates == len(agent.changes(Change.DUPLICATE)) == stats.dials - 3
@@ -522,7 +524,7 @@ def test_a_pool_skips_what_no_proxy_can_be_and_counts_it(daemon: Daemon, maker: 
     assert agent.pool.stats().skipped == 3
     with pytest.raises(BadPayload):
         agent.pool.feed("{}")
-    assert agent.pool.drain(1.0)
+    assert agent.pool.drain(PATIENCE)
 
 
 # -- gossip ---------------------------------------------------------------------------------------
@@ -536,7 +538,7 @@ def test_a_pool_feeds_proxies_and_teleports_json(daemon: Daemon, maker: Maker) -
     with pytest.raises(BadPayload):
         agent.pool.feed(Proxy("p2"), b"nonsense")
     assert status(daemon)["tracked"] == 2
-    assert agent.pool.drain(1.0)
+    assert agent.pool.drain(PATIENCE)
 
 
 def test_gossip_is_dropped_while_there_is_no_daemon(
@@ -548,7 +550,7 @@ def test_gossip_is_dropped_while_there_is_no_daemon(
     own.kill()
     agent.tracker.timeout = 0.1
     assert agent.pool.feed(Proxy("p1")) is False
-    assert agent.pool.drain(1.0)
+    assert agent.pool.drain(PATIENCE)
 
 
 # -- letting go -----------------------------------------------------------------------------------
@@ -575,7 +577,7 @@ def test_draining_advises_to_close_and_waits_no_longer_than_it_may(
     wait_until(lambda: status(daemon)["claimed"] == 0)
     assert status(daemon)["waiting"] == 0
     let_go.set()
-    assert agent.pool.drain(10.0) is True
+    assert agent.pool.drain(PATIENCE) is True
     assert agent.pool.drain() is True, "a second time does nothing"
     agent.tracker.close()
 
@@ -618,19 +620,19 @@ def test_draining_is_bounded_without_a_daemon_too(
         agent.serve(lease)
         assert let_go.wait(PATIENCE)
 
-    agent = Agent(maker, own, network, dial=dial, tracker={"timeout": 8.0})
+    agent = Agent(maker, own, network, dial=dial, tracker={"timeout": PATIENCE})
     agent.pool.start()
     wait_until(lambda: network.connected == 4)
     own.kill()
     drains = Background(agent.pool.drain, 0.2)
-    # Far below the 8 s that a call may take, and it would be four of them.
+    # Far below what a call may take, and it would be four of them.
     try:
-        wait_until(lambda: drains.done, 6.0)
+        wait_until(lambda: drains.done, PATIENCE / 2)
         assert drains.result() is False
     finally:
         let_go.set()
         own.start()
-    assert agent.pool.drain(20.0) is True
+    assert agent.pool.drain(PATIENCE) is True
     agent.tracker.close()
 
 
@@ -647,7 +649,7 @@ def test_a_pool_whose_tracker_is_closed_ends(daemon: Daemon, maker: Maker) -> No
     wait_until(lambda: network.connected == 3)
     agent.tracker.close()
     assert all(lease.lost for lease in agent.leases if lease.claimed_name)
-    assert agent.pool.drain(10.0) is True
+    assert agent.pool.drain(PATIENCE) is True
     assert network.connected == 0
 
 
@@ -728,9 +730,10 @@ def test_an_adopted_tunnel_to_a_terminating_proxy_closes(daemon: Daemon, maker: 
 def test_a_retired_tunnel_is_replaced_before_it_closes(daemon: Daemon, maker: Maker) -> None:
     network = Network("p0", "p1", "p2")
     teach(daemon, network.proxies())
-    with Tracker(daemon.endpoint) as operator, Agent(maker, daemon, network) as agent:
-        operator.set_connection_count(2)
-        wait_until(lambda: status(daemon)["claimed"] == 2)
+    with Tracker(daemon.endpoint) as operator:
+        operator.set_connection_count(2)  # before the pool begins, or it may connect to all
+    with Agent(maker, daemon, network) as agent:
+        wait_until(lambda: network.connected == 2)
         retired = next(lease for lease in agent.leases if lease.claimed_name is not None)
         assert retired.retire()
         wait_until(lambda: status(daemon)["claimed_desired"] == 2)
@@ -770,7 +773,7 @@ def test_a_smaller_count_closes_connections_one_at_a_time(
     assert sum(bool(lease.should_close) for lease in agent.leases) == 3
     for _ in range(10):
         proceed.release()
-    assert agent.pool.drain(10.0)
+    assert agent.pool.drain(PATIENCE)
     agent.tracker.close()
 
 
@@ -806,6 +809,7 @@ def test_nobody_is_advised_while_the_roll_out_still_misses_a_proxy(
         wait_until(lambda: agent.pool.stats().dials > dials + 50)
         assert not any(lease.should_close for lease in agent.leases)
         network.names = ["q1"]
+        wait_until(lambda: network.open["q1"] == 1)
         wait_until(lambda: network.connected == 2)
         assert network.open["q0"] == network.open["q1"] == 1
 
@@ -929,6 +933,7 @@ def test_a_dial_that_blocks_ends_when_its_tunnel_should_close(
         with Tracker(daemon.endpoint) as admin:
             admin.force_release(taken.id)
         wait_until(lambda: agent.pool.stats().claims == 3)
+        wait_until(lambda: calls)  # the proxy is free before the one who had it learns that
         assert calls == [taken.id]
     assert other.id in calls
     assert len(calls) == len(set(calls)) == 3

@@ -91,7 +91,7 @@ def test_a_lost_session_is_told_once_and_the_next_call_opens_another(
     claimed, inflight = tracker.try_acquire(), tracker.try_acquire()
     assert claimed.claim("p1")
     own.restart()
-    assert claimed.lost.wait(20), "told without a call"
+    assert claimed.lost.wait(PATIENCE), "told without a call"
     wait_until(lambda: tracker.state == ConnectionState.LOST)
     assert inflight.lost
     assert (claimed.released, claimed.claimed_name) == (True, "p1")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.both_clients import Background, Maker
-from helpers.support import run_script, socket_path, wait_until
+from helpers.support import PATIENCE, run_script, socket_path, wait_until
 from helpers.trackers import acquire, in_thread
 from trackd_client import (
     AsyncTracker,
@@ -496,7 +496,7 @@ def test_calls_of_many_threads_all_get_their_own_answers(daemon: Daemon, maker: 
     tracker.track_expected(*(Proxy(f"p{i}") for i in range(40)))
 
     def claim(name: str) -> str:
-        lease = tracker.acquire(10)
+        lease = tracker.acquire(PATIENCE)
         assert lease.claim(name)
         return str(lease.claimed_name)
 
@@ -520,7 +520,7 @@ def test_many_threads_share_one_session_and_get_their_own_answers(tracker: Track
 
     threads = [in_thread(work) for _ in range(8)]
     for thread, outcome in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
         assert outcome == [None]
     assert len({number for number, _ in claimed}) == len({name for _, name in claimed}) == 200
     status = tracker.status()
