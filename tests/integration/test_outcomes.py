@@ -269,7 +269,7 @@ def test_what_a_daemon_can_do_is_read_again_after_a_reconnect(
             wait_until(lambda: way.of("hello") != [])
             wait_until(partial(takes_outcomes, tracker, outcomes))
             lease.release(failed="other")
-            (released,) = way.of("release")
+            released = way.of("release")[0]  # on a busy machine it is sent again
             assert ("failed" in released) == outcomes
             operator.resume()
             if not outcomes:

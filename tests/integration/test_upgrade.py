@@ -139,9 +139,13 @@ def test_a_rollback_under_load_begins_empty_and_tunnels_stay_open(
         state.rename(state.with_name("trackd.db.newer"))
         start(daemon, True)
         assert wait_covered(daemon).keys() == leases.keys() == set(NAMES)
-        calls = read_history(tmp_path.glob("*.jsonl"))
-        adopted = {call.reply["name"] for call in calls if call.op == "adopt" and call.reply}
-        assert adopted == set(NAMES)
+        wait_until(lambda: adopted(tmp_path) == set(NAMES))  # each agent writes it for itself
+
+
+def adopted(directory: Path) -> set[str]:
+    """Return the names of the tunnels that recorded agents have had adopted."""
+    calls = read_history(directory.glob("*.jsonl"))
+    return {call.reply["name"] for call in calls if call.op == "adopt" and call.reply}
 
 
 def wait_covered(daemon: Daemon) -> dict[str, int]:
