@@ -86,7 +86,7 @@ def test_what_the_daemon_sees_of_an_agent_is_as_the_page_says(
 ) -> None:
     needed("unshare", "util-linux")
     # Where the kernel reports the end, silence would have to last an hour.
-    daemon = make_trackd_daemon(start=False, heartbeat_ttl=3600 if visible else 2)
+    daemon = make_trackd_daemon(start=False, heartbeat_ttl=3600 if visible else 4)
     with daemon_in(daemon_place, daemon) as pid, Tracker(daemon.endpoint) as tracker:
         command = [*command_in(agent_place, pid), sys.executable, "-c", AGENT, daemon.endpoint]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:

@@ -81,7 +81,7 @@ result = [claimed, kinds]
 
 @pytest.fixture
 def daemon(make_trackd_daemon: MakeDaemon) -> Daemon:
-    daemon = make_trackd_daemon(socket_mode="0666", **QUOTAS)
+    daemon = make_trackd_daemon(socket_mode="0666", claim_timeout=0, **QUOTAS)
     let_everybody_in(daemon)
     return daemon
 

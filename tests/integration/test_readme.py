@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self, cast
 import pytest
 
 import trackd_client
-from helpers.support import wait_until
+from helpers.support import PATIENCE, wait_until
 from trackd.config import exits
 from trackd.config.settings import SETTINGS
 from trackd_client import AsyncTracker, Event, Proxy, Tracker
@@ -90,12 +90,12 @@ class Terminal:
             assert comparable(self._output.read_text()) == comparable(self.expected)
 
     def press_enter(self) -> int:
-        self._shell.communicate(b"\n", timeout=20)
+        self._shell.communicate(b"\n", timeout=PATIENCE)
         return self._shell.returncode
 
     def press_ctrl_c(self) -> int:
         self._shell.send_signal(signal.SIGINT)
-        return self._shell.wait(timeout=20)
+        return self._shell.wait(timeout=PATIENCE)
 
     def close(self) -> None:
         if self._shell.poll() is None:
@@ -140,8 +140,8 @@ def test_the_readme_s_commands_do_what_they_are_shown_to_do(desk: Path) -> None:
 def test_the_readme_s_agent_keeps_its_proxies_tracked(
     make_trackd_daemon: MakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It feeds gossip before the old expires; with 0.2 for its minute, and 2 s for the 180."""
-    daemon = make_trackd_daemon(proxy_expiry=2.0)
+    """It feeds gossip before the old expires; with 0.2 for its minute, and 4 s for the 180."""
+    daemon = make_trackd_daemon(proxy_expiry=4.0)
     (agent,) = blocks_of(REPOSITORY / "README.md", "python")
     assert agent.count("wait(60)") == 1
     monkeypatch.setenv("TRACKD_ENDPOINT", daemon.endpoint)
@@ -159,8 +159,8 @@ def test_the_readme_s_agent_keeps_its_proxies_tracked(
         with Tracker() as tracker:
             wait_until(lambda: tracker.status()["claimed"] == 3)
             opened = tracker.status()["last_lease"]
-            # Each of the three tunnels feeds five times a second: these take 3 s at the least.
-            wait_until(lambda: gossip_messages(tracker) >= 45)
+            # Each of the three tunnels feeds five times a second: these take 5 s at the least.
+            wait_until(lambda: gossip_messages(tracker) >= 75)
             assert tracker.status()["desired"] == 3
             assert tracker.status()["last_lease"] == opened, "it dials although none is missing"
     finally:

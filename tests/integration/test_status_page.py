@@ -305,9 +305,9 @@ def test_events_of_tunnels_offers_and_addresses_are_sentences(
         silent, given = tracker.adopt("silent"), tracker.adopt("given")
         assert silent is not None
         assert given is not None
-        assert silent.report()
         assert given.offer()
         tracker.track_expected(Proxy("given", ttl=3600, address=""))
+        assert silent.report()  # the last one: it is silent from here on
         wait_until(silent.lost.is_set)
         page = Page(browser, made.url)
         by = f"lease {silent.id} of session {tracker.snapshot().sessions[0].session}"

@@ -126,7 +126,7 @@ def test_proxies_can_be_sorted(trackd_daemon: Daemon, agent: Agent) -> None:
     assert format_names(trackd_daemon, "--sort", "lease") == ["p1", "old", "p2", "p10"]
     assert format_names(trackd_daemon, "--sort", "generation")[0] == "old"
     assert format_names(trackd_daemon, "--sort", "name", "--limit", "1") == ["old"]
-    agent.do("track", [["soon", "", 3, 9.0]])
+    agent.do("track", [["soon", "", 3, 60.0]])
     assert format_names(trackd_daemon, "--sort", "expires")[0] == "soon"
 
 

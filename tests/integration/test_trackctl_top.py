@@ -13,7 +13,13 @@ from helpers.agents import Agent
 from helpers.support import paused, wait_until
 from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
-from trackd_client.testing import Daemon
+from trackd_client.testing import Daemon, MakeDaemon
+
+
+@pytest.fixture
+def trackd_daemon(make_trackd_daemon: MakeDaemon) -> Daemon:
+    """A daemon that gives a lease in flight all the time that a test takes."""
+    return make_trackd_daemon(claim_timeout=0)
 
 
 @pytest.fixture
