@@ -122,10 +122,16 @@ class Terminal:
 
     def command_pid(self) -> int:
         """Return the pid of the command that the shell runs."""
+        wait_until(self._commands)
+        return int(self._commands()[0])
+
+    def ends(self) -> None:
+        """Wait until the command has ended: what is typed before, it may take for itself."""
+        wait_until(lambda: not self._commands())
+
+    def _commands(self) -> list[str]:
         shell = self.pane_pid()
-        children = Path(f"/proc/{shell}/task/{shell}/children")
-        wait_until(lambda: children.read_text().split())
-        return int(children.read_text().split()[0])
+        return Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
 
     def __enter__(self) -> Self:
         return self

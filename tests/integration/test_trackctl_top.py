@@ -45,6 +45,7 @@ def terminal(trackd_daemon: Daemon, agent: Agent) -> Iterator[Terminal]:
 
 def is_given_back(terminal: Terminal) -> None:
     """Check that the shell has the terminal as it was: its screen, echo, and the cursor."""
+    terminal.ends()
     terminal.enter("stty -a | grep -o ' echo ' && tput cnorm && echo 'all' 'back'")
     screen = terminal.shows("all back")
     assert "trackd_client.cli" in screen, "the screen from before is there again"
@@ -187,6 +188,7 @@ def test_a_signal_ends_it_and_gives_the_terminal_back(
 ) -> None:
     os.kill(terminal.command_pid(), number)
     wait_until(lambda: terminal.state("#{alternate_on}") == "0")
+    terminal.ends()
     terminal.enter("echo code $?")
     terminal.shows(f"code {128 + number}")
     is_given_back(terminal)
@@ -213,6 +215,7 @@ def test_a_failure_gives_the_terminal_back_and_is_told(trackd_daemon: Daemon, ag
     with Terminal(*command, height=60) as terminal:
         terminal.shows("ZeroDivisionError")
         wait_until(lambda: terminal.state("#{alternate_on} #{cursor_flag}") == "0 1")
+        terminal.ends()
         terminal.enter("stty -a | grep -o ' echo '")
         terminal.shows("\n echo")
 
