@@ -118,6 +118,13 @@ def paused(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def seconds_to_stop(daemon: Daemon, number: int = signal.SIGTERM) -> float:
+    """Stop a daemon by a signal, and return how long that took."""
+    begun = time.monotonic()
+    assert daemon._end(number) == 0
+    return time.monotonic() - begun
+
+
 def serves(daemon: Daemon) -> bool:
     """Tell whether a good request is answered, and by the process that was started."""
     with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:

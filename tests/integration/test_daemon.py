@@ -26,6 +26,7 @@ from helpers.support import (
     paused,
     python_of,
     run_script,
+    seconds_to_stop,
     socket_path,
     wait_until,
 )
@@ -269,17 +270,19 @@ def test_another_clusters_state_is_moved_aside(make_trackd_daemon: MakeDaemon) -
 def test_a_signal_stops_it_within_two_seconds_under_load(
     trackd_daemon: Daemon, number: signal.Signals
 ) -> None:
+    idle = seconds_to_stop(trackd_daemon, number)
+    trackd_daemon.start()
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(RawPeer(trackd_daemon.endpoint)).open() for _ in range(16)]
-        for peer in peers:  # far more than it can serve in that time, changes among them
-            for i in range(2_000):
-                peer.send(pack(peer.body("set_connection_count", count=i)))
-                peer.send(pack(peer.body("is_claimed", principals=["p"])))
+        with paused(trackd_daemon.pid):  # or a quick one would be done with most of it
+            for peer in peers:  # far more than it can serve in that time, changes among them
+                for i in range(2_000):
+                    peer.send(pack(peer.body("set_connection_count", count=i)))
+                    peer.send(pack(peer.body("is_claimed", principals=["p"])))
         for peer in peers:
             assert peer.receive() is not None
-        begun = time.monotonic()
-        assert trackd_daemon._end(number) == 0
-        assert time.monotonic() - begun < 2
+        # The second bound is for machines on which an idle daemon takes long, too.
+        assert seconds_to_stop(trackd_daemon, number) < max(2.0, 4 * idle)
         served = 0
         for peer in peers:
             while peer.receive(0) is not None:
@@ -535,7 +538,7 @@ Requests._answer = lambda self, call: time.sleep(600)
         begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 1
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < PATIENCE / 2
     assert "does not stop" in daemon.log.read_text()
     daemon.start()  # what it left is taken over
     assert daemon.stop() == 0

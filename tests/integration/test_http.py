@@ -22,7 +22,15 @@ import pytest
 from waitress.channel import HTTPChannel
 
 from helpers.hosts import fill, small_disk
-from helpers.support import PATIENCE, descriptors, needed, paused, processor_seconds, wait_until
+from helpers.support import (
+    PATIENCE,
+    descriptors,
+    needed,
+    paused,
+    processor_seconds,
+    seconds_to_stop,
+    wait_until,
+)
 from helpers.web import Site, free_port, path_of, site, unix_site
 from trackd.config.settings import load
 from trackd.host.own_paths import OwnPaths
@@ -413,6 +421,8 @@ def test_a_port_is_taken_again_right_after_a_kill(tcp: Site) -> None:
 
 
 def test_a_daemon_with_viewers_stops_as_fast_as_ever(tcp: Site) -> None:
+    idle = seconds_to_stop(tcp.daemon)
+    tcp.start()
     stop = threading.Event()
 
     def look() -> None:
@@ -426,9 +436,7 @@ def test_a_daemon_with_viewers_stops_as_fast_as_ever(tcp: Site) -> None:
     for viewer in viewers:
         viewer.start()
     wait_until(lambda: tcp.ask("/healthz").status == 200)
-    began = time.monotonic()
-    assert tcp.daemon.stop() == 0
-    assert time.monotonic() - began < 2
+    assert seconds_to_stop(tcp.daemon) < max(2.0, 4 * idle)
     stop.set()
     for viewer in viewers:
         viewer.join()
