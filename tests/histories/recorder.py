@@ -57,7 +57,8 @@ def read_history(paths: Iterable[Path]) -> list[Call]:
 def _read_file(path: Path) -> list[Call]:
     asked: dict[int, tuple[float, str | None, str, dict[str, Any]]] = {}
     replies: dict[int, tuple[float, dict[str, Any]]] = {}
-    for line in path.read_text().splitlines():
+    whole, _, _ = path.read_text().rpartition("\n")  # the last line may be half written yet
+    for line in whole.splitlines():
         kind, seq, *rest = json.loads(line)
         if kind == "call":
             asked[seq] = (rest[0], rest[1], rest[2], rest[3])
