@@ -277,7 +277,7 @@ def test_a_daemon_without_a_state_directory_says_so_and_forgets(
 ) -> None:
     daemon = make_trackd_daemon(state_dir="")
     assert not list(daemon.directory.rglob(FILE_NAME))
-    assert "memory alone" in log_of(daemon)
+    wait_until(lambda: "memory alone" in log_of(daemon))  # a thread of its own writes the log
     lost: list[SessionLost] = []
     with Tracker(daemon.endpoint, on_session_lost=lost.append) as tracker:
         tracker.track_expected(Proxy("p1"), Proxy("p2"))
@@ -346,7 +346,8 @@ def test_a_file_that_cannot_be_used_is_moved_aside_and_agents_begin_afresh(
         daemon.start()
         (aside,) = path.parent.glob(f"{FILE_NAME}.damaged-*[0-9]")
         assert aside.read_bytes() == content
-        assert " error state file unusable, moved aside; starting empty" in log_of(daemon)
+        said = " error state file unusable, moved aside; starting empty"
+        wait_until(lambda: said in log_of(daemon))
         assert lease.lost.wait(PATIENCE)
         assert tracker.status()["tracked"] == 0
         assert tracker.adopt("p1") is not None

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -249,10 +248,14 @@ def test_every_admin_act_is_logged_with_who_did_it(trackd_daemon: Daemon) -> Non
         for act in acts.values():
             done = ctl(trackd_daemon, *act)
             assert done.returncode == 0, done.stderr
-    lines = [line for line in trackd_daemon.log.read_text().splitlines() if "admin act" in line]
-    found: dict[str, Any] = {}
-    for line in lines:
-        found[re.findall(r"operation=(\w+)", line)[0]] = line
+
+    def logged() -> dict[str, str]:
+        lines = trackd_daemon.log.read_text().splitlines(keepends=True)
+        found = [line for line in lines if "admin act" in line and line.endswith("\n")]
+        return {re.findall(r"operation=(\w+)", line)[0]: line for line in found}
+
+    wait_until(lambda: len(logged()) >= len(acts))  # a thread of the daemon's own writes the log
+    found = logged()
     assert found.keys() == acts.keys()
     for line in found.values():
         assert f"uid={os.getuid()} pid=" in line
