@@ -68,7 +68,7 @@ def test_a_message_is_not_held_up_by_a_moment_to_come(inbox: Inbox) -> None:
     inbox.put(Envelope("message"))
     begun = time.monotonic()
     assert inbox.get().message == "message"
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < PATIENCE  # the moment is 4,000 s away
 
 
 def test_without_a_moment_it_sleeps_until_a_message_comes(inbox: Inbox, clock: Clock) -> None:
