@@ -211,6 +211,19 @@ def test_others_may_not_read_the_files(open_store: Open, tmp_path: Path) -> None
 # -- whose file, of which boot, of which schema ------------------------------------------
 
 
+def test_notes_are_written_again_when_their_file_was_removed(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store()
+    batches_of(store)
+    token = b"t" * 16
+    assert store.note_done(token, [1, 5])
+    (tmp_path / "trackd.mark").unlink()
+    store.restore_files()
+    store._db.close()  # a kill
+    assert open_store().noted_done() == {token: [1, 5]}
+
+
 def test_another_boot_begins_empty(open_store: Open) -> None:
     store = open_store()
     append(store, ("a", 1))
