@@ -10,7 +10,8 @@ from benchmarks import fleet
 @pytest.mark.slow
 def test_a_fleet_of_pools_needs_less_time_than_polling_and_fewer_dials_than_going_without() -> None:
     def measure(loop: str) -> fleet.Result:
-        return fleet.measure(loop, members=120, proxies=16, processes=2, seed=1, patience=100.0)
+        # So few proxies that chance hardly ever needs as many dials as one process has agents.
+        return fleet.measure(loop, members=120, proxies=8, processes=2, seed=1, patience=100.0)
 
     pool, polling, naive = map(measure, fleet.LOOPS)
     print("\n" + fleet.table([pool, polling, naive]))

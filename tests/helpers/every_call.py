@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 import zmq
@@ -28,6 +28,7 @@ from trackd_client import (
     AsyncTracker,
     Lease,
     Mirror,
+    NoAnswer,
     Policy,
     Proxy,
     TrackdError,
@@ -238,7 +239,10 @@ def walk_sync(walk: Walk, fault: Callable[[], Any], endpoint: str) -> None:
         for kind, name in calls:
             tracker = Tracker(endpoint, timeout=TIMEOUT)
             wants = used or kind is Lease
-            lease = tracker.adopt(f"{kind.__name__}.{name}.{used}") if wants else None
+            lease = None
+            while wants and lease is None:
+                with suppress(NoAnswer):  # TIMEOUT may be short for this machine
+                    lease = tracker.adopt(f"{kind.__name__}.{name}.{used}")
             pool = AgentPool(tracker, dial, drain_timeout=TIMEOUT)
             target = {Tracker: tracker, Lease: lease, AgentPool: pool}[kind]
             with fault():
@@ -264,7 +268,10 @@ async def walk_async(walk: Walk, fault: Callable[[], Any], endpoint: str) -> Non
         for kind, twin, name in calls:
             tracker = AsyncTracker(endpoint, timeout=TIMEOUT)
             wants = used or kind is AsyncLease
-            lease = await tracker.adopt(f"{kind.__name__}.{name}.{used}") if wants else None
+            lease = None
+            while wants and lease is None:
+                with suppress(NoAnswer):
+                    lease = await tracker.adopt(f"{kind.__name__}.{name}.{used}")
             pool = AsyncAgentPool(tracker, dial, drain_timeout=TIMEOUT)
             target = {AsyncTracker: tracker, AsyncLease: lease, AsyncAgentPool: pool}[kind]
             with fault():
