@@ -434,7 +434,7 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
     assert type(about) is ProxyExplanation
     assert (about.why, about.proxy.lease) == ("claimed", lease.id)
     reports = {"reported", "rtt", "stale"}  # where a lease has reported
-    offers = {"offered", "target", "address"}
+    offers = {"offered", "target", "address", "only_source"}
     assert set(about) == set(ProxyExplanation.__annotations__) - reports - offers
 
     snapshot = tracker.snapshot()
