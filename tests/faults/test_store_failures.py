@@ -9,21 +9,24 @@ from __future__ import annotations
 import resource
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.agents import Agent
+from helpers.event_watch import Watch
 from helpers.hosts import fill, needs_root, small_disk, started_by
 from helpers.kept import Kept, KeptInSQLite
-from helpers.support import RawPeer, wait_until
+from helpers.support import PATIENCE, RawPeer, wait_until
 from helpers.writer import AgentOf, Clock, Desk, Faults, Host, observe, sqlite_error
 from trackd.host.processes import start_time
 from trackd.storage.store import StoreError
 from trackd_client import Proxy, Tracker
+from trackd_client.core.stream import QUIET_SECONDS
 from trackd_client.errors import Code, StoreUnavailable
 from trackd_client.testing import Daemon, MakeDaemon
 from trackd_client.wire.protocol import decode_reply
@@ -345,6 +348,34 @@ def test_a_daemon_started_on_a_full_disk_reads_on_and_stores_when_there_is_room(
             filler.unlink()
             burdened.check_it_recovers(count)
             assert tracker.status()["epoch"] == 3
+        daemon.stop()
+
+
+@needs_root
+def test_who_follows_a_daemon_that_starts_on_a_full_disk_misses_nothing(
+    make_trackd_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        daemon = make_trackd_daemon(state_dir=disk)
+        with (
+            Tracker(daemon.endpoint, timeout=PATIENCE) as tracker,
+            closing(Watch(Tracker(daemon.endpoint, timeout=PATIENCE))) as watch,
+        ):
+            watch.begun()
+            Burdened(daemon, tracker)
+            watch.reaches(tracker.status()["revision"])
+            filler = fill(disk)
+            change_until_refused(tracker)
+            stored = tracker.status()["revision"]
+            daemon.restart()
+            time.sleep(2 * QUIET_SECONDS)  # in which a client that misses an event gives it up
+            replies = tracker.status(), tracker.explain(), tracker.log(after=stored)
+            assert [reply["revision"] for reply in replies] == [stored] * 3
+            filler.unlink()
+            wait_until(lambda: change(tracker, 77))
+            watch.reaches(tracker.status()["revision"])
+            assert "gap" not in watch.kinds
+            assert watch.kinds.count("daemon_started") == 1
         daemon.stop()
 
 

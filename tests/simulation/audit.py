@@ -215,7 +215,7 @@ class Audit:
         body = reply.body
         key = client, body["seq"]
         request = self._requests[key]
-        self._promised = max(self._promised, body["revision"] - _unstored(desk))
+        self._promised = max(self._promised, body["revision"])
         if key in self._answers:
             self._again(key, frame, body)
             return

@@ -477,6 +477,7 @@ class TrackerActor(SupervisedActor):
         self._reload_state()
         if not self._epoch_stored:  # as it will be once the store works; `_probe` stores it
             self._decide.begin_epoch(self._tracker_id, self._stored_count)
+            self._decide.ahead = self._state.revision - self._published
         for call in self._batch:
             call.set(self._requests.answer(call))
         self._decide.take()  # answering found nothing to change; see Requests
@@ -551,7 +552,7 @@ class TrackerActor(SupervisedActor):
         for call in self._batch:
             body = error_body(
                 call.seq,
-                self._state.revision,
+                self._decide.revision,
                 Code.INTERNAL,
                 "the daemon met an error of its own and restarts; its log tells more",
             )

@@ -72,7 +72,7 @@ class Requests:
 
     def _refuse(self, call: Call, error: ProtocolError) -> bytes:
         self.context.runtime.metrics.errors[error.code] += 1
-        body = error_body(call.seq, self.state.revision, error.code, str(error))
+        body = error_body(call.seq, self.decide.revision, error.code, str(error))
         body.update(error.fields)
         if error.code == Code.UNAVAILABLE:
             body["retry_after"] = STORE_RETRY

@@ -58,7 +58,7 @@ def _gauges(context: Context) -> list[Family]:
         gauges("trackd_build_info", "The program.", list(build), [[list(build.values()), 1]]),
         gauge("trackd_start_time_seconds", "Unix time of the start.", runtime.wall),
         gauge("trackd_epoch", "Starts of the daemon with this state.", state.epoch),
-        gauge("trackd_revision", "Changes of the state, across restarts.", state.revision),
+        gauge("trackd_revision", "Changes of the state, across restarts.", context.decide.revision),
         gauges(
             "trackd_tracked_proxies",
             f"Tracked proxies by group, the first {MOST_GROUPS} groups by name.",

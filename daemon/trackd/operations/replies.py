@@ -53,7 +53,7 @@ class Replies:
 
     def frame(self, seq: int, fields: Fields) -> bytes:
         """Return the frame of a reply."""
-        return encode(REPLY, {"seq": seq, "revision": self._decide.state.revision, **fields})
+        return encode(REPLY, {"seq": seq, "revision": self._decide.revision, **fields})
 
     def has_number(self, session: Session, *, spare: bool = False) -> bool:
         """Return whether a session may have another request that waits or whose reply is kept.

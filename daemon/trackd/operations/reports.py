@@ -295,7 +295,7 @@ def history(context: Context, _call: Call, request: requests.Log) -> Fields:
     return {
         "events": kept.after(request.after, request.limit, older=request.older),
         "oldest": kept.oldest,
-        "newest": context.state.revision,
+        "newest": context.decide.revision,
         "history": kept.most,
         **context.state_fields(),
     }

@@ -30,7 +30,7 @@ def snapshot(context: Context, call: Call, request: requests.Snapshot) -> Fields
     peer, now = call.peer, context.now()
     assert peer is not None
     if cursor is None:
-        cursor = listings.begin(peer, of, state.revision, keys(state), now)
+        cursor = listings.begin(peer, of, context.decide.revision, keys(state), now)
     page = listings.page(peer, of, cursor, request.limit, lambda key: row(context, key), now)
     if page is None:
         raise ProtocolError(

@@ -86,6 +86,8 @@ class Decisions:
         now: the moment of the message that is handled: seconds of CLOCK_BOOTTIME. It stands still
             meanwhile, or a proxy might expire within one grant, after the purge.
         batch: the changes since the last commit.
+        ahead: how many events the state has that no commit will store: those of a start that could
+            not be stored. It is made once more when changes can be stored again.
         began: when this daemon began.
         made: how many changes were made so far.
         finished: parked acquires to answer.
@@ -126,6 +128,7 @@ class Decisions:
         self.config = config
         self.now = 0.0
         self.batch: list[Moment] = []
+        self.ahead = 0
         self.began = 0.0
         self.made = 0
         self.finished: list[Finished] = []
@@ -171,6 +174,14 @@ class Decisions:
         """Make changes, one after the other."""
         for change in made:
             self.do(change)
+
+    @property
+    def revision(self) -> int:
+        """The revision for replies: of the last event that is stored, or will be with this batch.
+
+        Whoever follows events waits for those that replies speak of.
+        """
+        return self.state.revision - self.ahead
 
     def take(self) -> list[Moment]:
         """Return the changes of the batch, and begin a new one."""
