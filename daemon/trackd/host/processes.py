@@ -113,13 +113,16 @@ def command_of(pid: int) -> str:
 
     It is the program, and for an interpreter the script or module that it runs
     (`python3 agent.py`, `python3 -m agent`). Nothing else of the arguments is shown, since they
-    may be secrets: no code behind `-c`, no assignment, no word of another program.
+    may be secrets: no code behind `-c`, no assignment, no word of another program. A process may
+    have made a whole sentence of its name; then the name of the file that it runs is shown.
     """
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        program, *words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
+        if "=" in program or len(program.split()) > 1:
+            program = Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:
         return ""
-    program, *words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
     shown = [os.path.basename(program)]  # noqa: PTH119 - a word, not a path that is used
     if _INTERPRETER.fullmatch(shown[0]):
         shown += _script_words(words)

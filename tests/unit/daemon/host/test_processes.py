@@ -176,6 +176,18 @@ def test_a_command_shows_its_script_and_none_of_its_arguments(
     assert command_of(1) == shown
 
 
+@pytest.mark.parametrize("name", ["agent --password=s3cret", "TOKEN=s3cret", "a/b s3cret", "a\ts"])
+def test_a_process_that_has_a_sentence_for_a_name_is_shown_as_the_file_that_it_runs(
+    tmp_path: Path, name: str
+) -> None:
+    program = tmp_path / "my agent"
+    program.symlink_to("/bin/sleep")
+    for file, shown in (("/bin/sleep", "sleep"), (program, "my agent")):
+        with subprocess.Popen([name, "60"], executable=file) as process:
+            wait_until(lambda shown=shown: command_of(process.pid) == shown)  # type: ignore[misc]
+            process.kill()
+
+
 def test_where_pidfds_are_refused_a_process_that_is_gone_is_noticed_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
