@@ -32,6 +32,8 @@ from trackd_client.wire.protocol import REPLY, REQUEST, VERSION
 
 #: Seconds that anything may take before a test gives up on it.
 PATIENCE = 60.0
+#: Seconds after which a raw peer sends again what was not answered.
+RESEND_SECONDS = 10.0
 
 
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -224,11 +226,18 @@ class RawPeer:
         return body
 
     def ask(self, body: Mapping[str, Any], seconds: float = PATIENCE) -> dict[str, Any]:
-        """Send the body of a request, and return the reply with its number."""
-        self.send(pack(body))
-        while (reply := self.receive(seconds)) is not None:
-            if reply["seq"] == body.get("seq"):
-                return reply
+        """Send the body of a request, and return the reply with its number.
+
+        A request is lost with a connection that ends at that moment. So it is sent again, as
+        docs/protocol.md says.
+        """
+        deadline = time.monotonic() + seconds
+        while (now := time.monotonic()) < deadline:
+            self.send(pack(body))
+            again = min(now + RESEND_SECONDS, deadline)
+            while (reply := self.receive(max(0.0, again - time.monotonic()))) is not None:
+                if reply["seq"] == body.get("seq"):
+                    return reply
         raise AssertionError(f"no answer to {body!r:.200}")
 
     def body(self, op: str, **fields: Any) -> dict[str, Any]:
