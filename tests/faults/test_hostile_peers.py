@@ -207,7 +207,7 @@ def test_a_frame_beyond_the_limit_is_refused_and_a_far_larger_one_cut_off(peer: 
         assert refused(peer, ping_of(size)) == Code.LIMIT_EXCEEDED
     peer.send(ping_of((1 << 20) + FRAME_SLACK + 1))
     peer.send(PING)  # lost with the connection, perhaps
-    wait_until(lambda: peer.ask({"op": "ping", "seq": 10}, seconds=1))
+    assert "error" not in peer.ask({"op": "ping", "seq": 10})
 
 
 # -- requests -------------------------------------------------------------------------
@@ -482,7 +482,8 @@ def test_a_socket_of_another_kind_does_no_harm(daemon: Daemon, kind: int) -> Non
     with RawPeer(daemon.endpoint, kind=kind) as peer:
         with contextlib.suppress(zmq.ZMQError):  # a ROUTER that is not connected yet
             peer.send(b"", PING) if kind == zmq.ROUTER else peer.send(PING)
-        assert peer.socket.poll(50 if kind != zmq.DEALER else 5000) == (kind == zmq.DEALER)
+        patience = int(PATIENCE * 1000) if kind == zmq.DEALER else 50
+        assert peer.socket.poll(patience) == (kind == zmq.DEALER)
 
 
 @pytest.mark.parametrize(
@@ -601,6 +602,20 @@ def half_open(daemon: Daemon, count: int) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
+def all_half_open(daemon: Daemon, count: int) -> contextlib.ExitStack:
+    """Begin handshakes until the daemon has nearly all of them at one time.
+
+    It drops each after a few seconds, the first perhaps before the last when the machine is slow.
+    """
+    deadline = time.monotonic() + PATIENCE
+    before = descriptors(daemon.pid)
+    while True:
+        with half_open(daemon, count) as stack, contextlib.suppress(AssertionError):
+            wait_until(lambda: descriptors(daemon.pid) >= before + 0.95 * count, 5.0)
+            return stack.pop_all()
+        assert time.monotonic() < deadline, "they never were there all at once"
+
+
 def test_hundreds_of_half_open_handshakes_hold_up_nobody(daemon: Daemon) -> None:
     def serve() -> float:
         begun = time.monotonic()
@@ -610,8 +625,7 @@ def test_hundreds_of_half_open_handshakes_hold_up_nobody(daemon: Daemon) -> None
 
     idle = serve()
     before = descriptors(daemon.pid)
-    with half_open(daemon, 400):
-        wait_until(lambda: descriptors(daemon.pid) >= before + 390)
+    with all_half_open(daemon, 400):
         assert serve() < max(5.0, 10 * idle)
     wait_until(lambda: descriptors(daemon.pid) <= before + 5)
 
@@ -619,8 +633,7 @@ def test_hundreds_of_half_open_handshakes_hold_up_nobody(daemon: Daemon) -> None
 @pytest.mark.slow
 def test_half_open_handshakes_are_dropped_after_a_while(daemon: Daemon) -> None:
     before = descriptors(daemon.pid)
-    with half_open(daemon, 100):
-        wait_until(lambda: descriptors(daemon.pid) >= before + 95)
+    with all_half_open(daemon, 100):
         wait_until(lambda: descriptors(daemon.pid) <= before + 5)
 
 

@@ -235,8 +235,8 @@ def test_a_kill_loses_nothing(machine: Machine, service: str, agents: list[Agent
     start_agents(machine, agents)
     for count in range(1, 4):
         machine.kill(main_pid(machine, service))
+        machine.wait_until(lambda: restarts(machine, service) == count)  # noqa: B023
         agents[0].go_on()
-        assert restarts(machine, service) == count
     nothing_was_lost_or_run_twice(machine, agents)
 
 
@@ -271,8 +271,8 @@ def test_twenty_crashes_in_a_row_neither_loop_hot_nor_end_in_a_failure(
         machine.wait_until(lambda: main_pid(machine, service) not in {0, last})  # noqa: B023
         last = main_pid(machine, service)
         machine.kill(last)
+    machine.wait_until(lambda: restarts(machine, service) == 20)
     agents[0].go_on()
-    assert restarts(machine, service) == 20
     assert time.monotonic() - began >= 20, "a start a second, at most"
     for unit in (service, service.replace(".service", ".socket")):
         machine.wait_until(lambda: machine.show(unit, "ActiveState") == "active")  # noqa: B023
@@ -431,12 +431,12 @@ def test_a_killed_agent_of_any_user_is_noticed_by_the_kernel_in_spite_of_all_har
     agents.append(Agent(machine, CLUSTER, "root's", user="root"))
     for agent in agents:
         machine.kill(agent.pid)
-    # A session without a visible process would live for 30 seconds more.
-    machine.wait_until(lambda: machine.status(CLUSTER)["sessions"] == 0, seconds=10)
+    machine.wait_until(lambda: machine.status(CLUSTER)["sessions"] == 0)
     ended = [
         e for e in machine.journal("--unit", service) if e.get("TRACKD_EVENT") == "session ended"
     ]
     assert {int(e["TRACKD_PID"]) for e in ended[-2:]} == {agent.pid for agent in agents}
+    # Without a visible process they would have ended 30 seconds later, for no heartbeat.
     assert {e["TRACKD_REASON"] for e in ended[-2:]} == {"process_exited"}
 
 
