@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Self
 
 from fleet.etcd_program import etcd_program
 from helpers.support import wait_until
+from helpers.web import free_port
 from trackd.fleet.etcd import Etcd, EtcdError
 
 
@@ -218,11 +218,10 @@ class Cluster:
 
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that were free a moment ago, each another one."""
-    with ExitStack() as sockets:
-        return [
-            sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            for _ in range(count)
-        ]
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def _answers(etcd: Etcd) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Self
@@ -46,7 +47,7 @@ class Laboratory:
             names: the bastions.
         """
         self.place = place
-        self.ports = {"balancer": _free_port()}
+        self.ports = {"balancer": _free_port(())}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         for path in EXAMPLE.iterdir():
             if path.is_file():
@@ -80,7 +81,7 @@ class Laboratory:
 
     def make_bastion(self, name: str) -> None:
         """Give a bastion a port, a key, a certificate, and a configuration."""
-        self.ports[name] = _free_port()
+        self.ports[name] = _free_port(self.ports.values())
         self._make_key(name)
         principals = f"bastions,{name}.example.com,{name}"
         sign = ("ssh-keygen", "-q", "-s", self.place / "host_ca", "-I", name, "-h")
@@ -189,9 +190,13 @@ class Laboratory:
         path.write_text(text.replace(old, new))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def _free_port(taken: Collection[int]) -> int:
+    """Return a port that nobody has, also outside those that the kernel gives to connections."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        if port not in taken:
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
 
 
 def _run(*command: str | Path) -> None:
@@ -207,7 +212,7 @@ def show(laboratory: Laboratory) -> None:
         *(f"--endpoint={endpoint}", f"--state-dir={laboratory.place}/state"),
     )
     os.environ |= laboratory.environ | {"TRACKD_ENDPOINT": str(endpoint)}
-    trackctl("wait", "--allow-none", "--timeout=20")
+    trackctl("wait", "--allow-none", "--timeout=60")
     laboratory.start("keep", *TRACKCTL, "keep", "--", laboratory.place / "tunnel.sh")
     for name, process in laboratory.running.items():
         print(f"{name:<9} pid {process.pid}, log {laboratory.place}/{name}.log")
