@@ -179,7 +179,7 @@ with Tracker(sys.argv[1], timeout=60.0) as tracker:
     while tracker._connections._idle:
         tracker._connections._idle.pop().close()
     counts = []  # a thread of libzmq closes the descriptors a little later
-    while len(set(counts[-30:])) > 1 or len(counts) < 30:
+    while len(set(counts[-100:])) > 1 or len(counts) < 100:
         counts.append(len(os.listdir("/proc/self/fd")))
         time.sleep(0.01)
     with descriptors_left(0):

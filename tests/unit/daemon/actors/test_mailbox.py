@@ -396,11 +396,11 @@ def test_an_answer_that_finds_no_room_is_tried_again(
             call.set(reply(sent, fill=bytes(4_000)))
             mailbox.flush()
         for _ in range(sent - 1):
-            assert slow.poll(20_000)
+            assert slow.poll(int(PATIENCE * 1000))
             slow.recv()
         mailbox.flush()
         assert not unsent(mailbox)
-        assert slow.poll(20_000)
+        assert slow.poll(int(PATIENCE * 1000))
         assert slow.recv() == reply(sent, fill=bytes(4_000))
 
 

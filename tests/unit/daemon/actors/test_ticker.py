@@ -72,12 +72,14 @@ def test_it_tells_a_sweep_soon_after_the_moment_and_not_before(
     start: Start, told: queue.SimpleQueue[Any]
 ) -> None:
     ticker = start(time.monotonic)
+    late = []
     for _ in range(5):
         moment = time.monotonic() + 0.02
         ticker.tell(WakeAt(moment))
         assert isinstance(told.get(timeout=PATIENCE), Sweep)
-        late = time.monotonic() - moment
-        assert 0 < late < 5
+        late.append(time.monotonic() - moment)
+    assert min(late) > 0
+    assert sorted(late)[2] < 5, "the machine may stand still once"
     assert told.empty()
 
 

@@ -233,7 +233,7 @@ def test_a_refusal_is_logged_with_key_and_address_but_not_each(
     ):
         for number, each in enumerate(strangers, 1):
             site.connect(each).send(b"in")
-            wait_until(lambda number=number: authentication.refused == number)  # type: ignore[misc]
+            wait_until(lambda number=number: authentication.refused >= number)  # type: ignore[misc]
     assert caplog.messages == [
         f"refused a connection from 127.0.0.1: no host has its key {strangers[0].public}"
     ]

@@ -37,7 +37,9 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def log(gate: Gate) -> logging.Logger:
+def log(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    for name in ("FOLD_SECONDS", "FLUSH_SECONDS"):  # a machine may stand still for a second
+        monkeypatch.setattr(module, name, PATIENCE)
     logger = logging.getLogger("trackd.test_log_queue")
     logger.propagate = False
     logger.setLevel(logging.INFO)
