@@ -84,7 +84,6 @@ class Backoff:
     def end(self) -> None:
         """End the pause: failures count from 1 again."""
         self.pause = None
-        self._probe = None
         self._claims.clear()
 
     def begin_probe(self, lease: int, granted: float) -> None:

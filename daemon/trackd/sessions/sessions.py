@@ -74,7 +74,7 @@ class ParkedWatch(NamedTuple):
     route: bytes
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Live:
     """What a restart forgets of a session, since its client brings it again or nobody needs it.
 
@@ -288,10 +288,10 @@ class Sessions:
 
     def expect_heartbeat(self, session: Session, deadline: float) -> None:
         """End a session at its deadline unless a heartbeat comes before."""
-        if session.live.deadline is None:
-            session.live.deadline = deadline
-            self._heartbeats.add(deadline, session.id, session)
+        is_new = session.live.deadline is None
         session.live.deadline, session.live.overdue = deadline, False
+        if is_new:
+            self._heartbeats.add(deadline, session.id, session)
 
     def long_ended(self, now: float) -> list[bytes]:
         """Return the tokens of the ended sessions that are too old or too many, oldest first."""

@@ -35,7 +35,33 @@ def test_without_a_rate_there_is_no_limit(rate: float) -> None:
     for _ in range(10):
         assert budget.wait(5.0) == 0.0
         budget.take(5.0)
-    assert not budget.limited
+    assert budget.limited is False
+    assert budget.level() == (1.0, 0.0), "nothing is taken"
+
+
+def test_it_begins_full_at_any_moment_and_a_slow_rate_is_one() -> None:
+    budget = Budget(rate=0.5, burst=1)
+    assert budget.limited is True
+    assert budget.wait(0.0) == 0.0
+    budget.take(0.0)
+    assert budget.wait(0.0) == 2.0
+
+
+def test_another_rate_and_burst_hold_from_now_on() -> None:
+    budget = Budget(rate=1.0, burst=4)
+    for _ in range(4):
+        budget.take(10.0)
+    budget.change(0.5, 2, 11.0)
+    assert (budget.rate, budget.burst) == (0.5, 2)
+    assert budget.level() == (1.0, 11.0), "what was saved before is kept"
+    assert budget.tokens(12.0) == 1.5
+    assert budget.tokens(100.0) == 2.0
+
+
+def test_a_limit_where_none_was_begins_with_a_full_burst() -> None:
+    budget = Budget(rate=0.0, burst=1)
+    budget.change(1.0, 3, 7.0)
+    assert budget.level() == (3.0, 7.0)
 
 
 def test_a_budget_goes_on_where_another_left_and_time_has_passed_meanwhile() -> None:

@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from trackd.rules import deadlines as deadlines_module
 from trackd.rules.deadlines import Deadlines
 
 
@@ -76,8 +75,24 @@ def test_each_deadline_that_was_put_off_is_corrected_once_and_nothing_walks(
     assert Thing.looks <= len(things) + 21
 
 
-def test_things_that_are_gone_take_no_room_for_long() -> None:
+def test_things_that_are_gone_are_dropped_when_they_are_64_more_than_the_others() -> None:
     deadlines = Deadlines(deadline_of)
-    for number in range(10_000):
-        add(deadlines, number, 1e9).deadline = None
-    assert len(deadlines._heap) <= deadlines_module._MOST_LEFT + 1
+    stay = [add(deadlines, number, 100.0 - number) for number in range(10)]
+    sizes = []
+    for number in range(10, 145):
+        thing = add(deadlines, number, 1.0)
+        sizes.append(len(deadlines._heap))
+        thing.deadline = None
+    assert sizes == [*range(11, 65), *range(11, 2 * 11 + 64 + 1), *range(11, 16)]
+    assert deadlines.past(91.5) == [stay[9]]
+
+
+def test_of_those_that_stay_the_earliest_is_known_when_the_others_are_dropped() -> None:
+    rng = random.Random(7)
+    for _ in range(100):
+        deadlines = Deadlines(deadline_of)
+        things = [add(deadlines, number, rng.random()) for number in range(64)]
+        for thing in rng.sample(things, 32):
+            thing.deadline = None
+        add(deadlines, 64, 1.0)
+        assert deadlines.next() == min(each.deadline or 1.0 for each in things)

@@ -51,6 +51,10 @@ def test_the_order_goes_on_counting_from_what_a_restart_brought_back() -> None:
     assert queue.last_order == 12
 
 
+def test_the_first_order_is_one() -> None:
+    assert Queue().last_order == 0
+
+
 def test_the_next_deadline_is_the_earliest_of_those_who_wait() -> None:
     late, early, never = waiter(1, 20.0), waiter(2, 10.0), waiter(3)
     queue = queue_of(late, early, never)
@@ -81,6 +85,36 @@ def test_early_leavers_with_far_deadlines_do_not_pile_up() -> None:
         queue.remove(each)
     assert len(queue._deadlines) < 200
     assert len(queue._turns) < 200
+
+
+def test_whoever_stays_keeps_turn_and_deadline_when_the_leavers_are_dropped() -> None:
+    """Leavers are dropped when there are 64 more of them than of waiters."""
+    stay = [Waiter(SESSION, n, n, 20 - n, 2e9 - n) for n in range(1, 11)]
+    queue = queue_of(*stay, Waiter(SESSION, 11, 11, 50, None))
+    turns, deadlines = [], []
+    for order in range(12, 89):
+        leaver = Waiter(SESSION, order, order, order, 1e9)
+        queue.add(leaver)
+        turns.append(len(queue._turns))
+        deadlines.append(len(queue._deadlines))
+        queue.remove(leaver)
+    assert turns == [*range(12, 2 * 12 + 64 + 1)]
+    assert deadlines == [*range(11, 2 * 12 + 64)]
+    for order in (89, 90):
+        leaver = Waiter(SESSION, order, order, order, 1e9)
+        queue.add(leaver)
+        turns.append(len(queue._turns))
+        deadlines.append(len(queue._deadlines))
+        queue.remove(leaver)
+    assert turns[-2:] == [12, 13]
+    assert deadlines[-2:] == [2 * 12 + 64, 11]
+    assert queue.next_deadline() == 2e9 - 10
+    assert queue.late(2e9) == stay[::-1]
+    served = []
+    while (first := queue.first()) is not None:
+        served.append(first.order)
+        queue.remove(first)
+    assert served == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 11]
 
 
 @given(st.lists(st.tuples(st.sampled_from("arl"), st.integers(0, 50)), max_size=60))
@@ -142,6 +176,29 @@ def test_a_session_that_parks_many_is_served_in_turn_with_the_others() -> None:
         if i == 1:
             park(queue, late)
     assert served == [1, 2, 1, 2, 3, 1]
+
+
+def test_those_who_are_passed_over_come_back_with_their_session_in_their_old_places() -> None:
+    queue, one, other = Queue(), session(1), session(2)
+    waiters = [park(queue, one), park(queue, one), park(queue, other)]
+    assert queue.first() is waiters[0]
+    queue.set_aside()
+    assert queue.first() is waiters[2]
+    queue.set_aside()
+    queue.set_aside()
+    assert queue.first() is None
+    assert queue.aside == {1: [waiters[0], waiters[1]], 2: [waiters[2]]}
+    assert list(queue) == waiters, "they wait all the same"
+    queue.bring_back(1)
+    assert queue.first() is waiters[0]
+    queue.bring_back(2)
+    queue.bring_back(2)
+    assert queue.aside == {}
+    served = []
+    while (first := queue.first()) is not None:
+        served.append(first)
+        take_out(queue, first, served=True)
+    assert served == [waiters[0], waiters[2], waiters[1]]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ppsl"), st.integers(0, 20)), max_size=80))

@@ -7,10 +7,15 @@ import pytest
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import (
-    ENDED_SECONDS,
+    EXPIRED_LEASES,
+    KeptReply,
+    Lease,
     Session,
     Sessions,
+    Waiter,
+    sentence_of,
 )
+from trackd.sessions.use import Use
 
 
 def session(number: int, process: Process | None = None) -> Session:
@@ -24,6 +29,80 @@ def test_requests_that_may_run_again_are_noted_up_to_a_bound() -> None:
     for seq in (1, 2, 3):
         one.note_repeatable(seq, 2)
     assert one.live.repeatable == {1, 2}
+
+
+def test_the_end_of_a_session_is_said_in_words() -> None:
+    assert sentence_of("closed") == "the session has ended: its client closed it"
+    assert sentence_of("of another release") == "the session has ended: of another release"
+
+
+def test_what_has_equal_content_is_not_the_same() -> None:
+    one = session(1)
+    for make in (
+        lambda: session(1),
+        lambda: Waiter(one, 1, 1, 1, None),
+        lambda: Lease(one, 0.0, 0.0, (), 0.0),
+        Use,
+    ):
+        assert make() != make()
+
+
+def test_a_new_session_has_done_nothing_and_is_not_overdue() -> None:
+    one = session(1)
+    assert (one.live.requests, one.live.gossip, one.live.overdue) == (0, 0, False)
+    assert not one.ended
+    assert one.unanswered() == 0
+    assert one.use.uid == -1
+    assert not Lease(one, 0.0, 0.0, (), 0.0).overdue
+    assert EXPIRED_LEASES == 1024
+
+
+def test_requests_without_a_reply_that_was_fetched_are_counted() -> None:
+    one = session(1)
+    for seq in (1, 2, 3, 4):
+        one.keep_reply(seq, KeptReply(b"", None))
+    one.keep_refusal(5, b"")
+    one.parked[6] = Waiter(one, 6, 1, 1, None)
+    one.parked[7] = Waiter(one, 7, 2, 2, None)
+    one.live.covered = (1, 2, 3)
+    assert one.unanswered() == 1 + 1 + 2
+    assert one.take_covered() == (1, 2, 3)
+    assert one.take_covered() == ()
+    assert one.unanswered() == 4 + 1 + 2
+
+
+def test_replies_count_for_the_user_and_for_all_as_long_as_they_are_kept() -> None:
+    """With 256 bytes each beside their own."""
+    all_sessions = Sessions()
+    one, same_user, other = session(1), session(2), session(3)
+    other.peer = Peer(1001, 1001, 0)
+    for each in (one, same_user, other):
+        all_sessions.add(each)
+    one.keep_reply(1, KeptReply(b"12345", 7))
+    one.keep_refusal(2, b"123")
+    same_user.keep_reply(1, KeptReply(b"1", None))
+    other.keep_refusal(1, b"")
+    assert one.replies == {1: KeptReply(b"12345", 7)}
+    assert one.live.refusals == {2: b"123"}
+
+    def used() -> tuple[int, int, int]:
+        bytes_of = [all_sessions.use_of(uid).reply_bytes for uid in (1000, 1001)]
+        return bytes_of[0], bytes_of[1], all_sessions.total.reply_bytes
+
+    assert used() == (3 * 256 + 9, 256, 4 * 256 + 9)
+    one.drop_refusal(2)
+    one.drop_refusal(2)
+    assert used() == (2 * 256 + 6, 256, 3 * 256 + 6)
+    one.drop_reply(1)
+    assert (one.replies, one.live.refusals) == ({}, {})
+    assert used() == (256 + 1, 256, 2 * 256 + 1)
+    one.keep_reply(3, KeptReply(b"123456", None))
+    one.keep_refusal(4, b"")
+    all_sessions.remove(one, "closed", 0.0)
+    assert used() == (256 + 1, 256, 2 * 256 + 1)
+    all_sessions.remove(same_user, "closed", 0.0)
+    all_sessions.remove(other, "closed", 0.0)
+    assert used() == (0, 0, 0)
 
 
 # -- all sessions ----------------------------------------------------------------------------
@@ -43,6 +122,28 @@ def test_sessions_are_found_by_token_and_by_process_oldest_first() -> None:
     assert all_sessions.last_id == 4
 
 
+def test_a_user_is_known_as_long_as_one_of_the_sessions_is_open() -> None:
+    all_sessions = Sessions()
+    assert all_sessions.last_id == 0
+    first, second = session(1), session(2)
+    all_sessions.add(first)
+    all_sessions.add(second)
+    use = all_sessions.use_of(1000)
+    assert (use.uid, use.sessions, use.leases, use.waiters) == (1000, 2, 0, 0)
+    assert all_sessions.users == {1000: use}
+    assert first.use is second.use is use
+    all_sessions.remove(first, "closed", 0.0)
+    assert use.sessions == 1
+    assert all_sessions.use_of(1000) is use
+    assert first.ended
+    assert list(all_sessions) == [second]
+    assert all_sessions.by_id == {2: second}
+    all_sessions.remove(second, "admin", 1.0)
+    assert all_sessions.users == {}
+    assert all_sessions.use_of(1000).sessions == 0
+    assert all_sessions.ended[second.token] == ("admin", 1.0, 1000)
+
+
 def test_the_last_session_of_a_process_is_told_apart() -> None:
     process = Process(10, 1)
     all_sessions = Sessions()
@@ -59,6 +160,7 @@ def test_the_last_session_of_a_process_is_told_apart() -> None:
 def test_ended_tokens_are_forgotten_after_ten_minutes_or_when_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert sessions_module.ENDED_TOKENS == 10_000
     monkeypatch.setattr(sessions_module, "ENDED_TOKENS", 3)
     all_sessions = Sessions()
     ends = [session(n) for n in range(1, 6)]
@@ -66,8 +168,8 @@ def test_ended_tokens_are_forgotten_after_ten_minutes_or_when_there_are_too_many
         all_sessions.add(one)
         all_sessions.remove(one, "closed", 100.0 + number)
     assert all_sessions.long_ended(105.0) == [ends[0].token, ends[1].token]
-    assert len(all_sessions.long_ended(102.0 + ENDED_SECONDS)) == 2
-    assert len(all_sessions.long_ended(102.1 + ENDED_SECONDS)) == 3
+    assert len(all_sessions.long_ended(102.0 + 600.0)) == 2
+    assert len(all_sessions.long_ended(102.1 + 600.0)) == 3
     assert len(all_sessions.ended) == 5, "it only says which"
 
 
@@ -78,7 +180,9 @@ def test_silent_sessions_are_those_without_a_process_whose_time_is_up() -> None:
         all_sessions.add(one)
         if one.process is None:
             all_sessions.expect_heartbeat(one, 50.0)
+    loud.live.overdue = True
     all_sessions.expect_heartbeat(loud, 60.0)
+    assert not loud.live.overdue
     assert all_sessions.next_heartbeat() == 50.0
     assert all_sessions.silent(50.0) == []
     assert all_sessions.silent(50.1) == [quiet]
