@@ -134,6 +134,7 @@ class ProxyRow(Result):
         lease: id of the lease that holds it, or None.
         session: number of the session that holds it, or None.
         pid: process id of its holder, or None.
+        host: the host of its holder, in a fleet; empty: the daemon's own.
         mentioned_by: number of the session that mentioned it last, or None.
         terminating: whether it is about to go, as gossip or the lease that holds it says.
         address: where it can be dialled itself, as gossip says; empty: nothing is known.
@@ -150,6 +151,7 @@ class ProxyRow(Result):
     lease: int | None
     session: int | None
     pid: int | None
+    host: str = ""
     mentioned_by: int | None
     terminating: bool = False
     address: str = ""
@@ -162,6 +164,7 @@ class LeaseRow(Result):
         lease: its id.
         session: number of the session that owns it.
         pid: process id of its owner; None: it appeared while a snapshot was read.
+        host: the host of its owner, in a fleet; empty: the daemon's own.
         name: the proxy that it holds; None: it is in flight.
         granted: the point in time at which it was granted.
         wall: the same in Unix time, in seconds.
@@ -179,6 +182,7 @@ class LeaseRow(Result):
     lease: int
     session: int
     pid: int | None
+    host: str = ""
     name: str | None
     granted: float
     wall: float
@@ -203,6 +207,7 @@ class Pause(Result):
         uid: its user id.
         pid: its process id.
         agent: what it calls itself, or its command.
+        host: the host that it runs on, in a fleet; empty: the daemon's own.
     """
 
     __slots__ = ()
@@ -214,6 +219,7 @@ class Pause(Result):
     uid: int
     pid: int
     agent: str
+    host: str = ""
 
 
 class SessionRow(Result, pause=Pause):
@@ -224,6 +230,7 @@ class SessionRow(Result, pause=Pause):
         uid: user id of its process.
         gid: group id of its process; None: it appeared while a snapshot was read.
         pid: process id, as the daemon sees it.
+        host: the host that it runs on, in a fleet; empty: the daemon's own.
         visible: whether the daemon sees the process, and needs no heartbeats; None: as for `gid`.
         name: what the agent calls itself.
         version: version of its client.
@@ -245,6 +252,7 @@ class SessionRow(Result, pause=Pause):
     uid: int
     gid: int | None
     pid: int
+    host: str = ""
     visible: bool | None
     name: str
     version: str
@@ -298,6 +306,7 @@ class Source(Result):
         pid: its process id; None: likewise.
         agent: what it called itself, or its command.
         ended: whether it has ended.
+        host: the host that it was on, in a fleet; empty: the daemon's own.
     """
 
     __slots__ = ()
@@ -306,6 +315,7 @@ class Source(Result):
     pid: int | None
     agent: str
     ended: bool
+    host: str = ""
 
 
 class Group(Result, source=Source):
@@ -366,6 +376,7 @@ class UserUsage(Result):
 
     Attributes:
         uid: the user.
+        host: the host of the user, in a fleet; empty: the daemon's own.
         exempt: whether no quota holds for it.
         sessions: open sessions.
         leases: leases that are held, and requests that wait for one.
@@ -376,6 +387,7 @@ class UserUsage(Result):
 
     __slots__ = ()
     uid: int
+    host: str = ""
     exempt: bool
     sessions: int
     leases: int
@@ -637,6 +649,7 @@ class ProxyTarget(Result):
     Attributes:
         address: where it can be dialled itself.
         uid: the user whose gossip said so.
+        host: the host of that user, in a fleet; empty: the daemon's own.
         state: `aimed`, `claimed`, `not_desired`, `off` (by the setting `targets`), `failed` (aims
             failed, and none follows until `until`), `paused` (other aims failed, and the next
             `untargeted` grants carry no target) or `ready`.
@@ -649,6 +662,7 @@ class ProxyTarget(Result):
     __slots__ = ()
     address: str
     uid: int
+    host: str = ""
     state: str
     lease: int | None
     failures: int

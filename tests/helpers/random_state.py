@@ -19,7 +19,7 @@ from trackd.sessions.sessions import Session
 from trackd.state import exactly_once, forgetting, gossip, timers
 from trackd.state.changes import pack
 from trackd.state.counters import Metrics
-from trackd.state.decide import Decisions
+from trackd.state.decide import Decisions, peer_of
 from trackd.state.events import pack_events
 from trackd.state.forgetting import forget_group
 from trackd.state.restore import add_events, restore, row_of
@@ -35,6 +35,7 @@ class World:
     def __init__(self, seed: int, kept: Kept) -> None:
         self.random = random.Random(seed)
         self.faults = random.Random(-seed - 1)
+        self.hosts = random.Random(f"hosts {seed}")
         self.kept = kept
         self.config = Config(
             cluster_name="example.com", claim_timeout=20.0, tunnel_timeout=25.0, history=300
@@ -114,6 +115,13 @@ class World:
         assert observe(self.read(again)) == observe(self.state)
         again.close()
 
+    def host(self) -> str:
+        """Return the host of a process: the daemon's own, or one of a fleet."""
+        return self.hosts.choice(("", "", "a", "b"))
+
+    def admin(self) -> Peer:
+        return Peer(0, 0, 1, self.host())
+
     def session(self) -> Session | None:
         every = list(self.state.sessions)
         return self.random.choice(every) if every else None
@@ -126,13 +134,15 @@ class World:
         session, roll = self.session(), rng.random()
         if session is None or roll < 0.08:
             self.tokens += 1
-            process = None if rng.random() < 0.5 else Process(rng.randint(1, 3), 7)
-            peer = Peer(1000, 1000, 0 if process is None else process.pid)
+            host = self.host()
+            where = (host, f"boot of {host}") if host else ()
+            process = None if rng.random() < 0.5 else Process(rng.randint(1, 3), 7, *where)
+            peer = Peer(1000, 1000, 0 if process is None else process.pid, host)
             decide.open_session(
                 self.tokens.to_bytes(16, "big"), peer, process, "name", "1", {"a": "b"}, "run"
             )
         elif roll < 0.12:
-            decide.end_session(session, "closed", rng.choice((None, Peer(0, 0, 1))))
+            decide.end_session(session, "closed", rng.choice((None, self.admin())))
         elif roll < 0.35:
             ttl = rng.choice((None, None, 5.0, 40.0))
             rows = [
@@ -149,9 +159,9 @@ class World:
             if rng.random() < 0.5:
                 gossip.track(decide, session, rows, said, addresses)
         elif roll < 0.37:
-            forgetting.forget_proxy(decide, rng.choice(NAMES), Peer(0, 0, 1))
+            forgetting.forget_proxy(decide, rng.choice(NAMES), self.admin())
         elif roll < 0.38:
-            forget_group(decide, rng.choice(("", "g")), rng.choice((None, 1)), Peer(0, 0, 1))
+            forget_group(decide, rng.choice(("", "g")), rng.choice((None, 1)), self.admin())
         elif roll < 0.5:
             self.answer(session, decide.try_acquire(session))
         elif roll < 0.6:
@@ -178,13 +188,13 @@ class World:
         elif roll < 0.83:
             decide.adopt(session, [rng.choice(NAMES)])
         elif roll < 0.86 and state.leases:
-            decide.force_release(rng.choice(sorted(state.leases)), Peer(0, 0, 1))
+            decide.force_release(rng.choice(sorted(state.leases)), self.admin())
         elif roll < 0.9:
             exactly_once.acknowledge(decide, session, [1, rng.randint(1, 30)])
         elif roll < 0.92:
             exactly_once.give_up(decide, session, rng.randint(1, 30))
         elif roll < 0.925:
-            decide.pauses.resume((0, 1))
+            decide.pauses.resume(peer_of(self.admin()))
         elif roll < 0.94:
             decide.set_count(rng.randint(0, 3))
         elif roll < 0.96 and session.notices:

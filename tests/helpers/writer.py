@@ -21,8 +21,9 @@ import zmq
 from trackd.actors.messages import Audience, ProcessExited, Recover, Serve, Sweep
 from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
-from trackd.operations.call import Call
+from trackd.operations.call import UNATTESTED, Attested, Call
 from trackd.sessions.identity import Peer, Process
+from trackd.sessions.sessions import Session
 from trackd.state.restore import restore, row_of
 from trackd.state.state import State
 from trackd.storage.database import Connect, connect
@@ -201,9 +202,12 @@ class Desk:
         route: bytes = b"route",
         *,
         problem: ProtocolError | None = None,
+        admin: bool | None = None,
+        attested: Attested = UNATTESTED,
     ) -> None:
         """Hand over a request; its reply leaves with the batch."""
         call = Call(self.actor.mailbox._outbox, route, peer, body["seq"], body, problem)
+        call.admin, call.attested = admin, attested
         call.set(self.actor.on_receive(call))
 
     def end_batch(self) -> list[Sent]:
@@ -217,11 +221,10 @@ class Desk:
         body: dict[str, Any],
         peer: Peer | None,
         route: bytes = b"route",
-        *,
-        problem: ProtocolError | None = None,
+        **more: Any,
     ) -> dict[str, Any] | None:
-        """Make a batch of one request, and return its reply if there is one."""
-        self.send(body, peer, route, problem=problem)
+        """Make a batch of one request, and return its reply if there is one; see `send`."""
+        self.send(body, peer, route, **more)
         replies = [sent.body for sent in self.end_batch() if sent.body["seq"] == body["seq"]]
         assert len(replies) < 2
         return replies[0] if replies else None
@@ -272,12 +275,17 @@ def read_store(directory: Path, cluster: str = CLUSTER) -> State:
 
 
 class AgentOf:
-    """A client of a `Desk` that keeps the rules of the protocol, unless it is told not to."""
+    """A client of a `Desk` that keeps the rules of the protocol, unless it is told not to.
+
+    It runs on the host of its process, which attests it when it is not the daemon's own.
+    """
 
     def __init__(self, number: int, process: Process | None = None, uid: int = 1000) -> None:
         self.token = number.to_bytes(16, "big")
         self.process = process
-        self.peer = Peer(uid, uid, 0 if process is None else process.pid)
+        pid, host = (0, "") if process is None else (process.pid, process.host)
+        self.peer = Peer(uid, uid, pid, host)
+        self.attested = Attested(process, "relayed") if host else UNATTESTED
         self.numbers = itertools.count(1)
 
     def body(self, op: str, **fields: Any) -> dict[str, Any]:
@@ -287,9 +295,13 @@ class AgentOf:
 
     def ask(self, desk: Desk, op: str, **fields: Any) -> dict[str, Any]:
         """Make a request that is answered at once."""
-        reply = desk.ask(self.body(op, **fields), self.peer)
+        reply = desk.ask(self.body(op, **fields), self.peer, attested=self.attested)
         assert reply is not None, f"{op} was not answered"
         return reply
+
+    def session(self, desk: Desk) -> Session:
+        """Return its open session, as the daemon has it."""
+        return desk.state.sessions.by_token[self.token]
 
 
 def open_session(desk: Desk, host: Host, number: int) -> AgentOf:
@@ -414,6 +426,7 @@ def observe(state: State) -> dict[str, Any]:
             for session in state.sessions
         },
         "ended": dict(state.sessions.ended),
+        "sources": dict(state.sources._ended),
         "mentions": {
             proxy.name: (tracker.mentions.of(proxy.name).by, tracker.mentions.of(proxy.name).ttl)
             for proxy in tracker

@@ -41,6 +41,7 @@ from helpers.writer import (
     told_by,
 )
 from trackd.operations.dispatch import OPERATIONS
+from trackd.rules.user import User
 from trackd.sessions.identity import Process
 from trackd.sessions.use import REPLY_OVERHEAD
 from trackd.state.restore import row_of
@@ -532,17 +533,17 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     def the_use_of_each_user_is_true(self) -> None:
         sessions = self.desk.state.sessions
-        expected: dict[int, list[int]] = {}
+        expected: dict[User, list[int]] = {}
         for session in sessions:
             frames = [*(each.frame for each in session.replies.values())]
             frames += session.live.refusals.values()
             kept = sum(len(frame) + REPLY_OVERHEAD for frame in frames)
             counts = (1, len(session.leases), len(session.parked), kept)
-            before = expected.get(session.peer.uid, [0] * 4)
-            expected[session.peer.uid] = [a + b for a, b in zip(before, counts, strict=True)]
+            before = expected.get(session.peer.user, [0] * 4)
+            expected[session.peer.user] = [a + b for a, b in zip(before, counts, strict=True)]
         assert expected == {
-            uid: [use.sessions, use.leases, use.waiters, use.reply_bytes]
-            for uid, use in sessions.users.items()
+            user: [use.sessions, use.leases, use.waiters, use.reply_bytes]
+            for user, use in sessions.users.items()
         }
         assert sessions.total.reply_bytes == sum(each[3] for each in expected.values())
 

@@ -150,6 +150,8 @@ class Mirror:
                 "deadline": None,
             }
         row.update({name: event.fields[name] for name in ("uid", "pid", "name", "command")})
+        if "host" in event.fields:
+            row["host"] = event.fields["host"]
 
     def _grant(self, event: Event) -> None:
         number, session = event.fields["lease"], event.fields["session"]
@@ -162,18 +164,25 @@ class Mirror:
                 "claim_by": None,
                 "principals": [],
             }
-        row.update(session=session, pid=self._pid(session), name=None)
+        self._own(row, session)
+        row["name"] = None
 
     def _claim(self, event: Event) -> None:
         name, number, session = (event.fields[field] for field in ("name", "lease", "session"))
         row = self.leases.get(number)
         if row is not None:
             row.update(name=name, claim_by=None)
-        self._proxy(name).update(lease=number, session=session, pid=self._pid(session))
+        proxy = self._proxy(name)
+        proxy["lease"] = number
+        self._own(proxy, session)
 
-    def _pid(self, session: int) -> int | None:
-        row = self.sessions.get(session)
-        return None if row is None else row["pid"]
+    def _own(self, row: Row, session: int | None) -> None:
+        """Let a lease or a proxy belong to a session, or to none."""
+        owner = {} if session is None else self.sessions.get(session, {})
+        row.update(session=session, pid=owner.get("pid"))
+        row.pop("host", None)
+        if "host" in owner:
+            row["host"] = owner["host"]
 
     def _proxy(self, name: str) -> Row:
         row = self.proxies.get(name)
@@ -195,7 +204,8 @@ class Mirror:
 
     def _unclaim(self, name: str) -> None:
         row = self._proxy(name)
-        row.update(lease=None, session=None, pid=None)
+        row["lease"] = None
+        self._own(row, None)
         if not row["tracked"]:
             del self.proxies[name]
 

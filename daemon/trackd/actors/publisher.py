@@ -90,7 +90,7 @@ class SubscriptionInbox(Inbox):
             peer = find_peer(int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address")))
         except (zmq.ZMQError, TypeError, ValueError):  # its connection has ended
             return
-        if peer is not None and not self._subscribers.add(peer, exempt=is_exempt(peer.uid)):
+        if peer is not None and not self._subscribers.add(peer, exempt=is_exempt(("", peer.uid))):
             hang_up(peer)
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ from trackd.host.logs import fields
 from trackd.host.processes import start_time
 from trackd.host.roles import Roles
 from trackd.operations.call import Call
-from trackd.operations.context import Context
+from trackd.operations.context import Context, host_fields
 from trackd.operations.dispatch import COSTLY, Requests
 from trackd.operations.replies import Replies
 from trackd.operations.runtime import HttpState, Runtime
@@ -262,7 +262,11 @@ class TrackerActor(SupervisedActor):
             log.info(
                 "session ended",
                 extra=fields(
-                    session=session.id, pid=process.pid, reason="process_exited", freed=len(freed)
+                    session=session.id,
+                    pid=process.pid,
+                    **host_fields(process.host),
+                    reason="process_exited",
+                    freed=len(freed),
                 ),
             )
             total += len(freed)
@@ -422,12 +426,12 @@ class TrackerActor(SupervisedActor):
                     continue
                 if isinstance(change, changes.SessionEnded):
                     store.forget_done(change.token)
-                if change.start is not None:
-                    self._watch(Process(change.pid, change.start))
+                if (process := change.process) is not None:
+                    self._watch(process)
 
     def _watch(self, process: Process) -> None:
-        """Let the watcher watch a process while it has sessions."""
-        if self._watcher is None:
+        """Let the watcher watch a process of this host while it has sessions."""
+        if self._watcher is None or process.host:
             return
         if self._state.sessions.has_process(process):
             if process not in self._watched:
@@ -621,8 +625,13 @@ class TrackerActor(SupervisedActor):
         self._mailbox.bind(message.endpoint, message.descriptor)
 
     def _end_gone_sessions(self) -> None:
-        """End the sessions of processes that exited while the daemon was down; watch the others."""
+        """End the sessions of processes that exited while the daemon was down; watch the others.
+
+        Those of other hosts are left alone: nothing here knows of them.
+        """
         for process in self._state.sessions.processes():
+            if process.host:
+                continue
             gone = False
             with contextlib.suppress(OSError):  # cannot be found out: the watcher tries again
                 gone = start_time(process.pid) != process.start

@@ -48,8 +48,8 @@ class Roles:
             return None
 
     def is_admin(self, peer: Peer) -> bool:
-        """Return whether a peer has the role admin."""
-        return peer.uid in self._uids or peer.gid in self._groups
+        """Return whether a peer has the role admin; these roles give it to none of another host."""
+        return not peer.host and (peer.uid in self._uids or peer.gid in self._groups)
 
 
 def _members(group: int) -> set[int]:

@@ -42,7 +42,7 @@ _COUNTED: Final = ("grants", "claims", "duplicates", "refusals", "releases")
 #: The fields of the decision about a lease.
 _WHY: Final = ("reason", "retry_after", "recent")
 #: The fields of a row about the session that holds the proxy.
-_HOLDER: Final = ("name", "command", "uid")
+_HOLDER: Final = ("name", "command", "uid", "host")
 
 
 ValueT = TypeVar("ValueT")
@@ -201,7 +201,9 @@ def proxies(tracker: Asked) -> bytes:
     if held:
         for session in itertools.islice(tracker.rows("sessions"), MOST_ROWS):
             if session["session"] in held:
-                holders[session["session"]] = {name: session[name] for name in _HOLDER}
+                holders[session["session"]] = {
+                    name: session[name] for name in _HOLDER if name in session
+                }
     return _json(
         {
             "clock": boottime(),

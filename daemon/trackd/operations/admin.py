@@ -8,6 +8,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import Fields, Operation
 from trackd.sessions.sessions import Session
+from trackd.state.decide import peer_of
 from trackd.state.forgetting import forget_group, forget_proxy
 from trackd_client.wire import requests
 
@@ -73,7 +74,7 @@ def _forget_group(context: Context, call: Call, group: str, generation: int | No
 def resume(context: Context, call: Call, _session: Session, _request: requests.Resume) -> Fields:
     """End the pauses after failed dials: that of the host, and those of sessions."""
     assert call.peer is not None
-    ended = context.decide.pauses.resume((call.peer.uid, call.peer.pid))
+    ended = context.decide.pauses.resume(peer_of(call.peer))
     if ended:
         log_act(context, call, "resume", pauses=ended)
     return {"resumed": ended}

@@ -68,11 +68,16 @@ def ping(context: Context, _call: Call, _request: requests.Ping) -> Fields:
     return context.state_fields()
 
 
-def open_session(context: Context, request: requests.Open, token: bytes, peer: Peer) -> Fields:
+def open_session(context: Context, call: Call, request: requests.Open, token: bytes) -> Fields:
     """Begin a session for the process that asks."""
-    quotas.check_session(context, peer.uid)
-    process = _process_of(peer)
-    command = command_of(peer.pid) if peer.pid else ""
+    peer = call.peer
+    assert peer is not None
+    quotas.check_session(context, peer.user)
+    if peer.host:  # nothing here knows a process of another host
+        process, command = call.attested
+    else:
+        process = _process_of(peer)
+        command = command_of(peer.pid) if peer.pid else ""
     return _opened(
         context,
         context.decide.open_session(
@@ -140,8 +145,7 @@ def set_connection_count(
     context: Context, call: Call, _session: Session, request: requests.SetConnectionCount
 ) -> Fields:
     """Set the connection count."""
-    assert call.peer is not None
-    is_admin = context.roles.is_admin(call.peer)
+    is_admin = context.is_admin(call)
     if context.config.count_role == "admin" and not is_admin:
         log_refused_act(call, "set_connection_count")
         raise ProtocolError(

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pykka._types import OptExcInfo
 
-from trackd.sessions.identity import Peer
+from trackd.sessions.identity import Peer, Process
 from trackd_client.wire.errors import ProtocolError
+
+
+class Attested(NamedTuple):
+    """What another host says of a process of its own, which cannot be looked up here.
+
+    Attributes:
+        process: the process; None when that host cannot see it, and it must send heartbeats.
+        command: what it runs, for people; "" when that is hidden.
+    """
+
+    process: Process | None
+    command: str
+
+
+#: Nothing is known of a process.
+UNATTESTED = Attested(None, "")
 
 
 class Call:
@@ -21,9 +37,12 @@ class Call:
         op: its operation; "unknown" until it is known to exist.
         deadline: when it becomes stale, by the daemon's clock; None until that is known to matter.
         problem: what is wrong with the message itself, or None.
+        admin: whether the peer may do what an admin may; None: the roles of this host say so.
+        attested: what its host says of a peer of another host.
     """
 
-    __slots__ = ("_outbox", "body", "deadline", "op", "peer", "problem", "route", "seq")
+    __slots__ = ("_outbox", "admin", "attested", "body", "deadline", "op", "peer", "problem",
+                 "route", "seq")  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +61,8 @@ class Call:
         self.op = "unknown"
         self.deadline: float | None = None
         self.problem = problem
+        self.admin: bool | None = None
+        self.attested = UNATTESTED
 
     def set(self, frame: bytes | None) -> None:
         """Queue the reply; None leaves the peer without one. Runs in the actor's thread."""

@@ -41,6 +41,12 @@ class Context:
     runtime: Runtime
     now: Callable[[], float]
 
+    def is_admin(self, call: Call) -> bool:
+        """Return whether the peer of a call has the role admin."""
+        if call.admin is not None:
+            return call.admin
+        return call.peer is not None and self.roles.is_admin(call.peer)
+
     def state_fields(self) -> dict[str, Any]:
         """Return the fields of a reply that name the state that it describes."""
         return {"epoch": self.state.epoch, "tracker_id": self.state.tracker_id}
@@ -48,17 +54,23 @@ class Context:
 
 def log_act(context: Context, call: Call, operation: str, **values: object) -> None:
     """Log and count an act of an admin."""
-    assert call.peer is not None
     context.runtime.metrics.admin_acts[operation] += 1
-    who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
-    log.info("admin act", extra=log_fields(**who, **values))
+    log.info("admin act", extra=log_fields(operation=operation, **_who_asks(call), **values))
 
 
 def log_refused_act(call: Call, operation: str) -> None:
     """Log an act that was refused because the peer is not an admin."""
+    log.warning("admin act refused", extra=log_fields(operation=operation, **_who_asks(call)))
+
+
+def _who_asks(call: Call) -> dict[str, Any]:
     assert call.peer is not None
-    who = {"operation": operation, "uid": call.peer.uid, "pid": call.peer.pid}
-    log.warning("admin act refused", extra=log_fields(**who))
+    return {"uid": call.peer.uid, "pid": call.peer.pid, **host_fields(call.peer.host)}
+
+
+def host_fields(host: str) -> dict[str, Any]:
+    """Return the field that names a host; none for the daemon's own."""
+    return {"host": host} if host else {}
 
 
 def store_word(context: Context) -> str:

@@ -100,7 +100,7 @@ class Requests:
         session = self.state.sessions.by_token.get(token)
         if session is None:
             return self._without_session(call, op, token, call.peer)
-        if session.peer.uid != call.peer.uid:
+        if not call.peer.has_user_of(session.peer):
             raise ProtocolError(Code.PERMISSION_DENIED, "the session belongs to another user")
         if session.process is None:
             self.decide.note_sign_of_life(session)
@@ -125,7 +125,7 @@ class Requests:
             return None
         if deadline is not None and not operation.never_stale and self._is_stale(call, deadline):
             return None
-        if operation.admin and not self.context.roles.is_admin(call.peer):
+        if operation.admin and not self.context.is_admin(call):
             log_refused_act(call, op)
             raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
         if operation.changes:
@@ -142,7 +142,7 @@ class Requests:
         if done is None or type(token) is not bytes or call.peer is None or call.op in _SESSIONLESS:
             return
         session = self.state.sessions.by_token.get(token)
-        if session is not None and session.peer.uid == call.peer.uid:
+        if session is not None and call.peer.has_user_of(session.peer):
             self._acknowledge(session, check_done(done, self._max_done_ranges))
 
     def _acknowledge(self, session: Session, ranges: list[int]) -> None:
@@ -206,7 +206,7 @@ class Requests:
         """Serve a request whose token has no session: `open`, or one that came too late."""
         ended = self.state.sessions.ended.get(token)
         if ended is not None:
-            if ended.uid != peer.uid:
+            if ended.user != peer.user:
                 raise ProtocolError(Code.PERMISSION_DENIED, "the session belonged to another user")
             if op == "close":
                 return self.replies.frame(call.seq, {})
@@ -224,7 +224,7 @@ class Requests:
             return None
         self._check_store()
         request = Open.decode(call.body, self.config)
-        fields = agents.open_session(self.context, request, token, peer)
+        fields = agents.open_session(self.context, call, request, token)
         opened = self.state.sessions.by_token[token]
         opened.note_repeatable(call.seq, self.config.max_outstanding)
         return self.replies.frame(call.seq, fields)

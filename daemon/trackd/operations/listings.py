@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from trackd.rules.user import User
 from trackd.sessions.identity import Peer
 
 #: Bytes after which a page ends, whatever its rows.
@@ -149,14 +150,14 @@ class Listings:
 
     def _choose_victim(self, new: Listing) -> int:
         """Return the listing that makes room for a new one."""
-        held: Counter[int] = Counter({new.peer.uid: new.size})
+        held: Counter[User] = Counter({new.peer.user: new.size})
         for listing in self._open.values():
-            held[listing.peer.uid] += listing.size
-        uid = max((each.peer.uid for each in self._open.values()), key=lambda uid: held[uid])
+            held[listing.peer.user] += listing.size
+        user = max((each.peer.user for each in self._open.values()), key=lambda user: held[user])
         by_peer: Counter[Peer] = Counter({new.peer: new.size})
         for listing in self._open.values():
             by_peer[listing.peer] += listing.size
-        peers = (each.peer for each in self._open.values() if each.peer.uid == uid)
+        peers = (each.peer for each in self._open.values() if each.peer.user == user)
         peer = max(peers, key=lambda peer: by_peer[peer])
         return next(number for number, each in self._open.items() if each.peer == peer)
 

@@ -49,8 +49,12 @@ def _gauges(context: Context) -> list[Family]:
     missing = [[[group.name], group.desired - group.claimed] for group in groups]
     info = {"version": __version__, "cluster": tracker.cluster_name}
     build = {"version": __version__, "python": platform.python_version()}
+    users = list_users(context)
+    of_hosts = ["host"] if any("host" in user for user in users) else []
     used = [
-        [[str(user["uid"]), quota], user[quota]] for user in list_users(context) for quota in QUOTAS
+        [[*(user.get(name, "") for name in of_hosts), str(user["uid"]), quota], user[quota]]
+        for user in users
+        for quota in QUOTAS
     ]
     allowed = [[[quota], most] for quota, most in allowed_by(context.config).items()]
     return [
@@ -124,7 +128,7 @@ def _gauges(context: Context) -> list[Family]:
         gauges(
             "trackd_quota_used",
             f"What a user uses of each quota, the {MOST_USERS} users nearest to one.",
-            ["uid", "quota"],
+            [*of_hosts, "uid", "quota"],
             used,
         ),
         gauges("trackd_quota_allowed", "What each quota allows a user.", ["quota"], allowed),

@@ -1,10 +1,11 @@
 """Quotas: how much of the daemon one user may use, so that every other user has a share.
 
-A quota bounds what all sessions of one uid have together. What is over it is refused with
-`quota_exceeded`, which says which quota, how much is used and how much is allowed; nothing that
-the user has already is taken away. Root and the daemon's own user have no quotas, so that a daemon
-for one user bounds nobody. The limits of the whole daemon (`[limits]`) hold for them too, but of
-sessions and replies some are kept for them, so that an administrator always gets in.
+A quota bounds what all sessions of one uid of one host have together. What is over it is refused
+with `quota_exceeded`, which says which quota, how much is used and how much is allowed; nothing
+that the user has already is taken away. Root and the daemon's own user have no quotas, so that a
+daemon for one user bounds nobody; those of another host have. The limits of the whole daemon
+(`[limits]`) hold for them too, but of sessions and replies some are kept for them, so that an
+administrator always gets in.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 from typing import Final
 
 from trackd.config.settings import Config
-from trackd.operations.context import Context
+from trackd.operations.context import Context, host_fields
 from trackd.operations.operation import Fields
+from trackd.rules.user import User, describe_user
 from trackd.sessions.sessions import Session
 from trackd.sessions.use import Use
 from trackd_client.errors import Code
@@ -37,9 +39,10 @@ KEPT_REPLY_BYTES: Final = 1024 * 1024
 MOST_USERS: Final = 10
 
 
-def is_exempt(uid: int) -> bool:
-    """Return whether a user has no quotas: root, and the user that the daemon runs as."""
-    return uid == 0 or uid == os.geteuid()
+def is_exempt(user: User) -> bool:
+    """Return whether a user has no quotas: root and the user that the daemon runs as, here."""
+    host, uid = user
+    return not host and (uid == 0 or uid == os.geteuid())
 
 
 def allowed_by(config: Config) -> dict[str, int]:
@@ -49,45 +52,46 @@ def allowed_by(config: Config) -> dict[str, int]:
 
 def used_by(context: Context, use: Use) -> dict[str, int]:
     """Return how much a user uses of each quota, by its name."""
+    host, uid = use.user
     return {
         "sessions": use.sessions,
         "leases": use.leases + use.waiters,
         "waiters": use.waiters,
         "reply_bytes": use.reply_bytes,
-        "subscriptions": context.runtime.subscribers.count(use.uid),
+        "subscriptions": 0 if host else context.runtime.subscribers.count(uid),
     }
 
 
-def check_session(context: Context, uid: int) -> None:
+def check_session(context: Context, user: User) -> None:
     """Refuse another session to a user at the quota, and to any when the daemon is at its limit.
 
     Some sessions are kept for root and the daemon's own user.
     """
     most = context.config.max_sessions
-    if len(context.state.sessions) >= most + (KEPT_SESSIONS if is_exempt(uid) else 0):
+    if len(context.state.sessions) >= most + (KEPT_SESSIONS if is_exempt(user) else 0):
         raise ProtocolError(
             Code.LIMIT_EXCEEDED, f"the daemon has {most} sessions, which is the limit"
         )
-    used = context.state.sessions.use_of(uid).sessions
-    _check(context, uid, "sessions", used, context.config.quota_sessions)
+    used = context.state.sessions.use_of(user).sessions
+    _check(context, user, "sessions", used, context.config.quota_sessions)
 
 
 def check_lease(context: Context, session: Session) -> None:
     """Refuse a user another lease who holds, and waits for, as many as the quota allows."""
     use = session.use
-    _check(context, use.uid, "leases", use.leases + use.waiters, context.config.quota_leases)
+    _check(context, use.user, "leases", use.leases + use.waiters, context.config.quota_leases)
 
 
 def check_waiter(context: Context, session: Session) -> None:
     """Refuse to park another request of a user who has as many parked as the quota allows."""
     use = session.use
-    _check(context, use.uid, "waiters", use.waiters, context.config.quota_waiters)
+    _check(context, use.user, "waiters", use.waiters, context.config.quota_waiters)
 
 
 def check_reply(context: Context, session: Session) -> None:
     """Refuse a change whose reply finds no room, in the quota or in that of all sessions."""
     use, config = session.use, context.config
-    _check(context, use.uid, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)
+    _check(context, use.user, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)
     if not _has_total_room(context, use):
         raise ProtocolError(
             Code.LIMIT_EXCEEDED,
@@ -100,23 +104,23 @@ def has_reply_room(context: Context, session: Session) -> bool:
     """Return whether there is room to remember another reply of a session."""
     use = session.use
     return _has_total_room(context, use) and (
-        use.reply_bytes < context.config.quota_reply_bytes or is_exempt(use.uid)
+        use.reply_bytes < context.config.quota_reply_bytes or is_exempt(use.user)
     )
 
 
 def _has_total_room(context: Context, use: Use) -> bool:
     """Return whether all sessions together leave room for another reply of a user."""
     room = context.config.max_reply_bytes - context.state.sessions.total.reply_bytes
-    return room > 0 or (room > -KEPT_REPLY_BYTES and is_exempt(use.uid))
+    return room > 0 or (room > -KEPT_REPLY_BYTES and is_exempt(use.user))
 
 
-def _check(context: Context, uid: int, quota: str, used: int, allowed: int) -> None:
-    if used < allowed or is_exempt(uid):
+def _check(context: Context, user: User, quota: str, used: int, allowed: int) -> None:
+    if used < allowed or is_exempt(user):
         return
     context.runtime.metrics.quota_refusals[quota] += 1
     raise ProtocolError(
         Code.QUOTA_EXCEEDED,
-        f"user {uid} has {used} {QUOTAS[quota]}; quota_{quota} allows {allowed}",
+        f"{describe_user(user)} has {used} {QUOTAS[quota]}; quota_{quota} allows {allowed}",
         quota=quota,
         used=used,
         allowed=allowed,
@@ -127,7 +131,7 @@ def list_users(context: Context) -> list[Fields]:
     """Return what the users nearest to a quota use, the nearest first."""
     allowed = allowed_by(context.config)
     users = context.state.sessions.users
-    uids = {*users, *context.runtime.subscribers.uids()}
+    all_users = {*users, *(("", uid) for uid in context.runtime.subscribers.uids())}
 
     def share(fields: Fields) -> tuple[bool, float, int]:
         nearest = max(fields[name] / allowed[name] for name in QUOTAS)
@@ -135,10 +139,11 @@ def list_users(context: Context) -> list[Fields]:
 
     rows = (
         {
-            "uid": uid,
-            "exempt": is_exempt(uid),
-            **used_by(context, context.state.sessions.use_of(uid)),
+            "uid": user[1],
+            **host_fields(user[0]),
+            "exempt": is_exempt(user),
+            **used_by(context, context.state.sessions.use_of(user)),
         }
-        for uid in uids
+        for user in sorted(all_users)
     )
     return heapq.nlargest(MOST_USERS, rows, key=share)

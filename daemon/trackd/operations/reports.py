@@ -13,7 +13,7 @@ from typing import Final
 
 from trackd.config.settings import SETTINGS
 from trackd.operations.call import Call
-from trackd.operations.context import Context, store_word
+from trackd.operations.context import Context, host_fields, store_word
 from trackd.operations.metrics import metrics
 from trackd.operations.operation import PROBE, Fields, Operation
 from trackd.operations.quotas import allowed_by, list_users
@@ -35,7 +35,7 @@ MOST_MET: Final = 5
 
 def probe(context: Context, call: Call, _request: requests.RequestFields) -> Fields:
     """Store a record, and return counts to this process itself."""
-    if call.peer is None or call.peer.pid != os.getpid():
+    if call.peer is None or call.peer.host or call.peer.pid != os.getpid():
         raise ProtocolError(Code.UNKNOWN_OPERATION, f"there is no operation {PROBE!r}")
     state, tracker = context.state, context.state.tracker
     context.runtime.requests -= 1  # not a request of a client
@@ -262,6 +262,7 @@ def _explain_aim(context: Context, row: Fields) -> Fields | None:
     return {
         "address": address.text,
         "uid": address.uid,
+        **host_fields(address.host),
         "state": state,
         "lease": targets.aimed.get(name),
         "failures": address.failures,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from trackd.operations.call import Call
-from trackd.operations.context import Context
+from trackd.operations.context import Context, host_fields
 from trackd.operations.operation import Fields
 from trackd.rules.backoff import Pause
 from trackd.state.state import State
@@ -63,6 +63,7 @@ def proxy_row(state: State, name: str) -> Fields:
         "lease": lease,
         "session": None if holder is None else holder.id,
         "pid": None if holder is None else holder.peer.pid,
+        **({} if holder is None else host_fields(holder.peer.host)),
         "mentioned_by": None if proxy is None else tracker.mentions.of(name).by,
     }
     if tracker.is_marked(name):
@@ -87,6 +88,8 @@ def pause_fields(pause: Pause) -> Fields:
     """Return all that people want to know of a pause after failed dials."""
     fields = pause._asdict()
     del fields["after"]
+    if not pause.host:
+        del fields["host"]
     return fields
 
 
@@ -114,6 +117,7 @@ def _lease_row(context: Context, lease: int) -> Fields | None:
         "lease": lease,
         "session": held.session.id,
         "pid": held.session.peer.pid,
+        **host_fields(held.session.peer.host),
         "name": name,
         "granted": held.granted,
         "wall": held.wall,
@@ -136,6 +140,7 @@ def _session_row(context: Context, number: int) -> Fields | None:
         "uid": session.peer.uid,
         "gid": session.peer.gid,
         "pid": session.peer.pid,
+        **host_fields(session.peer.host),
         "visible": session.process is not None,
         "name": session.name,
         "version": session.version,

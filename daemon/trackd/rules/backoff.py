@@ -38,6 +38,7 @@ class Pause(NamedTuple):
         uid: the user of that session.
         pid: its process.
         agent: what it calls itself, or its command.
+        host: the host of that user; "" for the daemon's own.
     """
 
     failures: int
@@ -49,6 +50,7 @@ class Pause(NamedTuple):
     uid: int
     pid: int
     agent: str
+    host: str = ""
 
 
 class Backoff:

@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final, Literal, NamedTuple
 
 from trackd.rules.desired import Cohort
+from trackd.rules.user import User
 
 #: Whose addresses a grant may carry: nobody's, those that its own user has said, or all.
 Sharing = Literal["off", "same_uid", "any"]
@@ -34,6 +35,7 @@ class Address(NamedTuple):
         since: when it was said first, or the proxy was released last, if that is later: seconds.
         failures: aims in a row that failed.
         held: until when nobody is aimed at it, or None.
+        host: the host of that user; "" for the daemon's own.
     """
 
     text: str
@@ -41,6 +43,12 @@ class Address(NamedTuple):
     since: float
     failures: int = 0
     held: float | None = None
+    host: str = ""
+
+    @property
+    def user(self) -> User:
+        """The user whose gossip said it."""
+        return self.host, self.uid
 
 
 class Aim(NamedTuple):
@@ -90,7 +98,7 @@ class _Queue:
 
     __slots__ = ("cohort", "heap", "length", "owner")
 
-    def __init__(self, cohort: Cohort, owner: int | None) -> None:
+    def __init__(self, cohort: Cohort, owner: User | None) -> None:
         self.cohort = cohort
         self.owner = owner
         self.heap: list[tuple[float, str]] = []  # entries of names that have left stay for a while
@@ -120,9 +128,9 @@ class Targets:
         self.trust = UNPROVEN
         self.ends: list[tuple[float, str]] = []
         self._entries: dict[str, tuple[_Queue, tuple[float, str]]] = {}
-        self._queues: dict[Cohort, dict[int | None, _Queue]] = {}
+        self._queues: dict[Cohort, dict[User | None, _Queue]] = {}
         # For each user the queues of desired cohorts that are not empty, in their turn.
-        self._turns: dict[int | None, OrderedDict[_Queue, None]] = {}
+        self._turns: dict[User | None, OrderedDict[_Queue, None]] = {}
 
     # -- what is durable ----------------------------------------------------------------
 
@@ -154,7 +162,7 @@ class Targets:
 
     # -- which name is next -------------------------------------------------------------
 
-    def next_aim(self, uid: int) -> Aim | None:
+    def next_aim(self, user: User) -> Aim | None:
         """Return what a grant to a user carries now, or None.
 
         While aims fail, only one at a time is tried.
@@ -162,7 +170,7 @@ class Targets:
         trust = self.trust
         if trust.untargeted or (trust.failures > 0 and self.aims):
             return None
-        turns = self._turns.get(self._owner(uid))
+        turns = self._turns.get(self._owner(user))
         if not turns:
             return None
         queue = next(iter(turns))
@@ -190,7 +198,7 @@ class Targets:
             if entry is not None:
                 self._remove(name)
             return
-        owner = self._owner(address.uid)
+        owner = self._owner(address.user)
         if entry is not None:
             queue, (since, _) = entry
             if (queue.cohort, queue.owner, since) == (cohort, owner, address.since):
@@ -215,8 +223,8 @@ class Targets:
             else:
                 self._end_turn(queue)
 
-    def _owner(self, uid: int) -> int | None:
-        return uid if self.sharing == "same_uid" else None
+    def _owner(self, user: User) -> User | None:
+        return user if self.sharing == "same_uid" else None
 
     def _remove(self, name: str) -> None:
         queue, _ = self._entries.pop(name)
@@ -246,7 +254,7 @@ class Targets:
         rows: Iterable[Any],
         moved: Collection[str],
         said: Mapping[str, str],
-        uid: int,
+        user: User,
         now: float,
     ) -> dict[str, Address | None]:
         """Return the addresses that a message of gossip changes.
@@ -255,10 +263,10 @@ class Targets:
             rows: the message: the name of each row comes first.
             moved: the names that the message tracks, or puts into another group or generation.
             said: what it says of the addresses, by name; "" withdraws one.
-            uid: the user who sent it.
+            user: who sent it.
             now: seconds.
         """
-        known = self.by_name
+        known, (host, uid) = self.by_name, user
         names = {row[0] for row in rows} if said else ()
         found: dict[str, Address | None] = {name: None for name in moved if name in known}
         for name, text in said.items():
@@ -268,9 +276,9 @@ class Targets:
             if not text:
                 found[name] = None
             elif old is None or name in moved:
-                found[name] = Address(text, uid, now)
+                found[name] = Address(text, uid, now, host=host)
             elif old.text != text:
-                found[name] = Address(text, uid, old.since)
+                found[name] = Address(text, uid, old.since, host=host)
         return found
 
     def known(self, names: Iterable[str]) -> list[str]:

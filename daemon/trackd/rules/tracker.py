@@ -120,7 +120,7 @@ class Tracker(Registry):
         for name, mark in marks.items():
             self.mark(name, mark)
         if addresses or self.targets.by_name:
-            self._put_addresses(self.targets.after(rows, before, addresses, 0, now))
+            self._put_addresses(self.targets.after(rows, before, addresses, ("", 0), now))
         return before
 
     def sweep(self) -> list[str]:
@@ -173,7 +173,7 @@ class Tracker(Registry):
             return None
         lease = self.grant()
         if self.targets.by_name:
-            aim, trust = self.targets.next_aim(0), self.targets.trust
+            aim, trust = self.targets.next_aim(("", 0)), self.targets.trust
             if trust.untargeted:
                 self.targets.trust = trust.left_out()
             elif aim is not None:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from trackd.rules.backoff import Backoff
 from trackd.rules.deadlines import Deadlines
+from trackd.rules.user import User
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.use import Use
 from trackd_client.wire.done import Done
@@ -222,6 +223,12 @@ class Ended(NamedTuple):
     reason: str
     at: float
     uid: int
+    host: str = ""
+
+    @property
+    def user(self) -> User:
+        """The user whose session it was."""
+        return self.host, self.uid
 
 
 class Sessions:
@@ -232,7 +239,7 @@ class Sessions:
         ended: how those that have ended recently ended, by token.
         last_id: the highest number of a session so far.
         by_id: the sessions by their numbers.
-        users: what each user uses who has a session, by uid.
+        users: what each user uses who has a session.
         total: what all of them use together; only its bytes of replies are counted.
     """
 
@@ -241,7 +248,7 @@ class Sessions:
         self.ended: OrderedDict[bytes, Ended] = OrderedDict()
         self.last_id = 0
         self.by_id: dict[int, Session] = {}
-        self.users: dict[int, Use] = {}
+        self.users: dict[User, Use] = {}
         self.total = Use()
         self._by_process: dict[Process, set[Session]] = {}
         self._heartbeats = Deadlines[Session](_deadline_of)
@@ -252,15 +259,15 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(self.by_token.values())
 
-    def use_of(self, uid: int) -> Use:
+    def use_of(self, user: User) -> Use:
         """Return what a user uses; nothing for one without a session."""
-        return self.users.get(uid) or Use(uid, self.total)
+        return self.users.get(user) or Use(user, self.total)
 
     def add(self, session: Session) -> None:
         """Add a session that has no replies yet."""
         self.by_token[session.token] = session
         self.by_id[session.id] = session
-        use = session.use = self.users.setdefault(session.peer.uid, self.use_of(session.peer.uid))
+        use = session.use = self.users.setdefault(session.peer.user, self.use_of(session.peer.user))
         use.sessions += 1
         self.last_id = max(self.last_id, session.id)
         if session.process is not None:
@@ -278,8 +285,8 @@ class Sessions:
         for seq in list(session.live.refusals):
             session.drop_refusal(seq)
         if not use.sessions:
-            del self.users[use.uid]
-        self.ended[session.token] = Ended(reason, now, session.peer.uid)
+            del self.users[use.user]
+        self.ended[session.token] = Ended(reason, now, session.peer.uid, session.peer.host)
         if session.process is not None:
             known = self._by_process[session.process]
             known.discard(session)

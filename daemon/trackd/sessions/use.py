@@ -1,14 +1,16 @@
 """What each user has at the daemon now: the numbers that quotas bound. Pure.
 
-A user is a uid as the kernel gives it. All sessions of a user share one `Use`. It follows each
-change of them, so nothing walks sessions to find out, and it is never stored: a restart counts
-again.
+A user is a uid as the kernel of its host gives it. All sessions of a user share one `Use`. It
+follows each change of them, so nothing walks sessions to find out, and it is never stored: a
+restart counts again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+
+from trackd.rules.user import User
 
 #: Bytes that a remembered reply counts beside those of its frame: what keeping it takes.
 REPLY_OVERHEAD: Final = 256
@@ -19,7 +21,7 @@ class Use:
     """What the sessions of one user use, or those of all users.
 
     Attributes:
-        uid: the user; -1 for all, and for a session that is not open.
+        user: whose; the uid is -1 for all, and for a session that is not open.
         total: the use of all users, which counts the same replies; None for that itself.
         sessions: how many are open.
         leases: how many they hold.
@@ -27,7 +29,7 @@ class Use:
         reply_bytes: bytes of the replies that are remembered for them, overhead included.
     """
 
-    uid: int = -1
+    user: User = ("", -1)
     total: Use | None = None
     sessions: int = 0
     leases: int = 0

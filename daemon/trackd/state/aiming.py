@@ -8,7 +8,8 @@ from trackd.rules.mentions import GossipRow
 from trackd.rules.registry import Place
 from trackd.rules.targets import Address
 from trackd.rules.tracker import Tracker
-from trackd.state.changes import Addressed, Aimed, Change, TargetsTrusted
+from trackd.rules.user import User
+from trackd.state.changes import Addressed, Aimed, Change, TargetsTrusted, hostless
 
 
 def _address(
@@ -18,7 +19,10 @@ def _address(
     if not addresses:
         return
     known = tracker.targets.by_name
-    rows = [(name,) if address is None else (name, *address) for name, address in addresses.items()]
+    rows = [
+        (name,) if address is None else (name, *hostless(address))
+        for name, address in addresses.items()
+    ]
     texts = {name: None if each is None else each.text for name, each in addresses.items()}
     before = {name: known[name].text if name in known else None for name in addresses}
     changed = [(name, text) for name, text in texts.items() if text != before[name]]
@@ -31,7 +35,7 @@ def address_by_gossip(
     moved: Mapping[str, Place | None],
     said: Mapping[str, str],
     now: float,
-    by: tuple[int, int],
+    by: tuple[int, User],
 ) -> Iterator[Change]:
     """Yield the change that keeps what gossip says, once its proxies are tracked.
 
@@ -43,8 +47,8 @@ def address_by_gossip(
         now: seconds of CLOCK_BOOTTIME.
         by: the number of the session that sent it, and its user.
     """
-    number, uid = by
-    return _address(tracker, tracker.targets.after(rows, moved, said, uid, now), number)
+    number, user = by
+    return _address(tracker, tracker.targets.after(rows, moved, said, user, now), number)
 
 
 def forget(tracker: Tracker, names: Sequence[str]) -> Iterator[Change]:
@@ -58,12 +62,12 @@ def end_holds(tracker: Tracker, now: float) -> Iterator[Change]:
     return _address(tracker, tracker.targets.due(now), None)
 
 
-def grant(tracker: Tracker, lease: int, uid: int) -> Iterator[Change]:
+def grant(tracker: Tracker, lease: int, user: User) -> Iterator[Change]:
     """Yield the change that aims a new lease at a proxy, or leaves it out for earlier failures."""
     targets = tracker.targets
     if targets.trust.untargeted:
         yield TargetsTrusted(*targets.trust.left_out())
-    elif (aim := targets.next_aim(uid)) is not None:
+    elif (aim := targets.next_aim(user)) is not None:
         yield Aimed(lease, *aim)
 
 

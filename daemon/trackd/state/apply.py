@@ -16,7 +16,7 @@ from trackd.rules.marks import Mark
 from trackd.rules.registry import Place
 from trackd.rules.targets import Address, Aim, Trust
 from trackd.rules.tombstones import GroupTombstone
-from trackd.sessions.identity import Peer, Process
+from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import EXPIRED_LEASES, KeptReply, Lease, Session, Waiter
 from trackd.state import changes
 from trackd.state.changes import Change
@@ -77,8 +77,8 @@ def _session_opened(state: State, change: changes.SessionOpened, at: float, wall
         Session(
             id=change.number,
             token=change.token,
-            peer=Peer(change.uid, change.gid, change.pid),
-            process=None if change.start is None else Process(change.pid, change.start),
+            peer=Peer(change.uid, change.gid, change.pid, change.host),
+            process=change.process,
             name=change.name,
             version=sys.intern(change.version),
             labels=change.labels or NO_LABELS,
@@ -258,7 +258,7 @@ def _source_remembered(
 ) -> None:
     for number in change.dropped:
         state.sources.drop(number)
-    state.sources.add(change.number, Source(change.uid, change.pid, change.agent))
+    state.sources.add(change.number, Source(change.uid, change.pid, change.agent, change.host))
 
 
 # -- targets --------------------------------------------------------------------------
@@ -301,6 +301,7 @@ def _paused(state: State, change: changes.Paused, _at: float, _wall: float) -> N
         change.uid,
         change.pid,
         change.agent,
+        change.host,
     )
     if change.token is None:
         state.backoff.begin(pause)

@@ -10,7 +10,7 @@ A change is made, stored, replayed and published from the same value:
 
 So a change carries what its events need. `edits` returns the keys of the checkpoint that it edits.
 In the journal a kind is known by its code, which never changes; a new field comes last and has a
-default. Pure.
+default. A field that names a host, or its boot, stands there only where it names one. Pure.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgpack
 
+from trackd.sessions.identity import Process
+
 #: A thing of the checkpoint: its kind, and its key, which is text, bytes, an integer or a list.
 Key = tuple[str, Any]
 Keys = Iterable[Key]
-#: The administrator who asked for something: uid and pid.
-By = tuple[int, int] | None
+#: The administrator who asked for something: uid and pid, and the host unless it is the daemon's.
+By = tuple[int, int] | tuple[int, int, str] | None
 
 #: The key of the counters and small values of the state.
 META: Final[Key] = ("meta", "")
@@ -122,6 +124,13 @@ class SessionOpened(NamedTuple):
     version: str
     labels: dict[str, str]
     command: str
+    host: str = ""
+    boot: str = ""
+
+    @property
+    def process(self) -> Process | None:
+        """The process, if it is visible."""
+        return _process_of(self)
 
     def edits(self) -> Keys:
         return (("session", self.token), META)
@@ -144,6 +153,13 @@ class SessionEnded(NamedTuple):
     uid: int
     replies: Sequence[int]
     by: By
+    host: str = ""
+    boot: str = ""
+
+    @property
+    def process(self) -> Process | None:
+        """The process, if it was visible."""
+        return _process_of(self)
 
     def edits(self) -> Keys:
         return (
@@ -470,6 +486,7 @@ class SourceRemembered(NamedTuple):
     pid: int
     agent: str
     dropped: Sequence[int]
+    host: str = ""
 
     def edits(self) -> Keys:
         return [("source", number) for number in (self.number, *self.dropped)]
@@ -571,6 +588,7 @@ class Paused(NamedTuple):
         uid: the user of the session.
         pid: its process.
         agent: what it calls itself, or its command.
+        host: the host of the session; "" for the daemon's own.
     """
 
     token: bytes | None
@@ -582,6 +600,7 @@ class Paused(NamedTuple):
     uid: int
     pid: int
     agent: str
+    host: str = ""
 
     def edits(self) -> Keys:
         return (META,) if self.token is None else (META, ("pause", self.token))
@@ -647,11 +666,22 @@ class Offered(NamedTuple):
         return (("lease", self.lease), META)
 
 
+def _process_of(change: SessionOpened | SessionEnded) -> Process | None:
+    if change.start is None:
+        return None
+    return Process(change.pid, change.start, change.host, change.boot)
+
+
 def _mention_keys(numbers: Iterable[int]) -> list[Key]:
     return [(kind, number) for number in numbers for kind in ("mention", "names")]
 
 
 # -- in the journal -------------------------------------------------------------------
+
+#: Where the host stands in the kinds that have one. What follows it is "" where the host is.
+_HOSTLESS: Final = {
+    kind: kind._fields.index("host") for kind in KINDS.values() if "host" in kind._fields
+}
 
 
 class Moment(NamedTuple):
@@ -672,11 +702,22 @@ def pack(batch: Sequence[Moment]) -> bytes:
     """Return a batch as it stands in the journal."""
     packed: bytes = msgpack.packb(
         [
-            (at, wall, [(CODES[type(change)], *change) for change in changes])
+            (at, wall, [(CODES[type(change)], *_stored_of(change)) for change in changes])
             for at, wall, changes in batch
         ]
     )
     return packed
+
+
+def _stored_of(change: Change) -> Iterable[Any]:
+    """Return the fields of a change that are stored: none that would name the daemon's own host."""
+    most = _HOSTLESS.get(type(change))
+    return change if most is None or change[most] else change[:most]  # type: ignore[index] # a tuple
+
+
+def hostless(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row, the last field of which is a host, as it is stored: see `_stored_of`."""
+    return row if row[-1] else row[:-1]
 
 
 def unpack(packed: bytes) -> list[Moment]:

@@ -201,9 +201,11 @@ class Decisions:
         command: str,
     ) -> Session:
         """Begin a session; the token must be new."""
-        start = None if process is None else process.start
+        start, boot = (None, "") if process is None else (process.start, process.boot)
         number = self.state.sessions.last_id + 1
-        self.do(changes.SessionOpened(token, number, *peer, start, name, version, labels, command))
+        uid, gid, pid, host = peer
+        who = token, number, uid, gid, pid, start
+        self.do(changes.SessionOpened(*who, name, version, labels, command, host, boot))
         session = self.state.sessions.by_token[token]
         self.note_sign_of_life(session)
         return session
@@ -234,11 +236,14 @@ class Decisions:
                 session.peer.uid,
                 list(session.replies),
                 peer_of(by),
+                session.peer.host,
+                "" if session.process is None else session.process.boot,
             )
         )
         if session.live.gossip or session.opened < self.began:  # it may have before the start
             dropped = self.state.sources.too_many()
-            self.do(changes.SourceRemembered(session.id, *source_of(session), dropped))
+            uid, pid, agent, host = source_of(session)
+            self.do(changes.SourceRemembered(session.id, uid, pid, agent, dropped, host))
         if session.live.watch is not None:
             self.noticed[session] = reason
         self.drop_long_ended()  # here too: without anything tracked nothing is ever swept
@@ -589,7 +594,7 @@ class Decisions:
             self.do(changes.DialSpent(budget.tokens(self.now) - 1.0, self.now))
         lease = self._grant(session, "bootstrap" if bootstrap else "need")
         if self._targets.by_name:
-            self.do_all(aiming.grant(tracker, lease, session.peer.uid))
+            self.do_all(aiming.grant(tracker, lease, session.peer.user))
         if pauses:
             self.pauses.granted(session, lease, self.now)
         return lease
@@ -678,4 +683,7 @@ class Decisions:
 
 def peer_of(peer: Peer | None) -> By:
     """Return an administrator as changes have it."""
-    return None if peer is None else (peer.uid, peer.pid)
+    if peer is None:
+        return None
+    who = peer.uid, peer.pid
+    return (*who, peer.host) if peer.host else who

@@ -62,6 +62,7 @@ def derive_events(change: Change) -> Iterator[Event]:
                     "pid": change.pid,
                     "name": change.name,
                     "command": change.command,
+                    **_host_of(change),
                 },
             )
         case changes.SessionEnded():
@@ -72,6 +73,7 @@ def derive_events(change: Change) -> Iterator[Event]:
                     "reason": change.reason,
                     "name": change.name,
                     "pid": change.pid,
+                    **_host_of(change),
                     **_act_of(change.by),
                 },
             )
@@ -203,9 +205,17 @@ def _retry_after_of(change: changes.DialFailed | changes.Paused) -> dict[str, An
     return {} if change.retry_after is None else {"retry_after": change.retry_after}
 
 
+def _host_of(change: changes.SessionOpened | changes.SessionEnded) -> dict[str, Any]:
+    return {"host": change.host} if change.host else {}
+
+
 def _act_of(by: By) -> dict[str, Any]:
     """Return the fields of an event that name the administrator, or none."""
-    return {} if by is None else {"by_uid": by[0], "by_pid": by[1]}
+    if by is None:
+        return {}
+    uid, pid, *host = by
+    fields: dict[str, Any] = {"by_uid": uid, "by_pid": pid}
+    return {**fields, "by_host": host[0]} if host else fields
 
 
 _ONE = frozenset(

@@ -160,5 +160,5 @@ def _address_by_gossip(
     moved: Mapping[str, Place | None],
     said: Mapping[str, str],
 ) -> None:
-    tracker, by = decide.state.tracker, (session.id, session.peer.uid)
+    tracker, by = decide.state.tracker, (session.id, session.peer.user)
     decide.do_all(aiming.address_by_gossip(tracker, rows, moved, said, decide.now, by))

@@ -21,7 +21,7 @@ from trackd.rules.tombstones import GroupTombstone
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
 from trackd.state.apply import NO_LABELS, apply
-from trackd.state.changes import META, Key, Moment, unpack
+from trackd.state.changes import META, Key, Moment, hostless, unpack
 from trackd.state.events import pack_events
 from trackd.state.sources import Source
 from trackd.state.state import State
@@ -58,18 +58,20 @@ def row_of(state: State, key: Key) -> Any:
         case "mark":
             return state.tracker.marks.by_name.get(name)
         case "address":
-            return state.tracker.targets.by_name.get(name)
+            return _hostless(state.tracker.targets.by_name.get(name))
         case "tombstone":
             return state.tombstones.get(name)
         case "group_tombstone":
             return state.tombstones.get_group(name)
         case "source":
-            return state.sources.get(name)
+            return _hostless(state.sources.get(name))
         case "ended":
-            return state.sessions.ended.get(name)
+            return _hostless(state.sessions.ended.get(name))
         case "pause":
             session = state.paused.get(name)
-            return None if session is None or session.backoff is None else session.backoff.pause
+            return (
+                None if session is None or session.backoff is None else _pause_row(session.backoff)
+            )
         case "history":
             return state.history.chunk(name)
         case "meta":
@@ -78,10 +80,21 @@ def row_of(state: State, key: Key) -> Any:
             raise ValueError(f"there are no rows of {kind!r}")
 
 
+def _hostless(row: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    return None if row is None else hostless(row)
+
+
+def _pause_row(backoff: Backoff) -> tuple[Any, ...] | None:
+    return _hostless(backoff.pause)
+
+
 def _session_row(session: Session) -> list[Any]:
-    return [
+    uid, gid, pid, host = session.peer
+    row = [
         session.id,
-        *session.peer,
+        uid,
+        gid,
+        pid,
         None if session.process is None else session.process.start,
         session.name,
         session.version,
@@ -97,6 +110,9 @@ def _session_row(session: Session) -> list[Any]:
         sorted(session.expired),
         session.notices,
     ]
+    if host:
+        row += [host, "" if session.process is None else session.process.boot]
+    return row
 
 
 def _more_of_lease(state: State, lease: int) -> dict[str, Any]:
@@ -134,7 +150,7 @@ def _meta(state: State) -> dict[str, Any]:
         "last_served": state.queue.last_served,
     }
     if state.reports_outcomes:
-        meta["outcomes"], meta["pause"] = True, state.backoff.pause
+        meta["outcomes"], meta["pause"] = True, _pause_row(state.backoff)
     if state.tracker.targets.trust != UNPROVEN:
         meta["trust"] = state.tracker.targets.trust
     return meta
@@ -220,11 +236,12 @@ def _load_history(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -
 def _session_from(token: bytes, row: Sequence[Any]) -> Session:
     number, uid, gid, pid, start, name, version, labels, opened, wall, command, *rest = row
     done, waits, expired, notices = rest[:4]
+    host, boot = rest[4:6] or ("", "")
     session = Session(
         id=number,
         token=token,
-        peer=Peer(uid, gid, pid),
-        process=None if start is None else Process(pid, start),
+        peer=Peer(uid, gid, pid, host),
+        process=None if start is None else Process(pid, start, host, boot),
         name=name,
         version=sys.intern(version),
         labels=labels or NO_LABELS,

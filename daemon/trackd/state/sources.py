@@ -24,11 +24,13 @@ class Source(NamedTuple):
         uid: its user.
         pid: its process id.
         agent: what it called itself, or its command.
+        host: the host that it was on; "" for the daemon's own.
     """
 
     uid: int
     pid: int
     agent: str
+    host: str = ""
 
 
 class Sources:
@@ -59,15 +61,19 @@ class Sources:
             return None
         living = sessions.by_id.get(number)
         source = self.get(number) if living is None else source_of(living)
-        return {
+        fields = {
             "session": number,
             "uid": None if source is None else source.uid,
             "pid": None if source is None else source.pid,
             "agent": "" if source is None else source.agent,
             "ended": living is None,
         }
+        if source is not None and source.host:
+            fields["host"] = source.host
+        return fields
 
 
 def source_of(session: Session) -> Source:
     """Return the process of a session."""
-    return Source(session.peer.uid, session.peer.pid, session.name or session.command)
+    peer = session.peer
+    return Source(peer.uid, peer.pid, session.name or session.command, peer.host)

@@ -204,7 +204,7 @@ def test_a_hint_has_the_fields_of_the_document() -> None:
 
 def test_what_a_user_uses_is_what_has_a_quota() -> None:
     quotas = [row[0].strip("`") for row in table("Quotas")]
-    assert list(UserUsage.__annotations__) == ["uid", "exempt", *quotas]
+    assert list(UserUsage.__annotations__) == ["uid", "host", "exempt", *quotas]
 
 
 def test_the_target_of_a_proxy_has_the_fields_of_the_document() -> None:
@@ -235,7 +235,7 @@ def test_the_fields_of_a_message_are_attributes_of_the_annotated_types(
     assert missing <= {
         *("claimed_terminating", "http_problem", "outcomes", "pause", "paused_sessions"),
         *("offered", "retry_after", "terminating", "tunnels", "reported", "rtt", "stale"),
-        *("address", "hint", "only_source", "target"),
+        *("address", "hint", "host", "only_source", "target"),
     }
     assert set(fields) <= set(kind.__annotations__)
     check(kind(fields))

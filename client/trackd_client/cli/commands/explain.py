@@ -15,7 +15,7 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common, completions
 from trackd_client.cli.output import event_lines, listing
-from trackd_client.cli.output.event_lines import FAILURES, People
+from trackd_client.cli.output.event_lines import FAILURES, People, name_host
 from trackd_client.cli.output.gaps import BEGINNINGS
 from trackd_client.cli.output.render import (
     Cell,
@@ -300,7 +300,7 @@ def describe_source(source: Source | None) -> str:
     words = [f"session {source.session}"]
     if source.uid is not None:
         agent = f" {escape(source.agent)}" if source.agent else ""
-        words[0] += f" (pid {source.pid}{agent}, uid {source.uid})"
+        words[0] += f" (pid {source.pid}{agent}, uid {source.uid}{name_host(source.host)})"
     if source.ended:
         words.append("which has ended")
     return ", ".join(words)
@@ -323,7 +323,8 @@ def _describe_target(target: ProxyTarget, tracker: Tracker) -> str:
         "aimed": f"lease {target.lease} is aimed at it",
         "off": "grants carry no address here (targets = off)",
         "paused": f"other addresses failed: not for the next {target.untargeted} dials",
-        "ready": f"for the next dial of uid {target.uid}, or of all users with targets = any",
+        "ready": f"for the next dial of uid {target.uid}{name_host(target.host)}, or of all users"
+        " with targets = any",
     }
     left = listing.seconds_until(tracker, target.until) or 0.0
     words["failed"] = (

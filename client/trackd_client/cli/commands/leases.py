@@ -34,7 +34,7 @@ Examples:
 JSON: {"total", "leases": [{"lease", "state": "claimed", "offered" (and
 claimed until it is replaced) or "in_flight", "name", "session", "pid",
 "command", "agent", "age", "wall", "claim_within", "principals",
-"reported_ago", "rtt", "stale"}]}
+"reported_ago", "rtt", "stale"}]}, in a fleet "host"
 """
 _COLUMNS = (
     Column("lease", right=True),
@@ -120,6 +120,7 @@ def _make_row(row: LeaseRow, sessions: Mapping[int, Row], tracker: Tracker) -> R
         "reported_ago": listing.seconds_since(tracker, row.reported),
         "rtt": row.rtt,
         "stale": row.stale,
+        **({"host": row.host} if row.host else {}),
     }
 
 

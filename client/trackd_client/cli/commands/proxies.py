@@ -152,6 +152,7 @@ def _make_row(
         "mentioned_by_agent": speaker or speaking,
         "missing_seconds": listing.seconds_since(tracker, gaps.get(row.name)) if missing else None,
         **({"address": row.address} if row.address else {}),
+        **({"host": row.host} if row.host else {}),
     }
 
 

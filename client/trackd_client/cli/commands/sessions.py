@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pwd
 import time
+from functools import partial
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from trackd_client import Tracker
 from trackd_client.cli import common
 from trackd_client.cli.output import listing
-from trackd_client.cli.output.flapping import STARTS, WINDOW, find_flapping
+from trackd_client.cli.output.flapping import STARTS, WINDOW, Flapping, find_flapping
 from trackd_client.cli.output.render import (
     Cell,
     Column,
@@ -37,7 +38,8 @@ Examples:
 JSON: {"total", "sessions": [{"session", "pid", "uid", "user", "gid",
 "command", "name", "version", "labels", "leases", "inflight", "waiting",
 "requests", "gossip", "age", "wall", "visible", "heartbeat_within",
-"pause"}]}; "visible": the daemon sees the process, and needs no heartbeats;
+"pause"}]}, in a fleet "host"; "visible": the daemon sees the process, and
+needs no heartbeats;
 "pause": its own pause after failed dials, {"failures", "seconds", "reason"},
 or null. With --flapping: {"since", "flapping": [{"command", "name", "uid",
 "user", "starts", "running", "last", "ended": {reason: how many}}]}; "since",
@@ -56,6 +58,7 @@ _COLUMNS = (
     Column("lives by", spare=4),
 )
 _PAUSES = Column("pauses after")
+_HOST = Column("host", shrinks=True)
 _FLAPPING = (
     Column("starts", right=True),
     Column("running", right=True),
@@ -125,7 +128,11 @@ def sessions(
         columns = _COLUMNS
         if any(row["pause"] is not None for row in found):
             columns += (_PAUSES,)
-        listing.show(columns, found, make_cells, limit=limit, of=("sessions", len(everything)))
+        hosts = any("host" in row for row in found)
+        if hosts:
+            columns = (*columns[:2], _HOST, *columns[2:])
+        of = ("sessions", len(everything))
+        listing.show(columns, found, partial(make_cells, hosts=hosts), limit=limit, of=of)
 
 
 def _show_flapping(
@@ -135,23 +142,33 @@ def _show_flapping(
         events = tracker.log(older=True)["events"]
     now = time.time()
     found = [
-        {**each._asdict(), "user": find_user_name(each.uid)}
+        _make_flapping_row(each)
         for each in find_flapping(events, now - WINDOW)
         if listing.matches(patterns, each.name, each.command)
-        and (user is None or user in {find_user_name(each.uid), str(each.uid)})
+        and (user is None or user in {find_user_name(each.uid, each.host), str(each.uid)})
     ]
     if as_json:
         common.print_json({"since": now - WINDOW, "flapping": found})
     elif found:
-        Page().table(_FLAPPING, [_make_flapping_cells(row, now) for row in found])
+        hosts = any("host" in row for row in found)
+        columns = (*_FLAPPING[:2], _HOST, *_FLAPPING[2:]) if hosts else _FLAPPING
+        Page().table(columns, [_make_flapping_cells(row, now, hosts=hosts) for row in found])
     else:
         Page().note(f"no agent has started {STARTS} times in {WINDOW / 60:.0f} minutes")
 
 
-def _make_flapping_cells(row: Row, now: float) -> list[str | Cell]:
+def _make_flapping_row(found: Flapping) -> Row:
+    row = {**found._asdict(), "user": find_user_name(found.uid, found.host)}
+    if not found.host:
+        del row["host"]
+    return row
+
+
+def _make_flapping_cells(row: Row, now: float, *, hosts: bool) -> list[str | Cell]:
     return [
         str(row["starts"]),
         str(row["running"]),
+        *([format_value(row.get("host"))] if hosts else ()),
         format_value(row["user"]),
         format_value(row["command"] or None),
         format_value(row["name"] or None),
@@ -166,7 +183,7 @@ def _make_row(row: SessionRow, tracker: Tracker) -> Row:
         "session": row.session,
         "pid": row.pid,
         "uid": row.uid,
-        "user": find_user_name(row.uid),
+        "user": find_user_name(row.uid, row.host),
         **{name: row[name] for name in ("gid", "command", "name", "version", "labels")},
         **{name: row[name] for name in ("leases", "inflight", "waiting", "requests", "gossip")},
         "age": None if age is None else max(0.0, -age),
@@ -175,6 +192,8 @@ def _make_row(row: SessionRow, tracker: Tracker) -> Row:
         "heartbeat_within": listing.seconds_until(tracker, row.deadline),
         "pause": None,
     }
+    if row.host:
+        shown["host"] = row.host
     if row.pause is not None:
         shown["pause"] = {
             "failures": row.pause.failures,
@@ -184,12 +203,18 @@ def _make_row(row: SessionRow, tracker: Tracker) -> Row:
     return shown
 
 
-def make_cells(row: Row) -> list[str | Cell]:
-    """Return the cells of a row for people; the last one is for `_PAUSES`."""
+def make_cells(row: Row, *, hosts: bool = False) -> list[str | Cell]:
+    """Return the cells of a row for people; the last one is for `_PAUSES`.
+
+    Args:
+        row: what is shown.
+        hosts: whether there is a column for the host.
+    """
     within, pause = row["heartbeat_within"], row["pause"]
     return [
         str(row["session"]),
         format_value(row["pid"] or None),
+        *([format_value(row.get("host"))] if hosts else ()),
         format_value(row["user"]),
         format_value(row["command"] or None),
         format_value(row["name"] or None),
@@ -208,8 +233,10 @@ def _describe_pause(pause: Row) -> str:
     return f"{format_count(pause['failures'], 'failed dial')}, {pause['reason']}"
 
 
-def find_user_name(uid: int) -> str:
-    """Return the name of a user, or the number of one that has none here."""
+def find_user_name(uid: int, host: str = "") -> str:
+    """Return the name of a user, or the number of one that has none here, or is of another host."""
+    if host:
+        return str(uid)
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -10,6 +10,7 @@ import click
 
 from trackd_client.cli import common
 from trackd_client.cli.exit_codes import FAILED
+from trackd_client.cli.output.event_lines import name_host
 from trackd_client.cli.output.listing import seconds_until
 from trackd_client.cli.output.render import (
     Cell,
@@ -128,7 +129,7 @@ def list_counts(reply: Status, until: Until) -> Iterator[tuple[str, str]]:
     yield "sessions", f"{reply.sessions}{paused}"
     for user in reply.users:
         if near := list_near_quotas(user, reply.quotas):
-            yield "quotas", f"user {user.uid} uses {', '.join(near)}"
+            yield "quotas", f"user {user.uid}{name_host(user.host)} uses {', '.join(near)}"
     yield "store", describe_store(reply)
     if reply.http:
         problem = reply.http_problem

@@ -100,7 +100,12 @@ def describe_agent(row: Fields) -> str:
     """Return the agent of a session in words."""
     words = [f"pid {row['pid']}"] if row["pid"] else []
     words += [escape(text) for text in (row["name"] or row.get("command"),) if text]
-    return " ".join(words) or "unknown"
+    return (" ".join(words) or "unknown") + name_host(row.get("host", ""))
+
+
+def name_host(host: str) -> str:
+    """Return the words that follow a process or a user of another host; none without a host."""
+    return f" on {escape(host)}" if host else ""
 
 
 def format_line(event: Event, people: People, page: Page) -> str:
@@ -145,7 +150,9 @@ def concerns(event: Event, name: str) -> bool:
 def _name_admin(fields: Fields) -> str:
     if "by_uid" not in fields:
         return ""
-    return f" (uid {fields['by_uid']}, pid {fields['by_pid']})"
+    return (
+        f" (uid {fields['by_uid']}, pid {fields['by_pid']}{name_host(fields.get('by_host', ''))})"
+    )
 
 
 def _name_cause(fields: Fields, key: str) -> str:

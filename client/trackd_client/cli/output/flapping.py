@@ -24,6 +24,7 @@ class Flapping(NamedTuple):
         running: how many of those have not ended.
         last: when the last one was opened, in Unix time.
         ended: how many of those ended, by the reason.
+        host: the host that it runs on, in a fleet, or "".
     """
 
     command: str
@@ -33,31 +34,32 @@ class Flapping(NamedTuple):
     running: int
     last: float
     ended: dict[str, int]
+    host: str = ""
 
 
 def find_flapping(events: Iterable[Event], since: float) -> list[Flapping]:
     """Return the agents that flap, the worst one first.
 
-    Agents are the same when user, command and name are. One process that opens many sessions at
-    once, as a program with many trackers does, is one start.
+    Agents are the same when host, user, command and name are. One process that opens many sessions
+    at once, as a program with many trackers does, is one start.
 
     Args:
         events: of the daemon, oldest first.
         since: Unix time at which the window begins.
     """
-    opened: dict[tuple[int, str, str], list[Event]] = {}
+    opened: dict[tuple[str, int, str, str], list[Event]] = {}
     ended: dict[int, str] = {}
     for event in events:
         if event.wall < since:
             continue
         fields = event.fields
         if event.kind == "session_opened":
-            key = fields["uid"], fields["command"], fields["name"]
+            key = fields.get("host", ""), fields["uid"], fields["command"], fields["name"]
             opened.setdefault(key, []).append(event)
         elif event.kind == "session_ended":
             ended[fields["session"]] = fields["reason"]
     found = []
-    for (uid, command, name), starts in opened.items():
+    for (host, uid, command, name), starts in opened.items():
         processes = {event.fields["pid"]: event.fields["session"] for event in starts}
         if len(processes) < STARTS:
             continue
@@ -65,5 +67,6 @@ def find_flapping(events: Iterable[Event], since: float) -> list[Flapping]:
         running = len(processes) - reasons.total()
         if running < len(processes) - 1:  # several that only run at the same time do not flap
             last = starts[-1].wall
-            found.append(Flapping(command, name, uid, len(processes), running, last, dict(reasons)))
+            counts = len(processes), running, last, dict(reasons)
+            found.append(Flapping(command, name, uid, *counts, host))
     return sorted(found, key=lambda each: (-each.starts, each.command, each.name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from trackd_client import Tracker
-from trackd_client.cli.output.event_lines import describe_failure
+from trackd_client.cli.output.event_lines import describe_failure, name_host
 from trackd_client.cli.output.listing import seconds_until
 from trackd_client.cli.output.render import Cell, format_count, format_duration, format_value
 from trackd_client.cli.text import escape
@@ -204,6 +204,7 @@ def describe_pause(pause: dict[str, Any], left: float | None) -> str:
     """
     agent = f" {escape(pause['agent'])}" if pause["agent"] else ""
     who = f"pid {pause['pid']}{agent}" if pause["pid"] else f"session {pause['session']}{agent}"
+    who += name_host(pause.get("host", ""))
     over = "one dial at a time may try" if left is None or left <= 0 else f"{left:.1f} s more"
     failed = format_count(pause["failures"], "failed dial")
     return f"{over}, after {failed}; the last one {describe_failure(pause)}, says {who}"

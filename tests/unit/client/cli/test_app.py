@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def reply(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every tracker get the replies of the protocol document, at one moment."""
+def replies(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """Let every tracker get the replies of the protocol document, at one moment.
+
+    Returns:
+        The listings among them, by their tables.
+    """
     first, second = (reply(f"snapshot reply, the {each} page") for each in ("first", "second"))
     pages = {
         "proxies": {**first, "rows": first["rows"] + second["rows"], "cursor": None},
@@ -66,6 +71,7 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tracker, "_request", request)
     monkeypatch.setattr(common, "diagnose", lambda _: None)
     monkeypatch.setattr(listing, "boottime", lambda: 5010.5)
+    return pages
 
 
 @pytest.mark.usefixtures("replies")
@@ -77,3 +83,28 @@ def test_json_is_printed_byte_for_byte_as_before() -> None:
         assert result.exit_code == 0, result.output
         printed += f"$ trackctl {command} --json\n{result.stdout}"
     assert printed == EXPECTED.read_text(encoding="utf-8")
+
+
+def printed_by(*arguments: str) -> str:
+    result = CliRunner().invoke(
+        build(), ["--endpoint", "/nowhere/trackd.sock", *arguments], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_hosts_are_shown_where_there_are_some(replies: dict[str, dict[str, Any]]) -> None:
+    assert "host" not in printed_by("sessions").splitlines()[0].split()
+    (session,) = replies["sessions"]["rows"]
+    local = {**session, "session": 99, "uid": 0}
+    replies["sessions"]["rows"] = [{**session, "uid": 0, "host": "relay-7"}, local]
+    head, there, here = printed_by("sessions").splitlines()
+    assert head.split()[:4] == ["session", "pid", "host", "user"]
+    assert there.split()[2:4] == ["relay-7", "0"], "a name of this host would mislead"
+    assert here.split()[2:4] == ["-", "root"]
+    rows = json.loads(printed_by("sessions", "--json"))["sessions"]
+    assert [row.get("host") for row in rows] == ["relay-7", None]
+    for table in ("leases", "proxies"):
+        replies[table]["rows"] = [{**row, "host": "relay-7"} for row in replies[table]["rows"]]
+        rows = json.loads(printed_by(table, "--json"))[table]
+        assert {row["host"] for row in rows} == {"relay-7"}

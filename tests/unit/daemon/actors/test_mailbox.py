@@ -17,6 +17,7 @@ from trackd.actors import mailbox as module
 from trackd.actors.inbox import Envelope
 from trackd.actors.mailbox import BATCH, BATCH_BYTES, PART_BYTES, MailboxFailed, RouterMailbox
 from trackd.operations.call import Call
+from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.wire.protocol import FRAME_SLACK, REPLY, encode
 
@@ -158,7 +159,7 @@ def test_a_request_comes_with_its_peer_as_the_kernel_knows_it(
 ) -> None:
     peer.send(request(7, other=[1]))
     call = take(mailbox)
-    assert call.peer == (os.geteuid(), os.getegid(), os.getpid())
+    assert call.peer == Peer(os.geteuid(), os.getegid(), os.getpid())
     assert (call.seq, call.body, call.problem) == (7, {"op": "ping", "seq": 7, "other": [1]}, None)
 
 

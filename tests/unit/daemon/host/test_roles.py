@@ -28,6 +28,13 @@ def test_root_and_the_daemons_own_user_are_admins() -> None:
     assert not roles.is_admin(peer_of(NOBODY))
 
 
+def test_nobody_of_another_host_is_an_admin_by_these_roles() -> None:
+    roles = Roles((NOBODY.pw_uid,), (GAMES.pw_gid,))
+    for peer in (Peer(0, 0, 1), peer_of(NOBODY), peer_of(GAMES)):
+        assert roles.is_admin(peer)
+        assert not roles.is_admin(peer._replace(host="a"))
+
+
 @pytest.mark.parametrize("user", ["nobody", NOBODY.pw_uid])
 def test_a_user_that_is_named_is_an_admin_and_no_other(user: str | int) -> None:
     roles = Roles((user,), ())

@@ -89,7 +89,7 @@ def test_replies_that_are_not_done_are_bounded_in_bytes_but_giving_back_is_not(d
     lease = first.ask("try_acquire")["lease"]
     for _ in range(3):
         first.ask("track_expected", proxies=[])
-    used = desk.state.sessions.users[UID].reply_bytes
+    used = desk.state.sessions.users["", UID].reply_bytes
     assert 4 * REPLY_OVERHEAD < used < 5 * REPLY_OVERHEAD
     assert first.refusal("try_acquire") == ("quota_exceeded", "reply_bytes", used, REPLY_BYTES)
     assert first.ask("release", lease=lease)["released"]
@@ -97,13 +97,15 @@ def test_replies_that_are_not_done_are_bounded_in_bytes_but_giving_back_is_not(d
     done = [1, first.seq]
     assert "error" not in first.ask("track_expected", proxies=[], done=done)
     first.ask("close")
-    assert desk.state.sessions.total.reply_bytes == desk.state.sessions.users[UID + 1].reply_bytes
+    assert (
+        desk.state.sessions.total.reply_bytes == desk.state.sessions.users["", UID + 1].reply_bytes
+    )
 
 
 @pytest.mark.parametrize("desk", [{"quota_reply_bytes": REPLY_BYTES}], indirect=True)
 def test_replies_that_a_request_marks_as_done_make_room_for_its_own(desk: Desk) -> None:
     first = opened(desk, 1)
-    while desk.state.sessions.users[UID].reply_bytes < REPLY_BYTES:  # each changes something
+    while desk.state.sessions.users["", UID].reply_bytes < REPLY_BYTES:  # each changes something
         assert first.ask("adopt", principals=[f"p{first.seq}"])["lease"]
     assert first.ask("adopt", principals=["more"], done=[1, first.seq])["lease"]
 

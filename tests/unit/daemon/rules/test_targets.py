@@ -290,15 +290,20 @@ def test_only_the_user_who_said_an_address_is_given_it_unless_all_share(world: W
     tracker, targets = world.tracker, world.tracker.targets
     world.say("p1", "p2")
     tracker.put_address("p2", targets.by_name["p2"]._replace(uid=7))
-    assert targets.next_aim(7) == Aim("p1", "p1:1")
+    assert targets.next_aim(("", 7)) == Aim("p1", "p1:1")
     tracker.share_targets("same_uid")
-    assert targets.next_aim(0) == Aim("p1", "p1:1")
-    assert targets.next_aim(7) == Aim("p2", "p2:1")
-    assert targets.next_aim(8) is None
+    assert targets.next_aim(("", 0)) == Aim("p1", "p1:1")
+    assert targets.next_aim(("", 7)) == Aim("p2", "p2:1")
+    assert targets.next_aim(("", 8)) is None
+    assert targets.next_aim(("a", 7)) is None
+    tracker.put_address("p1", targets.by_name["p1"]._replace(uid=7, host="a"))
+    assert targets.next_aim(("a", 7)) == Aim("p1", "p1:1")
+    assert targets.next_aim(("", 7)) == Aim("p2", "p2:1")
+    assert targets.next_aim(("b", 7)) is None
     tracker.share_targets("off")
-    assert [targets.next_aim(uid) for uid in (0, 7, 8)] == [None] * 3
+    assert [targets.next_aim(("", uid)) for uid in (0, 7, 8)] == [None] * 3
     tracker.share_targets("any")
-    assert targets.next_aim(8) == Aim("p1", "p1:1")
+    assert targets.next_aim(("", 8)) == Aim("p1", "p1:1")
 
 
 def test_a_replacement_is_aimed_at_the_proxy_that_is_offered(world: World) -> None:

@@ -8,6 +8,7 @@ from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import (
     EXPIRED_LEASES,
+    Ended,
     KeptReply,
     Lease,
     Session,
@@ -52,7 +53,7 @@ def test_a_new_session_has_done_nothing_and_is_not_overdue() -> None:
     assert (one.live.requests, one.live.gossip, one.live.overdue) == (0, 0, False)
     assert not one.ended
     assert one.unanswered() == 0
-    assert one.use.uid == -1
+    assert one.use.user == ("", -1)
     assert not Lease(one, 0.0, 0.0, (), 0.0).overdue
     assert EXPIRED_LEASES == 1024
 
@@ -86,7 +87,7 @@ def test_replies_count_for_the_user_and_for_all_as_long_as_they_are_kept() -> No
     assert one.live.refusals == {2: b"123"}
 
     def used() -> tuple[int, int, int]:
-        bytes_of = [all_sessions.use_of(uid).reply_bytes for uid in (1000, 1001)]
+        bytes_of = [all_sessions.use_of(("", uid)).reply_bytes for uid in (1000, 1001)]
         return bytes_of[0], bytes_of[1], all_sessions.total.reply_bytes
 
     assert used() == (3 * 256 + 9, 256, 4 * 256 + 9)
@@ -128,20 +129,20 @@ def test_a_user_is_known_as_long_as_one_of_the_sessions_is_open() -> None:
     first, second = session(1), session(2)
     all_sessions.add(first)
     all_sessions.add(second)
-    use = all_sessions.use_of(1000)
-    assert (use.uid, use.sessions, use.leases, use.waiters) == (1000, 2, 0, 0)
-    assert all_sessions.users == {1000: use}
+    use = all_sessions.use_of(("", 1000))
+    assert (use.user, use.sessions, use.leases, use.waiters) == (("", 1000), 2, 0, 0)
+    assert all_sessions.users == {("", 1000): use}
     assert first.use is second.use is use
     all_sessions.remove(first, "closed", 0.0)
     assert use.sessions == 1
-    assert all_sessions.use_of(1000) is use
+    assert all_sessions.use_of(("", 1000)) is use
     assert first.ended
     assert list(all_sessions) == [second]
     assert all_sessions.by_id == {2: second}
     all_sessions.remove(second, "admin", 1.0)
     assert all_sessions.users == {}
-    assert all_sessions.use_of(1000).sessions == 0
-    assert all_sessions.ended[second.token] == ("admin", 1.0, 1000)
+    assert all_sessions.use_of(("", 1000)).sessions == 0
+    assert all_sessions.ended[second.token] == Ended("admin", 1.0, 1000)
 
 
 def test_the_last_session_of_a_process_is_told_apart() -> None:

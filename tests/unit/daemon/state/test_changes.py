@@ -76,6 +76,28 @@ def test_a_change_comes_back_from_the_journal_as_it_was(kind: type[Any]) -> None
     assert count_events(again) == len(list(derive_events(again)))
 
 
+HOSTED = [kind for kind in KINDS.values() if "host" in kind._fields]
+
+
+def stored_fields(change: Any) -> list[Any]:
+    ((_, _, ((_, *values),)),) = msgpack.unpackb(pack([Moment(1.5, 2.5, [change])]))
+    return list(values)
+
+
+@pytest.mark.parametrize("kind", HOSTED, ids=lambda kind: kind.__name__)
+def test_no_field_of_the_journal_names_the_daemon_s_own_host(kind: type[Any]) -> None:
+    here = example(kind)._replace(host="", **({"boot": ""} if "boot" in kind._fields else {}))
+    before = kind._fields.index("host")
+    assert len(stored_fields(here)) == before, "as before there were hosts"
+    assert len(stored_fields(example(kind))) == len(kind._fields)
+    assert set(kind._fields[before:]) == set(kind._field_defaults) <= {"host", "boot"}
+
+
+def test_these_kinds_have_a_host() -> None:
+    names = {kind.__name__ for kind in HOSTED}
+    assert names == {"SessionOpened", "SessionEnded", "SourceRemembered", "Paused"}
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_no_token_is_in_an_event(kind: type[Any]) -> None:
     change = example(kind)._replace(**({"token": b"SECRET"} if "token" in kind._fields else {}))

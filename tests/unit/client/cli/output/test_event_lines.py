@@ -26,6 +26,22 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
             "session 3 opened by pid 9 agent.py, uid 5",
         ),
         (
+            event("session_opened", session=3, uid=5, pid=9, name="a", command="", host="h1"),
+            "session 3 opened by pid 9 a on h1, uid 5",
+        ),
+        (
+            event(
+                "dials_resumed",
+                scope="host",
+                session=None,
+                why="asked",
+                by_uid=0,
+                by_pid=6,
+                by_host="h1",
+            ),
+            "dials of the host go on: by an admin (uid 0, pid 6 on h1)",
+        ),
+        (
             event("session_ended", session=3, reason="process_exited", name="a", pid=9),
             "session 3 of pid 9 a ended: its process exited",
         ),

@@ -42,6 +42,21 @@ def test_an_agent_that_crashes_again_and_again_flaps() -> None:
     assert find_flapping(crashing(STARTS - 1).events, 0.0) == []
 
 
+def test_the_same_agent_of_two_hosts_is_two_agents() -> None:
+    def on(*hosts: str) -> list[Event]:
+        where = iter(hosts)
+        return [
+            event._replace(fields={**event.fields, "host": next(where)})
+            if event.kind == "session_opened"
+            else event
+            for event in crashing(STARTS).events
+        ]
+
+    assert find_flapping(on("a", *["b"] * (STARTS - 1)), 0.0) == []
+    (found,) = find_flapping(on(*["a"] * STARTS), 0.0)
+    assert (found.host, found.starts) == ("a", STARTS)
+
+
 def test_only_starts_within_the_window_count() -> None:
     story = crashing(STARTS)
     assert find_flapping(story.events, 0.5) == []
