@@ -1,4 +1,4 @@
-"""The command line: `trackd run`, `trackd check-config`, `trackd demo`, `trackd keys`.
+"""The command line: `trackd run`, `lead`, `check-config`, `demo` and `keys`.
 
 It reads the arguments, reports what is wrong with them, and calls the rest. `trackd.server` is
 imported only when it is needed, so that `--help` and errors come at once. An error is one message
@@ -18,7 +18,7 @@ from trackd.config.kinds import near
 from trackd_client._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from _typeshed import SupportsWrite
 
@@ -51,6 +51,20 @@ examples:
   trackd run --cluster-name example.com --endpoint ipc:///tmp/mine/trackd.sock --state-dir ""
   trackd run --config /etc/trackd.toml --log-level debug
   TRACKD_CONNECTION_COUNT=3 trackd run --cluster-name example.com
+
+{_EXIT_CODES}
+"""
+
+_LEAD_EPILOG: Final = f"""\
+Settings are as for `trackd run`. A candidate needs [fleet] etcd_endpoints, listen, key_file and
+hosts_dir; agents reach it through `trackd run` on their own hosts, with [fleet] leaders.
+
+One candidate of a fleet leads, and the others stand by. When its term is over, it ends with code
+{exits.DEPOSED}; start it again, and it stands by. SIGHUP makes it read its settings again, and the
+keys of the hosts.
+
+example:
+  trackd lead --config /etc/trackd/lead/example.com.toml
 
 {_EXIT_CODES}
 """
@@ -137,8 +151,8 @@ def _run_command(argv: Sequence[str] | None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         commands[args.command].refuse(unknown)
-    if args.command == "run":
-        return _run(args)
+    if args.command in ("run", "lead"):
+        return _run(args, lead=args.command == "lead")
     if args.command == "check-config":
         return _check_config(args.file)
     if args.command == "keys":
@@ -150,7 +164,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
     return demo.main(args)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, *, lead: bool) -> int:
     flags = {name: getattr(args, name) for name in settings.SETTINGS}
     named = args.config or os.environ.get(settings.CONFIG_VARIABLE)
     cluster = args.cluster_name or os.environ.get("TRACKD_CLUSTER_NAME")
@@ -167,20 +181,26 @@ def _run(args: argparse.Namespace) -> int:
 
     logs.setup(chosen.log_level)
     try:
-        from trackd import server
-
-        if chosen.http:
+        serve: Callable[[settings.Config, Callable[[], settings.Config]], int]
+        if lead:
+            from trackd.fleet.lead import run as serve
+        else:
+            from trackd.server import run as serve
+        if chosen.leaders and not lead:
+            from trackd.fleet import relay  # noqa: F401 - likewise
+        if chosen.http and not lead:
             import prometheus_client  # noqa: F401 - a missing package must show now, not at the first request
 
             from trackd.http import listener  # noqa: F401 - likewise for waitress
     except ModuleNotFoundError as error:
-        if error.name not in {"pykka", "waitress", "prometheus_client"}:
+        extra = "fleet" if error.name in {"grpc", "google"} else "daemon"
+        if error.name not in {"pykka", "waitress", "prometheus_client", "grpc", "google"}:
             raise
         _fail(
-            f"the daemon needs {error.name}; run in a checkout of trackd: pip install '.[daemon]'",
+            f"the daemon needs {error.name}; run in a checkout of trackd: pip install '.[{extra}]'",
             exits.USAGE,
         )
-    return server.run(chosen, read)
+    return serve(chosen, read)
 
 
 def _check_config(file: Path) -> int:
@@ -231,16 +251,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _RUN_EPILOG,
         "--cluster-name NAME [--SETTING VALUE ...] [--config FILE]",
     )
-    run.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
-    general = run.add_argument_group("settings")
-    limits = run.add_argument_group("limits", "a request beyond a limit is answered with an error")
-    for setting in settings.SETTINGS.values():
-        # The text is passed on as typed: `settings` checks it with the variables and the file.
-        (limits if setting.table else general).add_argument(
-            setting.flag,
-            metavar=setting.kind.metavar,
-            help=f"{setting.help} [{setting.default}{' *' if setting.live else ''}]",
-        )
+    lead = command(
+        "lead",
+        "stand by to lead a fleet of hosts, and lead it for one term",
+        _LEAD_EPILOG,
+        "--cluster-name NAME [--SETTING VALUE ...] [--config FILE]",
+    )
+    for each in (run, lead):
+        _add_settings(each)
 
     check = command("check-config", "check a configuration file", _CHECK_EPILOG, "FILE")
     check.add_argument("file", metavar="FILE", type=Path, help="TOML file to check")
@@ -279,7 +297,25 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     show.add_argument("file", metavar="FILE", type=Path, help="HOST.key or HOST.pub")
     for action in (make, show):
         action.add_argument("--json", action="store_true", help="print JSON")
-    return parser, {"run": run, "check-config": check, "demo": demo, "keys": keys}
+    return parser, {"run": run, "lead": lead, "check-config": check, "demo": demo, "keys": keys}
+
+
+def _add_settings(parser: _Parser) -> None:
+    """Let a command take every setting as a flag."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file to read settings from")
+    general = parser.add_argument_group("settings")
+    limits = parser.add_argument_group(
+        "limits", "a request beyond a limit is answered with an error"
+    )
+    fleet = parser.add_argument_group("fleet", "one tracker for many hosts; see docs/fleet.md")
+    groups = {"": general, "fleet": fleet}
+    for setting in settings.SETTINGS.values():
+        # The text is passed on as typed: `settings` checks it with the variables and the file.
+        groups.get(setting.table, limits).add_argument(
+            setting.flag,
+            metavar=setting.kind.metavar,
+            help=f"{setting.help} [{setting.default}{' *' if setting.live else ''}]",
+        )
 
 
 def _count(text: str) -> int:

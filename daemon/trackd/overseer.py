@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pykka
@@ -108,6 +108,16 @@ class Overseer:
         counts = probe.trip(seconds, give_up=lambda: not self.events.empty())
         if counts is None:
             return False
+        status = counts.get("status") or self._describe(counts)
+        if self._refused:
+            status = f"{status}, {self._refused}"
+        if status != self._status:
+            self._status = status
+            self.notifier.status(status)
+        return True
+
+    def _describe(self, counts: Mapping[str, Any]) -> str:
+        """Return the counts of a tracker in a line for people."""
         parts = [
             f"claimed {counts['claimed_desired']} of {counts['desired']} desired",
             f"{counts['inflight']} in flight",
@@ -119,13 +129,7 @@ class Overseer:
             parts.append(f"{counts['waiting']} waiting")
         if str(counts["store"]).startswith("failing"):
             parts.append(f"store {counts['store']}")
-        if self._refused:
-            parts.append(self._refused)
-        status = ", ".join(parts)
-        if status != self._status:
-            self._status = status
-            self.notifier.status(status)
-        return True
+        return ", ".join(parts)
 
     def reload(self, tracker: pykka.ActorRef[Any]) -> None:
         """Read the configuration again and apply it; an invalid one changes nothing."""

@@ -114,16 +114,22 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
             from trackd.http.service import HttpService
 
             http = HttpService(config, overseer.ended, http_state, places.own)
-        tracker = TrackerActor.start(
-            overseer.ended,
-            context,
-            config,
-            boottime,
-            functools.partial(SQLiteStore, directory, boot_id(), own=places.own),
-            audience=audience,
-            ask_reload=overseer.ask_reload,
-            http=http_state,
-        )
+        tracker: pykka.ActorRef[Any]
+        if config.leaders:
+            from trackd.fleet import relay
+
+            tracker = relay.start(overseer.ended, context, config, audience)
+        else:
+            tracker = TrackerActor.start(
+                overseer.ended,
+                context,
+                config,
+                boottime,
+                functools.partial(SQLiteStore, directory, boot_id(), own=places.own),
+                audience=audience,
+                ask_reload=overseer.ask_reload,
+                http=http_state,
+            )
         actors.append(tracker)
         tracker.ask(Recover(), timeout=START_SECONDS)
         ticker = ExpiryTicker.start(overseer.ended, tracker, boottime)
@@ -163,7 +169,7 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
         )
         if not events:
             log.warning("no events are published: the socket's path is too long for a second one")
-        if not config.state_dir:
+        if not config.state_dir and not config.leaders:
             log.warning("state is kept in memory alone: a restart forgets who holds what")
         event = overseer.wait(tracker, probe, guard.check)
         notifier.stopping()

@@ -217,7 +217,8 @@ def rows(document: Path, first: str) -> list[list[str]]:
 def test_the_page_on_running_tells_every_setting_its_default_and_whether_it_is_live() -> None:
     told = rows(
         REPOSITORY / "docs" / "running.md",
-        r"(\[(limits|quotas)\] )?(?!trackd_)[a-z]+_[a-z_]+|endpoint|history|http|targets",
+        r"(\[(limits|quotas)\] )?(?!trackd_)[a-z]+_[a-z_]+|\[fleet\] [a-z_]+"
+        r"|endpoint|history|http|targets",
     )
     expected = {each.key: (each.default, "yes" * each.live) for each in SETTINGS.values()}
     assert {key: (default.replace("`", ""), live) for key, default, live, _ in told} == expected

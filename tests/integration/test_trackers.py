@@ -443,7 +443,7 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
         (row,) = tracker.rows(of)
         (same,) = getattr(snapshot, of)
         assert type(row) is type(same) is kind
-        optional = {"terminating", "pause", *offers, *reports}
+        optional = {"terminating", "pause", "host", *offers, *reports}
         assert set(row) == set(same) == set(kind.__annotations__) - optional
     assert about.proxy == snapshot.proxies[0]
     assert snapshot.leases[0].principals == ["p1.example.com", "p1"]

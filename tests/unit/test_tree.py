@@ -29,6 +29,10 @@ SMALL = 60
 ELSEWHERE = {
     "daemon/fleet/fenced.py": "needs etcd: fleet/test_store.py",
     "daemon/fleet/store.py": "needs etcd: fleet/test_store.py",
+    "daemon/fleet/lead.py": "needs etcd: fleet/test_fleet.py",
+    "daemon/fleet/leader.py": "needs etcd: fleet/test_fleet.py",
+    "daemon/fleet/mailbox.py": "needs etcd: fleet/test_fleet.py",
+    "daemon/fleet/relay.py": "needs etcd: fleet/test_fleet.py",
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
     "daemon/rules/gossip.py": "rows that repeat what is tracked: rules/test_tracker.py",
     "daemon/rules/registry.py": "the rules, one after the other: rules/test_tracker.py",

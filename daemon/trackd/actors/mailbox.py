@@ -295,6 +295,18 @@ class RouterMailbox:
     def _hand_over(
         self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
     ) -> None:
+        call = self._read_call(route, peer, frame, problem)
+        if call is not None:
+            self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # set and set_exception are all that pykka's loop asks of a reply handle
+
+    def _read_call(
+        self,
+        route: bytes,
+        peer: Peer | None,
+        frame: zmq.Frame | bytes,
+        problem: ProtocolError | None,
+    ) -> Call | None:
+        """Return the request in a frame; None for a message of another kind."""
         self.received += 1
         body: dict[str, Any] = {}
         seq = 0
@@ -302,7 +314,7 @@ class RouterMailbox:
             try:
                 decoded = decode(frame)  # type: ignore[arg-type] # as good as bytes, without a copy of them
                 if decoded is None or decoded[0] != REQUEST:
-                    return
+                    return None
                 body = decoded[1]
                 seq = check_count(body.get("seq"), "seq", least=1)
                 if len(frame) > self._max_frame:
@@ -318,5 +330,4 @@ class RouterMailbox:
                 seq = error.seq or read_seq(body.get("seq"))
         op = body.get("op")
         self._part_over = type(op) is str and op in self._costly
-        call = Call(self._outbox, route, peer, seq, body, problem)
-        self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # set and set_exception are all that pykka's loop asks of a reply handle
+        return Call(self._outbox, route, peer, seq, body, problem)

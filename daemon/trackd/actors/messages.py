@@ -21,12 +21,15 @@ class Recover:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """To the tracker: end the sessions of processes that are gone, then serve the endpoint. Ask."""
+    """To the tracker: end the sessions of processes that are gone, then serve the endpoint. Ask.
+
+    A leader has neither watcher nor publisher: the relays watch processes and publish events.
+    """
 
     endpoint: str
     ticker: pykka.ActorRef[Any]
-    watcher: pykka.ActorRef[Any]
-    publisher: pykka.ActorRef[Any]
+    watcher: pykka.ActorRef[Any] | None
+    publisher: pykka.ActorRef[Any] | None
     events: str
     descriptor: int | None = None
 

@@ -112,7 +112,7 @@ class EventPublisher(SupervisedActor):
     def on_receive(self, message: Any) -> Any:
         """Handle one message. Runs in the actor's thread."""
         if isinstance(message, Publish):
-            for start in range(0, len(message.events), _EVENTS_A_MESSAGE):
+            for start in range(0, max(1, len(message.events)), _EVENTS_A_MESSAGE):
                 part = message.events[start : start + _EVENTS_A_MESSAGE]
                 left = len(message.events) - start - len(part)
                 self._send(

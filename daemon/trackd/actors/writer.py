@@ -96,8 +96,9 @@ class TrackerActor(SupervisedActor):
         audience: Audience | None = None,
         ask_reload: Callable[[], None] | None = None,
         http: HttpState | None = None,
+        mailbox: RouterMailbox | None = None,
     ) -> None:
-        self._mailbox = RouterMailbox(context, config.max_frame, COSTLY)
+        self._mailbox = mailbox or RouterMailbox(context, config.max_frame, COSTLY)
         self._mailbox.end_batch = self._end_batch
         super().__init__(on_end, self._mailbox)
         self._config = config
@@ -455,10 +456,9 @@ class TrackerActor(SupervisedActor):
         if self._ticker is None:
             return
         now = self._clock()
+        due = self._next_due()
         if self._runtime.store_problem is not None:
-            due: float | None = now + PROBE_SECONDS
-        else:
-            due = timers.next_timer(self._decide)
+            due = now + PROBE_SECONDS
         if (idle := self._runtime.listings.next_idle()) is not None:
             due = min(idle, due or math.inf)
         if self._mailbox.has_unsent:
@@ -563,6 +563,10 @@ class TrackerActor(SupervisedActor):
             call.set(encode(REPLY, body))
         self._mailbox.flush()
         self.stop()
+
+    def _next_due(self) -> float | None:
+        """Return the next moment at which something is due, while the store works."""
+        return timers.next_timer(self._decide)
 
     # -- start ------------------------------------------------------------------------
 

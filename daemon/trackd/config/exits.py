@@ -13,6 +13,7 @@ USAGE: Final = 2
 NO_DAEMON: Final = 3
 HELD: Final = 4
 UNUSABLE: Final = 5
+DEPOSED: Final = 6
 INTERRUPTED: Final = 130
 
 MEANINGS: Final = {
@@ -22,6 +23,7 @@ MEANINGS: Final = {
     NO_DAEMON: "no daemon answers (trackctl only)",
     HELD: "the endpoint or state directory is held by another daemon",
     UNUSABLE: "the endpoint or state directory cannot be used: not a socket, too long, forbidden",
+    DEPOSED: "its term is over; start it again to stand by (trackd lead only)",
     INTERRUPTED: "interrupted before there was anything to stop",
 }
 

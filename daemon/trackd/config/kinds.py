@@ -7,6 +7,7 @@ whether a directory, a socket, a user or a group exists: that can change while a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -132,6 +133,43 @@ def accounts(word: str) -> Kind:
     return Kind(metavar=f"{word.upper()},...", parse=parse, check=check, takes_empty=True)
 
 
+def words(metavar: str, pattern: str, wrong: str, *, most: int = 64) -> Kind:
+    """Return the kind of a list of words of one form, all different; commas in text.
+
+    Args:
+        metavar: the placeholder of one of them.
+        pattern: a regular expression for a whole one.
+        wrong: what is said of another value: "is not a list of ...".
+        most: how many there may be.
+    """
+
+    def check(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or len(value) > most:
+            raise WrongValue(wrong)
+        found = tuple(
+            each for each in value if isinstance(each, str) and re.fullmatch(pattern, each)
+        )
+        if len(found) < len(value) or len(set(found)) < len(found):
+            raise WrongValue(wrong)
+        return found
+
+    def parse(text: str) -> tuple[str, ...]:
+        return check([item.strip() for item in text.split(",")] if text else [])
+
+    return Kind(metavar=f"{metavar},...", parse=parse, check=check, takes_empty=True)
+
+
+def word(metavar: str, pattern: str, wrong: str) -> Kind:
+    """Return the kind of text of one form; empty for none; `wrong` is said of other text."""
+
+    def parse(text: str) -> str:
+        if text and not re.fullmatch(pattern, text):
+            raise WrongValue(wrong)
+        return text
+
+    return _text(metavar, parse, takes_empty=True)
+
+
 def cluster_name() -> Kind:
     """Return the kind of a cluster's name, as the wire allows it."""
 
@@ -176,13 +214,21 @@ def http_address() -> Kind:
 
 def directory() -> Kind:
     """Return the kind of a directory; empty for none."""
+    return _path("DIR", "a directory")
 
+
+def file() -> Kind:
+    """Return the kind of a file; empty for none."""
+    return _path("FILE", "a file")
+
+
+def _path(metavar: str, what: str) -> Kind:
     def parse(text: str) -> str:
         if "\0" in text:
-            raise WrongValue("is not a directory: it holds a NUL byte")
+            raise WrongValue(f"is not {what}: it holds a NUL byte")
         return text
 
-    return _text("DIR", parse, takes_empty=True)
+    return _text(metavar, parse, takes_empty=True)
 
 
 def mode() -> Kind:

@@ -40,6 +40,9 @@ _FOREIGN_VARIABLES: Final = re.compile(
     r"TRACKD(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT(_\d+_(TCP|UDP|SCTP)"
     r"(_(PROTO|PORT|ADDR))?)?)|TRACKD_(LEASE|CLAIM_FD|REPLY_FD|CLAIM_SOCKET|TARGET(_ADDRESS)?)"
 )
+#: A name of a host or ring, and an address with its port; IPv6 stands in brackets.
+_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+_ADDRESS: Final = r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[1-9][0-9]{0,4}"
 #: For outstanding requests that are not counted: a watch, a heartbeat, the request itself.
 _SPARE_RANGES: Final = 64
 
@@ -116,6 +119,12 @@ def _setting(
 
 def _limit(default: int, unit: str, low: int, high: int, text: str) -> Any:
     return _setting(default, kinds.whole(unit, low, high), text, table="limits")
+
+
+def _fleet(default: object, kind: kinds.Kind, text: str) -> Any:
+    return _setting(
+        default, kind, text, fixed="the fleet was joined with the old one", table="fleet"
+    )
 
 
 def _quota(default: int, unit: str, text: str, low: int = 1) -> Any:
@@ -279,6 +288,60 @@ class Config:
     quota_subscriptions: int = _quota(
         64, "subscriptions", "subscriptions of one user to the event socket"
     )
+    leaders: tuple[str, ...] = _fleet(
+        (),
+        kinds.words(
+            "NAME=HOST:PORT",
+            rf"{_NAME}={_ADDRESS}",
+            'is not a list of leaders, such as ["control-1=10.0.0.1:7717"]',
+        ),
+        "the hosts that may lead, for `trackd run`: it serves their tracker to the agents here",
+    )
+    leaders_dir: str = _fleet(
+        "",
+        kinds.directory(),
+        "where the public keys of the leaders are, NAME.pub",
+    )
+    key_file: str = _fleet(
+        "", kinds.file(), "the secret key of this host, as `trackd keys make` makes it"
+    )
+    ring: str = _fleet(
+        "",
+        kinds.word("NAME", _NAME, "is not 1 to 64 letters, digits, '.', '_' and '-'"),
+        "which of the cluster's independent trackers this is; each keeps a tunnel to each proxy",
+    )
+    listen: str = _fleet(
+        "",
+        kinds.word("HOST:PORT", _ADDRESS, "is not an address and a port, such as 10.0.0.1:7717"),
+        "where relays reach this host while it leads",
+    )
+    hosts_dir: str = _fleet(
+        "", kinds.directory(), "where the public keys of the hosts are that may connect, HOST.pub"
+    )
+    admin_hosts: tuple[str, ...] = _setting(
+        (),
+        kinds.words("HOST", _NAME, 'is not a list of hosts, such as ["control-1"]', most=1000),
+        "the hosts whose admins are admins of the fleet",
+        table="fleet",
+    )
+    host_ttl: float = _fleet(
+        10.0,
+        kinds.number("seconds", 2, 3600),
+        "silence of a host that ends its sessions",
+    )
+    leader_ttl: int = _fleet(
+        5, kinds.whole("seconds", 2, 600), "silence of a leader after which another one leads"
+    )
+    etcd_endpoints: tuple[str, ...] = _fleet(
+        (),
+        kinds.words(
+            "HOST:PORT", _ADDRESS, 'is not a list of members of etcd, such as ["10.0.0.1:2379"]'
+        ),
+        "the members of etcd, for `trackd lead`",
+    )
+    etcd_ca: str = _fleet("", kinds.file(), "who signed the certificates of etcd, in PEM")
+    etcd_cert: str = _fleet("", kinds.file(), "the certificate of this host for etcd, in PEM")
+    etcd_key: str = _fleet("", kinds.file(), "the private key of that certificate, in PEM")
     own_place: bool = False
 
     @property
@@ -297,7 +360,8 @@ class Config:
 def _settings() -> Iterator[Setting]:
     for field in dataclasses.fields(Config):
         if field.metadata:  # own_place has none: it is not a setting
-            default = "none" if field.default == () else f"{field.default}".removesuffix(".0")
+            default = f"{field.default}".removesuffix(".0") if field.default != () else ""
+            default = default or "none"
             about = {**field.metadata, "default": field.metadata["default"] or default}
             yield Setting(name=field.name, **about)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
+from trackd.fleet.clock import Stamp
 from trackd.fleet.etcd import (
     Ambiguous,
     Compacted,
@@ -31,6 +32,7 @@ from trackd.fleet.etcd import (
     create_revision_is,
     mod_revision_is,
 )
+from trackd.fleet.rows import Head
 from trackd.storage.store import DeposedError, StoreError
 
 #: Seconds between two tries: at first, and at most.
@@ -67,7 +69,14 @@ class FencedWrites:
         found_done: how many writes were not answered, and turned out to have been done.
     """
 
-    def __init__(self, etcd: Etcd, fence: Fence, head: bytes, leads: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        etcd: Etcd,
+        fence: Fence,
+        head: bytes,
+        leads: Callable[[], bool],
+        stamp: Callable[[], Stamp],
+    ) -> None:
         """Know nothing of `head`; whoever has read it sets `revision`.
 
         Args:
@@ -75,8 +84,10 @@ class FencedWrites:
             fence: of the leader.
             head: the key that every write sets.
             leads: returns whether this process still leads; asked before each repetition.
+            stamp: returns the time for `head`.
         """
         self.revision = 0
+        self._stamp = stamp
         self.found_done = 0
         self._etcd = etcd
         self._fence = fence
@@ -95,7 +106,7 @@ class FencedWrites:
             DeposedError: another process leads, or it cannot be found out what was done.
         """
         put = next((each for each in operations if isinstance(each, Put)), None)
-        head = Put(self._head, b"%d" % last_row)
+        head = Put(self._head, Head(last_row, self._stamp()).pack())
         wanted = put or head
         compares = [
             create_revision_is(*self._fence),

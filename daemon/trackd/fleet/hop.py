@@ -1,18 +1,32 @@
-"""A request of an agent on its way from the relay of its host to the leader. Pure.
+"""What the relay of a host and the leader say to each other. Pure.
 
-The relay sends one frame: a msgpack array with the agent's own frame untouched,
+Each message is one frame, a msgpack array. The relay sends requests of its agents, with the agent's
+own frame untouched, and words of its own, whose number is 0:
 
     [number, [uid, gid, pid, start, command, admin, remaining], frame]
+    [0, "here", boot, term]
+    [0, "exited", [[pid, start], ...]]
 
-The number is the relay's own. The reply carries it, so that the relay knows whose it is. A newer
-relay may append to both arrays; what follows is ignored.
+The number of a request is the relay's own. The reply carries it, so that the relay knows whose it
+is. `here` comes each second and shows that the host lives: in which boot, and with which term's
+leader the relay has agreed. `exited` names processes that have ended. The leader replies with
 
-Whatever these bytes say, they say it for one host: the leader knows from the key of the connection
-which. It believes `admin` only of hosts that are listed for it.
+    [term, number, frame]
+    [term, 0, "leads", {...}]
+    [term, 0, "heard", clock, revision]
+    [term, 0, "events", epoch, tracker_id, revision, [event, ...]]
+
+`leads` answers a `here` that names another term: all that the relay has to know of the leader, and
+the processes of its host that have sessions. `heard` answers any other `here`. A newer sender may
+append to each array; what follows is ignored.
+
+Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
+connection which. It believes `admin` only of hosts that are listed for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -28,14 +42,18 @@ _MAX_PID: Final = 2**31 - 1
 #: Seconds until a deadline, or since; a year is as good as any more.
 _MAX_REMAINING: Final = 366 * 86400.0
 #: Bytes beside the agent's frame: numbers, and a command of 4 bytes a character.
-_MOST_BESIDE: Final = 4096
+BESIDE: Final = 4096
 _MAX_ARRAY: Final = 64
+#: Processes in one `exited`.
+MOST_EXITED: Final = 32
+#: Characters of a boot id.
+_MAX_BOOT: Final = 64
 # What msgpack raises for bytes that are none of its own. `unpackb` has no common base class.
 _DECODE_ERRORS = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
 
 class HopError(ValueError):
-    """A frame is not what a relay sends; the message says what is wrong."""
+    """A frame is not what the other end sends; the message says what is wrong."""
 
 
 class Asker(NamedTuple):
@@ -75,6 +93,82 @@ class Hop(NamedTuple):
     frame: bytes
 
 
+class Here(NamedTuple):
+    """The relay's sign of life.
+
+    Attributes:
+        boot: the boot id of its host.
+        term: the term with whose leader it has agreed; 0: with none yet.
+    """
+
+    boot: str
+    term: int
+
+
+class Exited(NamedTuple):
+    """Processes of the relay's host that have ended, each as pid and start."""
+
+    processes: Sequence[tuple[int, int]]
+
+
+class Answer(NamedTuple):
+    """The reply to a request.
+
+    Attributes:
+        term: of the leader.
+        number: of the request.
+        frame: for the agent.
+    """
+
+    term: int
+    number: int
+    frame: bytes
+
+
+class Leads(NamedTuple):
+    """The leader's word to a relay that does not know it yet.
+
+    Attributes:
+        term: of the leader.
+        about: what `hello` answers, and `processes`: pids and starts.
+    """
+
+    term: int
+    about: dict[str, Any]
+
+
+class Heard(NamedTuple):
+    """The leader's sign of life.
+
+    Attributes:
+        term: of the leader.
+        clock: fleet time in seconds.
+        revision: of the state.
+    """
+
+    term: int
+    clock: float
+    revision: int
+
+
+class Events(NamedTuple):
+    """Events that are stored.
+
+    Attributes:
+        term: of the leader.
+        epoch: the leader's.
+        tracker_id: of the state.
+        revision: of the last event.
+        events: packed, in order.
+    """
+
+    term: int
+    epoch: int
+    tracker_id: str
+    revision: int
+    events: list[bytes]
+
+
 def encode(hop: Hop) -> bytes:
     """Return the frame of a request for the leader.
 
@@ -89,8 +183,14 @@ def encode(hop: Hop) -> bytes:
     return packed
 
 
-def decode(data: bytes, max_frame: int) -> Hop:
-    """Return the request in a relay's frame.
+def encode_word(word: Here | Exited) -> bytes:
+    """Return the frame of a word of the relay itself; of `Exited`, with MOST_EXITED at most."""
+    packed: bytes = msgpack.packb((0, type(word).__name__.lower(), *word))
+    return packed
+
+
+def decode(data: bytes, max_frame: int) -> Hop | Here | Exited:
+    """Return the request, or the word, in a relay's frame.
 
     Args:
         data: the frame.
@@ -101,7 +201,7 @@ def decode(data: bytes, max_frame: int) -> Hop:
         HopError: it is not what a relay sends.
     """
     most = max_frame + FRAME_SLACK
-    if len(data) > most + _MOST_BESIDE:
+    if len(data) > most + BESIDE:
         raise HopError(f"it has {len(data)} bytes")
     try:
         message = msgpack.unpackb(
@@ -110,13 +210,15 @@ def decode(data: bytes, max_frame: int) -> Hop:
             max_map_len=0,
             max_ext_len=0,
             max_bin_len=most,
-            max_str_len=_MOST_BESIDE,
+            max_str_len=BESIDE,
         )
     except _DECODE_ERRORS as error:
         raise HopError(f"not a msgpack message: {error}") from None
     if type(message) is not list or len(message) < 3:
         raise HopError("it is no array of number, who asks and frame")
     number, asker, frame = message[:3]
+    if type(number) is int and number == 0:
+        return _decode_word(message[1:])
     if not _is_count(number, 1, MAX_UINT64):
         raise HopError(f"its number has to be from 1 to {MAX_UINT64}")
     if type(frame) is not bytes:
@@ -144,6 +246,60 @@ def _decode_asker(value: Any) -> Asker:
         if not is_valid:
             raise HopError(f"{field} is not allowed: {value[Asker._fields.index(field)]!r:.100}")
     return asker
+
+
+def _decode_word(message: list[Any]) -> Here | Exited:
+    match message:
+        case ["here", str(boot), int(term), *_] if len(boot) <= _MAX_BOOT and _is_count(
+            term, 0, MAX_UINT64
+        ):
+            return Here(boot, term)
+        case ["exited", list(pairs), *_] if all(map(_is_process, pairs)):
+            return Exited([(pid, start) for pid, start in pairs])
+    raise HopError(f"it is no word of a relay: {message!r:.100}")
+
+
+def _is_process(pair: object) -> bool:
+    return (
+        type(pair) is list
+        and len(pair) == 2
+        and _is_count(pair[0], 0, _MAX_PID)
+        and _is_count(pair[1], 0, MAX_UINT64)
+    )
+
+
+def encode_answer(message: Answer | Leads | Heard | Events) -> bytes:
+    """Return the frame of what the leader says."""
+    if isinstance(message, Answer):
+        packed: bytes = msgpack.packb(message)
+    else:
+        word = type(message).__name__.lower()
+        packed = msgpack.packb((message.term, 0, word, *message[1:]))
+    return packed
+
+
+def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
+    """Return what the leader says; None for a word that only a newer relay knows.
+
+    Raises:
+        HopError: it is not what a leader sends.
+    """
+    try:
+        message = msgpack.unpackb(data)
+    except _DECODE_ERRORS as error:
+        raise HopError(f"not a msgpack message: {error}") from None
+    match message:
+        case [int(term), int(number), bytes(frame), *_] if number:
+            return Answer(term, number, frame)
+        case [int(term), 0, "leads", dict(about), *_]:
+            return Leads(term, about)
+        case [int(term), 0, "heard", float(clock), int(revision), *_]:
+            return Heard(term, clock, revision)
+        case [int(term), 0, "events", int(epoch), str(tracker), int(revision), list(events), *_]:
+            return Events(term, epoch, tracker, revision, events)
+        case [int(), 0, str(), *_]:
+            return None
+    raise HopError("it is not what a leader sends")
 
 
 def _is_count(value: object, least: int, most: int) -> bool:

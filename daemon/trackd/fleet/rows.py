@@ -7,7 +7,7 @@ key                        holds
 ========================== =======================================================================
 `leader`                   who leads; its create revision is the fence of every write
 `meta`                     the format, the id of the etcd that it was written to, and its own id
-`head`                     the number of the last row; every write sets it again
+`head`                     the number of the last row, and when; every write sets it again
 `journal/NUMBER`           a row: part of a batch, and whether it is the last part
 `state/GENERATION/BUCKET`  rows of a checkpoint, in 1,024 buckets; `.PART` follows for more of them
 `manifest`                 the valid generation, its base, and its bytes
@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from trackd.fleet.clock import Stamp
 from trackd.storage.store import Key
 
 #: Of what this module reads and writes.
@@ -65,6 +66,23 @@ class Manifest(NamedTuple):
 
 
 NOTHING: Final = Manifest(0, 0, 0)
+
+
+class Head(NamedTuple):
+    """What `head` holds: the number of the last row, and the time of the last write."""
+
+    row: int
+    stamp: Stamp
+
+    def pack(self) -> bytes:
+        """Return it as bytes, which people can read."""
+        return b"%d %.6f %.6f" % (self.row, *self.stamp)
+
+
+def read_head(value: bytes) -> Head:
+    """Return what `head` holds; ValueError when that makes no sense."""
+    row, fleet, wall = value.split(b" ")
+    return Head(int(row), Stamp(float(fleet), float(wall)))
 
 
 class Keys:

@@ -29,6 +29,7 @@ from typing import Any, Final
 import msgpack
 
 from trackd.fleet.buckets import Buckets
+from trackd.fleet.clock import BEGINNING, Stamp
 from trackd.fleet.etcd import Compacted, Delete, Etcd, Get, KeyValue, Operation, Put, RangeResult
 from trackd.fleet.fenced import Fence, FencedWrites, read
 from trackd.fleet.rows import (
@@ -41,6 +42,7 @@ from trackd.fleet.rows import (
     is_last,
     join_rows,
     pack,
+    read_head,
     split_batch,
     unpack,
     unpack_bucket,
@@ -79,6 +81,7 @@ class EtcdStore:
         *,
         mark_path: Path | None = None,
         boot_id: str = "",
+        stamp: Callable[[], Stamp] = lambda: BEGINNING,
     ) -> None:
         """Only note where it is; `begin_reading` reads.
 
@@ -90,6 +93,7 @@ class EtcdStore:
                 no call is repeated any more.
             mark_path: of the mark, in a directory that is gone after a boot; None keeps none.
             boot_id: of the running kernel.
+            stamp: returns the time of a write, by the fleet clock.
         """
         self.row_of: RowOf = _nothing
         self._etcd = etcd
@@ -97,7 +101,7 @@ class EtcdStore:
         self._keys = Keys(prefix)
         self._fence = fence
         self._leads = leads
-        self._writes = FencedWrites(etcd, fence, self._keys.head, leads)
+        self._writes = FencedWrites(etcd, fence, self._keys.head, leads, stamp)
         self._mark_path = mark_path
         self._boot_id = boot_id
         self._mark: Mark | None = None
@@ -152,7 +156,8 @@ class EtcdStore:
             return
         if head is None:
             raise ValueError("there is no head")
-        if self._mark is not None and self._mark.read() > int(head.value):
+        last_row = read_head(head.value).row
+        if self._mark is not None and self._mark.read() > last_row:
             log.error("etcd has lost rows; it was restored from a backup; starting empty")
             self._begin_fleet(first.cluster_id)
             return
@@ -164,7 +169,7 @@ class EtcdStore:
         )
         self._take_parts(parts)
         rows = self._page(keys.row(base + 1), keys.journal_end, first.revision)
-        self._take_rows(list(rows), int(head.value))
+        self._take_rows(list(rows), last_row)
 
     def _is_known(self, found: KeyValue | None, cluster_id: int) -> bool:
         """Return whether there is something to load; otherwise the next write begins a fleet."""
@@ -419,6 +424,16 @@ class EtcdStore:
         """Close the client."""
         self._etcd.close()
         self._close_mark()
+
+
+def last_stamp(etcd: Etcd, prefix: bytes) -> Stamp:
+    """Return the time of the last write of a fleet; `BEGINNING` when there is none.
+
+    Raises:
+        EtcdError: it cannot be read.
+    """
+    found = etcd.range(Keys(prefix).head).kvs
+    return read_head(found[0].value).stamp if found else BEGINNING
 
 
 def _nothing(_key: Key) -> None:

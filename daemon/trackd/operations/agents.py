@@ -120,7 +120,18 @@ def track_expected(
     context: Context, _call: Call, session: Session, request: requests.TrackExpected
 ) -> Fields:
     """Track the proxies of a gossip message."""
-    entries = request.proxies
+    damper = context.runtime.damper
+    if damper is None:
+        return _track(context, session, request.proxies)
+    due = damper.due(request.proxies, context.now())
+    try:
+        return _track(context, session, due)
+    except ProtocolError:
+        damper.forget(due)
+        raise
+
+
+def _track(context: Context, session: Session, entries: list[Any]) -> Fields:
     tracker = context.state.tracker
     unknown, long = tracker.unknown(entries, context.config.max_ttl)
     if not unknown and not long:  # nearly always

@@ -231,7 +231,9 @@ def _explain_name(context: Context, name: str) -> Fields:
         fields["offered"] = True
     if why == "missing":
         ttl = tracker.mentions.of(row["name"]).ttl
-        if context.decide.lone.has(row["name"], ttl, context.now()):
+        # A leader hears only what is new of gossip, and so not of all who mention a proxy.
+        hears_all = context.runtime.damper is None
+        if hears_all and context.decide.lone.has(row["name"], ttl, context.now()):
             fields["only_source"] = True
     return fields
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +55,31 @@ class HttpState:
     problem: str | None = None
 
 
+class Gossip(Protocol):
+    """The gossip that a leader takes in, of all that the hosts of a fleet repeat."""
+
+    def due(self, rows: Sequence[Any], now: float) -> list[Any]:
+        """Return the rows that say something new."""
+
+    def forget(self, rows: Sequence[Any]) -> None:
+        """Let the next mention of each row's name be taken in: this one was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """Facts about a leader.
+
+    Attributes:
+        host: the host that leads.
+        term: the number of its term.
+        hosts: returns a row for each host of the fleet.
+    """
+
+    host: str
+    term: int
+    hosts: Callable[[], list[dict[str, Any]]]
+
+
 @dataclass(slots=True)
 class Runtime:
     """Facts about the running process.
@@ -79,6 +104,8 @@ class Runtime:
         gaps: for how long the desired proxies of each group had no tunnel.
         metrics: the counters.
         listings: the listings under way.
+        fleet: facts about the leader of a fleet; None where the daemon serves its host alone.
+        damper: what a leader takes in of gossip; None: all.
     """
 
     boot_id: str
@@ -100,6 +127,8 @@ class Runtime:
     coverage: Coverage = field(init=False)
     gaps: GroupGaps = field(init=False)
     listings: Listings = field(default_factory=Listings)
+    fleet: FleetFacts | None = None
+    damper: Gossip | None = None
 
     def __post_init__(self) -> None:
         """Begin to add up what is missing."""

@@ -110,6 +110,19 @@ def test_every_setting_can_come_from_each_of_the_three(file: Path) -> None:
         "quota_waiters": ("7", "7", 7),
         "quota_reply_bytes": ("70_000", "70_000", 70_000),
         "quota_subscriptions": ("7", "7", 7),
+        "leaders": ("a=h:1, b=[::1]:2", '["a=h:1", "b=[::1]:2"]', ("a=h:1", "b=[::1]:2")),
+        "leaders_dir": ("/d", '"/d"', "/d"),
+        "key_file": ("/k", '"/k"', "/k"),
+        "ring": ("b", '"b"', "b"),
+        "listen": ("0.0.0.0:7717", '"0.0.0.0:7717"', "0.0.0.0:7717"),
+        "hosts_dir": ("/h", '"/h"', "/h"),
+        "admin_hosts": ("a,b", '["a", "b"]', ("a", "b")),
+        "host_ttl": ("7", "7", 7.0),
+        "leader_ttl": ("7", "7", 7),
+        "etcd_endpoints": ("h:1", '["h:1"]', ("h:1",)),
+        "etcd_ca": ("/c", '"/c"', "/c"),
+        "etcd_cert": ("/c", '"/c"', "/c"),
+        "etcd_key": ("/k", '"/k"', "/k"),
     }
     assert set(samples) == set(SETTINGS)
     for setting in SETTINGS.values():
@@ -367,10 +380,12 @@ def test_a_user_without_a_place_is_told_to_name_an_endpoint() -> None:
 
 
 def test_every_default_is_a_value_that_its_setting_takes() -> None:
-    unlike_toml = {"cluster_name", "endpoint", "socket_mode", "admin_users", "admin_groups"}
+    unlike_toml = {"cluster_name", "endpoint", "socket_mode"}
     for setting in SETTINGS.values():
-        if setting.name not in unlike_toml:
-            default = getattr(Config(), setting.name)
+        default = getattr(Config(), setting.name)
+        if isinstance(default, tuple):
+            assert setting.kind.check(list(default)) == default
+        elif setting.name not in unlike_toml:
             assert setting.kind.check(default) == default
             assert type(setting.kind.check(default)) is type(default)
 
@@ -396,6 +411,18 @@ def test_what_changes_live_is_what_can() -> None:
         "heartbeat_ttl",
         "claim_timeout",
         "http",
+        "leaders",
+        "leaders_dir",
+        "key_file",
+        "ring",
+        "listen",
+        "hosts_dir",
+        "host_ttl",
+        "leader_ttl",
+        "etcd_endpoints",
+        "etcd_ca",
+        "etcd_cert",
+        "etcd_key",
     }
 
 
@@ -452,11 +479,12 @@ def test_the_example_holds_every_setting_with_its_default(file: Path) -> None:
 
 def test_the_example_says_of_each_setting_whether_it_is_live() -> None:
     top, rest = EXAMPLE.read_text().split("[limits]")
-    limits, quotas = rest.split("[quotas]")
+    limits, rest = rest.split("[quotas]")
+    quotas, fleet = rest.split("[fleet]")
     assert quotas
     assert "All of them are live" in top
     assert "All of them are live" in limits
-    for paragraph in top.split("\n\n"):
+    for paragraph in f"{top}\n\n{fleet}".split("\n\n"):
         for name in re.findall(r"(?m)^#(\w+) =", paragraph):
             assert SETTINGS[name].live == bool(re.search(r"\bLive\.", paragraph)), name
 

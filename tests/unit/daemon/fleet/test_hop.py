@@ -10,7 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trackd.fleet.hop import MAX_COMMAND, Asker, Hop, HopError, decode, encode
+from trackd.fleet.hop import (
+    MAX_COMMAND,
+    Answer,
+    Asker,
+    Events,
+    Exited,
+    Heard,
+    Here,
+    Hop,
+    HopError,
+    Leads,
+    decode,
+    decode_answer,
+    encode,
+    encode_answer,
+    encode_word,
+)
 from trackd_client.wire.protocol import FRAME_SLACK
 
 MAX_FRAME = 1024
@@ -32,6 +48,18 @@ askers = st.builds(
 hops = st.builds(
     Hop, st.integers(1, 2**64 - 1), askers, st.binary(max_size=200) | st.just(bytes(MAX_FRAME))
 )
+
+
+def read(data: bytes, max_frame: int = MAX_FRAME) -> Hop:
+    """Return the request in a frame."""
+    found = decode(data, max_frame)
+    assert isinstance(found, Hop)
+    return found
+
+
+def again(found: Hop | Here | Exited) -> bytes:
+    """Return the frame of what was decoded."""
+    return encode(found) if isinstance(found, Hop) else encode_word(found)
 
 
 @given(hops)
@@ -58,10 +86,10 @@ def test_the_largest_is_taken_and_no_larger() -> None:
 
 def test_a_relay_sends_nothing_that_the_leader_refuses() -> None:
     asker = ASKER._replace(command="a\n\x7f\x85" + "x" * 100, remaining=math.inf)
-    taken = decode(encode(HOP._replace(asker=asker)), MAX_FRAME).asker
+    taken = read(encode(HOP._replace(asker=asker))).asker
     assert taken.command == "a???" + "x" * (MAX_COMMAND - 4)
     assert taken.remaining == YEAR
-    late = decode(encode(HOP._replace(asker=ASKER._replace(remaining=-1e300))), MAX_FRAME)
+    late = read(encode(HOP._replace(asker=ASKER._replace(remaining=-1e300))))
     assert late.asker.remaining == -YEAR
 
 
@@ -121,7 +149,7 @@ def test_bytes_of_any_kind_are_an_error_or_a_hop(data: bytes) -> None:
         hop = decode(data, MAX_FRAME)
     except HopError:
         return
-    assert decode(encode(hop), MAX_FRAME) == hop
+    assert decode(again(hop), MAX_FRAME) == hop
 
 
 @given(hops, st.data())
@@ -135,7 +163,7 @@ def test_bytes_that_are_almost_right_are_an_error_or_a_hop(hop: Hop, data: st.Da
             found = decode(each, MAX_FRAME)
         except HopError:
             continue
-        assert decode(encode(found), MAX_FRAME) == found
+        assert decode(again(found), MAX_FRAME) == found
 
 
 def test_a_deep_or_wide_message_costs_nothing() -> None:
@@ -146,3 +174,55 @@ def test_a_deep_or_wide_message_costs_nothing() -> None:
     ):
         with pytest.raises(HopError):
             decode(data, MAX_FRAME)
+
+
+boots = st.text(max_size=64)
+processes = st.lists(st.tuples(st.integers(0, 2**31 - 1), counts), max_size=32)
+words = st.builds(Here, boots, counts) | st.builds(Exited, processes)
+
+
+@given(words)
+def test_a_word_of_a_relay_comes_out_again(word: Here | Exited) -> None:
+    assert decode(encode_word(word), MAX_FRAME) == word
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        [0, "here", "boot"],
+        [0, "here", 7, 1],
+        [0, "here", "boot", -1],
+        [0, "here", "x" * 65, 1],
+        [0, "exited", [[1]]],
+        [0, "exited", [[1, -1]]],
+        [0, "exited", [[True, 1]]],
+        [0, "exited", [7]],
+        [0, "gone", []],
+        [False, "here", "boot", 1],
+    ],
+)
+def test_other_words_are_refused(message: Any) -> None:
+    with pytest.raises(HopError):
+        decode(msgpack.packb(message), MAX_FRAME)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Answer(3, 7, b"frame"),
+        Leads(3, {"cluster": "example.com", "processes": [[1, 2]]}),
+        Heard(3, 12.5, 9),
+        Events(3, 1, "ab", 9, [b"event", b"another"]),
+    ],
+)
+def test_what_a_leader_says_comes_out_again(said: Answer | Leads | Heard | Events) -> None:
+    data = encode_answer(said)
+    assert decode_answer(data) == said
+    assert decode_answer(msgpack.packb([*msgpack.unpackb(data), "more"])) == said
+
+
+def test_a_word_of_a_newer_leader_is_skipped() -> None:
+    assert decode_answer(msgpack.packb([3, 0, "sings", 1])) is None
+    for data in (b"", b"\xc1", msgpack.packb([3]), msgpack.packb([3, 7, "text"]), b"\x80"):
+        with pytest.raises(HopError):
+            decode_answer(data)

@@ -1,0 +1,266 @@
+"""LeaderActor: the TrackerActor of a fleet, for as long as this process leads.
+
+It decides as the daemon of one host does. What differs is where agents are: on hosts whose relays
+speak for them. So a process ends when its relay says so; and all of a host's have ended when its
+relay says that the host has booted again, or when it is silent for `host_ttl`. Events go to the
+relays, which publish them on their hosts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import zmq
+
+from trackd.actors.messages import Audience, Reload, Serve
+from trackd.actors.supervised import OnEnd
+from trackd.actors.writer import LATE_SECONDS, TrackerActor
+from trackd.config.settings import Config
+from trackd.fleet.authentication import HostKeys
+from trackd.fleet.damping import GRACE, Damper
+from trackd.fleet.hop import Events, Exited, Heard, Here, Leads, encode_answer
+from trackd.fleet.mailbox import FleetMailbox, HostSaid
+from trackd.host.logs import fields
+from trackd.operations.agents import hello
+from trackd.operations.runtime import FleetFacts
+from trackd.sessions.identity import Process
+from trackd.sessions.sessions import Session
+from trackd.state import changes
+from trackd.state.changes import Moment
+from trackd.storage.store import DamagedError, DeposedError, OpenStore, StoreError
+from trackd_client.wire.requests import Hello
+
+log = logging.getLogger("trackd.fleet")
+
+#: Events in one message to the relays.
+_EVENTS_A_MESSAGE: Final = 256
+#: Mentions are damped twice, by the relay and here; each makes an expiry wrong by GRACE at most.
+_LONGER: Final = 1 + 2 * GRACE
+
+
+class LastingGossip:
+    """The mentions that the leader takes in: those that say something new, with a longer TTL.
+
+    All hosts together repeat each mention very often, and each would be a row in etcd.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Begin with nothing told."""
+        self._default_ttl = config.proxy_expiry
+        self._max_ttl = config.max_ttl
+        self._damper = Damper(
+            config.proxy_expiry, config.max_ttl, config.max_name, config.max_tracked
+        )
+
+    def due(self, rows: Sequence[Any], now: float) -> list[Any]:
+        """Return the rows that say something new; each lives longer, since the next may come later.
+
+        Raises:
+            ProtocolError: a row is not allowed.
+        """
+        due = self._damper.due(rows, now)
+        for i, (name, group, generation, ttl, *more) in enumerate(due):
+            ttl = min((ttl or self._default_ttl) * _LONGER, self._max_ttl)  # noqa: PLW2901
+            due[i] = [name, group, generation, ttl, *more]
+        return due
+
+    def forget(self, rows: Sequence[Any]) -> None:
+        """Let the next mention of each row's name be taken in: this one was refused."""
+        self._damper.forget(row[0] for row in rows)
+
+    def follow(self, batch: Sequence[Moment]) -> None:
+        """Let the next mention of what is not tracked any more be taken in."""
+        for moment in batch:
+            for change in moment.changes:
+                if isinstance(change, changes.Expired):
+                    self.forget(change.rows)
+                elif isinstance(change, changes.Forgotten):
+                    self._damper.forget([change.name])
+                elif isinstance(change, changes.GroupForgotten):
+                    self._damper.clear()
+
+
+class LeaderActor(TrackerActor):
+    """The actor."""
+
+    def __init__(
+        self,
+        on_end: OnEnd,
+        context: zmq.Context[zmq.Socket[bytes]],
+        config: Config,
+        clock: Callable[[], float],
+        open_store: OpenStore,
+        *,
+        mailbox: FleetMailbox,
+        keys: HostKeys,
+        term: int,
+        host: str,
+        deposed: Callable[[], None],
+        ask_reload: Callable[[], None],
+    ) -> None:
+        """Set up the actor; see TrackerActor.
+
+        Args:
+            on_end: as there.
+            context: as there.
+            config: as there.
+            clock: returns seconds of the fleet clock.
+            open_store: as there.
+            mailbox: its inbox.
+            keys: which hosts may connect.
+            term: of this leader.
+            host: the name of this host.
+            deposed: called when another candidate has the store.
+            ask_reload: as there.
+        """
+        self._hosts = mailbox.hosts
+        self._fleet = mailbox
+        self._keys = keys
+        self._term = term
+        self._deposed = deposed
+        super().__init__(
+            on_end,
+            context,
+            config,
+            clock,
+            open_store,
+            audience=Audience(),
+            ask_reload=ask_reload,
+            mailbox=mailbox,
+        )
+        self._runtime.fleet = FleetFacts(host, term, self._rows_of_hosts)
+        self._runtime.damper = self._gossip = LastingGossip(config)
+
+    def _handle(self, message: Any) -> None:
+        if not isinstance(message, HostSaid):
+            super()._handle(message)
+            return
+        if isinstance(message.word, Here):
+            self._here(message.host, message.word, new=message.new)
+        else:
+            self._exited(message.host, message.word)
+        self._serve_waiters()
+
+    def _here(self, name: str, word: Here, *, new: bool) -> None:
+        """Take in a sign of life, and answer it."""
+        if new:
+            log.info("host connected", extra=fields(host=name))
+            for process in self._processes_of(name):
+                if process.boot != word.boot:
+                    self._end_sessions(process)
+        host = self._hosts.get(name)
+        if host is None:
+            return
+        host.agreed = True  # once it has read this answer
+        if word.term == self._term:
+            said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision)
+        else:
+            said = Leads(self._term, self._about(name))
+        self._fleet.answer(host.connection, encode_answer(said))
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """Return what a relay has to know of this leader."""
+        call: Any = None  # `hello` does not look at it
+        return {
+            **hello(self._context(), call, Hello()),
+            "revision": self._decide.revision,
+            "proxy_expiry": self._config.proxy_expiry,
+            "max_ttl": self._config.max_ttl,
+            "max_frame": self._config.max_frame,
+            "host": name,
+            "processes": [(process.pid, process.start) for process in self._processes_of(name)],
+        }
+
+    def _exited(self, name: str, word: Exited) -> None:
+        host = self._hosts.get(name)
+        if host is not None:
+            for pid, start in word.processes:
+                self._end_sessions(Process(pid, start, name, host.boot))
+
+    def _processes_of(self, name: str) -> Iterator[Process]:
+        return (each for each in self._state.sessions.processes() if each.host == name)
+
+    def _sweep(self) -> None:
+        late = 0.0 if self._announced is None else self._moment - self._announced
+        if late > LATE_SECONDS:
+            self._hosts.forgive(late)  # what hosts have said meanwhile is not read yet
+        super()._sweep()
+        if self._runtime.store_problem is not None:
+            return
+        for name in self._hosts.silent(self._moment):
+            self._hosts.drop(name)
+            self._lose(name)
+
+    def _lose(self, name: str) -> None:
+        """End all sessions of a host that is silent for too long."""
+        lost: list[Session] = [each for each in self._state.sessions if each.peer.host == name]
+        log.warning("host lost", extra=fields(host=name, sessions=len(lost)))
+        for session in lost:
+            self._decide.end_session(session, "host_lost")
+
+    def _next_due(self) -> float | None:
+        due, silent = super()._next_due(), self._hosts.next_silent()
+        return min((each for each in (due, silent) if each is not None), default=None)
+
+    def _reload(self, message: Reload) -> None:
+        super()._reload(message)
+        self._fleet.admins = frozenset(message.config.admin_hosts)
+        self._runtime.damper = self._gossip = LastingGossip(message.config)
+        known = self._keys.hosts
+        for host in list(self._hosts):
+            if host.name not in known:
+                self._hosts.cut_off(host.name)
+            elif host.agreed:
+                said = Leads(self._term, self._about(host.name))
+                self._fleet.answer(host.connection, encode_answer(said))
+
+    def _publish(self, store: Any, batch: list[Moment]) -> None:
+        self._gossip.follow(batch)
+        super()._publish(store, batch)
+
+    def _send_events(self, revision: int, packed: list[bytes]) -> None:
+        """Send events to the relays that have agreed with this leader."""
+        agreed = [host.connection for host in self._hosts if host.agreed]
+        state = self._state
+        for start in range(0, len(packed) if agreed else 0, _EVENTS_A_MESSAGE):
+            part = packed[start : start + _EVENTS_A_MESSAGE]
+            last = revision - (len(packed) - start - len(part))
+            frame = encode_answer(Events(self._term, state.epoch, state.tracker_id, last, part))
+            for connection in agreed:
+                self._fleet.say(connection, frame)
+
+    def _lose_batch(self, error: StoreError | DamagedError) -> None:
+        self._runtime.damper = self._gossip = LastingGossip(self._config)
+        super()._lose_batch(error)
+
+    def _serve(self, message: Serve) -> None:
+        sessions = self._state.sessions
+        self._hosts.expect(sorted({each.peer.host for each in sessions}), self._moment)
+        super()._serve(message)
+
+    def _leave(self, error: DeposedError) -> None:
+        self._deposed()
+        super()._leave(error)
+
+    def _rows_of_hosts(self) -> list[dict[str, Any]]:
+        """Return a row for each host: its name, and what is known of it."""
+        used: dict[str, int] = {}
+        for session in self._state.sessions:
+            used[session.peer.host] = used.get(session.peer.host, 0) + 1
+        names = sorted({*self._keys.hosts, *used, *(host.name for host in self._hosts)})
+        rows = []
+        for name in names:
+            host = self._hosts.get(name)
+            rows.append(
+                {
+                    "host": name,
+                    "connected": host is not None and bool(host.connection),
+                    "heard": None if host is None else self._moment - host.heard,
+                    "sessions": used.get(name, 0),
+                    "admin": name in self._fleet.admins,
+                    "key": name in self._keys.hosts,
+                }
+            )
+        return rows

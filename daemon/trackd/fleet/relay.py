@@ -1,0 +1,608 @@
+"""The relay: what `trackd run` runs in place of a tracker on a host of a fleet.
+
+Agents reach it as they reach the daemon of one host. The kernel says who they are. Their requests
+go to the leader as they came, with who asks; its replies come back as it wrote them. The relay
+answers `hello` itself, from what the leader has told it. What has no reply yet is kept, and sent
+again to the next leader: token, number and `done` of the protocol make that harmless.
+
+It watches the processes that ask, tells the leader which have ended, and shows each second that the
+host lives. It publishes the leader's events on this host, and holds gossip back that the leader
+knows already.
+
+Nothing of it is stored. A relay that is killed and comes back knows nothing, and needs nothing: the
+leader tells it which processes of this host have sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import pykka
+import zmq
+
+from trackd.actors.inbox import Envelope
+from trackd.actors.mailbox import BATCH, MailboxFailed, RouterMailbox
+from trackd.actors.messages import (
+    Audience,
+    Bind,
+    Ping,
+    ProcessExited,
+    Publish,
+    Recover,
+    Reload,
+    ReloadOutcome,
+    Serve,
+    WatchProcess,
+)
+from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, send
+from trackd.config.settings import Config, ConfigError
+from trackd.fleet.damping import Damper
+from trackd.fleet.hop import (
+    MOST_EXITED,
+    Answer,
+    Asker,
+    Events,
+    Exited,
+    Heard,
+    Here,
+    Hop,
+    HopError,
+    Leads,
+    decode_answer,
+    encode,
+    encode_word,
+)
+from trackd.fleet.keys import PUBLIC_SUFFIX, KeyPair, read_public, read_secret
+from trackd.fleet.pending import Pending, Requests
+from trackd.fleet.pinned import PinnedConnection
+from trackd.host.logs import fields
+from trackd.host.processes import command_of, start_time
+from trackd.host.roles import Roles
+from trackd.operations.call import Call
+from trackd.operations.operation import PROBE
+from trackd.sessions.identity import Peer, Process
+from trackd_client.core.limited_log import LimitedLog
+from trackd_client.errors import Code
+from trackd_client.wire.checks import is_seconds
+from trackd_client.wire.clock import boot_id, boottime
+from trackd_client.wire.errors import ProtocolError
+from trackd_client.wire.protocol import REPLY, REQUEST, TOKEN_BYTES, error_body
+from trackd_client.wire.protocol import encode as encode_message
+
+log = logging.getLogger("trackd.fleet")
+
+#: Seconds between two signs of life.
+BEAT: Final = 1.0
+#: Seconds after which a leader that says nothing leads no more, as far as this host can tell. Then
+#: one of an earlier term is listened to again: etcd may have been restored from a backup.
+_SILENCE: Final = 10.0
+#: Seconds after which a request that an agent repeats goes to the same leader once more.
+_AGAIN: Final = 1.0
+#: Seconds after its deadline for which a request is kept.
+_KEPT: Final = 5.0
+#: Connections of agents whose processes are remembered.
+_MOST_ROUTES: Final = 16_384
+#: Events that need no mention to be held back any more, by their kind.
+_FORGETTING: Final = frozenset({"proxy_tracked", "proxy_expired", "proxy_forgotten"})
+
+
+@dataclass(frozen=True, slots=True)
+class FromAgent:
+    """To the relay: a request of an agent, decoded and as it came."""
+
+    call: Call
+    frame: bytes
+
+
+class Turn:
+    """To the relay: connections to candidates have something, or it is time for a beat."""
+
+
+class RelayMailbox(RouterMailbox):
+    """The inbox: a ROUTER for the agents, and a poller that also has the candidates' connections.
+
+    Attributes:
+        poller: for the connections.
+        wake_at: when `get` returns a `Turn` at the latest, in seconds of time.monotonic.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], max_frame: int) -> None:
+        super().__init__(context, max_frame)
+        self.poller = zmq.Poller()
+        self.poller.register(self._router, zmq.POLLIN)
+        self.wake_at = 0.0
+
+    def get(self) -> Envelope[Any]:
+        """Return the next message; send the replies before waiting for it."""
+        while True:
+            if self._ready:
+                return self._ready.popleft()
+            if self._local:
+                return self._local.popleft()
+            try:
+                self.flush()
+                self._wait()
+            except Exception as error:  # noqa: BLE001 - as in RouterMailbox
+                return Envelope(MailboxFailed(error))
+
+    def _wait(self) -> None:
+        wait = max(0.0, self.wake_at - time.monotonic())
+        found = dict(self.poller.poll(int(wait * 1000) + 1))
+        if found.pop(self._router, None):
+            for _ in range(BATCH):
+                try:
+                    self._receive(zmq.DONTWAIT)
+                except zmq.Again:
+                    break
+        if found or time.monotonic() >= self.wake_at:
+            self._ready.append(Envelope(Turn()))
+
+    def _hand_over(
+        self, route: bytes, peer: Peer | None, frame: zmq.Frame, problem: ProtocolError | None
+    ) -> None:
+        call = self._read_call(route, peer, frame, problem)
+        if call is not None:
+            self._ready.append(Envelope(FromAgent(call, frame.bytes), call))  # type: ignore[arg-type] # as in RouterMailbox
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A host that may lead: where it is, and its public keys."""
+
+    name: str
+    endpoint: str
+    keys: tuple[str, ...]
+
+
+def candidates_of(config: Config) -> tuple[KeyPair, list[Candidate]]:
+    """Return the keys of this host, and the candidates, from the settings and the files of keys.
+
+    Raises:
+        ConfigError, KeyFileError: something is missing or cannot be used.
+    """
+    wanted = {
+        "key_file": "the secret key of this host; `trackd keys make NAME` makes one",
+        "leaders_dir": "the directory of the leaders' public keys, NAME.pub",
+    }
+    problems = [
+        f"[fleet] {name} is missing: {what}"
+        for name, what in wanted.items()
+        if not getattr(config, name)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    found = []
+    for leader in config.leaders:
+        name, _, address = leader.partition("=")
+        keys = read_public(Path(config.leaders_dir) / f"{name}{PUBLIC_SUFFIX}")
+        found.append(Candidate(name, f"tcp://{address}", keys))
+    return read_secret(Path(config.key_file)), found
+
+
+class RelayActor(SupervisedActor):
+    """The actor."""
+
+    def __init__(
+        self,
+        on_end: OnEnd,
+        context: zmq.Context[zmq.Socket[bytes]],
+        config: Config,
+        own: KeyPair,
+        candidates: list[Candidate],
+        *,
+        audience: Audience,
+    ) -> None:
+        """Set up the relay.
+
+        Args:
+            on_end: called at its end.
+            context: the process's ZeroMQ context.
+            config: the settings.
+            own: the keys of this host.
+            candidates: the hosts that may lead.
+            audience: whether somebody listens to events.
+        """
+        self._mailbox = RelayMailbox(context, config.max_frame)
+        super().__init__(on_end, self._mailbox)
+        self._config = config
+        self._roles = Roles(config.admin_users, config.admin_groups)
+        self._audience = audience
+        self._limited = LimitedLog(log)
+        self._boot = boot_id()
+        self._links = {
+            each.name: PinnedConnection(
+                context, self._mailbox.poller, each.endpoint, each.keys, own
+            )
+            for each in candidates
+        }
+        self._requests = Requests(secrets.randbits(40) << 20 | 1)
+        self._askers: dict[bytes, Asker] = {}
+        self._watched: set[Process] = set()
+        self._watcher: pykka.ActorRef[Any] | None = None
+        self._publisher: pykka.ActorRef[Any] | None = None
+        self._events = ""
+        # What the leader has told.
+        self._leader: str | None = None  # the name of the candidate, once it has agreed with us
+        self._term = 0
+        self._heard = -_SILENCE  # when it was heard of last, by CLOCK_BOOTTIME
+        self._since = boottime()  # since when there is a leader, or none
+        self._about: dict[str, Any] | None = None
+        self._revision = 0
+        self._offset: float | None = None  # of the fleet clock, as agents were told first
+        self._damper = Damper(config.proxy_expiry, config.max_ttl)
+
+    # -- messages: all of this runs in the actor's thread -----------------------------
+
+    def on_receive(self, message: Any) -> Any:
+        """Handle one message."""
+        if isinstance(message, FromAgent):
+            return self._answer(message.call, message.frame)
+        if isinstance(message, Turn):
+            self._turn()
+        elif isinstance(message, ProcessExited):
+            self._exited([message.process])
+        elif isinstance(message, MailboxFailed):
+            raise message.error
+        elif isinstance(message, Reload):
+            self._config, self._roles = message.config, message.roles
+            self._mailbox.limit_frames(message.config.max_frame)
+            self._askers.clear()
+        elif isinstance(message, Serve):
+            self._watcher, self._publisher = message.watcher, message.publisher
+            self._events = message.events
+            self._mailbox.bind(message.endpoint, message.descriptor)
+        elif isinstance(message, Bind):
+            self._mailbox.bind(message.endpoint, message.descriptor)
+        elif not isinstance(message, Ping | Recover | ReloadOutcome):
+            refuse_message(self, message)
+        return None
+
+    def on_stop(self) -> None:
+        """Send the last replies, and end the connections."""
+        try:
+            self._mailbox.flush()
+            for link in self._links.values():
+                link.close()
+        finally:
+            super().on_stop()
+
+    # -- requests of agents -------------------------------------------------------------
+
+    def _answer(self, call: Call, frame: bytes) -> bytes | None:
+        """Answer a request if that needs no leader, else send it on."""
+        try:
+            if call.problem is not None:
+                raise call.problem
+            op = call.body.get("op")
+            if op == PROBE and call.peer is not None and call.peer.pid == os.getpid():
+                return self._reply(call.seq, {"status": self._status()})
+            if call.peer is None:
+                raise ProtocolError(
+                    Code.PERMISSION_DENIED, "the kernel does not say which process sent the request"
+                )
+            if op == "hello":
+                return self._reply(call.seq, self._hello())
+            return self._forward(call, call.peer, frame)
+        except ProtocolError as error:
+            body = error_body(call.seq, self._revision, error.code, str(error))
+            if error.code == Code.UNAVAILABLE:
+                body["retry_after"] = BEAT
+            return encode_message(REPLY, {**body, **error.fields})
+
+    def _reply(self, seq: int, found: Mapping[str, Any]) -> bytes:
+        return encode_message(REPLY, {"seq": seq, "revision": self._revision, **found})
+
+    def _hello(self) -> dict[str, Any]:
+        """Return what the leader has told of itself, with the clock and the boot of this host."""
+        if self._about is None or self._offset is None:
+            raise ProtocolError(
+                Code.UNAVAILABLE, f"the fleet has not been reached yet: {self._status()}"
+            )
+        about = self._about
+        return {
+            **{name: about[name] for name in about if name not in _FOR_RELAYS},
+            "boot_id": self._boot,
+            "clock": boottime() + self._offset,
+            "events": self._events,
+        }
+
+    def _forward(self, call: Call, peer: Peer, frame: bytes) -> bytes | None:
+        """Keep a request and send it to the leader; gossip that it knows is answered here."""
+        token = call.body.get("token")
+        has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
+        key = (token if isinstance(token, bytes) and has_token else call.route, call.seq)
+        known = self._requests.find(key)
+        if known is not None:
+            known.route = call.route
+            if self._leader and (known.sent is None or boottime() > known.sent + _AGAIN):
+                self._send(known)
+            return None
+        if self._requests.is_full:
+            raise ProtocolError(
+                Code.UNAVAILABLE,
+                f"too many requests wait for the leader of the fleet: {self._status()}",
+            )
+        rows: list[Any] = []
+        proxies = call.body.get("proxies")
+        if call.body.get("op") == "track_expected" and self._leader and type(proxies) is list:
+            try:
+                rows = self._damper.due(proxies, boottime())
+            except ProtocolError:
+                pass  # the leader says what is wrong
+            else:
+                if not rows and has_token:
+                    return self._reply(call.seq, {"changed": 0})
+                if len(rows) < len(proxies):
+                    frame = encode_message(REQUEST, {**call.body, "proxies": rows})
+        deadline = call.body.get("deadline")
+        until = None
+        if is_seconds(deadline) and self._offset is not None:
+            until = deadline - self._offset
+        made = self._requests.add(
+            key, call.route, call.seq, self._asker(call.route, peer), until, frame, rows
+        )
+        if self._leader:
+            self._send(made)
+        return None
+
+    def _asker(self, route: bytes, peer: Peer) -> Asker:
+        """Return who asks over a connection; looked up once."""
+        found = self._askers.get(route)
+        if found is None:
+            if len(self._askers) >= _MOST_ROUTES:
+                self._askers.clear()
+            start = None
+            try:
+                start = start_time(peer.pid) if peer.pid else None
+            except OSError as error:
+                self._limited.warning("process", "cannot look at a process for now", error=error)
+            command = command_of(peer.pid) if peer.pid else ""
+            admin = self._roles.is_admin(peer)
+            found = Asker(*peer[:3], start, command, admin, None)
+            self._askers[route] = found
+            if start is not None:
+                self._watch(Process(peer.pid, start))
+        return found
+
+    def _send(self, request: Pending) -> None:
+        """Send a request to the leader; when there is no room it is sent again later."""
+        now = boottime()
+        remaining = None if request.deadline is None else request.deadline - now
+        asker = request.asker._replace(remaining=remaining)
+        if self._tell(encode(Hop(request.number, asker, request.frame))):
+            request.sent = now
+
+    def _tell(self, frame: bytes) -> bool:
+        link = self._links[self._leader] if self._leader else None
+        if link is None:
+            return False
+        try:
+            link.socket.send(frame, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    # -- processes of this host ---------------------------------------------------------
+
+    def _watch(self, process: Process) -> None:
+        if process not in self._watched and self._watcher is not None:
+            self._watched.add(process)
+            send(self._watcher, WatchProcess(process))
+
+    def _exited(self, processes: list[Process]) -> None:
+        """Tell the leader that processes have ended; without one it will ask."""
+        self._watched.difference_update(processes)
+        pairs = [(each.pid, each.start) for each in processes]
+        for start in range(0, len(pairs), MOST_EXITED):
+            self._tell(encode_word(Exited(pairs[start : start + MOST_EXITED])))
+
+    # -- candidates ---------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Take in what candidates say, and show once in a while that this host lives."""
+        for name, link in self._links.items():
+            was = link.connected
+            link.step()
+            if name == self._leader and was and not link.connected:
+                self._lose_leader("its connection has ended")
+            if link.connected and not was:
+                self._show(name, link)
+            self._listen(name, link)
+        now = time.monotonic()
+        if now >= self._mailbox.wake_at:
+            self._mailbox.wake_at = now + BEAT
+            self._beat()
+        steps = [link.next_step for link in self._links.values() if link.next_step is not None]
+        self._mailbox.wake_at = min([self._mailbox.wake_at, *(now + step for step in steps)])
+
+    def _beat(self) -> None:
+        now = boottime()
+        if self._leader and now > self._heard + _SILENCE:
+            self._lose_leader("it is silent")
+        for name, link in self._links.items():
+            if link.connected:
+                self._show(name, link)
+        self._requests.drop_late(now - _KEPT)
+        if self._leader:
+            for request in self._requests:
+                if request.sent is None:  # there was no room
+                    self._send(request)
+
+    def _show(self, name: str, link: PinnedConnection) -> None:
+        """Show a candidate that this host lives."""
+        agreed = self._term if name == self._leader else 0
+        with contextlib.suppress(zmq.Again):  # it has 1,000 of our messages unread
+            link.socket.send(encode_word(Here(self._boot, agreed)), zmq.DONTWAIT)
+
+    def _listen(self, name: str, link: PinnedConnection) -> None:
+        """Take in all that a candidate has said."""
+        while True:
+            try:
+                data = link.socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                said = decode_answer(data)
+            except HopError as error:
+                self._limited.warning("said", "%s says what a leader does not", name, error=error)
+                continue
+            if said is not None:
+                self._take(name, said)
+
+    def _take(self, name: str, said: Answer | Leads | Heard | Events) -> None:
+        now = boottime()
+        if isinstance(said, Leads):
+            silent = now > self._heard + _SILENCE
+            if said.term >= self._term or silent:
+                self._follow(name, said)
+            return
+        if name != self._leader or said.term != self._term:
+            return  # of an earlier term, or one that has not told us yet that it leads
+        self._heard = now
+        if isinstance(said, Answer):
+            self._pass_on(said)
+        elif isinstance(said, Heard):
+            self._revision = max(self._revision, said.revision)
+        else:
+            self._revision = max(self._revision, said.revision)
+            self._publish(said.epoch, said.tracker_id, said.revision, said.events)
+
+    def _follow(self, name: str, said: Leads) -> None:
+        """Follow a leader from now on: what has no reply goes to it, and agents hear of it."""
+        about, now = said.about, boottime()
+        try:
+            cluster, tracker_id = about["cluster"], about["tracker_id"]
+            clock, revision = float(about["clock"]), int(about["revision"])
+            processes = [Process(int(pid), int(start)) for pid, start in about["processes"]]
+            damper = (float(about["proxy_expiry"]), float(about["max_ttl"]))
+            epoch, limits = int(about["epoch"]), about["limits"]
+            max_name = int(limits["max_name"])
+        except (LookupError, TypeError, ValueError) as error:
+            self._limited.warning("said", "%s does not say what it leads", name, error=error)
+            return
+        if cluster != self._config.cluster_name:
+            self._limited.warning(
+                "cluster",
+                "%s leads the cluster %r, and this host serves %r; check [fleet] leaders",
+                name,
+                cluster,
+                self._config.cluster_name,
+            )
+            return
+        known = self._about
+        if known is None or known["tracker_id"] != tracker_id:
+            self._revision = 0
+        same_terms = known is not None and (known["proxy_expiry"], known["max_ttl"]) == damper
+        if known is None or known["tracker_id"] != tracker_id or not same_terms:
+            self._damper = Damper(*damper, max_name)
+        new = (self._leader, self._term) != (name, said.term)
+        self._leader, self._term, self._about, self._heard = name, said.term, about, now
+        self._revision = max(self._revision, revision)
+        if self._offset is None:
+            self._offset = clock - now
+        if not new:
+            return
+        self._since = now
+        log.info("leader found", extra=fields(leader=name, term=said.term))
+        for process in processes:
+            # Again, if it is watched already: it may have ended while nobody listened.
+            self._watched.discard(process)
+            self._watch(process)
+        for request in self._requests:
+            self._send(request)
+        self._publish(epoch, tracker_id, revision, ())
+
+    def _lose_leader(self, why: str) -> None:
+        log.warning("no leader", extra=fields(leader=self._leader, reason=why))
+        self._leader, self._since = None, boottime()
+        for request in self._requests:
+            request.sent = None
+
+    def _pass_on(self, answer: Answer) -> None:
+        """Pass a reply on to the agent that waits for it."""
+        request = self._requests.take(answer.number)
+        if request is None:
+            return
+        self._revision = max(self._revision, _revision_of(answer.frame))
+        if request.rows and _is_error(answer.frame):
+            self._damper.forget(row[0] for row in request.rows)
+        self._mailbox.send(request.route, answer.frame)
+
+    def _publish(
+        self, epoch: int, tracker_id: str, revision: int, events: list[bytes] | tuple[()]
+    ) -> None:
+        """Publish events on this host, and let go of gossip about what has changed."""
+        for packed in events:
+            try:
+                _, _, _, kind, about = msgpack.unpackb(packed)
+                if kind in _FORGETTING:
+                    self._damper.forget([about["name"]])
+                elif kind == "group_forgotten":
+                    self._damper.clear()
+            except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+                self._limited.warning("event", "an event cannot be read", error=error)
+        if self._publisher is not None and self._audience.listening:
+            send(self._publisher, Publish(epoch, tracker_id, revision, events))
+
+    def _status(self) -> str:
+        """Return a sentence on the leader, for people."""
+        seconds = boottime() - self._since
+        if self._leader is None:
+            return f"no leader for {seconds:.0f} s, {len(self._requests)} requests wait"
+        return f"leader {self._leader}, term {self._term}, {len(self._requests)} requests wait"
+
+
+#: What a leader tells relays, and not agents.
+_FOR_RELAYS: Final = frozenset(
+    {"revision", "proxy_expiry", "max_ttl", "max_frame", "host", "processes"}
+)
+
+
+def _revision_of(frame: bytes) -> int:
+    """Return the revision in a reply, which stands near its beginning; 0 without one."""
+    unpacker = msgpack.Unpacker(max_buffer_size=len(frame))
+    unpacker.feed(frame)
+    try:
+        unpacker.read_array_header()
+        unpacker.skip()
+        unpacker.skip()
+        for _ in range(unpacker.read_map_header()):
+            if unpacker.unpack() == "revision":
+                revision = unpacker.unpack()
+                return revision if type(revision) is int else 0
+            unpacker.skip()
+    except (ValueError, TypeError, msgpack.UnpackException):
+        pass
+    return 0
+
+
+def _is_error(frame: bytes) -> bool:
+    """Return whether a small reply is an error."""
+    try:
+        return "error" in msgpack.unpackb(frame)[2]
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException):
+        return True
+
+
+def start(
+    on_end: OnEnd,
+    context: zmq.Context[zmq.Socket[bytes]],
+    config: Config,
+    audience: Audience,
+) -> pykka.ActorRef[RelayActor]:
+    """Start the relay of this host.
+
+    Raises:
+        StartError: a key cannot be read, or a setting is missing.
+    """
+    own, candidates = candidates_of(config)
+    return RelayActor.start(on_end, context, config, own, candidates, audience=audience)
