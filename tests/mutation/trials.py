@@ -35,11 +35,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOADED = (coverage, hypothesis, msgpack, pykka, trackd_client, zmq)
 #: A fast test takes at most so many seconds of the processor, while its lines are recorded.
 FAST = 0.5
+#: So many seconds of the tests of other modules are spent on a mutant, the quickest tests first.
+OTHERS = 3.0
 #: How many seconds of the processor a test may take before it counts as hanging: so many, and so
 #: many times what it took without a mistake.
 HANGS = 3.0, 10.0
 #: The same of all tests of a mutant together, by the clock.
 WAITS = 60.0, 10.0
+#: A fixture of all tests that costs more than most of them, and finds no mistake of this kind.
+LOOKS_FOR_PROCESSES = "nothing_is_left_behind"
 #: Bytes that a test may fill.
 MEMORY = 4 << 30
 
@@ -84,6 +88,11 @@ class _Measure:
         self.is_slow = True
         pytest.skip("is not fast")
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[Any]) -> None:
+        if self.is_slow:
+            call.excinfo = None  # wherever it was interrupted
+
 
 class _Trial:
     """A plugin of pytest: runs chosen tests in their order, and ends with the first that fails."""
@@ -98,6 +107,9 @@ class _Trial:
     def choose(self, items: list[pytest.Item]) -> None:
         by_name = {item.nodeid: item for item in items}
         items[:] = [by_name[name] for name in self.chosen]
+        for item in items:
+            if isinstance(item, pytest.Function) and LOOKS_FOR_PROCESSES in item.fixturenames:
+                item.fixturenames.remove(LOOKS_FOR_PROCESSES)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -154,7 +166,8 @@ def measure(modules: list[Path], tests: list[str]) -> dict[str, Timing]:
         def work() -> int:
             plugin = _Measure(modules)
             plugin.coverage.start()
-            code = _pytest(tests, plugin)
+            # What a test that was skipped in its midst has left open is no matter.
+            code = _pytest(tests, plugin, "-p", "no:unraisableexception")
             plugin.coverage.stop()
             lines: dict[str, dict[str, list[int]]] = {name: {} for name in plugin.seconds}
             for path in modules:
@@ -168,7 +181,7 @@ def measure(modules: list[Path], tests: list[str]) -> dict[str, Timing]:
 
         _, status = os.waitpid(_fork(work), 0)
         if status != 0:
-            raise SystemExit(f"the tests fail without any mistake: {' '.join(tests)}")
+            raise SystemExit(f"these fail without any mistake: {' '.join(tests)}")
         file.seek(0)
         return {
             name: Timing(seconds, {path: set(each) for path, each in lines.items()})
@@ -180,25 +193,35 @@ def measure(modules: list[Path], tests: list[str]) -> dict[str, Timing]:
 def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> Iterator[str]:
     """Try mutants of a module, and yield what has become of each, in their order.
 
-    Only tests that run a line with the mistake are run, those of the module itself first.
+    Only tests that run a line with the mistake are run.
     """
-    in_order = sorted(
-        timings.items(),
-        key=lambda each: (f"/test_{path.name}::" not in each[0], each[1].seconds),
-    )
+    of_module = {name: each for name, each in timings.items() if each.lines.get(str(path))}
     todo = []
     for mutant in mutants:
         chosen = {
             name: timing
-            for name, timing in in_order
-            if timing.lines.get(str(path), set()).intersection(mutant.lines)
+            for name, timing in of_module.items()
+            if timing.lines[str(path)].intersection(mutant.lines)
         }
         # What no test runs may run when a module is imported, and so for all tests.
         todo.append((mutant, chosen if mutant.function is not None else {}))
-    swapped = _swapped(path, [each for each in todo if each[1]])
+    swapped = _swapped(path, [(mutant, _some(path, each)) for mutant, each in todo if each])
     for mutant, chosen in todo:
         outcome = next(swapped) if chosen else _FRESH
-        yield _loaded(path, mutant, dict(in_order)) if outcome == _FRESH else outcome
+        if outcome == _FRESH:
+            outcome = _loaded(path, mutant, _some(path, of_module or timings))
+        yield outcome
+
+
+def _some(path: Path, timings: dict[str, Timing]) -> dict[str, Timing]:
+    """Return the tests of a module, then others that run it, as many as there is time for."""
+    chosen, left = {}, OTHERS
+    for name, timing in sorted(timings.items(), key=lambda each: each[1].seconds):
+        own = f"/test_{path.name}::" in name
+        left -= 0.0 if own else timing.seconds
+        if own or left > 0.0:
+            chosen[name] = timing
+    return dict(sorted(chosen.items(), key=lambda each: f"/test_{path.name}::" not in each[0]))
 
 
 def _swapped(path: Path, todo: list[tuple[Mutant, dict[str, Timing]]]) -> Iterator[str]:
@@ -218,6 +241,9 @@ def _swapped(path: Path, todo: list[tuple[Mutant, dict[str, Timing]]]) -> Iterat
 def _loaded(path: Path, mutant: Mutant, chosen: dict[str, Timing]) -> str:
     """Return the outcome of a mutant that is loaded instead of its module."""
 
+    if not chosen:
+        return SURVIVED
+
     def work() -> int:
         _limit()
         right = importlib.machinery.SourceFileLoader.get_code
@@ -232,12 +258,12 @@ def _loaded(path: Path, mutant: Mutant, chosen: dict[str, Timing]) -> str:
     return _outcome(_fork(work), chosen)
 
 
-def _pytest(tests: list[str], plugin: object) -> int:
+def _pytest(tests: list[str], plugin: object, *more: str) -> int:
     hypothesis.settings.register_profile("mutants", database=None, derandomize=True)
     hypothesis.settings.load_profile("mutants")
     quiet = ["-q", "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is LOADED
     options = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *quiet]
-    options += ["--rootdir", str(REPOSITORY)]
+    options += ["--rootdir", str(REPOSITORY), *more]
     return int(pytest.main([*options, *tests], plugins=[plugin]))
 
 

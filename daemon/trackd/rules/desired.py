@@ -78,7 +78,7 @@ class Cohort:
 
     group: str
     generation: int
-    terminating: bool = False
+    terminating: bool
     tracked: int = 0
     claimed: int = 0
     offered: int = 0
@@ -95,7 +95,7 @@ def _rank(generation: int, terminating: bool) -> int:
     return generation - _MARKED if terminating else generation
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class _Group:
     cohorts: dict[int, Cohort] = field(default_factory=dict)  # by rank
     largest: Cohort | None = None  # the desired one

@@ -48,10 +48,9 @@ class Luck:
     __slots__ = ("_expected", "_last", "_met", "in_a_row")
 
     def __init__(self) -> None:
-        self.in_a_row = 0
         self._met: deque[str] = deque(maxlen=_WINDOW)
-        self._expected = 0.0
         self._last = -math.inf
+        self.claimed()
 
     def claimed(self) -> None:
         """Note that a dial has claimed its proxy."""

@@ -36,10 +36,11 @@ class Mention:
 
     __slots__ = ("by", "expiry", "left", "names", "number", "ttl")
 
-    def __init__(self, number: int, names: list[str], expiry: float, ttl: float, by: int) -> None:
+    names: list[str]
+    left: int
+
+    def __init__(self, number: int, expiry: float, ttl: float, by: int) -> None:
         self.number = number
-        self.names = names
-        self.left = len(names)
         self.expiry = expiry
         self.ttl = ttl
         self.by = by
@@ -87,7 +88,7 @@ class Mentions:
 
     def add(self, number: int, names: Iterable[str], expiry: float, ttl: float, by: int) -> None:
         """Let names point to a new mention. Its number must be higher than all before."""
-        mention = Mention(number, [], expiry, ttl, by)
+        mention = Mention(number, expiry, ttl, by)
         pointers = dict.fromkeys(names, mention)
         left = Counter(map(self._of.get, pointers))
         self._of.update(pointers)

@@ -55,3 +55,27 @@ def test_names_that_flipped_long_ago_take_no_memory() -> None:
     for number in range(10_000):
         flips.note([f"p{number}"], number * 0.01)
     assert len(flips._last) <= 101
+
+
+def test_a_name_is_forgotten_a_second_after_its_last_flip() -> None:
+    flips = Flips()
+    flips.note(["p1"], 100.0)
+    flips.note(["p2"], 100.5)
+    flips.note(["p1"], 100.9)
+    flips.note(["p3"], 101.5)
+    assert flips._last == {"p1": 100.9, "p3": 101.5}
+    flips.note(["p4"], 101.875)
+    flips.note(["p4"], 102.5)
+    assert flips._last == {"p4": 102.5}
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"), [(None, 180.0), (0.0, 180.0), (-1.0, 180.0), (1.0, 1.0)]
+)
+def test_a_mark_that_waits_lasts_as_long_as_its_message_says(
+    ttl: float | None, seconds: float
+) -> None:
+    flips = Flips()
+    flips.note(["p1"], 100.0)
+    assert flips.admit(Marks(), [("p1", "", 1, ttl)], {"p1": True}, 100.5, 180.0, 7) == {}
+    assert flips.waiting == {"p1": (101.0, 100.5 + seconds, 7)}

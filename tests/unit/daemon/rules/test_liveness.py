@@ -105,3 +105,32 @@ def test_a_suspend_gives_each_its_whole_time_once() -> None:
     assert one.deadline == 45.0 + TIMEOUT
     lives.restart(60.0)
     assert (one.deadline, other.deadline) == (60.0 + TIMEOUT, 60.0 + GRACE)
+
+
+def test_a_look_that_is_a_second_late_follows_a_suspend() -> None:
+    lives, (one,) = lives_of(1)
+    assert lives.due(TIMEOUT + 5.0, late=0.999) == []
+    assert one.deadline == TIMEOUT + 5.0 + 1.0
+    lives, (one,) = lives_of(1)
+    assert lives.due(TIMEOUT + 5.0, late=1.0) == []
+    assert one.deadline == TIMEOUT + 5.0 + TIMEOUT
+
+
+def test_before_any_report_a_lease_is_neither_stale_nor_overdue() -> None:
+    assert Life(1) != Life(1), "each is of another lease"
+    assert (Life(1).stale, Life(1).overdue) == (False, False)
+
+
+def test_a_lease_that_was_stale_before_a_restart_still_counts() -> None:
+    lives = Lives()
+    lives.begin(1, stale=True)
+    lives.begin(2, stale=False)
+    assert lives.stale == 1
+    lives.report(lives.by_lease[2], None, 5.0)
+    assert lives.next() is None, "there is no timeout yet"
+
+
+def test_a_timeout_may_be_less_than_a_second() -> None:
+    lives, (one,) = lives_of(1, timeout=0.5)
+    assert lives.next() == 0.5
+    assert lives.due(0.5 + AFTER) == [one]

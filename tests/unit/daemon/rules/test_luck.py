@@ -107,6 +107,7 @@ def test_a_fair_balancer_that_reaches_all_brings_a_hint_once_in_a_hundred_rows(
 
 
 def test_the_hint_says_how_many_dials_it_goes_by_and_whom_they_met() -> None:
+    assert LEAST == 20
     luck = Luck()
     for number in range(LEAST - 1):
         luck.met("p1" if number % 3 else "p2", 0.5, 100.0)
@@ -146,3 +147,36 @@ def test_a_balancer_that_has_been_mended_is_not_sticky_for_long() -> None:
     hint = luck.hint(6, 100.0)
     assert hint is not None
     assert (hint.balancer, hint.in_a_row) == ("even", 628)
+
+
+def test_a_hint_goes_by_the_last_128_dials_of_a_row() -> None:
+    luck = Luck()
+    for number in range(130):
+        luck.met(f"p{number}", 0.5, 100.0)
+    hint = luck.hint(1000, 100.0)
+    assert hint is not None
+    assert hint.in_a_row == 130
+    assert hint.met == [f"p{number}" for number in range(2, 130)]
+
+
+def test_a_row_begins_anew_after_a_claim_but_not_within_a_minute_without_dials() -> None:
+    luck = Luck()
+    assert luck.in_a_row == 0
+    for _ in range(20):
+        luck.met("before", 0.5, 100.0)
+    luck.claimed()
+    for _ in range(20):
+        luck.met("after", 0.1, 100.0)
+    assert luck.hint(10, 100.0) is None, "chance explains the dials since"
+    luck.met("after", 3.0, 160.0)
+    assert luck.hint(10, 160.0) == ("sticky", 21, ["after"])
+
+
+def test_many_of_very_many_proxies_are_not_few() -> None:
+    """Of 300 an even balancer meets about 19 with 20 dials."""
+    luck = Luck()
+    for number in range(20):
+        luck.met(f"p{number % 15}", 0.5, 100.0)
+    hint = luck.hint(300, 100.0)
+    assert hint is not None
+    assert hint.balancer == "even"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from trackd.rules.marks import RETIRE_HOLD, UNMARKED, Mark, Marks
+from trackd.rules.marks import UNMARKED, Mark, Marks
 from trackd.rules.tracker import Tracker
 from trackd_client.proxy import Proxy
 
@@ -199,9 +199,9 @@ def test_a_retired_proxy_stays_marked_for_a_moment_after_the_release(world: Worl
     world.at(100.0)
     assert world.tracker.release(lease)
     world.say("p1", False)
-    world.at(100.0 + RETIRE_HOLD)
+    world.at(100.0 + 5.0)
     assert world.tracker.is_marked("p1")
-    world.at(100.0 + RETIRE_HOLD + 0.1)
+    world.at(100.0 + 5.0 + 0.1)
     assert not world.tracker.is_marked("p1")
 
 
@@ -306,3 +306,38 @@ def test_of_two_parts_only_the_one_that_has_passed_ends() -> None:
     assert marks.due(5.0) == {}
     assert marks.due(10.0) == {"p": Mark(None, 10.0)}
     assert marks.due(10.1) == {"p": UNMARKED}
+
+
+def test_marks_that_went_are_dropped_when_they_outnumber_the_others_by_64() -> None:
+    """The first end of those that stay is still known."""
+    marks = Marks()
+    ends = [1020.0, 1050.0, 1010.0, 1040.0, 1030.0]
+    for number, end in enumerate(ends):
+        marks.put(f"s{number}", Mark(end, None))
+    marks.put("retired", Mark(None, math.inf))
+    sizes = []
+    for number in range(90):
+        marks.put(f"p{number}", Mark(1.0, None))
+        sizes.append(len(marks.ends))
+        marks.put(f"p{number}", UNMARKED)
+    most = 2 * 6 + 64
+    assert sizes[:73] == [*range(6, most + 2), 6]
+    for end in sorted(ends):
+        assert marks.next_end() == end
+        (name,) = marks.due(end + 1.0)
+        marks.put(name, UNMARKED)
+    assert marks.next_end() is None
+    assert marks.ends == []
+
+
+def test_a_mark_without_an_end_waits_for_none() -> None:
+    marks = Marks()
+    marks.put("p1", Mark(None, math.inf))
+    assert (marks.ends, marks.next_end()) == ([], None)
+
+
+@pytest.mark.parametrize(("ttl", "seconds"), [(None, 7.0), (0.0, 7.0), (-1.0, 7.0), (1.0, 1.0)])
+def test_a_mark_lasts_as_long_as_its_message_says(ttl: float | None, seconds: float) -> None:
+    marks = Marks()
+    found = marks.after([("p1", "", 0, ttl)], (), {"p1": True}, 100.0, 7.0)
+    assert found == {"p1": Mark(100.0 + seconds, None)}

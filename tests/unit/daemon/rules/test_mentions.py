@@ -75,3 +75,78 @@ def test_a_mention_that_most_names_have_left_forgets_them() -> None:
         mentions.add(2 + i, [f"p{i}"], 9.0, 9.0, 0)
     assert len(mentions.by_number[1].names) <= 50
     assert mentions.by_number[1].left == 40
+
+
+def test_mentions_that_went_are_dropped_when_they_outnumber_the_others_by_64() -> None:
+    """The first expiry of those that stay is still known."""
+    mentions = Mentions()
+    expiries = [20.0, 50.0, 10.0, 40.0, 30.0]
+    for number, expiry in enumerate(expiries, 1):
+        mentions.add(number, [f"s{number}"], expiry, 1.0, 0)
+    sizes = []
+    for number in range(6, 96):
+        mentions.add(number, ["p"], 1.0, 1.0, 0)
+        sizes.append(len(mentions._heap))
+    most = 2 * 6 + 64
+    assert sizes[:72] == [*range(6, most + 1), 6]
+    mentions.drop(["p"])
+    for expiry in sorted(expiries):
+        assert mentions.next_expiry() == expiry
+        (name,) = mentions.due(expiry + 1.0)
+        mentions.drop([name])
+    assert mentions.next_expiry() is None
+
+
+@pytest.mark.parametrize(("names", "left", "kept"), [(32, 15, 15), (32, 16, 32), (31, 15, 31)])
+def test_a_mention_of_many_names_lets_go_of_those_that_left_when_they_are_most(
+    names: int, left: int, kept: int
+) -> None:
+    mentions = Mentions()
+    all_names = [f"p{number}" for number in range(names)]
+    mentions.add(1, all_names, 10.0, 1.0, 0)
+    mentions.drop(all_names[left:])
+    assert (mentions.of("p0").left, len(mentions.of("p0").names)) == (left, kept)
+    assert mentions.living(1) == all_names[:left]
+
+
+def test_names_know_their_mention_and_who_sent_it() -> None:
+    mentions = Mentions()
+    assert mentions.last == 0
+    mentions.add(3, ["a", "b", "a"], 10.0, 4.0, 7)
+    mentions.add(5, ["c"], 11.0, 5.0, 8)
+    assert mentions.last == 5
+    first, second = mentions.of("a"), mentions.get("c")
+    assert second is not None
+    assert (first.number, first.names, first.left, first.by) == (3, ["a", "b"], 2, 7)
+    assert (second.number, second.names, second.left, second.by) == (5, ["c"], 1, 8)
+    assert (first.expiry, first.ttl) == (10.0, 4.0)
+    assert mentions.get("b") is first
+    assert mentions.get("d") is None
+    with pytest.raises(KeyError):
+        mentions.of("d")
+    assert mentions.left_by(["c", "d", "b", "a"]) == [3, 5]
+    mentions.renew(3, 12.0, 6.0, 9)
+    assert (first.expiry, first.ttl, first.by) == (12.0, 6.0, 9)
+    assert mentions.next_expiry() == 11.0
+
+
+def test_no_more_names_are_due_than_are_asked_for() -> None:
+    mentions = Mentions()
+    mentions.add(1, ["a", "b"], 1.0, 1.0, 0)
+    mentions.add(2, ["c", "d", "e", "f"], 2.0, 1.0, 0)
+    mentions.add(3, ["g"], 3.0, 1.0, 0)
+    assert mentions.due(9.0, 2) == ["a", "b"]
+    assert mentions.due(9.0, 3) == ["a", "b", "c"]
+    assert mentions.due(9.0, 7) == ["a", "b", "c", "d", "e", "f", "g"]
+    assert mentions.due(2.0, 7) == ["a", "b"], "an expiry is passed after it"
+
+
+def test_a_mention_that_is_renewed_for_as_long_as_before_takes_no_more_room() -> None:
+    mentions = Mentions()
+    mentions.add(1, ["a"], 5.0, 5.0, 0)
+    for _ in range(10):
+        mentions.renew(1, 5.0, 5.0, 0)
+    assert len(mentions._heap) == 1
+    mentions.renew(1, 4.0, 5.0, 0)
+    assert (len(mentions._heap), mentions.next_expiry()) == (2, 4.0)
+    assert mentions.due(4.5) == ["a"]

@@ -10,7 +10,8 @@ from statistics import mean
 import pytest
 
 from trackd.rules import targets as targets_module
-from trackd.rules.targets import FIRST_HOLD, FIRST_UNTARGETED, LONGEST_HOLD, UNPROVEN, Aim
+from trackd.rules.desired import Cohort
+from trackd.rules.targets import FIRST_UNTARGETED, UNPROVEN, Address, Aim, Targets, Trust
 from trackd.rules.tracker import Tracker
 from trackd_client.proxy import Proxy
 
@@ -190,18 +191,18 @@ def test_a_failed_aim_keeps_its_name_from_being_aimed_at(world: World, how: str)
         assert tracker.target_of(lease) is None
         tracker.release(lease, failed=True)
     assert tracker.targets.by_name["p1"].failures == 1
-    assert tracker.targets.by_name["p1"].held == world.now + FIRST_HOLD
+    assert tracker.targets.by_name["p1"].held == world.now + 30.0
     assert (tracker.targets.trust.failures, tracker.targets.trust.untargeted) == (1, 3)
 
 
 def test_a_hold_doubles_up_to_its_bound_and_ends_strictly_in_a_sweep(world: World) -> None:
     world.say("p1")
-    seconds = FIRST_HOLD
+    seconds = 30.0
     for _ in range(7):
         tracker = world.tracker
         tracker.targets.trust = UNPROVEN
         assert world.fail() == "p1"
-        end = world.now + min(seconds, LONGEST_HOLD)
+        end = world.now + min(seconds, 600.0)
         assert tracker.targets.next_end() == end
         world.now = end
         tracker.sweep()
@@ -477,3 +478,124 @@ def test_addresses_that_nobody_can_reach_cost_at_most_half_again_as_many_dials(
     without = mean_dials(proxies, agents, addressed=False)
     unreachable = mean_dials(proxies, agents, addressed=True, dead=range(proxies))
     assert unreachable <= 1.5 * without
+
+
+# -- the index by itself ----------------------------------------------------------------------
+
+
+def test_a_failure_after_a_success_is_forgiven_and_each_further_one_costs_more() -> None:
+    trust = Trust(5, 2, 3).succeeded()
+    assert trust == (-1, 0, 3)
+    assert trust.failed(3, 9) is trust, "it was granted before"
+    pauses = []
+    trust = trust.failed(4, 9)
+    assert trust == (0, 0, 9)
+    for lease in range(10, 17):
+        trust = trust.failed(lease, lease)
+        pauses.append(trust.untargeted)
+    assert pauses == [3, 6, 12, 24, 48, 48, 48]
+    assert trust == (7, 48, 16)
+    assert trust.left_out() == (7, 47, 16)
+
+
+def test_ends_of_holds_that_went_are_dropped_when_they_outnumber_the_addresses_by_64() -> None:
+    """The first end of those that stay is still known."""
+    targets = Targets()
+    ends = [20.0, 50.0, 10.0, 40.0, 30.0]
+    for number, end in enumerate(ends):
+        targets.put(f"s{number}", Address("a", 0, 0.0, 1, end))
+    targets.put("free", Address("a", 0, 0.0))
+    sizes = []
+    for number in range(90):
+        targets.put(f"p{number}", Address("a", 0, 0.0, 1, 1.0))
+        sizes.append(len(targets.ends))
+        targets.put(f"p{number}", None)
+    most = 2 * 6 + 64
+    assert sizes[:73] == [*range(6, most + 2), 6]
+    for end in sorted(ends):
+        assert targets.next_end() == end
+        assert targets.due(end) == {}
+        found = targets.due(end + 1.0)
+        assert targets.due(end + 1.0) == found, "to ask changes nothing"
+        ((name, free),) = found.items()
+        assert free == Address("a", 0, 0.0, 1, None)
+        targets.put(name, free)
+    assert targets.next_end() is None
+    assert targets.ends == []
+
+
+def test_entries_that_went_are_dropped_when_they_outnumber_the_others_by_8() -> None:
+    targets, cohort = Targets(), Cohort("", 1, terminating=False, desired=True)
+
+    def add(name: str, since: float) -> None:
+        targets.put(name, Address(f"{name}:1", 0, since))
+        targets.place(name, cohort)
+
+    def drop(name: str) -> None:
+        targets.put(name, None)
+        targets.place(name, None)
+
+    since = {"s0": 20.0, "s1": 50.0, "s2": 10.0, "s3": 40.0, "s4": 30.0}
+    for name, seconds in since.items():
+        add(name, seconds)
+    (queue,) = targets._turns[None]
+    sizes = []
+    for number in range(30):
+        add(f"p{number}", 100.0)
+        drop(f"p{number}")
+        sizes.append(len(queue.heap))
+    assert sizes[:15] == [*range(6, 2 * 5 + 8 + 1), 5, 6]
+    for name in sorted(since, key=lambda name: since[name]):
+        assert targets.next_aim(("", 0)) == Aim(name, f"{name}:1")
+        drop(name)
+    assert targets.next_aim(("", 0)) is None
+    assert (targets._queues, targets._turns, targets._entries) == ({}, {}, {})
+
+
+def test_a_lease_may_be_aimed_at_a_name_that_no_other_grant_could_carry() -> None:
+    targets = Targets()
+    targets.aim(3, Aim("p1", "p1:1"))
+    assert targets.aimed == {"p1": 3}
+    targets.end_aim(3)
+    assert (targets.aims, targets.aimed) == ({}, {})
+
+
+def test_a_message_changes_the_addresses_of_the_names_that_it_mentions() -> None:
+    targets = Targets()
+    for name in ("same", "other", "gone", "moved", "silent"):
+        targets.put(name, Address("old:1", 7, 1.0, 2, 30.0))
+    said = {
+        "same": "old:1",
+        "other": "new:1",
+        "gone": "",
+        "moved": "new:1",
+        "first": "new:1",
+        "nothing": "",
+        "not mentioned": "new:1",
+    }
+    rows = [(name,) for name in (*said, "silent") if name != "not mentioned"]
+    moved = ("moved", "silent", "first", "nothing")
+    assert targets.after(rows, moved, said, ("h", 8), 5.0) == {
+        "other": Address("new:1", 8, 1.0, host="h"),
+        "gone": None,
+        "moved": Address("new:1", 8, 5.0, host="h"),
+        "silent": None,
+        "first": Address("new:1", 8, 5.0, host="h"),
+    }
+
+
+def test_each_failed_aim_doubles_the_hold_up_to_ten_minutes() -> None:
+    targets = Targets()
+    targets.put("p1", Address("p1:1", 0, 0.0))
+    targets.aim(1, Aim("p1", "p1:1"))
+    holds = []
+    for failures in range(1, 8):
+        targets.put(*targets.after_failure(1, 100.0).popitem())
+        address = targets.by_name["p1"]
+        assert address.failures == failures
+        holds.append((address.held or 0.0) - 100.0)
+    assert holds == [30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
+    assert targets.after_claim("p1") == {"p1": Address("p1:1", 0, 0.0)}
+    targets.put("p1", Address("p1:1", 0, 0.0, 10**6))
+    targets.put(*targets.after_failure(1, 100.0).popitem())
+    assert targets.by_name["p1"].held == 700.0

@@ -728,8 +728,17 @@ def test_generations_are_compared_as_unsigned_64_bit(
 @pytest.mark.rule(11)
 @pytest.mark.parametrize("generation", [-1, 2**64, 2**100])
 def test_other_generations_are_refused(tracker: Tracker, generation: int) -> None:
-    with pytest.raises(ValueError, match="generation of proxy 'a'"):
+    with pytest.raises(ValueError, match="generation of proxy 'a' must be 0 to"):
         tracker.track_expected([Proxy("a", generation=generation)])
+
+
+@pytest.mark.rule(11)
+@pytest.mark.parametrize("generation", [True, 1.0, "1"])
+def test_a_generation_of_another_type_is_named_as_such(
+    tracker: Tracker, generation: object
+) -> None:
+    with pytest.raises(ValueError, match="generation of proxy 'a' must be an int"):
+        tracker.track_expected([Proxy("a", generation=generation)])  # type: ignore[arg-type]
 
 
 # -- rule 12: the clock ---------------------------------------------------------------
