@@ -118,7 +118,7 @@ def _serve(config: Config, places: Places, descriptor: int | None, overseer: Ove
         if config.leaders:
             from trackd.fleet import relay
 
-            tracker = relay.start(overseer.ended, context, config, audience)
+            tracker = relay.start(overseer.ended, context, config, audience, overseer.ask_reload)
         else:
             tracker = TrackerActor.start(
                 overseer.ended,

@@ -15,7 +15,7 @@ from helpers.support import wait_until
 from trackd.config import exits
 from trackd.fleet.etcd import Etcd
 from trackd_client import Proxy, Tracker
-from trackd_client.errors import AcquireTimeout, NoAnswer, Refused
+from trackd_client.errors import AcquireTimeout, NoAnswer, Refused, StoreUnavailable
 
 
 @pytest.fixture
@@ -168,3 +168,36 @@ def test_deadlines_hold_across_hosts(fleet: Fleet) -> None:
         with pytest.raises(AcquireTimeout):
             tracker.acquire(timeout=2.0)
         assert time.monotonic() - began >= 1.9
+
+
+def test_a_reload_is_that_of_the_host(fleet: Fleet) -> None:
+    relay = fleet.relays[1]
+    with tracker_of(fleet, 2) as tracker:
+        relay.file.write_text(relay.file.read_text().replace('"debug"', '"info"'))
+        number = tracker.reload()["reloads"]
+        wait_until(lambda: tracker.status().reloads >= number, LONG)
+        done = tracker.status().reload
+        assert done is not None
+        assert done["changed"] == ["log_level"]
+        assert tracker.status().events == f"{relay.endpoint}.events"
+    with tracker_of(fleet, 1) as other:
+        assert other.status().reloads == 0
+
+
+def test_who_looks_is_told_that_there_is_no_leader(fleet: Fleet) -> None:
+    for candidate in fleet.candidates:
+        candidate.kill()
+    with tracker_of(fleet, 1) as tracker:
+        wait_until(lambda: _says_no_leader(tracker), LONG)
+    fleet.candidates[0].start()
+    with tracker_of(fleet, 1) as tracker:
+        tracker.set_connection_count(2)
+        assert tracker.status().connection_count == 2
+
+
+def _says_no_leader(tracker: Tracker) -> bool:
+    try:
+        tracker.status()
+    except StoreUnavailable as error:
+        return "no leader for" in str(error)
+    return False

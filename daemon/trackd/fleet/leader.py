@@ -9,7 +9,7 @@ relays, which publish them on their hosts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import zmq
@@ -120,6 +120,7 @@ class LeaderActor(TrackerActor):
         self._keys = keys
         self._term = term
         self._deposed = deposed
+        self._processes: dict[str, set[Process]] = {}  # that have sessions, by host
         super().__init__(
             on_end,
             context,
@@ -179,8 +180,15 @@ class LeaderActor(TrackerActor):
             for pid, start in word.processes:
                 self._end_sessions(Process(pid, start, name, host.boot))
 
-    def _processes_of(self, name: str) -> Iterator[Process]:
-        return (each for each in self._state.sessions.processes() if each.host == name)
+    def _processes_of(self, name: str) -> list[Process]:
+        return list(self._processes.get(name, ()))
+
+    def _watch(self, process: Process) -> None:
+        """Note which processes of a host have sessions; its relay watches them."""
+        if self._state.sessions.has_process(process):
+            self._processes.setdefault(process.host, set()).add(process)
+        elif (known := self._processes.get(process.host)) is not None:
+            known.discard(process)
 
     def _sweep(self) -> None:
         late = 0.0 if self._announced is None else self._moment - self._announced
@@ -237,6 +245,8 @@ class LeaderActor(TrackerActor):
 
     def _serve(self, message: Serve) -> None:
         sessions = self._state.sessions
+        for process in sessions.processes():
+            self._watch(process)
         self._hosts.expect(sorted({each.peer.host for each in sessions}), self._moment)
         super()._serve(message)
 

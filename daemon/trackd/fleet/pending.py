@@ -33,6 +33,8 @@ class Pending:
         deadline: seconds of this host's CLOCK_BOOTTIME, or None.
         frame: what the agent has sent.
         rows: the gossip in it that was damped, or nothing.
+        of_status: whether it asks for the status, which differs by host in parts.
+        only_looks: whether it has no session, and so changes nothing.
         sent: when it was sent to a leader last, by CLOCK_BOOTTIME; None: not to this one.
     """
 
@@ -44,6 +46,8 @@ class Pending:
     deadline: float | None
     frame: bytes
     rows: Sequence[Any] = ()
+    of_status: bool = False
+    only_looks: bool = False
     sent: float | None = None
 
 

@@ -16,11 +16,12 @@ leader tells it which processes of this host have sessions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,6 +86,8 @@ BEAT: Final = 1.0
 #: Seconds after which a leader that says nothing leads no more, as far as this host can tell. Then
 #: one of an earlier term is listened to again: etcd may have been restored from a backup.
 _SILENCE: Final = 10.0
+#: Seconds without a leader after which who only looks is told so. Changes wait for the next one.
+_PATIENCE: Final = 10.0
 #: Seconds after which a request that an agent repeats goes to the same leader once more.
 _AGAIN: Final = 1.0
 #: Seconds after its deadline for which a request is kept.
@@ -200,6 +203,7 @@ class RelayActor(SupervisedActor):
         candidates: list[Candidate],
         *,
         audience: Audience,
+        ask_reload: Callable[[], None],
     ) -> None:
         """Set up the relay.
 
@@ -210,7 +214,11 @@ class RelayActor(SupervisedActor):
             own: the keys of this host.
             candidates: the hosts that may lead.
             audience: whether somebody listens to events.
+            ask_reload: asks the overseer to read the settings again.
         """
+        self._request_reload = ask_reload
+        self._reloads_asked = self._reloads = 0
+        self._reload: dict[str, Any] | None = None
         self._mailbox = RelayMailbox(context, config.max_frame)
         super().__init__(on_end, self._mailbox)
         self._config = config
@@ -256,13 +264,16 @@ class RelayActor(SupervisedActor):
             self._config, self._roles = message.config, message.roles
             self._mailbox.limit_frames(message.config.max_frame)
             self._askers.clear()
+            self._reloaded(message.outcome)
+        elif isinstance(message, ReloadOutcome):
+            self._reloaded(message)
         elif isinstance(message, Serve):
             self._watcher, self._publisher = message.watcher, message.publisher
             self._events = message.events
             self._mailbox.bind(message.endpoint, message.descriptor)
         elif isinstance(message, Bind):
             self._mailbox.bind(message.endpoint, message.descriptor)
-        elif not isinstance(message, Ping | Recover | ReloadOutcome):
+        elif not isinstance(message, Ping | Recover):
             refuse_message(self, message)
         return None
 
@@ -274,6 +285,10 @@ class RelayActor(SupervisedActor):
                 link.close()
         finally:
             super().on_stop()
+
+    def _reloaded(self, outcome: ReloadOutcome) -> None:
+        self._reloads += 1
+        self._reload = {"wall": time.time(), **dataclasses.asdict(outcome)}
 
     # -- requests of agents -------------------------------------------------------------
 
@@ -291,12 +306,17 @@ class RelayActor(SupervisedActor):
                 )
             if op == "hello":
                 return self._reply(call.seq, self._hello())
+            if op == "reload":
+                return self._reply(call.seq, self._ask_reload(call.peer))
             return self._forward(call, call.peer, frame)
         except ProtocolError as error:
-            body = error_body(call.seq, self._revision, error.code, str(error))
-            if error.code == Code.UNAVAILABLE:
-                body["retry_after"] = BEAT
-            return encode_message(REPLY, {**body, **error.fields})
+            return self._refusal(call.seq, error)
+
+    def _refusal(self, seq: int, error: ProtocolError) -> bytes:
+        body = error_body(seq, self._revision, error.code, str(error))
+        if error.code == Code.UNAVAILABLE:
+            body["retry_after"] = BEAT
+        return encode_message(REPLY, {**body, **error.fields})
 
     def _reply(self, seq: int, found: Mapping[str, Any]) -> bytes:
         return encode_message(REPLY, {"seq": seq, "revision": self._revision, **found})
@@ -315,11 +335,22 @@ class RelayActor(SupervisedActor):
             "events": self._events,
         }
 
+    def _ask_reload(self, peer: Peer) -> dict[str, Any]:
+        """Ask for a reload of this host's settings; those of the leader are its own host's."""
+        if not self._roles.is_admin(peer):
+            raise ProtocolError(Code.PERMISSION_DENIED, "reload needs the role admin")
+        self._reloads_asked = max(self._reloads_asked, self._reloads) + 1
+        log.info("admin act", extra=fields(operation="reload", uid=peer.uid, pid=peer.pid))
+        self._request_reload()
+        return {"reloads": self._reloads_asked}
+
     def _forward(self, call: Call, peer: Peer, frame: bytes) -> bytes | None:
         """Keep a request and send it to the leader; gossip that it knows is answered here."""
         token = call.body.get("token")
         has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
         key = (token if isinstance(token, bytes) and has_token else call.route, call.seq)
+        if not has_token:
+            self._check_reached()
         known = self._requests.find(key)
         if known is not None:
             known.route = call.route
@@ -350,9 +381,16 @@ class RelayActor(SupervisedActor):
         made = self._requests.add(
             key, call.route, call.seq, self._asker(call.route, peer), until, frame, rows
         )
+        made.of_status = call.body.get("op") == "status"
+        made.only_looks = not has_token
         if self._leader:
             self._send(made)
         return None
+
+    def _check_reached(self) -> None:
+        """Check for who only looks that there is a leader, or was one just now."""
+        if self._leader is None and boottime() > self._since + _PATIENCE:
+            raise ProtocolError(Code.UNAVAILABLE, f"the fleet cannot be reached: {self._status()}")
 
     def _asker(self, route: bytes, peer: Peer) -> Asker:
         """Return who asks over a connection; looked up once."""
@@ -432,6 +470,12 @@ class RelayActor(SupervisedActor):
             if link.connected:
                 self._show(name, link)
         self._requests.drop_late(now - _KEPT)
+        try:
+            self._check_reached()
+        except ProtocolError as error:
+            for request in [each for each in self._requests if each.only_looks]:
+                self._requests.take(request.number)
+                self._mailbox.send(request.route, self._refusal(request.seq, error))
         if self._leader:
             for request in self._requests:
                 if request.sent is None:  # there was no room
@@ -535,7 +579,24 @@ class RelayActor(SupervisedActor):
         self._revision = max(self._revision, _revision_of(answer.frame))
         if request.rows and _is_error(answer.frame):
             self._damper.forget(row[0] for row in request.rows)
-        self._mailbox.send(request.route, answer.frame)
+        frame = self._with_facts(answer.frame) if request.of_status else answer.frame
+        self._mailbox.send(request.route, frame)
+
+    def _with_facts(self, frame: bytes) -> bytes:
+        """Return a reply to `status` with what is so on this host, and not on the leader's."""
+        try:
+            _, _, body = msgpack.unpackb(frame)
+            if "error" in body:
+                return frame
+            facts = {
+                "events": self._events,
+                "http": self._config.http,
+                "reloads": self._reloads,
+                "reload": self._reload,
+            }
+            return encode_message(REPLY, {**body, **facts})
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return frame
 
     def _publish(
         self, epoch: int, tracker_id: str, revision: int, events: list[bytes] | tuple[()]
@@ -598,6 +659,7 @@ def start(
     context: zmq.Context[zmq.Socket[bytes]],
     config: Config,
     audience: Audience,
+    ask_reload: Callable[[], None],
 ) -> pykka.ActorRef[RelayActor]:
     """Start the relay of this host.
 
@@ -605,4 +667,6 @@ def start(
         StartError: a key cannot be read, or a setting is missing.
     """
     own, candidates = candidates_of(config)
-    return RelayActor.start(on_end, context, config, own, candidates, audience=audience)
+    return RelayActor.start(
+        on_end, context, config, own, candidates, audience=audience, ask_reload=ask_reload
+    )
