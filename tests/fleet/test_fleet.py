@@ -104,6 +104,7 @@ def test_a_host_that_is_lost_frees_its_leases(fleet: Fleet) -> None:
         other.track_expected(Proxy("p1"))
         lease = lost.try_acquire()
         assert lease is not None
+        assert lease.claim("p1")
         fleet.relays[0].kill()
         assert other.acquire() is not None
         ended = [each for each in other.log()["events"] if each.kind == "session_ended"]

@@ -130,7 +130,7 @@ class Durations:
         if began is None or change.cause == "given_up":  # its agent has never seen it
             return
         if change.name is not None:
-            self.tunnels[change.cause].observe(at - began)
+            self.tunnels.setdefault(change.cause, Histogram(_LIFETIMES)).observe(at - began)
         else:
             outcome = "timeout" if change.cause == "claim_timeout" else outcome
             self.dials[outcome].observe(at - began)

@@ -39,3 +39,10 @@ def test_only_the_leases_that_are_there_are_remembered() -> None:
     assert not metrics.durations._outcomes
     assert sum(metrics.durations.tunnels["asked"].counts) == 50
     assert sum(metrics.durations.dials["held"].counts) == 49
+
+
+def test_a_tunnel_of_a_host_that_was_lost_has_lasted_too() -> None:
+    metrics = Metrics()
+    metrics.take([Moment(1.0, 1.0, [Granted(1, b"", 1, "need"), Claimed(1, 1, "p", [])])])
+    metrics.take([Moment(3.0, 3.0, [Released(1, 1, "p", "host_lost", None)])])
+    assert metrics.durations.tunnels["host_lost"].sum == 2.0
