@@ -30,7 +30,7 @@ EXAMPLE = $(ETC)/trackd.toml
 ON_HOST = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo ssh-lab test torture fuzz soak mutants coverage check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
+.PHONY: help venv demo demo-fleet ssh-lab test torture fuzz soak mutants coverage check format lint types fast fleet bench bench-quick bench-coverage bench-ssh plots man clean install rollback \
 	uninstall test-systemd test-fleet
 
 help: ## show this list
@@ -52,6 +52,9 @@ ssh-lab: $(STAMP) ## ssh tunnels to three bastions behind a balancer, on loopbac
 
 demo: $(STAMP) ## a daemon and real agents against simulated proxies (ARGS="--plain --agents 8")
 	$(BIN)/trackd demo $(ARGS)
+
+demo-fleet: $(STAMP) ## agents of three hosts, one tracker on etcd, and who dies (needs apt; ARGS="--plain --seed 7")
+	PYTHONPATH=tests $(BIN)/python -m fleet.demo $(ARGS)
 
 test: $(STAMP) ## every test except those of test-systemd and test-fleet (ARGS="-k word")
 	$(BIN)/python -m pytest --ignore=tests/systemd --ignore=tests/fleet $(ARGS)

@@ -24,6 +24,7 @@ class Member:
 
     Attributes:
         endpoint: `host:port` for clients.
+        command: what is run; it can be changed before the start.
         pid: of its process; None while it does not run.
     """
 
@@ -31,7 +32,7 @@ class Member:
         self.number = number
         self.endpoint = endpoint
         self.log = folder / f"member-{number}.log"
-        self._command = command
+        self.command = [*command]
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
 
@@ -44,7 +45,9 @@ class Member:
         assert self._process is None
         environ = {name: text for name, text in os.environ.items() if not name.startswith("ETCD_")}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environ)
+            self._process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=environ, process_group=0
+            )
 
     def stop(self) -> None:
         """End it as an administrator would; when it leads, it hands over first."""

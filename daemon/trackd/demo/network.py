@@ -36,6 +36,8 @@ TCP_ESTABLISHED = 1  # <netinet/tcp.h>, the first byte of TCP_INFO
 class Ledger:
     """What the proxies saw, and the judgement: never two kept tunnels at one proxy. No I/O."""
 
+    invariant = "no proxy ever had two tunnels"
+
     def __init__(self) -> None:
         self.dials: Counter[str] = Counter()
         """Dials by agent."""
@@ -96,6 +98,7 @@ class Proxy:
     group: str
     generation: int
     host_id: str
+    ttl: float = PROXY_TTL
 
     def principals(self, cluster: str) -> list[str]:
         """The names that it presents to an agent that dials it.
@@ -112,7 +115,7 @@ class Proxy:
             said["gid"] = self.group
         if self.generation:
             said["ggen"] = self.generation
-        return said | {"ttl": int(PROXY_TTL * 1e9)}
+        return said | {"ttl": int(self.ttl * 1e9)}
 
 
 @dataclass(slots=True, eq=False)
@@ -144,11 +147,13 @@ class Network:
         ledger: What the proxies saw.
         live: The proxies that the balancer may choose and that gossip names.
         draining: Proxies that are neither, and keep what tunnels they have.
+        ttl: Seconds that a proxy stays tracked after the last gossip that names it.
     """
 
     cluster: str
     rng: random.Random
     ledger: Ledger = field(default_factory=Ledger)
+    ttl: float = PROXY_TTL
     live: list[Proxy] = field(default_factory=list)
     draining: list[Proxy] = field(default_factory=list)
     _tunnels: set[Tunnel] = field(default_factory=set)
@@ -188,6 +193,7 @@ class Network:
                 group=group,
                 generation=generation,
                 host_id=str(uuid.UUID(int=self.rng.getrandbits(128), version=4)),
+                ttl=self.ttl,
             )
             for number in range(1, count + 1)
         ]

@@ -11,7 +11,7 @@ import secrets
 import signal
 import tempfile
 from asyncio import sleep
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -223,12 +223,13 @@ SCENES = [
 ]
 
 
-async def play_all(play: Play, view: View, played: list[Played]) -> None:
+async def play_all(
+    play: Play, view: View, scenes: Sequence[Scene], patience: float, played: list[Played]
+) -> None:
     """Plays scene after scene; stops at the first that fails, for the rest build on it."""
     ledger = play.network.ledger
-    patience = SCENE_TIMEOUT + SCENE_TIMEOUT_EACH * (play.agents + play.proxies)
     await play.network.open()
-    for scene in SCENES:
+    for scene in scenes:
         view.begin(scene.title)
         dials, duplicates = ledger.dials.total(), ledger.duplicates.total()
         play.stage.deadline = monotonic() + patience
@@ -252,48 +253,62 @@ async def play_all(play: Play, view: View, played: list[Played]) -> None:
 
 
 async def perform(*, agents: int, proxies: int, seed: int | None, plain: bool) -> int:
-    """Sets the stage, plays, clears everything away, and shows the result.
+    """Sets the stage and plays all scenes.
 
     Returns:
         What `trackd.demo.main` returns.
     """
     seed = secrets.randbelow(10_000) if seed is None else seed
     rng = random.Random(seed)  # noqa: S311 - chance that can be repeated, not a secret
-    caught: list[int] = []
-    played: list[Played] = []
+    patience = SCENE_TIMEOUT + SCENE_TIMEOUT_EACH * (agents + proxies)
     with tempfile.TemporaryDirectory(prefix="trackd-demo-") as directory:
-        network = Network(CLUSTER, rng)
-        stage = Stage(Path(directory), network)
+        stage = Stage(Path(directory), Network(CLUSTER, rng))
         view = open_view(stage, [scene.title for scene in SCENES], plain=plain)
         view.show(f"{agents} agents, {proxies} proxies, seed {seed}")
-        playing = asyncio.create_task(
-            play_all(Play(stage, view.show, agents, proxies), view, played)
-        )
-        drawing = asyncio.create_task(view.draw())
+        play = Play(stage, view.show, agents, proxies)
+        return await present(play, view, SCENES, patience)
 
-        def stop(number: int) -> None:
-            caught.append(number)
-            playing.cancel()
 
-        # A signal ends only the play: clearing away is bounded, and nothing interrupts it.
-        for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        await asyncio.wait([playing, drawing], return_when=asyncio.FIRST_COMPLETED)
+async def present(play: Play, view: View, scenes: Sequence[Scene], patience: float) -> int:
+    """Plays scenes, clears everything away, and shows the result.
+
+    Args:
+        play: What the scenes have to hand.
+        view: What a person sees.
+        scenes: What is played.
+        patience: Seconds that each scene may take.
+
+    Returns:
+        What `trackd.demo.main` returns.
+    """
+    caught: list[int] = []
+    played: list[Played] = []
+    playing = asyncio.create_task(play_all(play, view, scenes, patience, played))
+    drawing = asyncio.create_task(view.draw())
+
+    def stop(number: int) -> None:
+        caught.append(number)
         playing.cancel()
-        drawing.cancel()
-        ends = await asyncio.gather(playing, drawing, return_exceptions=True)
-        await stage.close()
+
+    # A signal ends only the play: clearing away is bounded, and nothing interrupts it.
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    await asyncio.wait([playing, drawing], return_when=asyncio.FIRST_COMPLETED)
+    playing.cancel()
+    drawing.cancel()
+    ends = await asyncio.gather(playing, drawing, return_exceptions=True)
+    await play.stage.close()
     for end in ends:
         if isinstance(end, Exception):  # a bug of ours, or the output has no reader
             raise end
     if caught:
         print(f"trackd demo: stopped by {signal.Signals(caught[0]).name}")  # noqa: T201
         return 128 + caught[0]
-    print(closing_table(played, network.ledger))  # noqa: T201
-    return verdict(played, network.ledger)
+    print(closing_table(played, play.network.ledger))  # noqa: T201
+    return verdict(played, play.network.ledger, len(scenes))
 
 
-def verdict(played: list[Played], ledger: Ledger) -> int:
+def verdict(played: list[Played], ledger: Ledger, scenes: int = len(SCENES)) -> int:
     """The exit code: 0 only when every scene passed and the invariant was kept all the time."""
-    passed = len(played) == len(SCENES) and not any(scene.failure for scene in played)
+    passed = len(played) == scenes and not any(scene.failure for scene in played)
     return 0 if passed and not ledger.broken else 1

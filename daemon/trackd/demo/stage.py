@@ -57,6 +57,7 @@ class Stage:
         network: The simulated network.
         agents: The agents that should be running.
         counts: What the daemon said last; None before the first time and while it is away.
+        epoch: The daemon's epoch when it said that.
         deadline: When the present scene must be over, by `time.monotonic`.
     """
 
@@ -64,6 +65,7 @@ class Stage:
         self.network = network
         self.agents: list[Child] = []
         self.counts: Counts | None = None
+        self.epoch = 0
         self.deadline = monotonic()
         self._directory = directory
         self._daemon: Child | None = None
@@ -109,6 +111,7 @@ class Stage:
         except TrackdError as error:
             self.counts, self._trouble = None, str(error)
         else:
+            self.epoch = status.epoch
             self.counts = Counts(
                 tracked=status["tracked"],
                 desired=status["desired"],
@@ -127,13 +130,17 @@ class Stage:
 
     # The agents
 
-    def start_agent(self) -> Child:
-        """Starts one more agent; no two ever have the same name."""
+    def start_agent(self, endpoint: str | None = None) -> Child:
+        """Starts one more agent; no two ever have the same name.
+
+        Args:
+            endpoint: The daemon that it asks; the stage's own without one.
+        """
         self._agents_started += 1
         name = f"agent-{self._agents_started}"
         command = [
             *AGENT_COMMAND,
-            *("--endpoint", self._endpoint),
+            *("--endpoint", endpoint or self._endpoint),
             *("--balancer", self.network.address),
             *("--name", name),
         ]
@@ -195,11 +202,15 @@ class Stage:
         )
 
     def _check_that_all_live(self) -> None:
-        for child in [*self.agents, *([self._daemon] if self._daemon else [])]:
+        for child in self._expected():
             if child.exit_code is not None:
                 raise SceneFailedError(
                     f"{child.name} ended by itself with {child.exit_code}\n{child.last_words()}"
                 )
+
+    def _expected(self) -> list[Child]:
+        """The processes that should be running."""
+        return [*self.agents, *([self._daemon] if self._daemon else [])]
 
     # The end
 

@@ -252,5 +252,5 @@ def closing_table(played: Sequence[Played], ledger: Ledger) -> str:
     lines += [f"FAILED: {scene.failure}" for scene in played if scene.failure]
     lines += [f"BROKEN: {sentence}" for sentence in ledger.broken]
     verdict = "broken" if ledger.broken else "kept"
-    lines.append(f"invariant (no proxy ever had two tunnels): {verdict}")
+    lines.append(f"invariant ({ledger.invariant}): {verdict}")
     return "\n".join(lines)
