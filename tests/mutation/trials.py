@@ -195,13 +195,17 @@ def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> I
 
     Only tests that run a line with the mistake are run.
     """
-    of_module = {name: each for name, each in timings.items() if each.lines.get(str(path))}
+    of_module = {
+        name: timing
+        for name, timing in timings.items()
+        if _is_own(path, name) or timing.lines.get(str(path))
+    }
     todo = []
     for mutant in mutants:
         chosen = {
             name: timing
             for name, timing in of_module.items()
-            if timing.lines[str(path)].intersection(mutant.lines)
+            if timing.lines.get(str(path), set()).intersection(mutant.lines)
         }
         # What no test runs may run when a module is imported, and so for all tests.
         todo.append((mutant, chosen if mutant.function is not None else {}))
@@ -213,15 +217,20 @@ def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> I
         yield outcome
 
 
+def _is_own(path: Path, test: str) -> bool:
+    """Return whether a test is one of the module itself."""
+    return f"/test_{path.name}::" in test
+
+
 def _some(path: Path, timings: dict[str, Timing]) -> dict[str, Timing]:
     """Return the tests of a module, then others that run it, as many as there is time for."""
     chosen, left = {}, OTHERS
     for name, timing in sorted(timings.items(), key=lambda each: each[1].seconds):
-        own = f"/test_{path.name}::" in name
+        own = _is_own(path, name)
         left -= 0.0 if own else timing.seconds
         if own or left > 0.0:
             chosen[name] = timing
-    return dict(sorted(chosen.items(), key=lambda each: f"/test_{path.name}::" not in each[0]))
+    return dict(sorted(chosen.items(), key=lambda each: not _is_own(path, each[0])))
 
 
 def _swapped(path: Path, todo: list[tuple[Mutant, dict[str, Timing]]]) -> Iterator[str]:

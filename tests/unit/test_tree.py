@@ -34,7 +34,6 @@ ELSEWHERE = {
     "daemon/fleet/mailbox.py": "needs etcd: fleet/test_fleet.py",
     "daemon/fleet/relay.py": "needs etcd: fleet/test_fleet.py",
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
-    "daemon/state/apply.py": "every kind of change survives: state/test_changes.py",
     "daemon/state/events.py": "every kind of change has them: state/test_changes.py",
     "daemon/state/forgetting.py": "what `forget` leaves: operations/test_admin.py",
     "daemon/state/restore.py": "every kind of change survives: state/test_changes.py",

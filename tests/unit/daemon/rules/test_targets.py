@@ -78,6 +78,12 @@ def test_without_an_address_nothing_is_kept_and_no_grant_carries_a_target(world:
     assert tracker.targets.trust == UNPROVEN
 
 
+def test_the_tracker_by_itself_has_one_user(world: World) -> None:
+    world.tracker.share_targets("same_uid")
+    world.say("p1")
+    assert world.acquire()[1] == "p1"
+
+
 def test_no_two_leases_in_flight_are_aimed_at_one_name(world: World) -> None:
     world.say("p1", "p2")
     world.tracker.track_expected([Proxy("p3", "", 1), Proxy("p4", "", 1)])
@@ -318,6 +324,14 @@ def test_a_replacement_is_aimed_at_the_proxy_that_is_offered(world: World) -> No
     assert tracker.claim(lease, ["p2"]) == "p2"
     assert tracker.targets.trust.failures == -1
     assert world.tracker.try_acquire() is None
+
+
+def test_a_proxy_that_is_offered_is_missing_from_then_on(world: World) -> None:
+    world.say("p1")
+    assert world.reach() == "p1"
+    world.say("p2")
+    assert world.tracker.offer(1)
+    assert [world.acquire()[1] for _ in range(2)] == ["p2", "p1"]
 
 
 @pytest.mark.parametrize("address", ["a b", "-oProxyCommand=x", "ä:1", "a\n", "x" * 256, 7])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trackd.rules.marks import Mark
 from trackd.rules.tracker import GroupSummary, TrackedProxy, Tracker
 from trackd_client.proxy import Proxy
 
@@ -855,6 +856,8 @@ CALLS: list[tuple[str, Callable[[Any], Any]]] = [
     ("lease", lambda t: t.release(True)),
     ("lease", lambda t: t.release(1.0)),
     ("lease", lambda t: t.lease_name(True)),
+    ("lease", lambda t: t.retire(True)),
+    ("lease", lambda t: t.offer("1")),
     ("principals", lambda t: t.claim(2, "b")),
     ("principals", lambda t: t.claim(2, b"b")),
     ("principals", lambda t: t.claim(2, b"")),
@@ -1087,3 +1090,44 @@ def test_only_a_fresh_tracker_is_restored(
     use(tracker)
     with pytest.raises(ValueError, match="neither tracked nor granted"):
         tracker.restore(proxies=[], leases={}, last_lease=9, connection_count=0)
+
+
+def test_a_proxy_that_is_forgotten_leaves_its_place_and_its_claim(tracker: Tracker) -> None:
+    tracker.track_expected([Proxy("a", "g", 3)])
+    lease = lease_of(tracker)
+    assert tracker.claim(lease, ["a"]) == "a"
+    assert tracker.forget("a") == ("g", 3)
+    assert (tracker.tracked_count, tracker.holder("a")) == (0, lease)
+    assert tracker.forget("a") is None
+    with pytest.raises(ValueError, match="name must be a str"):
+        tracker.forget(b"a")  # type: ignore[arg-type]
+
+
+def restore(tracker: Tracker, **more: Any) -> None:
+    fields: dict[str, Any] = {"proxies": [], "leases": {}, "last_lease": 0, "connection_count": 0}
+    tracker.restore(**(fields | more))
+
+
+def test_restored_proxies_of_one_expiry_and_ttl_are_one_mention(tracker: Tracker) -> None:
+    rows = [
+        ("a", "g", 1, 20.0, 5.0),
+        ("b", "g", 1, 20.0, 0.5),
+        ("c", "g", 2, 20.0, 5.0),
+        ("d", "", 0, 9.0),
+    ]
+    restore(tracker, proxies=rows, marks={"c": Mark(15.0, None)})
+    assert [tracker.ttl_of(name) for name in "abcd"] == [5.0, 0.5, 5.0, tracker.proxy_expiry]
+    assert [mention.names for mention in tracker.mentions.by_number.values()] == [
+        ["d"],
+        ["b"],
+        ["a", "c"],
+    ]
+    assert tracker.is_terminating("c")
+    assert tracker.next_expiry == 9.0
+
+
+@pytest.mark.parametrize("ttl", [0, 0.0, -1.0])
+def test_a_ttl_to_restore_is_positive(tracker: Tracker, ttl: float) -> None:
+    with pytest.raises(ValueError, match="ttl of 'a' must be positive"):
+        restore(tracker, proxies=[("a", "g", 1, 20.0, ttl)])
+    assert tracker.tracked_count == 0

@@ -178,6 +178,17 @@ def test_a_session_that_parks_many_is_served_in_turn_with_the_others() -> None:
     assert served == [1, 2, 1, 2, 3, 1]
 
 
+def test_the_tag_of_a_waiter_is_one_more_than_that_of_its_session_or_the_last_served() -> None:
+    queue, one, other = Queue(), session(1), session(2)
+    assert queue.last_served == 0
+    waiters = [park(queue, one), park(queue, one), park(queue, one), park(queue, other)]
+    assert [each.tag for each in waiters] == [1, 2, 3, 1]
+    take_out(queue, waiters[0], served=True)
+    take_out(queue, waiters[1], served=True)
+    assert park(queue, session(3)).tag == 3
+    assert park(queue, one).tag == 4
+
+
 def test_those_who_are_passed_over_come_back_with_their_session_in_their_old_places() -> None:
     queue, one, other = Queue(), session(1), session(2)
     waiters = [park(queue, one), park(queue, one), park(queue, other)]

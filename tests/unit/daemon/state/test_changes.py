@@ -15,7 +15,7 @@ import pytest
 from helpers.kept import KeptInSQLite
 from helpers.random_state import World
 from trackd.state import changes
-from trackd.state.changes import CODES, KINDS, Moment, pack, unpack
+from trackd.state.changes import CODES, KINDS, META, Moment, pack, unpack
 from trackd.state.events import count_events, derive_events, pack_events
 
 
@@ -74,6 +74,20 @@ def test_a_change_comes_back_from_the_journal_as_it_was(kind: type[Any]) -> None
     assert pack([Moment(1.5, 2.5, [again])]) == pack([Moment(1.5, 2.5, [change])])
     assert list(again.edits()) is not None
     assert count_events(again) == len(list(derive_events(again)))
+
+
+def test_a_change_names_all_that_it_edits_and_the_revision_where_it_has_events() -> None:
+    """What is not named would not be in a checkpoint that is being written."""
+    rows = (("a", "", 1, None), ("b", "", 1, 5.0), ("c", "", 1, 5.0), ("d", "", 1, None))
+    edits = changes.Tracked(7, 1, 30.0, rows, (0,), (3, 4)).edits()
+    kinds = ("mention", "names")
+    assert set(edits) == {META, *((kind, number) for kind in kinds for number in (3, 4, 7, 8, 9))}
+    marks = (("a", 5.0, None), ("b", None, None))
+    keys = {("mark", "a"), ("mark", "b")}
+    assert set(changes.Marked(1, marks, ()).edits()) == keys
+    assert set(changes.Marked(1, marks, (("a", True),)).edits()) == {META, *keys}
+    assert set(changes.Resumed(None, None, "asked", None).edits()) == {META}
+    assert set(changes.Resumed(b"t", None, "asked", None).edits()) == {META, ("pause", b"t")}
 
 
 HOSTED = [kind for kind in KINDS.values() if "host" in kind._fields]
