@@ -82,7 +82,13 @@ class MailboxFailed:
 
 
 class RouterMailbox:
-    """The inbox: `put` from any thread; all else in the actor's thread."""
+    """The inbox: `put` from any thread; all else in the actor's thread.
+
+    Attributes:
+        call_class: of the requests that it hands over.
+    """
+
+    call_class = Call
 
     def __init__(
         self,
@@ -330,4 +336,4 @@ class RouterMailbox:
                 seq = error.seq or read_seq(body.get("seq"))
         op = body.get("op")
         self._part_over = type(op) is str and op in self._costly
-        return Call(self._outbox, route, peer, seq, body, problem)
+        return self.call_class(self._outbox, route, peer, seq, body, problem)

@@ -117,7 +117,7 @@ class Answer(NamedTuple):
     Attributes:
         term: of the leader.
         number: of the request.
-        frame: for the agent.
+        frame: for the agent; empty: there will be no reply.
     """
 
     term: int
@@ -295,7 +295,16 @@ def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
             return Leads(term, about)
         case [int(term), 0, "heard", float(clock), int(revision), *_]:
             return Heard(term, clock, revision)
-        case [int(term), 0, "events", int(epoch), str(tracker), int(revision), list(events), *_]:
+        case [
+            int(term),
+            0,
+            "events",
+            int(epoch),
+            str(tracker),
+            int(revision),
+            list(events),
+            *_,
+        ] if all(type(each) is bytes for each in events):
             return Events(term, epoch, tracker, revision, events)
         case [int(), 0, str(), *_]:
             return None

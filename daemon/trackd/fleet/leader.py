@@ -155,7 +155,7 @@ class LeaderActor(TrackerActor):
         if host is None:
             return
         host.agreed = True  # once it has read this answer
-        if word.term == self._term:
+        if word.term == self._term and not new:
             said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision)
         else:
             said = Leads(self._term, self._about(name))

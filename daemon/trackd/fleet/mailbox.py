@@ -28,7 +28,8 @@ from trackd.fleet.hop import (
 )
 from trackd.fleet.hosts import Hosts
 from trackd.fleet.keys import KeyPair
-from trackd.operations.call import Attested
+from trackd.fleet.pending import WAITING
+from trackd.operations.call import Attested, Call
 from trackd.sessions.identity import Peer, Process
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.wire.protocol import FRAME_SLACK
@@ -56,6 +57,16 @@ class HostSaid:
     new: bool = False
 
 
+class FleetCall(Call):
+    """A request of another host; its relay is told, too, that it gets no reply."""
+
+    __slots__ = ()
+
+    def set(self, frame: bytes | None) -> None:
+        """Queue the reply, or that there is none; one that waits gets its reply later."""
+        super().set(b"" if frame is None and self.op not in WAITING else frame)
+
+
 class FleetMailbox(RouterMailbox):
     """The inbox.
 
@@ -63,6 +74,8 @@ class FleetMailbox(RouterMailbox):
         hosts: who is connected.
         refused: frames that were dropped since their key is not known (any more).
     """
+
+    call_class = FleetCall
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ import pykka
 import zmq
 
 from trackd.actors.inbox import Envelope
-from trackd.actors.mailbox import BATCH, MailboxFailed, RouterMailbox
+from trackd.actors.mailbox import MailboxFailed, RouterMailbox
 from trackd.actors.messages import (
     Audience,
     Bind,
@@ -63,7 +63,7 @@ from trackd.fleet.hop import (
     encode_word,
 )
 from trackd.fleet.keys import PUBLIC_SUFFIX, KeyPair, read_public, read_secret
-from trackd.fleet.pending import Pending, Requests
+from trackd.fleet.pending import WINDOW, Pending, Requests
 from trackd.fleet.pinned import PinnedConnection
 from trackd.host.logs import fields
 from trackd.host.processes import command_of, start_time
@@ -81,6 +81,8 @@ from trackd_client.wire.protocol import encode as encode_message
 
 log = logging.getLogger("trackd.fleet")
 
+#: Requests of agents that are read before connections of candidates are looked at.
+PART: Final = 32
 #: Seconds between two signs of life.
 BEAT: Final = 1.0
 #: Seconds after which a leader that says nothing leads no more, as far as this host can tell. Then
@@ -92,6 +94,8 @@ _PATIENCE: Final = 10.0
 _AGAIN: Final = 1.0
 #: Seconds after its deadline for which a request is kept.
 _KEPT: Final = 5.0
+#: Seconds after which a request is forgotten that its agent does not repeat. All that wait do.
+_FORGOTTEN: Final = 600.0
 #: Connections of agents whose processes are remembered.
 _MOST_ROUTES: Final = 16_384
 #: Events that need no mention to be held back any more, by their kind.
@@ -116,6 +120,7 @@ class RelayMailbox(RouterMailbox):
     Attributes:
         poller: for the connections.
         wake_at: when `get` returns a `Turn` at the latest, in seconds of time.monotonic.
+        takes_more: whether requests of agents are read just now.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], max_frame: int) -> None:
@@ -123,6 +128,7 @@ class RelayMailbox(RouterMailbox):
         self.poller = zmq.Poller()
         self.poller.register(self._router, zmq.POLLIN)
         self.wake_at = 0.0
+        self.takes_more = True
 
     def get(self) -> Envelope[Any]:
         """Return the next message; send the replies before waiting for it."""
@@ -139,9 +145,10 @@ class RelayMailbox(RouterMailbox):
 
     def _wait(self) -> None:
         wait = max(0.0, self.wake_at - time.monotonic())
+        self.poller.modify(self._router, zmq.POLLIN if self.takes_more else 0)
         found = dict(self.poller.poll(int(wait * 1000) + 1))
         if found.pop(self._router, None):
-            for _ in range(BATCH):
+            for _ in range(PART):
                 try:
                     self._receive(zmq.DONTWAIT)
                 except zmq.Again:
@@ -235,6 +242,7 @@ class RelayActor(SupervisedActor):
         self._requests = Requests(secrets.randbits(40) << 20 | 1)
         self._askers: dict[bytes, Asker] = {}
         self._watched: set[Process] = set()
+        self._ended: list[tuple[int, int]] = []  # of which the leader was not told yet
         self._watcher: pykka.ActorRef[Any] | None = None
         self._publisher: pykka.ActorRef[Any] | None = None
         self._events = ""
@@ -253,7 +261,9 @@ class RelayActor(SupervisedActor):
     def on_receive(self, message: Any) -> Any:
         """Handle one message."""
         if isinstance(message, FromAgent):
-            return self._answer(message.call, message.frame)
+            reply = self._answer(message.call, message.frame)
+            self._mailbox.takes_more = self._requests.in_flight < WINDOW
+            return reply
         if isinstance(message, Turn):
             self._turn()
         elif isinstance(message, ProcessExited):
@@ -346,25 +356,24 @@ class RelayActor(SupervisedActor):
 
     def _forward(self, call: Call, peer: Peer, frame: bytes) -> bytes | None:
         """Keep a request and send it to the leader; gossip that it knows is answered here."""
-        token = call.body.get("token")
+        op, token = call.body.get("op"), call.body.get("token")
         has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
-        key = (token if isinstance(token, bytes) and has_token else call.route, call.seq)
         if not has_token:
             self._check_reached()
+        key = (peer.uid, token if isinstance(token, bytes) and has_token else call.route, call.seq)
         known = self._requests.find(key)
         if known is not None:
             known.route = call.route
-            if self._leader and (known.sent is None or boottime() > known.sent + _AGAIN):
-                self._send(known)
+            self._send_again(known)
             return None
-        if self._requests.is_full:
+        if not self._requests.has_room(peer.uid):
             raise ProtocolError(
                 Code.UNAVAILABLE,
                 f"too many requests wait for the leader of the fleet: {self._status()}",
             )
         rows: list[Any] = []
         proxies = call.body.get("proxies")
-        if call.body.get("op") == "track_expected" and self._leader and type(proxies) is list:
+        if op == "track_expected" and self._leader and type(proxies) is list:
             try:
                 rows = self._damper.due(proxies, boottime())
             except ProtocolError:
@@ -378,13 +387,12 @@ class RelayActor(SupervisedActor):
         until = None
         if is_seconds(deadline) and self._offset is not None:
             until = deadline - self._offset
-        made = self._requests.add(
-            key, call.route, call.seq, self._asker(call.route, peer), until, frame, rows
+        asker = self._asker(call.route, peer)
+        self._send(
+            self._requests.add(
+                key, op, call.route, asker, until, frame, rows, only_looks=not has_token
+            )
         )
-        made.of_status = call.body.get("op") == "status"
-        made.only_looks = not has_token
-        if self._leader:
-            self._send(made)
         return None
 
     def _check_reached(self) -> None:
@@ -398,15 +406,14 @@ class RelayActor(SupervisedActor):
         if found is None:
             if len(self._askers) >= _MOST_ROUTES:
                 self._askers.clear()
-            start = None
+            admin = self._roles.is_admin(peer)
             try:
                 start = start_time(peer.pid) if peer.pid else None
-            except OSError as error:
+            except OSError as error:  # without descriptors, say: next time
                 self._limited.warning("process", "cannot look at a process for now", error=error)
+                return Asker(*peer[:3], None, "", admin, None)
             command = command_of(peer.pid) if peer.pid else ""
-            admin = self._roles.is_admin(peer)
-            found = Asker(*peer[:3], start, command, admin, None)
-            self._askers[route] = found
+            found = self._askers[route] = Asker(*peer[:3], start, command, admin, None)
             if start is not None:
                 self._watch(Process(peer.pid, start))
         return found
@@ -417,7 +424,12 @@ class RelayActor(SupervisedActor):
         remaining = None if request.deadline is None else request.deadline - now
         asker = request.asker._replace(remaining=remaining)
         if self._tell(encode(Hop(request.number, asker, request.frame))):
-            request.sent = now
+            self._requests.note_sent(request, now)
+
+    def _send_again(self, request: Pending) -> None:
+        """Send a request that may have got lost, or whose reply may."""
+        if request.sent is None or boottime() > request.sent + _AGAIN:
+            self._send(request)
 
     def _tell(self, frame: bytes) -> bool:
         link = self._links[self._leader] if self._leader else None
@@ -439,9 +451,9 @@ class RelayActor(SupervisedActor):
     def _exited(self, processes: list[Process]) -> None:
         """Tell the leader that processes have ended; without one it will ask."""
         self._watched.difference_update(processes)
-        pairs = [(each.pid, each.start) for each in processes]
-        for start in range(0, len(pairs), MOST_EXITED):
-            self._tell(encode_word(Exited(pairs[start : start + MOST_EXITED])))
+        self._ended += [(each.pid, each.start) for each in processes]
+        while self._ended and self._tell(encode_word(Exited(self._ended[:MOST_EXITED]))):
+            del self._ended[:MOST_EXITED]
 
     # -- candidates ---------------------------------------------------------------------
 
@@ -469,7 +481,8 @@ class RelayActor(SupervisedActor):
         for name, link in self._links.items():
             if link.connected:
                 self._show(name, link)
-        self._requests.drop_late(now - _KEPT)
+        for request in self._requests.take_late(now - _KEPT, now - _FORGOTTEN):
+            self._damper.forget(row[0] for row in request.rows)
         try:
             self._check_reached()
         except ProtocolError as error:
@@ -477,6 +490,7 @@ class RelayActor(SupervisedActor):
                 self._requests.take(request.number)
                 self._mailbox.send(request.route, self._refusal(request.seq, error))
         if self._leader:
+            self._exited([])
             for request in self._requests:
                 if request.sent is None:  # there was no room
                     self._send(request)
@@ -548,38 +562,39 @@ class RelayActor(SupervisedActor):
         same_terms = known is not None and (known["proxy_expiry"], known["max_ttl"]) == damper
         if known is None or known["tracker_id"] != tracker_id or not same_terms:
             self._damper = Damper(*damper, max_name)
-        new = (self._leader, self._term) != (name, said.term)
+        if (self._leader, self._term) != (name, said.term):
+            log.info("leader found", extra=fields(leader=name, term=said.term))
+            self._requests.take_back()
+            self._since = now
         self._leader, self._term, self._about, self._heard = name, said.term, about, now
         self._revision = max(self._revision, revision)
         if self._offset is None:
             self._offset = clock - now
-        if not new:
-            return
-        self._since = now
-        log.info("leader found", extra=fields(leader=name, term=said.term))
+        self._ended.clear()  # it has just said whom it knows
         for process in processes:
             # Again, if it is watched already: it may have ended while nobody listened.
             self._watched.discard(process)
             self._watch(process)
         for request in self._requests:
-            self._send(request)
+            self._send_again(request)
         self._publish(epoch, tracker_id, revision, ())
 
     def _lose_leader(self, why: str) -> None:
         log.warning("no leader", extra=fields(leader=self._leader, reason=why))
         self._leader, self._since = None, boottime()
-        for request in self._requests:
-            request.sent = None
+        self._requests.take_back()
+        self._mailbox.takes_more = True
 
     def _pass_on(self, answer: Answer) -> None:
         """Pass a reply on to the agent that waits for it."""
         request = self._requests.take(answer.number)
-        if request is None:
-            return
+        self._mailbox.takes_more = self._requests.in_flight < WINDOW
+        if request is None or not answer.frame:
+            return  # nobody waits for it, or the leader has nothing to say
         self._revision = max(self._revision, _revision_of(answer.frame))
         if request.rows and _is_error(answer.frame):
             self._damper.forget(row[0] for row in request.rows)
-        frame = self._with_facts(answer.frame) if request.of_status else answer.frame
+        frame = self._with_facts(answer.frame) if request.op == "status" else answer.frame
         self._mailbox.send(request.route, frame)
 
     def _with_facts(self, frame: bytes) -> bytes:

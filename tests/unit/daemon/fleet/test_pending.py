@@ -11,9 +11,17 @@ from trackd.fleet.pending import Requests
 ASKER = Asker(1000, 100, 42, 7, "agent", admin=False, remaining=None)
 
 
-def add(requests: Requests, seq: int, *, deadline: float | None = None, frame: bytes = b"x") -> int:
+def add(
+    requests: Requests,
+    seq: int,
+    *,
+    uid: int = 1000,
+    op: str = "claim",
+    deadline: float | None = None,
+    frame: bytes = b"x",
+) -> int:
     """Add a request of one agent, and return its number."""
-    return requests.add((b"token", seq), b"route", seq, ASKER, deadline, frame).number
+    return requests.add((uid, b"token", seq), op, b"route", ASKER, deadline, frame).number
 
 
 def test_requests_keep_their_order_and_their_numbers_are_used_once() -> None:
@@ -32,13 +40,14 @@ def test_requests_keep_their_order_and_their_numbers_are_used_once() -> None:
 def test_what_an_agent_repeats_is_found_until_it_is_answered() -> None:
     requests = Requests()
     number = add(requests, 1)
-    found = requests.find((b"token", 1))
+    found = requests.find((1000, b"token", 1))
     assert found is not None
     assert found.number == number
-    assert requests.find((b"token", 2)) is None
-    assert requests.find((b"other", 1)) is None
+    assert requests.find((1000, b"token", 2)) is None
+    assert requests.find((1000, b"other", 1)) is None
+    assert requests.find((1001, b"token", 1)) is None, "another user with the same token"
     requests.take(number)
-    assert requests.find((b"token", 1)) is None
+    assert requests.find((1000, b"token", 1)) is None
 
 
 def test_those_that_nobody_waits_for_are_dropped() -> None:
@@ -46,21 +55,44 @@ def test_those_that_nobody_waits_for_are_dropped() -> None:
     add(requests, 1, deadline=1.0)
     add(requests, 2)
     add(requests, 3, deadline=3.0)
-    requests.drop_late(3.0)
+    assert [each.seq for each in requests.take_late(3.0, 0.0)] == [1]
     assert [each.seq for each in requests] == [2, 3]
+    for request, sent in zip(requests, (5.0, 6.0), strict=True):
+        requests.note_sent(request, sent)
+    assert [each.seq for each in requests.take_late(0.0, 6.0)] == [2]
 
 
-def test_their_number_and_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending, "MOST", 2)
-    monkeypatch.setattr(pending, "MOST_BYTES", 10)
+def test_those_with_the_leader_are_counted_without_those_that_wait_there() -> None:
     requests = Requests()
-    first = add(requests, 1)
-    found = [requests.is_full]
-    add(requests, 2)
-    found.append(requests.is_full)
-    assert found == [False, True]
-    requests.take(first)
-    monkeypatch.setattr(pending, "MOST", 3)
-    add(requests, 3, frame=b"0123456789")
-    assert requests.bytes == 11
-    assert requests.is_full
+    numbers = [add(requests, 1), add(requests, 2, op="acquire"), add(requests, 3)]
+    for request in requests:
+        requests.note_sent(request, 1.0)
+        requests.note_sent(request, 2.0)
+    assert requests.in_flight == 2
+    assert [each.sent for each in requests] == [2.0, 2.0, 2.0]
+    requests.take(numbers[0])
+    requests.take(numbers[1])
+    assert requests.in_flight == 1
+    requests.take_back()
+    assert requests.in_flight == 0
+    assert [each.sent for each in requests] == [None]
+    requests.take(numbers[2])
+    assert requests.in_flight == 0
+
+
+@pytest.mark.parametrize("bound", ["MOST", "MOST_BYTES"])
+def test_their_number_and_their_bytes_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(pending, bound, 8)
+    requests = Requests()
+    numbers = []
+    for uid in range(4):
+        for seq in (1, 2):
+            assert requests.has_room(uid)
+            numbers.append(add(requests, seq, uid=uid))
+        assert not requests.has_room(uid), "a user has a quarter"
+    assert not requests.has_room(4), "they are full"
+    requests.take(numbers[0])
+    assert requests.has_room(0)
+    assert requests.has_room(4)
