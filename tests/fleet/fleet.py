@@ -44,8 +44,9 @@ class Part:
     def start(self) -> None:
         """Start it."""
         assert self.process is None
+        environ = {name: text for name, text in os.environ.items() if not name.startswith("TRACKD")}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it, and return its exit code."""
@@ -119,6 +120,7 @@ class Fleet:
         host_ttl: float = 5.0,
         settings: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
+        log_level: str = "debug",
     ) -> None:
         self._stack = ExitStack()
         self.folder = Path(
@@ -138,7 +140,7 @@ class Fleet:
         )
         members = ", ".join(f'"{each}"' for each in cluster.endpoints)
         admins = ", ".join(f'"{each}"' for each in admin_hosts)
-        head = f'cluster_name = "{CLUSTER}"\nlog_level = "debug"\n{settings}\n'
+        head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n{settings}\n'
         self.candidates = [
             Part(
                 name,
@@ -226,6 +228,5 @@ def _leads(part: Part) -> bool:
     pid = part.process.pid
     if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
         return False
-    lines = part.log.read_text().splitlines()
-    began = next((i for i, line in reversed(list(enumerate(lines))) if "candidate" in line), 0)
-    return any("leads" in line for line in lines[began:])
+    _, _, since = part.log.read_text().rpartition(" candidate host=")
+    return " leads host=" in since
