@@ -195,16 +195,11 @@ def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> I
 
     Only tests that run a line with the mistake are run.
     """
-    of_module = {
-        name: timing
-        for name, timing in timings.items()
-        if _is_own(path, name) or timing.lines.get(str(path))
-    }
     todo = []
     for mutant in mutants:
         chosen = {
             name: timing
-            for name, timing in of_module.items()
+            for name, timing in timings.items()
             if timing.lines.get(str(path), set()).intersection(mutant.lines)
         }
         # What no test runs may run when a module is imported, and so for all tests.
@@ -213,24 +208,25 @@ def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> I
     for mutant, chosen in todo:
         outcome = next(swapped) if chosen else _FRESH
         if outcome == _FRESH:
-            outcome = _loaded(path, mutant, _some(path, of_module or timings))
+            outcome = _loaded(path, mutant, _some(path, timings))
         yield outcome
 
 
-def _is_own(path: Path, test: str) -> bool:
-    """Return whether a test is one of the module itself."""
-    return f"/test_{path.name}::" in test
-
-
 def _some(path: Path, timings: dict[str, Timing]) -> dict[str, Timing]:
-    """Return the tests of a module, then others that run it, as many as there is time for."""
-    chosen, left = {}, OTHERS
-    for name, timing in sorted(timings.items(), key=lambda each: each[1].seconds):
-        own = _is_own(path, name)
-        left -= 0.0 if own else timing.seconds
-        if own or left > 0.0:
-            chosen[name] = timing
-    return dict(sorted(chosen.items(), key=lambda each: not _is_own(path, each[0])))
+    """Return the tests of a module, then others, as many as there is time for.
+
+    Of these come first those that run a line of the module, and the quick ones.
+    """
+    own, others = {}, {}
+    left = OTHERS
+    for name, timing in sorted(
+        timings.items(), key=lambda each: (str(path) not in each[1].lines, each[1].seconds)
+    ):
+        if f"/test_{path.name}::" in name:
+            own[name] = timing
+        elif (left := left - timing.seconds) > 0.0:
+            others[name] = timing
+    return own | others
 
 
 def _swapped(path: Path, todo: list[tuple[Mutant, dict[str, Timing]]]) -> Iterator[str]:

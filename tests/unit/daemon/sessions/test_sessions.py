@@ -143,6 +143,7 @@ def test_a_user_is_known_as_long_as_one_of_the_sessions_is_open() -> None:
     assert all_sessions.users == {}
     assert all_sessions.use_of(("", 1000)).sessions == 0
     assert all_sessions.ended[second.token] == Ended("admin", 1.0, 1000)
+    assert all_sessions.ended[second.token].user == ("", 1000)
 
 
 def test_the_last_session_of_a_process_is_told_apart() -> None:
