@@ -24,6 +24,11 @@ CLUSTER = "example.com"
 LONG = 120.0
 
 
+def without_settings() -> dict[str, str]:
+    """Return the environment without variables that trackd would read, such as TRACKD_TORTURE."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("TRACKD_")}
+
+
 class Part:
     """A process of a fleet, which tests start, kill, pause and continue.
 
@@ -44,9 +49,10 @@ class Part:
     def start(self) -> None:
         """Start it."""
         assert self.process is None
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("TRACKD")}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=without_settings()
+            )
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it, and return its exit code."""
@@ -118,7 +124,7 @@ class Fleet:
         hosts: int = 2,
         ttl: int = 3,
         host_ttl: float = 5.0,
-        settings: str = "",
+        tables: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
         log_level: str = "debug",
     ) -> None:
@@ -140,13 +146,13 @@ class Fleet:
         )
         members = ", ".join(f'"{each}"' for each in cluster.endpoints)
         admins = ", ".join(f'"{each}"' for each in admin_hosts)
-        head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n{settings}\n'
+        head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n'
         self.candidates = [
             Part(
                 name,
                 self.folder,
                 "lead",
-                f'{head}state_dir = "{self.folder}/{name}.state"\n[fleet]\n'
+                f'{head}state_dir = "{self.folder}/{name}.state"\n{tables}[fleet]\n'
                 f'etcd_endpoints = [{members}]\nlisten = "127.0.0.1:{port}"\n'
                 f'key_file = "{self.keys}/{name}.key"\nhosts_dir = "{self.hosts}"\n'
                 f"admin_hosts = [{admins}]\nleader_ttl = {ttl}\nhost_ttl = {host_ttl}\n",
@@ -178,7 +184,13 @@ class Fleet:
 
     def wait_until_served(self, relay: Relay, seconds: float = LONG) -> None:
         """Wait until a host's agents get answers."""
-        wait_until(lambda: serves(relay.endpoint), seconds)
+
+        def is_served() -> bool:
+            ended = [part.log.read_text()[-2000:] for part in self.parts if part.has_ended]
+            assert not ended, ended
+            return serves(relay.endpoint)
+
+        wait_until(is_served, seconds)
 
     def leader(self) -> Part:
         """Return the candidate that leads, by its own word; wait for one."""
