@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from conftest import children
 from fleet.cluster import Cluster
+from helpers.support import needed
 from trackd.fleet.etcd import NO_END, Etcd
 
 
@@ -39,3 +42,24 @@ def etcd(cluster: Cluster) -> Iterator[Etcd]:
     with cluster.client() as made:
         made.delete_range(b"\0", NO_END)
         yield made
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates that it signed for a member and a client."""
+    openssl = needed("openssl", "openssl")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def run(*words: str) -> None:
+        subprocess.run([openssl, *words], cwd=folder, check=True, capture_output=True)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    run("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test")
+    for name in ("member", "client"):
+        run(
+            "req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+        run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
+    return folder

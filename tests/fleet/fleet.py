@@ -125,6 +125,7 @@ class Fleet:
         ttl: int = 3,
         host_ttl: float = 5.0,
         tables: str = "",
+        lead: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
         log_level: str = "debug",
     ) -> None:
@@ -155,7 +156,7 @@ class Fleet:
                 f'{head}state_dir = "{self.folder}/{name}.state"\n{tables}[fleet]\n'
                 f'etcd_endpoints = [{members}]\nlisten = "127.0.0.1:{port}"\n'
                 f'key_file = "{self.keys}/{name}.key"\nhosts_dir = "{self.hosts}"\n'
-                f"admin_hosts = [{admins}]\nleader_ttl = {ttl}\nhost_ttl = {host_ttl}\n",
+                f"admin_hosts = [{admins}]\nleader_ttl = {ttl}\nhost_ttl = {host_ttl}\n{lead}",
             )
             for name, port in zip(names, ports, strict=True)
         ]

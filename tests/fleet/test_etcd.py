@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet.cluster import Cluster, Member, free_ports
-from helpers.support import needed, wait_until
+from helpers.support import wait_until
 from trackd.fleet.etcd import (
     NO_END,
     Ambiguous,
@@ -396,27 +395,6 @@ def test_half_a_certificate_is_wrong_usage(
     )
     with pytest.raises(ValueError, match="certificate needs"):
         Etcd(["127.0.0.1:1"], ca=ca_path, cert=cert_path, key=key_path, timeout=1)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and certificates that it signed for a member and a client."""
-    openssl = needed("openssl", "openssl")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def run(*words: str) -> None:
-        subprocess.run([openssl, *words], cwd=folder, check=True, capture_output=True)
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test")
-    for name in ("member", "client"):
-        run(
-            "req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-        run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
-    return folder
 
 
 @pytest.fixture(scope="module")

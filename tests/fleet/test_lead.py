@@ -1,0 +1,111 @@
+"""`trackd lead`: what it needs, and how it says that something is missing or wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fleet.cluster import Cluster
+from fleet.fleet import LONG, Fleet
+from helpers.support import wait_until
+from helpers.web import free_port
+from trackd.config import exits
+from trackd.fleet.keys import make_keys
+from trackd_client import Tracker
+
+
+def lead(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a candidate that cannot begin."""
+    file = tmp_path / "lead.toml"
+    file.write_text(text)
+    command = [sys.executable, "-m", "trackd", "lead", "--config", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+
+
+def settings(tmp_path: Path, **changed: str) -> str:
+    """Return settings that are right, but for what is changed."""
+    (tmp_path / "hosts").mkdir()
+    make_keys("control-1", tmp_path)
+    values = {
+        "etcd_endpoints": '["127.0.0.1:1"]',
+        "listen": f'"127.0.0.1:{free_port()}"',
+        "key_file": f'"{tmp_path}/control-1.key"',
+        "hosts_dir": f'"{tmp_path}/hosts"',
+        **changed,
+    }
+    lines = [f"{name} = {value}" for name, value in values.items()]
+    return "\n".join(
+        [f'cluster_name = "example.com"\nstate_dir = "{tmp_path}/state"', "[fleet]", *lines]
+    )
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    done = lead(tmp_path, f'cluster_name = "example.com"\nstate_dir = "{tmp_path}"\n')
+    assert done.returncode == exits.USAGE
+    for name in ("etcd_endpoints", "listen", "key_file", "hosts_dir"):
+        assert f"[fleet] {name} is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "text"),
+    [
+        ({"key_file": '"/nowhere.key"'}, exits.USAGE, "cannot read /nowhere.key"),
+        ({"hosts_dir": '"/nowhere"'}, exits.USAGE, "cannot read the keys in /nowhere"),
+        ({"etcd_ca": '"/nowhere.pem"'}, exits.UNUSABLE, "cannot read /nowhere.pem"),
+        ({"etcd_cert": '"/c"'}, exits.USAGE, "etcd_cert, etcd_key and etcd_ca belong together"),
+        ({"listen": '"nowhere"'}, exits.USAGE, "is not an address and a port"),
+        ({"etcd_endpoints": '["a b:1"]'}, exits.USAGE, "is not a list of members of etcd"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    tmp_path: Path, changed: dict[str, str], code: int, text: str
+) -> None:
+    done = lead(tmp_path, settings(tmp_path, **changed))
+    assert text in done.stderr
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_a_relay_without_keys_says_what_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text(
+        f'cluster_name = "example.com"\nendpoint = "{tmp_path}/a.sock"\n'
+        '[fleet]\nleaders = ["control-1=127.0.0.1:7717"]\n'
+    )
+    command = [sys.executable, "-m", "trackd", "run", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert done.returncode == exits.USAGE
+    assert "[fleet] key_file is missing" in done.stderr
+    assert "[fleet] leaders_dir is missing" in done.stderr
+
+
+def test_a_candidate_proves_itself_to_etcd_by_a_certificate(certificates: Path) -> None:
+    tls = "".join(
+        f'etcd_{name} = "{certificates}/{file}"\n'
+        for name, file in (("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key"))
+    )
+    with Cluster(size=1, tls=certificates) as cluster, Fleet(cluster, hosts=1, lead=tls) as fleet:
+        fleet.wait_until_served(fleet.relays[0])
+        with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
+            tracker.set_connection_count(3)
+
+
+def test_two_candidates_of_a_fleet_do_not_share_a_host_s_directory(tmp_path: Path) -> None:
+    text = settings(tmp_path)
+    file = tmp_path / "lead.toml"
+    file.write_text(text)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "trackd", "lead", "--config", str(file)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: any((tmp_path / "state").glob("*.lock")), LONG)
+        second = lead(tmp_path, text)
+        assert second.returncode == exits.HELD
+        assert "is held by" in second.stderr
+    finally:
+        first.terminate()
+        assert first.wait(LONG) == exits.OK
