@@ -124,6 +124,7 @@ class Fleet:
         hosts: int = 2,
         ttl: int = 3,
         host_ttl: float = 5.0,
+        settings: str = "",
         tables: str = "",
         lead: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
@@ -147,7 +148,7 @@ class Fleet:
         )
         members = ", ".join(f'"{each}"' for each in cluster.endpoints)
         admins = ", ".join(f'"{each}"' for each in admin_hosts)
-        head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n'
+        head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n{settings}\n'
         self.candidates = [
             Part(
                 name,

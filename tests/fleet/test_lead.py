@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet.cluster import Cluster
-from fleet.fleet import LONG, Fleet
+from fleet.fleet import LONG, Fleet, without_settings
 from helpers.support import wait_until
 from helpers.web import free_port
 from trackd.config import exits
@@ -21,8 +21,19 @@ def lead(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Run a candidate that cannot begin."""
     file = tmp_path / "lead.toml"
     file.write_text(text)
-    command = [sys.executable, "-m", "trackd", "lead", "--config", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    return trackd("lead", "--config", str(file))
+
+
+def trackd(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "trackd", *words],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+        env=without_settings(),
+    )
 
 
 def settings(tmp_path: Path, **changed: str) -> str:
@@ -76,8 +87,7 @@ def test_a_relay_without_keys_says_what_it_needs(tmp_path: Path) -> None:
         f'cluster_name = "example.com"\nendpoint = "{tmp_path}/a.sock"\n'
         '[fleet]\nleaders = ["control-1=127.0.0.1:7717"]\n'
     )
-    command = [sys.executable, "-m", "trackd", "run", "--config", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    done = trackd("run", "--config", str(file))
     assert done.returncode == exits.USAGE
     assert "[fleet] key_file is missing" in done.stderr
     assert "[fleet] leaders_dir is missing" in done.stderr
@@ -99,7 +109,9 @@ def test_two_candidates_of_a_fleet_do_not_share_a_host_s_directory(tmp_path: Pat
     file = tmp_path / "lead.toml"
     file.write_text(text)
     first = subprocess.Popen(
-        [sys.executable, "-m", "trackd", "lead", "--config", str(file)], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "trackd", "lead", "--config", str(file)],
+        stderr=subprocess.DEVNULL,
+        env=without_settings(),
     )
     try:
         wait_until(lambda: any((tmp_path / "state").glob("*.lock")), LONG)
