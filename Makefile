@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 ARGS ?=
+# What `make install` installs; a control host of a fleet also needs `fleet`.
+EXTRAS ?= daemon,cli
 
 # `sudo make install` puts the daemon and its units on this host; DESTDIR is for packagers.
 PREFIX ?= /usr/local
@@ -117,7 +119,7 @@ point = ln -sfn "$(2)" "$(1).new" && mv -T "$(1).new" "$(1)"
 # environment cannot be moved: with DESTDIR, the paths in it are replaced by the final ones.
 define BUILD
 $(PYTHON) -m venv "$$new" && \
-"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile '.[daemon,cli]' && \
+"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile '.[$(EXTRAS)]' && \
 "$$new/bin/trackd" --version && \
 "$$new/bin/trackctl" --version && \
 "$$new/bin/trackd" check-config systemd/trackd.toml && \
@@ -125,6 +127,7 @@ $(PYTHON) -m venv "$$new" && \
 install -d "$$new/share/units" && \
 sed "s#/usr/local/#$(PREFIX)/#g" systemd/trackd@.service >"$$new/share/units/trackd@.service" && \
 sed "s#/usr/local/#$(PREFIX)/#g" systemd/trackd@.socket >"$$new/share/units/trackd@.socket" && \
+sed "s#/usr/local/#$(PREFIX)/#g" systemd/trackd-lead@.service >"$$new/share/units/trackd-lead@.service" && \
 find "$$new" -name __pycache__ -prune -exec rm -rf {} + && \
 "$$new/bin/python" -m compileall -q $(if $(DESTDIR),-s "$(DESTDIR)" -p /) "$$new/lib" && \
 { test -z "$(DESTDIR)" || { grep -rlIF -- "$(DESTDIR)$(HOME_OF)" "$$new/bin" "$$new/pyvenv.cfg" | \
@@ -150,7 +153,7 @@ install: ## build a release, prove it, and switch to it; units, documents (as ro
 	install -D -m 644 systemd/trackd.sysusers "$(DESTDIR)$(SYSUSERS)"
 	install -D -m 644 systemd/trackd.tmpfiles "$(DESTDIR)$(TMPFILES)"
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)" docs/*.md docs/*.png docs/*.yml docs/*.json \
-		systemd/trackd.toml systemd/http-over-tcp.conf
+		systemd/trackd.toml systemd/http-over-tcp.conf systemd/relay.conf
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/incidents" docs/incidents/*.py
 	install -D -m 755 -t "$(DESTDIR)$(DOC_OF)/examples" docs/examples/*.py docs/examples/*.sh
 	install -D -m 644 -t "$(DESTDIR)$(DOC_OF)/examples" docs/examples/*.service
@@ -178,16 +181,17 @@ rollback: ## switch back to the release before the last install; once more switc
 
 uninstall: ## stop every instance, and remove what install put there; changed configuration stays
 	if $(ON_HOST); then \
-		systemctl stop 'trackd@*.socket' 'trackd@*.service'; \
-		systemctl disable trackd@.socket trackd@.service; \
-		systemctl reset-failed 'trackd@*' || true; \
-		rm -rf /run/trackd; \
+		systemctl stop 'trackd@*.socket' 'trackd@*.service' 'trackd-lead@*.service'; \
+		systemctl disable trackd@.socket trackd@.service trackd-lead@.service; \
+		systemctl reset-failed 'trackd@*' 'trackd-lead@*' || true; \
+		rm -rf /run/trackd /run/trackd-lead; \
 	fi
 	if cmp -s systemd/trackd.toml "$(DESTDIR)$(EXAMPLE)"; then rm "$(DESTDIR)$(EXAMPLE)"; fi
 	rmdir "$(DESTDIR)$(ETC)" || echo "kept: $(DESTDIR)$(ETC)"
 	rm -rf "$(DESTDIR)$(HOME_OF)" "$(DESTDIR)$(DOC_OF)"
 	rm -f "$(DESTDIR)$(PREFIX)/bin/trackd" "$(DESTDIR)$(PREFIX)/bin/trackctl" \
 		"$(DESTDIR)$(UNITS)/trackd@.service" "$(DESTDIR)$(UNITS)/trackd@.socket" \
+		"$(DESTDIR)$(UNITS)/trackd-lead@.service" \
 		"$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)" "$(DESTDIR)$(MAN_OF)/trackctl.1"
 	for place in lib/systemd/system lib/systemd lib/sysusers.d lib/tmpfiles.d share/doc \
 		share/man/man1 share/man; do \
