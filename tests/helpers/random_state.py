@@ -170,7 +170,8 @@ class World:
             decide.park(session, seq, deadline, b"route")
         elif roll < 0.75 and session.leases:
             lease = rng.choice(sorted(session.leases))
-            decide.claim(session, lease, rng.sample([*NAMES, "alias"], rng.randint(1, 3)))
+            presented = rng.sample([*NAMES, "alias", "p1.example.com"], rng.randint(1, 3))
+            decide.claim(session, lease, presented, follow=rng.random() < 0.5)
             self.answer(session, None)
             if rng.random() < 0.4:
                 decide.retire(session, lease)
@@ -186,7 +187,8 @@ class World:
             reports = [(lease, rng.choice((None, 0.1))) for lease in sorted(session.leases)]
             decide.tunnels.report(session, reports, self.now)
         elif roll < 0.83:
-            decide.adopt(session, [rng.choice(NAMES)])
+            presented = rng.sample([*NAMES, "alias"], rng.randint(1, 3))
+            decide.adopt(session, presented, follow=rng.random() < 0.5)
         elif roll < 0.86 and state.leases:
             decide.force_release(rng.choice(sorted(state.leases)), self.admin())
         elif roll < 0.9:

@@ -402,6 +402,7 @@ def observe(state: State) -> dict[str, Any]:
             for lease, held in state.leases.items()
         },
         "tracker_leases": dict(tracker.leases),
+        "follows": dict(state.aliases.by_lease),
         "reporting": {life.lease: life.stale for life in state.lives.by_lease.values()},
         "stale": state.lives.stale,
         "in_flight": sorted(state.in_flight),  # whose time is up first is not durable
@@ -464,6 +465,10 @@ def told_by(events: Iterable[WireEvent]) -> dict[str, Any]:
                 leases[fields["lease"]] = fields["session"], None
             case "proxy_claimed":
                 assert leases[fields["lease"]] == (fields["session"], None)
+                leases[fields["lease"]] = fields["session"], fields["name"]
+            case "lease_renamed":
+                assert leases[fields["lease"]] == (fields["session"], fields["before"])
+                assert fields["before"] not in proxies
                 leases[fields["lease"]] = fields["session"], fields["name"]
             case "lease_offered":
                 assert leases[fields["lease"]] == (fields["session"], fields["name"])

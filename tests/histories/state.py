@@ -85,6 +85,8 @@ class State:
             case "proxy_marked":
                 mark = Mark(inf, None) if fields["terminating"] else UNMARKED
                 self.tracker.mark(fields["name"], mark)
+            case "lease_renamed":
+                yield from self._rename(fields)
             case "lease_offered":
                 if not self.tracker.offer(fields["lease"]):
                     yield f"lease {fields['lease']} is offered and not held"
@@ -139,6 +141,18 @@ class State:
             yield f"lease {lease} claimed {name}, which lease {self.tracker.holder(name)} holds"
         elif self.tracker.claim(lease, [name]) != name:
             yield f"{name} is not how a name is resolved"
+
+    def _rename(self, fields: Any) -> Iterator[str]:
+        lease, name, before = fields["lease"], fields["name"], fields["before"]
+        yield from self._check_owner(fields)
+        if self.tracker.leases.get(lease) != before:
+            yield f"lease {lease} does not hold {before}, and is renamed"
+        elif self.tracker.is_tracked(before) or not self.tracker.is_tracked(name):
+            yield f"lease {lease} is renamed from {before} to {name}, which gossip does not ask for"
+        elif self.tracker.holder(name) is not None:
+            yield f"lease {lease} takes {name}, which lease {self.tracker.holder(name)} holds"
+        else:
+            self.tracker.rename(lease, name)
 
     def _release(self, fields: Any) -> Iterator[str]:
         lease = fields["lease"]

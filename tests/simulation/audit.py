@@ -362,6 +362,8 @@ class Audit:
                 if fields["name"] in held:
                     fail(f"leases {held[fields['name']]} and {fields['lease']} hold one proxy")
                 self._claims.add((fields["lease"], fields["name"]))
+            case "lease_renamed":
+                self._claims.add((fields["lease"], fields["name"]))
             case "lease_offered":
                 self._offered.add(fields["lease"])
             case "lease_released":

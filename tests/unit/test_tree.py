@@ -103,6 +103,7 @@ def test_no_unit_test_mirrors_a_module_that_is_not_there() -> None:
         "daemon/rules/test_traces.py",
         "daemon/rules/test_tracker_costs.py",
         "daemon/rules/test_tracker_offers.py",
+        "daemon/state/test_follow.py",
         "daemon/state/test_offers.py",
         "daemon/operations/test_error_order.py",
         "daemon/operations/test_request_fields.py",

@@ -16,11 +16,10 @@ from trackd_client.core import calls, pool_core
 from trackd_client.core.arguments import check_wait
 from trackd_client.core.calls import BY_TIMEOUT
 from trackd_client.core.dial import Dial, is_async
-from trackd_client.core.discovery import Gossip, Reading, read_gossip
+from trackd_client.core.discovery import Gossip, read_gossip
 from trackd_client.core.pool_core import LOOK_AGAIN, PoolCore, replace_until
 from trackd_client.errors import (
     BadArgument,
-    Refused,
     TrackdError,
     TrackerClosed,
     UsedAfterFork,
@@ -102,20 +101,11 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """Pass gossip on to the daemon, and return whether it took it; see `AgentPool.feed`."""
         reading = read_gossip(gossip)
         try:
-            await self._follow_names(reading)  # before the daemon knows of a proxy without a tunnel
             return self._fed(await self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
         except UsedAfterFork:
             raise
         except TrackdError as error:
             return self._dropped(error)
-
-    async def _follow_names(self, reading: Reading) -> None:
-        """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
-        for dial, principals in self._misnamed(reading):
-            try:
-                self._renamed(dial, await self._tracker.adopt(*principals))
-            except Refused as error:
-                self._not_renamed(dial, principals[1], error)
 
     async def drain(
         self,
@@ -278,10 +268,10 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
             deadline: seconds of CLOCK_BOOTTIME; by default the tracker's `timeout` from now.
         """
         for dial in self._lost_dials():
-            name = dial.lease.claimed_name
-            if name is None or not self._adopts:
+            adopt = self._readoption(dial)
+            if adopt is None:
                 return
-            adopt = calls.adopt((name,))._replace(deadline=deadline)
+            adopt = adopt._replace(deadline=deadline)
             try:
                 self._adopted(dial, await self._tracker._grant(adopt))  # noqa: SLF001 - with a deadline
             except TrackdError as error:

@@ -177,6 +177,7 @@ class Run:
         self.code: int | None = None
         self.held: str | None = None
         self._lease = lease
+        lease.follows = True
         self._tracker = tracker
         self._spawner = spawner
         self._terms = terms
@@ -364,7 +365,8 @@ class Run:
         name = lease.claimed_name
         if name is not None:
             cluster = self._tracker._conversation.served  # noqa: SLF001 - which principals may end with
-            if name in {part for p in principals for part in (p, p.removesuffix(f".{cluster}"))}:
+            known = {part for p in principals for part in (p, p.removesuffix(f".{cluster}"))}
+            if name in known or set(principals) <= set(lease.presented):  # gossip may rename it
                 return f"claimed {name}"
             return f"refused this lease has claimed {name}"
         self._set_held(None)

@@ -315,6 +315,8 @@ class BaseTracker(Generic[LeaseT]):
             case "lease_expired":
                 self._leases.pop(lease.id, None)
                 lease.lost.set()
+            case "renamed":
+                lease._rename(notice.get("name"))  # noqa: SLF001 - a lease is its tracker's
             case "lease_revoked":
                 self._revoke(lease)
 

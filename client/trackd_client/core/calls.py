@@ -142,9 +142,9 @@ def acquire(timeout: float | None) -> Grant:
     return Grant("acquire", {}, deadline=deadline, parks=True, refused=refused)
 
 
-def adopt(principals: tuple[str, ...]) -> Grant:
+def adopt(principals: tuple[str, ...], *, follow: bool = False) -> Grant:
     """Ask for a lease that has claimed a proxy."""
-    return _grant(requests.Adopt(principal_list(principals)))
+    return _grant(requests.Adopt(principal_list(principals), follow))
 
 
 # -- what operators ask: it needs no session, and opens none -------------------------------

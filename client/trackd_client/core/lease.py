@@ -15,7 +15,7 @@ from trackd_client.errors import TROUBLES, BadArgument, SessionLost, TrackerClos
 from trackd_client.proxy import Target
 from trackd_client.wire.checks import is_address
 from trackd_client.wire.clock import boottime
-from trackd_client.wire.requests import Release
+from trackd_client.wire.requests import Claim, Release
 
 log = logging.getLogger("trackd_client")
 
@@ -105,6 +105,8 @@ class BaseLease:
         self._outcome: tuple[str | None, float | None] = (None, None)
         #: The names that its last claim presented.
         self.presented: tuple[str, ...] = ()
+        #: Whether it takes the name that gossip has for its proxy, as the leases of pools do.
+        self.follows = False
         #: Whether the proxy was about to go when this lease claimed it; a pool closes such a
         #: tunnel.
         self.terminating = bool(fields.get("terminating"))
@@ -113,6 +115,8 @@ class BaseLease:
         self._sticky = 0
         #: The lease that holds its proxy now: a pool has adopted the tunnel.
         self._successor: BaseLease | None = None
+        #: The lease of the dial whose tunnel it has adopted.
+        self._first: BaseLease = self
         #: Whether the daemon has taken it back (an admin asked, or its tunnel was stale), or
         #: another lease has replaced it. The tunnel must be closed, not adopted.
         self.revoked = False
@@ -198,6 +202,11 @@ class BaseLease:
             return Release(self.id)
         return Release(self.id, *self._outcome)
 
+    def _rename(self, name: object) -> None:
+        """Take in that the lease holds its proxy by the name that gossip has for it."""
+        if isinstance(name, str):
+            self.claimed_name = self._first.claimed_name = name
+
     def let_go(self) -> None:
         """Release the lease without waiting for the daemon's reply. Not a coroutine."""
         if not self.released:
@@ -223,8 +232,8 @@ class BaseLease:
             log.warning("lease %d was released and cannot claim; acquire another", self.id)
             return None
         self.presented = principals
-        fields = {"lease": self.id, "principals": principal_list(principals)}
-        return Call("claim", fields, self._take_claim)
+        claim = Claim(self.id, principal_list(principals), self.follows)
+        return Call("claim", claim.encode(), self._take_claim)
 
     def _retire(self) -> Call[bool] | None:
         """Return the call that marks the proxy as terminating, or None when it cannot be made.

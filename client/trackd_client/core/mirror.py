@@ -91,6 +91,9 @@ class Mirror:
                     row["stale"] = True
             case "proxy_claimed":
                 self._claim(event)
+            case "lease_renamed":
+                self._unclaim(fields["before"])
+                self._claim(event)
             case "lease_offered":
                 if (row := self.leases.get(fields["lease"])) is not None:
                     row["offered"] = True

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Generic
 
+from trackd_client.core import calls
 from trackd_client.core.arguments import check_callable, check_type, check_wait
 from trackd_client.core.base_tracker import BaseTracker, log
+from trackd_client.core.calls import Grant
 from trackd_client.core.dial import Dial, outcome_of
-from trackd_client.core.discovery import Reading
 from trackd_client.core.lease import LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import (
@@ -185,7 +186,7 @@ class PoolCore(Generic[LeaseT]):
         def claimed(succeeded: bool, name: str | None) -> None:
             self._claimed(dial, name, succeeded=succeeded)
 
-        lease.on_claim = claimed
+        lease.on_claim, lease.follows = claimed, True
         with self._lock:
             if self._stopping:
                 lease.should_close.set()
@@ -252,44 +253,18 @@ class PoolCore(Generic[LeaseT]):
                 lease.should_close = dial.lease.should_close
                 dial.leases.append(lease)
                 dial.lease._successor = lease  # noqa: SLF001 - the dial reports by its first one
+                lease._first = dial.lease  # noqa: SLF001 - and is told its name there
                 return True
         lease.let_go()
         return False
 
-    def _misnamed(self, reading: Reading) -> list[tuple[Dial[LeaseT], tuple[str, str]]]:
-        """Return the dials of which gossip mentions another name than the claimed one.
-
-        Returns:
-            Each with the principals that mean the name that gossip has for its proxy, whether
-            the daemon knows it already or not (rule 7).
-        """
-        cluster = self._conversation.served  # which principals may end with
-        mentioned = {proxy.name for proxy in reading.proxies}
-        found = []
-        with self._lock:
-            for dial in self._dials:
-                lease = dial.lease
-                if lease.claimed_name is None or lease.claimed_name in mentioned:
-                    continue
-                presented = (name.removesuffix(f".{cluster}") for name in lease.presented)
-                names = [name for name in (*lease.presented, *presented) if name in mentioned]
-                if names and not dial.leases[-1].lost.is_set():
-                    found.append((dial, (f"{names[0]}.{cluster}", names[0])))
-        return found
-
-    def _renamed(self, dial: Dial[LeaseT], lease: LeaseT | None) -> None:
-        """Note the lease that holds a tunnel's proxy by the name that gossip has for it.
-
-        The lease of the name before is released.
-        """
-        before = dial.leases[-1]
-        if self._adopted(dial, lease) and lease is not None:
-            dial.lease.claimed_name = lease.claimed_name
-            before.let_go()
-
-    def _not_renamed(self, dial: Dial[LeaseT], name: str, error: Refused) -> None:
-        """Log that a tunnel keeps its name: no quota is left, say; the gossip matters more."""
-        log.warning("%s cannot be called %s: %s", dial.lease, name, error)
+    def _readoption(self, dial: Dial[LeaseT]) -> Grant | None:
+        """Return the call that adopts a tunnel whose session was lost; None: it is not wanted."""
+        name, presented = dial.lease.claimed_name, dial.lease.presented
+        if name is None or not self._adopts:
+            return None
+        names = dict.fromkeys((name, *presented))
+        return calls.adopt(tuple(names)[: max(1, len(presented))], follow=True)
 
     def _leases_of(self, dial: Dial[LeaseT]) -> list[LeaseT]:
         """Return all leases of a dial that has ended, or whose time is up; none is added later."""

@@ -28,12 +28,11 @@ from trackd_client.core.arguments import check_wait
 from trackd_client.core.base_tracker import CLOSE_SECONDS
 from trackd_client.core.calls import BY_TIMEOUT
 from trackd_client.core.dial import Dial, is_async
-from trackd_client.core.discovery import Gossip, Reading, read_gossip
+from trackd_client.core.discovery import Gossip, read_gossip
 from trackd_client.core.pool_core import LOOK_AGAIN, PoolCore, replace_until
 from trackd_client.core.sockets import check_threads, is_held, start_thread
 from trackd_client.errors import (
     BadArgument,
-    Refused,
     TrackdError,
     TrackerClosed,
     UsedAfterFork,
@@ -134,20 +133,11 @@ class AgentPool(PoolCore[Lease]):
         """
         reading = read_gossip(gossip)
         try:
-            self._follow_names(reading)  # before the daemon knows of a proxy without a tunnel
             return self._fed(self._tracker._feed(reading))  # noqa: SLF001 - returns what it skipped
         except UsedAfterFork:
             raise
         except TrackdError as error:
             return self._dropped(error)
-
-    def _follow_names(self, reading: Reading) -> None:
-        """Hold tunnels by the names of gossip: one was claimed before gossip named its proxy."""
-        for dial, principals in self._misnamed(reading):
-            try:
-                self._renamed(dial, self._tracker.adopt(*principals))
-            except Refused as error:
-                self._not_renamed(dial, principals[1], error)
 
     def drain(self, timeout: float | None = None, *, replace_first: bool = False) -> bool:
         """Stop dialling, advise every tunnel to close, and wait until all have closed.
@@ -292,10 +282,10 @@ class AgentPool(PoolCore[Lease]):
             deadline: seconds of CLOCK_BOOTTIME; by default the tracker's `timeout` from now.
         """
         for dial in self._lost_dials():
-            name = dial.lease.claimed_name
-            if name is None or not self._adopts:
+            adopt = self._readoption(dial)
+            if adopt is None:
                 return
-            adopt = calls.adopt((name,))._replace(deadline=deadline)
+            adopt = adopt._replace(deadline=deadline)
             try:
                 self._adopted(dial, self._tracker._grant(adopt))  # noqa: SLF001 - with a deadline
             except TrackdError as error:

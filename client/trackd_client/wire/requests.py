@@ -190,12 +190,9 @@ class Log(RequestFields):
 
     @classmethod
     def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
-        after, older = body.get("after"), body.get("older")
+        after = body.get("after")
         after = 0 if after is None else check_count(after, "after")
-        if older is None:
-            older = False
-        elif type(older) is not bool:
-            raise ProtocolError(Code.INVALID_ARGUMENT, "older must be true or false")
+        older = _flag_of(body, "older")
         return cls(after, _limit_of(body), older)
 
 
@@ -421,16 +418,19 @@ class Claim(RequestFields):
         lease: its id.
         principals: of the proxy, as they were received. That the lease belongs to another session
             is the error that wins, so `check_principals` comes after that.
+        follow: whether the lease takes the name that gossip has for its proxy, once it has one.
     """
 
     op = "claim"
 
     lease: int
     principals: Any
+    follow: bool = False
 
     @classmethod
     def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
-        return cls(check_count(body.get("lease"), "lease", least=1), body.get("principals"))
+        lease = check_count(body.get("lease"), "lease", least=1)
+        return cls(lease, body.get("principals"), _flag_of(body, "follow"))
 
 
 @dataclass(slots=True)
@@ -510,16 +510,19 @@ class Adopt(RequestFields):
 
     Attributes:
         principals: of the proxy.
+        follow: as in `Claim`.
     """
 
     op = "adopt"
 
     principals: list[str]
+    follow: bool = False
 
     @classmethod
     def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
         return cls(
-            check_principals(body.get("principals"), accepted.max_principals, accepted.max_name)
+            check_principals(body.get("principals"), accepted.max_principals, accepted.max_name),
+            _flag_of(body, "follow"),
         )
 
 
@@ -628,6 +631,13 @@ class Reload(RequestFields):
 def _limit_of(body: Mapping[str, Any]) -> int:
     limit = body.get("limit")
     return MAX_ROWS if limit is None else check_count(limit, "limit", least=1, most=MAX_ROWS)
+
+
+def _flag_of(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and type(value) is not bool:
+        raise ProtocolError(Code.INVALID_ARGUMENT, f"{name} must be true or false")
+    return bool(value)
 
 
 def _names_of(body: Mapping[str, Any]) -> list[Any] | None:

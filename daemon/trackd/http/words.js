@@ -191,6 +191,7 @@ const SENTENCES = {
     : ["lease ", f.lease, ", which held ", name(f.name), ": ", because(f.cause)],
   proxy_claimed: (f) => [name(f.name), " claimed by lease ", f.lease],
   lease_offered: (f) => [name(f.name), " is offered to other agents by lease ", f.lease],
+  lease_renamed: (f) => [name(f.before), ", which lease ", f.lease, " holds, is now called ", name(f.name)],
   proxy_tracked: (f) => [name(f.name), " known: ", ...where(f.group, f.generation)],
   proxy_changed: (f) => [name(f.name), " is now ", ...where(f.group, f.generation), ", was ", ...where(f.old_group, f.old_generation)],
   proxy_marked: (f) => [name(f.name), f.terminating ? " is terminating" : " is not terminating any more"],

@@ -42,6 +42,7 @@ FEATURES: tuple[str, ...] = (
     "offers",
     "targets",
     "hints",
+    "follow",
 )
 
 
@@ -216,7 +217,7 @@ def claim(context: Context, _call: Call, session: Session, request: requests.Cla
             f" {config.claim_timeout:g} s and was taken back; acquire another",
         )
     principals = check_principals(request.principals, config.max_principals, config.max_name)
-    name, reason = context.decide.claim(session, lease, principals)
+    name, reason = context.decide.claim(session, lease, principals, follow=request.follow)
     if reason is not None:
         if reason == "held":
             context.runtime.metrics.durations.note_outcome(lease, reason)
@@ -295,7 +296,7 @@ def offer(context: Context, _call: Call, session: Session, request: requests.Off
 def adopt(context: Context, _call: Call, session: Session, request: requests.Adopt) -> Fields:
     """Grant a lease that claims at once, for a tunnel that is open already."""
     _check_leases(context)
-    lease, name = context.decide.adopt(session, request.principals)
+    lease, name = context.decide.adopt(session, request.principals, follow=request.follow)
     if lease is None or name is None:
         return {"lease": lease, "name": name}
     return {"lease": lease, "name": name, **_terminating(context, name)}

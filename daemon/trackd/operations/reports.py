@@ -19,7 +19,7 @@ from trackd.operations.operation import PROBE, Fields, Operation
 from trackd.operations.quotas import allowed_by, list_users
 from trackd.operations.snapshot import life_fields, pause_fields, proxy_row, snapshot
 from trackd.state.changes import Probed
-from trackd.state.decide import Decisions
+from trackd.state.decide import MOST_ALIASES, Decisions
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire import requests
@@ -212,7 +212,7 @@ def _explain_name(context: Context, name: str) -> Fields:
     else:
         why = "unknown" if tombstone is None else "forgotten"
     group_source = tracker.source_of(row["group"]) if row["tracked"] else None
-    aliases = [] if lease is None else state.leases[lease].principals
+    aliases = [] if lease is None else state.leases[lease].principals[:MOST_ALIASES]
     aiming = _explain_aim(context, row)
     fields: Fields = {
         **({} if aiming is None else {"target": aiming}),

@@ -9,6 +9,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context, host_fields
 from trackd.operations.operation import Fields
 from trackd.rules.backoff import Pause
+from trackd.state.decide import MOST_ALIASES
 from trackd.state.state import State
 from trackd_client.errors import Code
 from trackd_client.wire import requests
@@ -122,7 +123,7 @@ def _lease_row(context: Context, lease: int) -> Fields | None:
         "granted": held.granted,
         "wall": held.wall,
         "claim_by": context.decide.claim_by(lease) if name is None else None,
-        "principals": held.principals,
+        "principals": held.principals[:MOST_ALIASES],
         **life_fields(state, lease),
     }
     if state.tracker.is_offered(lease):

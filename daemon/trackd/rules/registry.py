@@ -288,6 +288,15 @@ class Registry:
             self._free_target(lease, name)
         return name
 
+    def rename(self, lease: int, name: str) -> None:
+        """Let a lease hold a name that no lease holds, instead of one that is not tracked."""
+        offered = lease in self._offered
+        self._offered.discard(lease)
+        del self._holders[self._leases[lease] or ""]
+        self.hold(lease, name)
+        if offered:
+            self.put_offer(lease)
+
     def put_offer(self, lease: int) -> None:
         """Offer a lease that holds a name, and is not offered."""
         self._offered.add(lease)
@@ -309,6 +318,24 @@ class Registry:
             if principal in self._tracked or principal in self._holders:
                 return principal or None
         return principals[0].removesuffix(self._suffix) or None if principals else None
+
+    def aliases_of(self, principals: Sequence[str]) -> list[str]:
+        """Return the names that these principals may mean: as written, then shortened (rule 7)."""
+        shortened = (principal.removesuffix(self._suffix) for principal in principals)
+        return [name for name in dict.fromkeys((*principals, *shortened)) if name]
+
+    def resolve_to_follow(self, principals: Sequence[str]) -> str | None:
+        """Return the one name that these principals mean to a lease that follows gossip (rule 7).
+
+        Where none of them is known as written, a shortened one may be.
+        """
+        name = self.resolve(principals)
+        if name is None or name in self._tracked or name in self._holders:
+            return name
+        for alias in self.aliases_of(principals):
+            if alias in self._tracked or alias in self._holders:
+                return alias
+        return name
 
     def is_available(self, name: str) -> bool:
         """Return whether a lease in flight can claim a name: no lease holds it, or offers it.

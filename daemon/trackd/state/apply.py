@@ -162,8 +162,18 @@ def _claimed(state: State, change: changes.Claimed, _at: float, _wall: float) ->
         raise ValueError(f"{change.name} is claimed already")
     del state.in_flight[change.lease]
     state.tracker.hold(change.lease, change.name)
-    held = state.leases[change.lease]
-    held.principals = change.principals
+    state.leases[change.lease].principals = change.principals
+    if change.follows:
+        state.aliases.add(change.lease, state.tracker.aliases_of(change.principals))
+
+
+def _renamed(state: State, change: changes.Renamed, _at: float, _wall: float) -> None:
+    tracker = state.tracker
+    if tracker.lease_name(change.lease) != change.before or tracker.is_tracked(change.before):
+        raise ValueError(f"lease {change.lease} does not hold {change.before}, or it is tracked")
+    if tracker.holder(change.name) is not None:
+        raise ValueError(f"{change.name} is claimed already")
+    tracker.rename(change.lease, change.name)
 
 
 def _released(state: State, change: changes.Released, _at: float, _wall: float) -> None:
@@ -175,6 +185,8 @@ def _released(state: State, change: changes.Released, _at: float, _wall: float) 
     if change.name is None:
         del state.in_flight[change.lease]
     state.tracker.free(change.lease)
+    if state.aliases.by_lease:
+        state.aliases.drop(change.lease)
     if state.lives.by_lease:
         state.lives.end(change.lease)
 
@@ -359,6 +371,7 @@ _APPLY: Final[dict[type[Any], Callable[[State, Any, float, float], None]]] = {
     changes.Fetched: _fetched,
     changes.Granted: _granted,
     changes.Claimed: _claimed,
+    changes.Renamed: _renamed,
     changes.Released: _released,
     changes.ClaimTimedOut: _claim_timed_out,
     changes.DialSpent: _dial_spent,

@@ -283,12 +283,21 @@ class Granted(NamedTuple):
 
 @_kind(31)
 class Claimed(NamedTuple):
-    """A lease holds a name; `principals` are the first few that its claim presented."""
+    """A lease holds a name.
+
+    Attributes:
+        lease: its id.
+        number: of its session.
+        name: of the proxy.
+        principals: what the claim presented: the first few, or all when the lease follows.
+        follows: whether it follows gossip to another of them (rule 7).
+    """
 
     lease: int
     number: int
     name: str
     principals: Sequence[str]
+    follows: bool = False
 
     def edits(self) -> Keys:
         return (("lease", self.lease), META)
@@ -661,6 +670,19 @@ class Offered(NamedTuple):
     lease: int
     number: int
     name: str
+
+    def edits(self) -> Keys:
+        return (("lease", self.lease), META)
+
+
+@_kind(35)
+class Renamed(NamedTuple):
+    """A lease holds the name that gossip has for its proxy, instead of an untracked one."""
+
+    lease: int
+    number: int
+    name: str
+    before: str
 
     def edits(self) -> Keys:
         return (("lease", self.lease), META)

@@ -322,15 +322,21 @@ class Decisions:
                 return
 
     def claim(
-        self, session: Session, lease: int, principals: list[str]
+        self, session: Session, lease: int, principals: list[str], *, follow: bool = False
     ) -> tuple[str | None, str | None]:
         """Claim by rule 8.
+
+        Args:
+            session: who claims.
+            lease: for which lease.
+            principals: what the proxy presents.
+            follow: whether the lease follows gossip to another of them (rule 7).
 
         Returns:
             The name that the principals mean, and why it cannot be claimed, or None when it is.
         """
         tracker = self.state.tracker
-        name = tracker.resolve(principals)
+        name = tracker.resolve_to_follow(principals) if follow else tracker.resolve(principals)
         if lease not in session.leases:
             return name, "lease_gone"
         if tracker.lease_name(lease) is not None:
@@ -351,7 +357,7 @@ class Decisions:
             if self.state.backoff.pause is not None or session.backoff is not None:
                 self.pauses.end_by(session, "held")
             return name, "held"
-        self._claim(session, lease, name, principals, chance)
+        self._claim(session, lease, name, principals, chance, follow=follow)
         if not aimed:
             self.luck.claimed()
         if self.state.backoff.pause is not None or session.backoff is not None:
@@ -415,7 +421,9 @@ class Decisions:
     def end_offers(self) -> None:
         """Release the offered leases that are not needed any more, and notify their sessions."""
         for lease in self.state.tracker.replaced:
+            name = self.state.tracker.lease_name(lease)
             self._hand_over(lease)
+            self._follow_to(name)
 
     def report(self, session: Session, lease: int, reason: str, retry_after: float | None) -> None:
         """Take in how the dial of a lease ended; without effect when the session has it no more."""
@@ -448,18 +456,63 @@ class Decisions:
         self.notify(held.session, {"notice": "lease_revoked", "lease": lease})
         return held.session, name
 
-    def adopt(self, session: Session, principals: list[str]) -> tuple[int | None, str | None]:
+    def adopt(
+        self, session: Session, principals: list[str], *, follow: bool = False
+    ) -> tuple[int | None, str | None]:
         """Take up an open tunnel by rule 14; return the lease, or None, and the name meant."""
         tracker = self.state.tracker
-        name = tracker.resolve(principals)
+        name = tracker.resolve_to_follow(principals) if follow else tracker.resolve(principals)
         if name is None:
             return None, None
         if not tracker.is_available(name):
             self._note_duplicate(name)
             return None, name
         lease = self._grant(session, "adopt")
-        self._claim(session, lease, name, principals)
+        self._claim(session, lease, name, principals, follow=follow)
         return lease, name
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Let leases take these names, which have just become tracked or free (rule 7)."""
+        for name in names:
+            for lease in self.state.aliases.leases_of(name):
+                self._rename(lease, name)
+
+    def follow_from(self, names: Iterable[str]) -> None:
+        """Let the leases that hold these names, which are tracked no more, take others (rule 7)."""
+        tracker, known = self.state.tracker, self.state.aliases.by_lease
+        for name in names if known else ():
+            lease = tracker.holder(name)
+            if lease is not None:
+                for alias in known.get(lease, ()):
+                    if tracker.is_tracked(alias):
+                        self._rename(lease, alias)
+
+    def _rename(self, lease: int, name: str) -> None:
+        """Let a lease take the tracked name that gossip has for its proxy, unless it has one.
+
+        When another lease holds that, there are two tunnels to the proxy: advise this one to close.
+        """
+        tracker, before = self.state.tracker, self.state.tracker.lease_name(lease)
+        if before is None or before == name or tracker.is_tracked(before):
+            return
+        session = self.state.leases[lease].session
+        if not tracker.is_available(name):
+            self.advise(session, {"notice": "should_close", "lease": lease})
+            return
+        offered = tracker.holder(name)
+        if offered is not None:
+            self._hand_over(offered)
+        marks = self._marks
+        if marks.get(before).retired is not None or marks.get(name).retired is not None:
+            moved = {before: marks.get(before)._replace(retired=None)}
+            moved[name] = marks.get(name)._replace(retired=marks.get(before).retired)
+            self.mark(marking.mark(tracker, moved, session.id))
+        if self._targets.by_name:
+            self.do_all(aiming.claim(tracker, name))
+        self.do(changes.Renamed(lease, session.id, name, before))
+        self.lone.end(name)
+        self.advice.changed(self.now)
+        self.notify(session, {"notice": "renamed", "lease": lease, "name": name})
 
     # -- settings and starts ---------------------------------------------------------
 
@@ -554,6 +607,7 @@ class Decisions:
                 self.mark(marking.unmark(tracker, names))
                 self.do_all(aiming.forget(tracker, names))
                 self.do(changes.Expired(rows, tracker.mentions.left_by(names)))
+                self.follow_from(names)
             self.topology_changed()
         if self._marks.ends and (ended := self._marks.due(self.now)):
             self.mark(marking.mark(tracker, ended, None))
@@ -621,7 +675,14 @@ class Decisions:
         return (missing + tracker.offered_desired_count) / known if known else 0.0
 
     def _claim(
-        self, session: Session, lease: int, name: str, principals: list[str], chance: float = 0.0
+        self,
+        session: Session,
+        lease: int,
+        name: str,
+        principals: list[str],
+        chance: float = 0.0,
+        *,
+        follow: bool = False,
     ) -> None:
         offered = self.state.tracker.holder(name)
         if offered is not None:
@@ -630,7 +691,8 @@ class Decisions:
             self.mark(marking.end_hold(self.state.tracker, name, session.id))
         if self._targets.by_name:
             self.do_all(aiming.claim(self.state.tracker, name))
-        self.do(changes.Claimed(lease, session.id, name, principals[:MOST_ALIASES]))
+        kept = principals if follow else principals[:MOST_ALIASES]
+        self.do(changes.Claimed(lease, session.id, name, kept, follow))
         self.lone.end(name)
         self.recent.append(RecentClaim(self.now, name, False, chance))
         self.advice.changed(self.now)
@@ -653,6 +715,13 @@ class Decisions:
             self.do_all(aiming.release(self.state.tracker, name, self.now))
         if self.state.backoff.pause is not None or session.backoff is not None:
             self.pauses.released(session, lease)
+        if cause != "handed_over":  # then the one that takes over has the name
+            self._follow_to(name)
+
+    def _follow_to(self, name: str | None) -> None:
+        """Let a lease take a name that is free now, where gossip has it."""
+        if self.state.aliases.by_lease and name is not None and self.state.tracker.is_tracked(name):
+            self.follow([name])
 
     def _hand_over(self, lease: int) -> None:
         """Release an offered lease, and notify its session: its tunnel has been replaced."""

@@ -87,6 +87,16 @@ def derive_events(change: Change) -> Iterator[Event]:
                 "proxy_claimed",
                 {"name": change.name, "lease": change.lease, "session": change.number},
             )
+        case changes.Renamed():
+            yield (
+                "lease_renamed",
+                {
+                    "lease": change.lease,
+                    "session": change.number,
+                    "name": change.name,
+                    "before": change.before,
+                },
+            )
         case changes.GroupForgotten():
             for name, generation in change.rows:
                 place = {"name": name, "group": change.group, "generation": generation}
@@ -224,6 +234,7 @@ _ONE = frozenset(
         changes.SessionEnded,
         changes.Granted,
         changes.Claimed,
+        changes.Renamed,
         changes.Released,
         changes.Forgotten,
         changes.CountSet,

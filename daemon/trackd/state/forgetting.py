@@ -49,6 +49,7 @@ def forget_proxy(decide: Decisions, name: str, by: Peer) -> Tombstone | None:
     decide.mark(unmark(tracker, [name]))
     decide.do_all(aiming.forget(tracker, [name]))
     decide.do(Forgotten(name, *place, until, [mention.number], dropped, peer_of(by)))
+    decide.follow_from([name])
     decide.topology_changed()
     return tombstones.get(name)
 
@@ -82,5 +83,6 @@ def forget_group(
     decide.do_all(aiming.forget(tracker, names))
     leaves, dropped = tracker.mentions.left_by(names), tombstones.too_many_groups(group)
     decide.do(GroupForgotten(group, low, high, until, rows, leaves, dropped, peer_of(by)))
+    decide.follow_from(names)
     decide.topology_changed()
     return ForgottenGroup(names, until)

@@ -99,6 +99,8 @@ def track(
     if addresses or tracker.targets.by_name:
         moved = {rows[i][0]: before for i, before in changed}
         _address_by_gossip(decide, session, rows, moved, addresses)
+    if decide.state.aliases.by_lease:
+        decide.follow(rows[i][0] for i, before in changed if before is None)
     decide.topology_changed()
     return len(changed)
 

@@ -121,6 +121,8 @@ def _more_of_lease(state: State, lease: int) -> dict[str, Any]:
     more: dict[str, Any] = {} if life is None else {"reports": True, "stale": life.stale}
     if aim is not None:
         more["aim"] = aim
+    if lease in state.aliases.by_lease:
+        more["follows"] = True
     return {**more, "offered": True} if state.tracker.is_offered(lease) else more
 
 
@@ -278,6 +280,8 @@ def _load_leases(state: State, rows_of: RowsOf, meta: dict[str, Any]) -> None:
         more = rest[0] if rest else {}
         if more.get("reports"):
             state.lives.begin(lease, stale=more["stale"])
+        if more.get("follows"):
+            state.aliases.add(lease, state.tracker.aliases_of(principals))
         if more.get("offered"):
             session.offered = lease
             offered.append(lease)

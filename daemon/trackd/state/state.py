@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from trackd.rules.aliases import Aliases
 from trackd.rules.backoff import Backoff
 from trackd.rules.budget import Budget
 from trackd.rules.liveness import Lives
@@ -26,6 +27,7 @@ class State:
         sessions: the open sessions, and those that ended recently.
         queue: the acquires that wait.
         leases: who owns which lease.
+        aliases: the leases that follow gossip, and to which names.
         lives: the leases that have reported, and what their reports say.
         in_flight: the leases that have not claimed; whose time to claim is up first comes first.
         tombstones: of the proxies that an administrator had forgotten.
@@ -67,6 +69,7 @@ class State:
         self.sessions = Sessions()
         self.queue = Queue()
         self.leases: dict[int, Lease] = {}
+        self.aliases = Aliases()
         self.lives = Lives()
         self.in_flight: OrderedDict[int, None] = OrderedDict()
         self.tombstones = Tombstones()

@@ -23,6 +23,7 @@ STYLES: Final = {
     "lease_released": "",
     "proxy_claimed": "green",
     "lease_offered": "cyan",
+    "lease_renamed": "cyan",
     "proxy_tracked": "blue",
     "proxy_changed": "blue",
     "proxy_marked": "blue",
@@ -198,6 +199,12 @@ def _describe_offered(fields: Fields, people: People) -> str:
     return f"{format_value(fields['name'])} is offered to other agents by {lease}"
 
 
+def _describe_renamed(fields: Fields, people: People) -> str:
+    before, name = format_value(fields["before"]), format_value(fields["name"])
+    lease = f"lease {fields['lease']} of {people.describe(fields['session'])}"
+    return f"{before}, which {lease} holds, is now called {name}: gossip names it so"
+
+
 def _describe_tracked(fields: Fields, people: People) -> str:
     speaker = people.describe(fields["session"])
     return f"{format_value(fields['name'])} is tracked, {_name_generation(fields)}, says {speaker}"
@@ -298,6 +305,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields, People], str]]] = {
     "proxy_tracked": _describe_tracked,
     "proxy_changed": _describe_changed,
     "lease_offered": _describe_offered,
+    "lease_renamed": _describe_renamed,
     "proxy_marked": _describe_marked,
     "proxy_addressed": _describe_addressed,
     "proxy_expired": _describe_expired,

@@ -30,6 +30,8 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "metrics": {"names": ["trackd_epoch"]},
     "config": {"names": ["history"]},
     "open": {"name": "n", "version": "v", "labels": {"k": "v"}, "cluster": "example.com"},
+    "claim": {"follow": True},
+    "adopt": {"follow": True},
 }
 #: The fields without which an operation is refused.
 REQUIRED: dict[str, dict[str, Any]] = {

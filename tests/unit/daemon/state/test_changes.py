@@ -139,6 +139,7 @@ def test_codes_are_those_of_the_files_that_exist() -> None:
         "Released": 32,
         "ClaimTimedOut": 33,
         "DialSpent": 34,
+        "Renamed": 35,
         "Tracked": 50,
         "Mentioned": 51,
         "Renewed": 52,

@@ -107,6 +107,13 @@ PROXY = {"name": "p1", "group": "g", "generation": 3}
             "p1 is offered to other agents by lease 4 of session 1 (pid 8 known)",
         ),
         (
+            event("lease_renamed", lease=4, session=1, name="p1", before="host-7"),
+            (
+                "host-7, which lease 4 of session 1 (pid 8 known) holds, is now called p1: gossip"
+                " names it so"
+            ),
+        ),
+        (
             event("lease_released", lease=4, session=1, name="p1", cause="handed_over"),
             "lease 4 released, which held p1: its tunnel is replaced",
         ),
