@@ -39,6 +39,8 @@ from trackd_client.policy import Policy, PoolEvent, PoolStats
 from trackd_client.proxy import Proxy, Target
 from trackd_client.results import (
     Explanation,
+    Fleet,
+    FleetHost,
     LeaseRow,
     ProxyExplanation,
     ProxyRow,
@@ -66,6 +68,8 @@ __all__ = [
     "DialFailed",
     "Event",
     "Explanation",
+    "Fleet",
+    "FleetHost",
     "Lease",
     "LeaseRow",
     "Mirror",

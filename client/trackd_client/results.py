@@ -22,6 +22,8 @@ from typing import Any, ClassVar, Final, NoReturn
 
 __all__ = [
     "Explanation",
+    "Fleet",
+    "FleetHost",
     "Group",
     "GroupGap",
     "Hint",
@@ -470,6 +472,7 @@ class Status(
         pause: the pause of the host after failed dials, or None.
         paused_sessions: sessions that pause after failed dials of their own.
         tunnels: what leases have reported of their tunnels; None: none has.
+        leader: the host that leads the fleet; empty: the daemon serves its own host alone.
     """
 
     __slots__ = ()
@@ -515,6 +518,7 @@ class Status(
     pause: Pause | None
     paused_sessions: int = 0
     tunnels: Tunnels | None
+    leader: str = ""
 
 
 # -- explain --------------------------------------------------------------------------------
@@ -717,3 +721,58 @@ class ProxyExplanation(
     reported: float | None
     rtt: float | None
     stale: bool = False
+
+
+# -- fleet ----------------------------------------------------------------------------------
+
+
+class FleetHost(Result):
+    """A host of a fleet: its key is known, or it has sessions, or it was heard of.
+
+    Attributes:
+        host: its name.
+        connected: whether the leader has heard of it within `host_ttl`.
+        heard: seconds since it was heard of last; None: not since it was lost, or never.
+        sessions: its sessions.
+        admin: whether its admins are admins of the fleet.
+        key: whether the leader has its public key; if not, nothing that it sends counts.
+    """
+
+    __slots__ = ()
+    host: str
+    connected: bool
+    heard: float | None
+    sessions: int
+    admin: bool
+    key: bool
+
+
+class Fleet(Result, hosts=FleetHost):
+    """Who leads a fleet, and its hosts.
+
+    Attributes:
+        revision: of the state that this describes.
+        leader: the host that leads.
+        term: the number of its term, larger than that of each before.
+        uptime: seconds since it began to lead.
+        failovers: how often a leader has taken the present state over.
+        commits: transactions of this leader in etcd.
+        commit_mean: seconds that one took, on average.
+        commit_p50: seconds within which half of them were done, as far as a histogram tells.
+        commit_p99: the same of 99 in 100.
+        store_bytes: size of the state in etcd.
+        hosts: the hosts, by name.
+    """
+
+    __slots__ = ()
+    revision: int
+    leader: str
+    term: int
+    uptime: float
+    failovers: int
+    commits: int
+    commit_mean: float
+    commit_p50: float
+    commit_p99: float
+    store_bytes: int
+    hosts: Sequence[FleetHost]

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from unittest.mock import patch
 
 import msgpack
@@ -22,6 +22,7 @@ from trackd.actors.messages import Audience, ProcessExited, Recover, Serve, Swee
 from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.operations.call import UNATTESTED, Attested, Call
+from trackd.operations.runtime import FleetFacts
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Session
 from trackd.state.restore import restore, row_of
@@ -40,6 +41,10 @@ CLUSTER = "example.com"
 START = 5000.0
 #: Gossip of two proxies.
 ROWS = [["p1", "", 1, None], ["p2", "", 1, None]]
+
+
+#: Facts about a leader of a fleet without hosts.
+LEADER: Final = FleetFacts("control-1", 412, list, lambda _host: None, lambda: None)
 
 
 class Clock:
@@ -190,6 +195,11 @@ class Desk:
         """The store, which is SQLite's unless the test has asked for another one."""
         assert isinstance(self.actor._store, SQLiteStore)
         return self.actor._store
+
+    def lead(self, facts: FleetFacts = LEADER) -> None:
+        """Let the daemon be the leader of a fleet, from now on."""
+        self.actor._runtime.metrics.expect_hosts()
+        self.actor._runtime.fleet = facts
 
     def fail_store(self, problem: str) -> None:
         """Let the daemon take the store for one that fails, from now on."""

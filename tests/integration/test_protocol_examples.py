@@ -22,6 +22,8 @@ from trackd_client.wire.protocol import NOTICE, REPLY, REQUEST, VERSION, decode
 #: How the daemon of each conversation is started. The `disconnect_threshold` is longer than what
 #: follows a restart takes: the advice is given again after that.
 SETTINGS: dict[str, dict[str, Any]] = {each["name"]: each["settings"] for each in conversations()}
+#: That of a fleet is played in tests/fleet/test_operators.py.
+del SETTINGS["In a fleet"]
 #: Those that say the same when the daemon is killed before every request: a listing is over then,
 #: and a hint is forgotten.
 OUTLIVE_THE_DAEMON = sorted(set(SETTINGS) - {"What operators ask", "A sticky load balancer"})
@@ -131,7 +133,7 @@ def test_the_daemon_answers_as_documented_when_it_is_killed_before_every_request
 
 
 def test_every_conversation_is_played() -> None:
-    assert {message.section for message in messages()} == set(SETTINGS)
+    assert {message.section for message in messages()} == {*SETTINGS, "In a fleet"}
 
 
 def test_the_client_sends_its_fields_as_documented(
@@ -180,6 +182,7 @@ def test_the_client_sends_its_fields_as_documented(
     not_sent = {"heartbeat", "teleport"}  # where the daemon sees the process; and by nobody
     not_sent |= {"snapshot", "log", "metrics", "config", "force_release", "end_session"}
     not_sent |= {"forget", "resume", "reload"}  # tests/integration/test_operators.py
+    not_sent |= {"fleet", "drop_host", "yield_lead"}  # tests/fleet/test_operators.py
     assert {body["op"] for body in sent} == set(shown) - not_sent
     for body in sent:
         assert list(body) in shown[body["op"]]

@@ -39,6 +39,7 @@ from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, NoAnswe
 from trackd_client.results import (
     ROWS,
     Explanation,
+    Fleet,
     LeaseRow,
     ProxyExplanation,
     ProxyRow,
@@ -141,6 +142,10 @@ class AsyncOperations(BaseTracker[LeaseT]):
         """Return the daemon's `settings`."""
         return await self._call(calls.config())
 
+    async def fleet(self) -> Fleet:
+        """Return who leads the fleet, and how its hosts are; see `Tracker.fleet`."""
+        return await self._call(calls.fleet())
+
     # -- who and what ----------------------------------------------------------------------
 
     async def snapshot(self) -> Snapshot:
@@ -199,6 +204,14 @@ class AsyncOperations(BaseTracker[LeaseT]):
     async def resume(self) -> dict[str, Any]:
         """End the pauses after failed dials; see `Tracker.resume`."""
         return await self._call(calls.resume())
+
+    async def drop_host(self, host: str) -> dict[str, Any]:
+        """End all sessions of a host of the fleet; see `Tracker.drop_host`."""
+        return await self._call(calls.drop_host(host))
+
+    async def yield_lead(self, term: int) -> dict[str, Any]:
+        """Let another candidate lead the fleet; see `Tracker.yield_lead`."""
+        return await self._call(calls.yield_lead(term))
 
     async def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again; see `Tracker.reload`."""

@@ -26,7 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: The commands as `trackctl --help` lists them: by purpose.
 SECTIONS: Final = {
-    "See how things stand": ("status", "proxies", "leases", "sessions", "explain", "top", "wait"),
+    "See how things stand": (
+        *("status", "proxies", "leases", "sessions", "explain", "top", "wait"),
+        "fleet",
+    ),
     "See what happens": ("watch", "log", "metrics"),
     "Agents that are scripts": ("hold", "keep", "claim", "gossip"),
     "For admins": ("release", "end-session", "forget", "set-connection-count", "resume", "reload"),

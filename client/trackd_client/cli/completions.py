@@ -7,9 +7,9 @@ choose names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -45,6 +45,16 @@ def sessions(
     return _rows(context, "sessions", "session", begun, "name")
 
 
+def hosts(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the hosts of the fleet that begin like this."""
+    asked = {} if context.parent is None else context.parent.params
+    found: list[str] = []
+    with suppress(TrackdError, ValueError), _asked(asked) as tracker:
+        if diagnose(tracker.endpoint) is None:
+            found = [row.host for row in tracker.fleet().hosts]
+    return [CompletionItem(each) for each in found if each.startswith(begun) and is_safe(each)]
+
+
 def clusters(
     _context: click.Context, _parameter: click.Parameter, begun: str
 ) -> list[CompletionItem]:
@@ -72,7 +82,7 @@ def _rows(
     asked = {} if context.parent is None else context.parent.params
     items: list[CompletionItem] = []
     with suppress(TrackdError, ValueError):
-        for row in _listed(asked.get("endpoint"), asked.get("cluster"), of):
+        for row in _listed(asked, of):
             value = str(row[field])
             if value.startswith(begun) and is_safe(value):
                 help_ = str(row[about]) if about and is_safe(str(row[about])) else None
@@ -82,7 +92,13 @@ def _rows(
     return items
 
 
-def _listed(endpoint: str | None, cluster: str | None, of: str) -> Iterator[dict[str, object]]:
-    with Tracker(endpoint, cluster=cluster, timeout=_SECONDS, name="trackctl") as tracker:
+def _listed(asked: Mapping[str, Any], of: str) -> Iterator[dict[str, object]]:
+    with _asked(asked) as tracker:
         if diagnose(tracker.endpoint) is None:
             yield from tracker.rows(of)
+
+
+def _asked(asked: Mapping[str, Any]) -> Tracker:
+    """Return a tracker for the daemon that the options before the command name."""
+    endpoint, cluster = asked.get("endpoint"), asked.get("cluster")
+    return Tracker(endpoint, cluster=cluster, timeout=_SECONDS, name="trackctl")

@@ -16,7 +16,7 @@ from trackd_client.core.arguments import check_number, principal_list, proxy_row
 from trackd_client.core.reading import read
 from trackd_client.errors import BadArgument
 from trackd_client.proxy import Proxy
-from trackd_client.results import Explanation, ProxyExplanation, Status
+from trackd_client.results import Explanation, Fleet, ProxyExplanation, Status
 from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.requests import RequestFields
@@ -176,6 +176,11 @@ def config() -> Call[dict[str, Any]]:
     return _call(requests.Config(), own_fields, in_session=False)
 
 
+def fleet() -> Call[Fleet]:
+    """Ask who leads the fleet, and how its hosts are."""
+    return _call(requests.Fleet(), lambda reply: Fleet(own_fields(reply)), in_session=False)
+
+
 # -- what admins do -------------------------------------------------------------------------
 
 
@@ -192,6 +197,16 @@ def end_session(session: int) -> Call[dict[str, Any]]:
 def forget(name: str | None, group: str | None, generation: int | None) -> Call[dict[str, Any]]:
     """Stop tracking a proxy or a group; only what is given is sent."""
     return _call(requests.Forget(name, group, generation), own_fields)
+
+
+def drop_host(host: str) -> Call[dict[str, Any]]:
+    """End all sessions of a host of the fleet."""
+    return _call(requests.DropHost(host), own_fields)
+
+
+def yield_lead(term: int) -> Call[dict[str, Any]]:
+    """Let another candidate lead the fleet."""
+    return _call(requests.YieldLead(term), own_fields)
 
 
 def resume() -> Call[dict[str, Any]]:

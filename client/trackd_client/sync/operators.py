@@ -37,6 +37,7 @@ from trackd_client.errors import TROUBLES, DaemonAbsent, InvalidRequest, NoAnswe
 from trackd_client.results import (
     ROWS,
     Explanation,
+    Fleet,
     LeaseRow,
     ProxyExplanation,
     ProxyRow,
@@ -137,6 +138,15 @@ class Operations(BaseTracker[LeaseT]):
     def config(self) -> dict[str, Any]:
         """Return the daemon's `settings`."""
         return self._call(calls.config())
+
+    def fleet(self) -> Fleet:
+        """Return who leads the fleet of this host, and how its hosts are.
+
+        Raises:
+            InvalidRequest: the daemon serves this host alone.
+            StoreUnavailable: nobody leads now; the message says since when.
+        """
+        return self._call(calls.fleet())
 
     # -- who and what ----------------------------------------------------------------------
 
@@ -268,6 +278,39 @@ class Operations(BaseTracker[LeaseT]):
             PermissionRefused: this user is no administrator.
         """
         return self._call(calls.resume())
+
+    def drop_host(self, host: str) -> dict[str, Any]:
+        """End all sessions of a host of the fleet at once, as if it had been lost.
+
+        Args:
+            host: its name.
+
+        Returns:
+            A map: `known`, whether the fleet knows the host; `sessions`, how many ended; `freed`,
+            how many leases they held.
+
+        Raises:
+            PermissionRefused: this user is no administrator of the fleet.
+            InvalidRequest: the daemon serves this host alone.
+        """
+        return self._call(calls.drop_host(host))
+
+    def yield_lead(self, term: int) -> dict[str, Any]:
+        """Let another candidate lead the fleet.
+
+        Args:
+            term: the term that is to end, from `fleet`. A request that is repeated does not end
+                the next one, too.
+
+        Returns:
+            A map: `yielded`, False when that term was over already; `leader` and `term` of who
+            has answered.
+
+        Raises:
+            PermissionRefused: this user is no administrator of the fleet.
+            InvalidRequest: the daemon serves this host alone.
+        """
+        return self._call(calls.yield_lead(term))
 
     def reload(self) -> dict[str, Any]:
         """Make the daemon read its configuration again; `status` has the outcome.

@@ -33,7 +33,7 @@ FRAME_SLACK: Final = 64 * 1024
 
 #: Operations that need no session.
 SESSIONLESS: Final = frozenset(
-    {"hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config"}
+    {"hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config", "fleet"}
 )
 
 WireEvent = tuple[int, float, float, str, Mapping[str, Any]]

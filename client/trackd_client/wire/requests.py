@@ -230,6 +230,13 @@ class Config(RequestFields):
         return cls(_names_of(body))
 
 
+@dataclass(slots=True)
+class Fleet(RequestFields):
+    """Who leads the fleet, and how are its hosts?"""
+
+    op = "fleet"
+
+
 # of a session
 
 
@@ -623,6 +630,40 @@ class Reload(RequestFields):
     """Read the configuration again."""
 
     op = "reload"
+
+
+@dataclass(slots=True)
+class DropHost(RequestFields):
+    """End all sessions of a host of the fleet.
+
+    Attributes:
+        host: its name.
+    """
+
+    op = "drop_host"
+
+    host: str
+
+    @classmethod
+    def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
+        return cls(check_name(body.get("host"), "host", accepted.max_name))
+
+
+@dataclass(slots=True)
+class YieldLead(RequestFields):
+    """Let another candidate lead the fleet.
+
+    Attributes:
+        term: the term that is to end; the leader of a later one leads on.
+    """
+
+    op = "yield_lead"
+
+    term: int
+
+    @classmethod
+    def decode(cls, body: Mapping[str, Any], accepted: Accepted) -> Self:
+        return cls(check_count(body.get("term"), "term", least=1))
 
 
 # fields of several operations

@@ -120,6 +120,7 @@ class _Process:
         self._notifier = Notifier(os.environ)
         self._reread_settings = reread
         self._deposed = threading.Event()
+        self._yields = threading.Event()
 
     def _reread(self) -> Config:
         """Read the settings and the keys of hosts again."""
@@ -299,6 +300,7 @@ class _Process:
             term=term.fence,
             host=self._host,
             deposed=self._deposed.set,
+            yield_lead=self._yields.set,
             ask_reload=overseer.ask_reload,
         )
         actors.append(tracker)
@@ -313,6 +315,10 @@ class _Process:
         answered = tracker.ask(Ping(), block=False)
         while term.is_valid():
             event = self._next_event()
+            if self._yields.is_set():  # its reply has left, or leaves when the actors are stopped
+                self._notifier.stopping()
+                log.info("another candidate shall lead", extra=fields(term=term.fence))
+                return exits.DEPOSED
             if isinstance(event, ActorEnded):
                 if self._deposed.is_set():
                     return exits.DEPOSED

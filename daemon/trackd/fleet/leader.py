@@ -98,6 +98,7 @@ class LeaderActor(TrackerActor):
         term: int,
         host: str,
         deposed: Callable[[], None],
+        yield_lead: Callable[[], None],
         ask_reload: Callable[[], None],
     ) -> None:
         """Set up the actor; see TrackerActor.
@@ -113,6 +114,7 @@ class LeaderActor(TrackerActor):
             term: of this leader.
             host: the name of this host.
             deposed: called when another candidate has the store.
+            yield_lead: called when another candidate shall lead.
             ask_reload: as there.
         """
         self._hosts = mailbox.hosts
@@ -131,7 +133,10 @@ class LeaderActor(TrackerActor):
             ask_reload=ask_reload,
             mailbox=mailbox,
         )
-        self._runtime.fleet = FleetFacts(host, term, self._rows_of_hosts)
+        self._runtime.fleet = FleetFacts(
+            host, term, self._rows_of_hosts, self._forget_host, yield_lead
+        )
+        self._runtime.metrics.expect_hosts()
         self._runtime.damper = self._gossip = LastingGossip(config)
 
     def _handle(self, message: Any) -> None:
@@ -207,6 +212,12 @@ class LeaderActor(TrackerActor):
         log.warning("host lost", extra=fields(host=name, sessions=len(lost)))
         for session in lost:
             self._decide.end_session(session, "host_lost")
+
+    def _forget_host(self, name: str) -> None:
+        """Forget a host that has no connection: nothing is expected of it any more."""
+        host = self._hosts.get(name)
+        if host is not None and not host.connection:
+            self._hosts.drop(name)
 
     def _next_due(self) -> float | None:
         due, silent = super()._next_due(), self._hosts.next_silent()

@@ -318,6 +318,8 @@ class RelayActor(SupervisedActor):
                 return self._reply(call.seq, self._hello())
             if op == "reload":
                 return self._reply(call.seq, self._ask_reload(call.peer))
+            if op == "fleet" and self._leader is None:
+                raise ProtocolError(Code.UNAVAILABLE, self._status())
             return self._forward(call, call.peer, frame)
         except ProtocolError as error:
             return self._refusal(call.seq, error)
@@ -343,6 +345,12 @@ class RelayActor(SupervisedActor):
             "boot_id": self._boot,
             "clock": boottime() + self._offset,
             "events": self._events,
+            "fleet": {
+                "host": about["host"],
+                "leader": self._leader,
+                "term": self._term,
+                "seconds": boottime() - self._since,
+            },
         }
 
     def _ask_reload(self, peer: Peer) -> dict[str, Any]:

@@ -170,7 +170,7 @@ const where = (group, generation) => ["generation ", String(generation), ...(gro
 const REASONS = {
   asked: "released by its agent", given_up: "its agent stopped waiting", closed: "released by its agent",
   process_exited: "its process exited", no_heartbeat: "no heartbeat arrived", claim_timeout: "it did not claim in time", stale: "its tunnel gave no sign of life",
-  admin: "by an admin", handed_over: "its tunnel is replaced",
+  admin: "by an admin", handed_over: "its tunnel is replaced", host_lost: "its host was lost",
 };
 const because = (word) => REASONS[word] || plain(String(word)).replaceAll("_", " ");
 

@@ -3,8 +3,8 @@
 `Requests.answer` is the whole path of one request: who asks, for which session, has it been
 answered before, is it stale, what does it want. The operations are functions: those of agents in
 `trackd.operations.agents`, those that anybody may ask for in `trackd.operations.reports`, those
-of admins in `trackd.operations.admin`. All of it runs in the actor's thread. Its only I/O is to
-read /proc and the sizes of files. What
+of admins in `trackd.operations.admin`, those of a fleet in `trackd.operations.fleet`. All of it
+runs in the actor's thread. Its only I/O is to read /proc and the sizes of files. What
 the peer got wrong is a `ProtocolError`; any other exception is a fault of ours.
 """
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from trackd.host.logs import fields as log_fields
-from trackd.operations import admin, agents, quotas, reports
+from trackd.operations import admin, agents, fleet, quotas, reports
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_refused_act
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
@@ -277,6 +277,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     **agents.OPERATIONS,
     **reports.OPERATIONS,
     **admin.OPERATIONS,
+    **fleet.OPERATIONS,
 }
 #: The operations whose requests the mailbox hands over one at a time.
 COSTLY: Final = frozenset(name for name, operation in OPERATIONS.items() if operation.costly)

@@ -109,6 +109,8 @@ def status(context: Context, _call: Call, _request: requests.Status) -> Fields:
         fields["claimed_terminating"] = tracker.claimed_terminating_count
     if tracker.offered_desired_count:
         fields["offered"] = tracker.offered_desired_count
+    if runtime.fleet is not None:
+        fields["leader"] = runtime.fleet.host
     if runtime.http.problem is not None:
         fields["http_problem"] = runtime.http.problem
     if state.backoff.pause is not None:

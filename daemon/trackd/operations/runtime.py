@@ -73,11 +73,15 @@ class FleetFacts:
         host: the host that leads.
         term: the number of its term.
         hosts: returns a row for each host of the fleet.
+        forget: forgets a host that is silent; what is heard of it later counts as ever.
+        yield_lead: lets this process end soon, after its replies have left.
     """
 
     host: str
     term: int
     hosts: Callable[[], list[dict[str, Any]]]
+    forget: Callable[[str], None]
+    yield_lead: Callable[[], None]
 
 
 @dataclass(slots=True)

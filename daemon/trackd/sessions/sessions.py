@@ -34,6 +34,7 @@ REASONS = {
     "process_exited": "its process exited",
     "no_heartbeat": "no heartbeat came in time",
     "admin": "an administrator ended it",
+    "host_lost": "its host was lost",
 }
 
 

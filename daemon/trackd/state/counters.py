@@ -42,7 +42,10 @@ _LIFETIMES: Final = (1.0, 10.0, 60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 604_800
 #: Labels that begin at 0: Prometheus sees no increase in a series that appears with a 1.
 _GRANTS: Final = ("adopt", "bootstrap", "need")
 _REFUSALS: Final = ("backoff", "budget", "satisfied", "waiters")
-_TUNNEL_ENDS: Final = (*REASONS, "asked", "handed_over", "stale")
+#: A host is lost only in a fleet; see `Metrics.expect_hosts`.
+_HOST_LOST: Final = "host_lost"
+_SESSION_ENDS: Final = tuple(reason for reason in REASONS if reason != _HOST_LOST)
+_TUNNEL_ENDS: Final = (*_SESSION_ENDS, "asked", "handed_over", "stale")
 _RELEASES: Final = (*_TUNNEL_ENDS, "claim_timeout", "given_up")
 _FAILURES: Final = (*sorted(HOST_REASONS | SESSION_REASONS),)
 _OUTCOMES: Final = ("claimed", "held", "unreported", *_FAILURES)
@@ -72,6 +75,24 @@ class Histogram:
         """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    @property
+    def total(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float:
+        """Return the value that this share of all does not exceed, as Prometheus estimates it.
+
+        Between two bounds values are taken to be spread evenly; above the last one they count as
+        that. Without values it is 0.
+        """
+        rank, below, least = share * self.total, 0, 0.0
+        for count, bound in zip(self.counts, self.bounds, strict=False):
+            if count and below + count >= rank:
+                return least + (bound - least) * (rank - below) / count
+            below, least = below + count, bound
+        return self.bounds[-1] if self.total else 0.0
 
     def sample(self, labels: Sequence[str] = ()) -> list[Any]:
         """Return labels, cumulative counts by bound, and the sum."""
@@ -148,7 +169,7 @@ class Metrics:
         self.stale = 0
         self.aims = Counter({"missed": 0, "reached": 0})
         self.sessions_opened = 0
-        self.sessions_ended = Counter(dict.fromkeys(REASONS, 0))
+        self.sessions_ended = Counter(dict.fromkeys(_SESSION_ENDS, 0))
         self.gossip_messages = 0
         self.gossip_proxies = 0
         self.lowered_generations = 0
@@ -164,6 +185,12 @@ class Metrics:
         self.crash_seconds = Histogram(_CRASH_SECONDS)
         self.dial_failures = Counter(dict.fromkeys(_FAILURES, 0))
         self.durations = Durations()
+
+    def expect_hosts(self) -> None:
+        """Begin to count what only happens in a fleet: that hosts are lost."""
+        self.sessions_ended[_HOST_LOST] += 0
+        self.releases[_HOST_LOST] += 0
+        self.durations.tunnels.setdefault(_HOST_LOST, Histogram(_LIFETIMES))
 
     def request(self, op: str, seconds: float) -> None:
         """Count a request that was received and answered within so many seconds."""

@@ -36,6 +36,8 @@ def test_the_public_names_are_these() -> None:
         "DialFailed",
         "Event",
         "Explanation",
+        "Fleet",
+        "FleetHost",
         "Lease",
         "LeaseRow",
         "Mirror",
@@ -94,6 +96,8 @@ PUBLIC = {
     "proxy": ["Proxy", "Target"],
     "results": [
         "Explanation",
+        "Fleet",
+        "FleetHost",
         "Group",
         "GroupGap",
         "Hint",

@@ -15,6 +15,8 @@ from helpers.protocol_document import messages, pack, sections, table
 from trackd_client import results
 from trackd_client.results import (
     Explanation,
+    Fleet,
+    FleetHost,
     Group,
     GroupGap,
     Hint,
@@ -59,6 +61,7 @@ EVERY: list[tuple[type[Result], dict[str, Any]]] = [
     (Explanation, EXPLANATION),
     (Explanation, reply("explain reply, with a hint")),
     (ProxyExplanation, ABOUT_PROXY),
+    (Fleet, reply("fleet reply")),
     (Snapshot, SNAPSHOT),
     (ProxyRow, PROXY),
     (LeaseRow, LEASE),
@@ -90,6 +93,7 @@ NESTED = {
     "source": "Source",
     "group_source": "Source",
     "proxy": "ProxyRow",
+    "hosts": "Sequence[FleetHost]",
 }
 #: Fields that no event has: None in a row that appeared while a snapshot was read.
 UNKNOWN_TO_EVENTS = {(LeaseRow, "pid"), (SessionRow, "gid"), (SessionRow, "visible")}
@@ -141,7 +145,13 @@ def test_a_status_has_the_fields_and_types_of_the_document() -> None:
         "pause": "Pause | None",
         "paused_sessions": "int",
         "tunnels": "Tunnels | None",
+        "leader": "str",
     }
+
+
+def test_a_fleet_has_the_fields_and_types_of_the_document() -> None:
+    assert Fleet.__annotations__ == {"revision": "int", **documented(Fleet, table("fleet"))}
+    assert FleetHost.__annotations__ == documented(FleetHost, table("A row of the hosts"))
 
 
 def test_an_explanation_has_the_fields_and_types_of_the_document() -> None:
@@ -235,7 +245,7 @@ def test_the_fields_of_a_message_are_attributes_of_the_annotated_types(
     assert missing <= {
         *("claimed_terminating", "http_problem", "outcomes", "pause", "paused_sessions"),
         *("offered", "retry_after", "terminating", "tunnels", "reported", "rtt", "stale"),
-        *("address", "hint", "host", "only_source", "target"),
+        *("address", "hint", "host", "leader", "only_source", "target"),
     }
     assert set(fields) <= set(kind.__annotations__)
     check(kind(fields))

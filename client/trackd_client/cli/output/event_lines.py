@@ -50,6 +50,7 @@ _CAUSES: Final = {
     "stale": "its tunnel gave no sign of life",
     "admin": "by an admin",
     "handed_over": "its tunnel is replaced",
+    "host_lost": "its host was lost",
 }
 _REASONS: Final = {
     "bootstrap": "nothing was claimed or nothing tracked",

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from trackd_client import Explanation, Proxy, ProxyExplanation, Status
+from trackd_client import Explanation, Fleet, Proxy, ProxyExplanation, Status
 from trackd_client.core import calls
 from trackd_client.core.calls import BY_TIMEOUT, Call, Grant, deadline_of
 from trackd_client.errors import BadArgument
@@ -53,6 +53,9 @@ CALLS: Final[list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any], An
     ),
     ("metrics", (), {}, {"families": {}}, {"families": {}}, False),
     ("config", (), {}, {"settings": {}}, {"settings": {}}, False),
+    ("fleet", (), {}, {"leader": "c"}, Fleet({"leader": "c"}), False),
+    ("drop_host", ("h",), {"host": "h"}, {"sessions": 2}, {"sessions": 2}, True),
+    ("yield_lead", (9,), {"term": 9}, {"yielded": True}, {"yielded": True}, True),
     ("force_release", (4,), {"lease": 4}, {"released": True}, {"released": True}, True),
     ("end_session", (5,), {"session": 5}, {"ended": True}, {"ended": True}, True),
     ("forget", ("p", None, None), {"name": "p"}, {"count": 1}, {"count": 1}, True),

@@ -79,6 +79,8 @@ VALUES: dict[str, st.SearchStrategy[RequestFields]] = {
     "cancel": st.builds(requests.Cancel, ids),
     "force_release": st.builds(requests.ForceRelease, ids),
     "end_session": st.builds(requests.EndSession, ids),
+    "drop_host": st.builds(requests.DropHost, names),
+    "yield_lead": st.builds(requests.YieldLead, ids),
     "forget": st.builds(requests.Forget, names)
     | st.builds(requests.Forget, st.none(), texts, st.none() | counts),
 }
@@ -131,6 +133,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "force_release": {"lease": 1},
     "end_session": {"session": 99},
     "forget": {"name": "p1"},
+    "drop_host": {"host": "host-1"},
+    "yield_lead": {"term": 412},
 }
 
 

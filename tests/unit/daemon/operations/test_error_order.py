@@ -18,6 +18,7 @@ import pytest
 from helpers.protocol_document import table
 from helpers.writer import AgentOf, Clock, Desk, Host
 from trackd.actors.messages import Reload, ReloadOutcome
+from trackd.operations import fleet
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
@@ -228,6 +229,11 @@ GRANT = {
     "the quota of leases": over_quota("quota_leases"),
 }
 NAMES = {"the names": invalid("names must be", names="history")}
+NO_FLEET = Wrong(
+    lambda case: setattr(case.desk.actor._runtime, "fleet", None),
+    Code.INVALID_ARGUMENT,
+    "belongs to no fleet",
+)
 
 
 def order(
@@ -260,6 +266,8 @@ def without(wrong: Mapping[str, Wrong], *names: str) -> dict[str, Wrong]:
 
 #: The fields of a request of each operation that is served; none but these.
 FIELDS: dict[str, dict[str, Any]] = {
+    "drop_host": {"host": "host-1"},
+    "yield_lead": {"term": 411},
     "snapshot": {"of": "proxies"},
     "track_expected": {"proxies": [["p1", "", 1, None], ["p2", "", 1, None]]},
     "set_connection_count": {"count": 3},
@@ -298,6 +306,7 @@ ORDERS: dict[str, dict[str, Wrong]] = {
     },
     "metrics": {**ENVELOPE, **NAMES},
     "config": {**ENVELOPE, **NAMES},
+    "fleet": {**ENVELOPE, "no fleet": NO_FLEET},
     "open": {
         **ENVELOPE,
         "the token": TOKEN,
@@ -451,12 +460,21 @@ ORDERS: dict[str, dict[str, Wrong]] = {
     ),
     "resume": order({}, admin=True),
     "reload": order({}, changes=False, admin=True),
+    "drop_host": order(
+        {"the host": invalid("host must be text", host=7), "no fleet": NO_FLEET}, admin=True
+    ),
+    "yield_lead": order(
+        {"the term": invalid("term", term=0), "no fleet": NO_FLEET}, changes=False, admin=True
+    ),
 }
 #: What the daemon does not look at in a request that it serves.
 IGNORED = {
     **{
         op: [TOKEN, DONE, WISH, ROLE, STORE, ROOM["no room"]]
-        for op in ("hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config")
+        for op in (
+            *("hello", "ping", "status", "explain", "snapshot", "log", "metrics", "config"),
+            "fleet",
+        )
     },
     "open": [DONE, *ROOM.values()],
     **{
@@ -465,7 +483,7 @@ IGNORED = {
     },
     "open, again": [ROLE, STORE, *ROOM.values()],
     "adopt": [GRANT["the quota of leases"]],
-    "reload": [STORE, *ROOM.values()],
+    **{op: [STORE, *ROOM.values()] for op in ("reload", "yield_lead")},
     **{op: [WISH, ROLE, *ROOM.values()] for op in ("close", "release", "cancel")},
 }
 
@@ -478,6 +496,8 @@ def make_case(clock: Clock, host: Host) -> Iterator[Callable[[str], Case]]:
     def make(name: str) -> Case:
         desk = Desk(None, clock, admin_groups=(ADMINS,), heartbeat_ttl=3600.0)
         desks.append(desk)
+        if name in fleet.OPERATIONS:
+            desk.lead()
         fields = copy.deepcopy(FIELDS.get(name, {}))
         return Case(desk, name.partition(",")[0], fields, opened=name != "open")
 

@@ -1,0 +1,158 @@
+"""What operators see of a real fleet, and do to it: by the protocol, the client and `trackctl`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fleet.cluster import Cluster
+from fleet.fleet import LONG, Fleet
+from helpers.protocol_document import Message, messages
+from helpers.protocol_peer import VARIES, Peer, body_of
+from helpers.support import wait_until
+from helpers.trackctl import trackctl
+from trackd.config import exits
+from trackd.fleet.etcd import Etcd
+from trackd_client import Proxy, Tracker
+from trackd_client.errors import PermissionRefused, StoreUnavailable
+from trackd_client.wire.protocol import REPLY
+
+#: What differs from fleet to fleet.
+DIFFERS = VARIES | {"commits", "commit_mean", "commit_p50", "commit_p99", "heard", "term"}
+
+
+@pytest.fixture
+def fleet(cluster: Cluster, etcd: Etcd) -> Iterator[Fleet]:
+    """Two candidates, and the relays of two hosts, of which the first has admins."""
+    with Fleet(cluster) as made:
+        for relay in made.relays:
+            made.wait_until_served(relay)
+        yield made
+
+
+def settled(told: Any, shown: Any) -> Any:
+    """Return what was told, with the documented values in the place of those that differ."""
+    if isinstance(told, dict) and isinstance(shown, dict):
+        return {
+            field: shown.get(field)
+            if field in DIFFERS and type(value) is type(shown.get(field))
+            else settled(value, shown.get(field))
+            for field, value in told.items()
+        }
+    if isinstance(told, list) and isinstance(shown, list) and len(told) == len(shown):
+        return [settled(*pair) for pair in zip(told, shown, strict=True)]
+    return told
+
+
+def check(message: Message, frame: bytes) -> None:
+    """Compare a reply with the documented one."""
+    told = settled(body_of(frame), message.body)
+    assert list(told.items()) == list(message.body.items()), message.name
+
+
+def test_a_fleet_answers_as_documented(cluster: Cluster, etcd: Etcd) -> None:
+    said = [message for message in messages() if message.section == "In a fleet"]
+    with Fleet(cluster, candidates=1) as fleet:
+        for relay in fleet.relays:
+            fleet.wait_until_served(relay)
+        with Peer(fleet.relays[0].endpoint) as peer:
+            for message in said:
+                if message.kind == REPLY:
+                    check(message, peer.reply(message.body["seq"]))
+                else:
+                    peer.send(message)
+            assert peer.nothing_is_left()
+
+
+def test_a_leader_that_yields_hands_over_and_ends(fleet: Fleet) -> None:
+    leader = fleet.leader()
+    (other,) = [each for each in fleet.candidates if each is not leader]
+    with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
+        tracker.track_expected(Proxy("p1"))
+        lease = tracker.try_acquire()
+        assert lease is not None
+        before = tracker.fleet()
+        assert before.leader == leader.name
+        told = trackctl("--endpoint", fleet.relays[0].endpoint, "--timeout", "60", "fleet", "yield")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout == f"{leader.name} leads no more; trackctl fleet shows who is next\n"
+        wait_until(lambda: leader.has_ended, LONG)
+        assert leader.end() == exits.DEPOSED
+        wait_until(lambda: _leader_of(tracker) == other.name, LONG)
+        after = tracker.fleet()
+        assert after.term > before.term
+        assert after.failovers == before.failovers + 1
+        assert lease.claim("p1")
+        assert not tracker.yield_lead(before.term)["yielded"]
+        assert _leader_of(tracker) == other.name
+
+
+def _leader_of(tracker: Tracker) -> str | None:
+    """Return who leads, as far as the relay knows."""
+    try:
+        return tracker.fleet().leader
+    except StoreUnavailable as error:
+        assert "no leader for" in str(error)  # noqa: PT017 - it may also succeed
+        return None
+
+
+def test_a_host_is_dropped_by_admins_of_the_fleet(fleet: Fleet) -> None:
+    ours, theirs = (relay.endpoint for relay in fleet.relays)
+    with Tracker(ours, timeout=LONG) as a, Tracker(theirs, timeout=LONG) as b:
+        a.track_expected(Proxy("p1"))
+        lease = b.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1")
+        with pytest.raises(PermissionRefused):
+            b.drop_host("host-1")
+        told = trackctl("--endpoint", ours, "--timeout", "60", "fleet", "drop", "host-2")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout == "1 session of host-2 ended; 1 lease released\n"
+        assert a.acquire() is not None
+        assert lease.lost.wait(LONG)
+        ended = [each for each in a.log()["events"] if each.kind == "session_ended"]
+        assert (ended[0].fields["reason"], ended[0].fields["by_host"]) == ("host_lost", "host-1")
+    none = trackctl("--endpoint", ours, "--timeout", "60", "fleet", "drop", "host-9")
+    assert none.returncode == 1
+    assert (
+        none.stderr == "trackctl: the fleet has no host host-9; trackctl fleet hosts lists them\n"
+    )
+
+
+def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
+    ours = fleet.relays[0].endpoint
+    fleet.admit("host-3")
+
+    def ask(*arguments: str) -> str:
+        told = trackctl("--endpoint", ours, "--timeout", "60", "fleet", *arguments)
+        assert (told.returncode, told.stderr) == (0, "")
+        return told.stdout
+
+    leader = fleet.leader()
+    leader.signal(signal.SIGHUP)  # it reads the keys again
+    wait_until(lambda: leader.says("reloaded"), LONG)
+    assert ask().startswith(f"{leader.name} leads, term ")
+    assert "hosts      2 of 3 connected\nsilent     host-3\n" in ask()
+    head, *rows = ask("hosts").splitlines()
+    assert head.split() == ["host", "state", "heard", "sessions", "admins", "key"]
+    assert [row.split()[:2] for row in rows] == [
+        ["host-1", "connected"],
+        ["host-2", "connected"],
+        ["host-3", "silent"],
+    ]
+    fleet.relays[1].kill()
+    wait_until(lambda: "silent     host-2, host-3\n" in ask(), LONG)
+    found = {row["host"]: row for row in json.loads(ask("hosts", "--json"))["hosts"]}
+    assert not found["host-2"]["connected"]
+    with Tracker(ours, timeout=LONG) as tracker:
+        assert tracker.status().leader == leader.name
+    for candidate in fleet.candidates:
+        candidate.kill()
+    wait_until(lambda: fleet.relays[0].says("no leader"), LONG)
+    told = trackctl("--endpoint", ours, "fleet")
+    assert told.returncode == 1
+    assert told.stderr.startswith("trackctl: no leader for ")
