@@ -114,6 +114,7 @@ class Fleet:
     Attributes:
         candidates: by their order.
         relays: by the order of their hosts.
+        addresses: where each candidate listens while it leads, by its name.
     """
 
     def __init__(
@@ -143,6 +144,9 @@ class Fleet:
         for name in names:
             made = make_keys(name, self.keys)
             (self.leaders / f"{name}.pub").write_bytes(made.public_file.read_bytes())
+        self.addresses = {
+            name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)
+        }
         leaders = ", ".join(
             f'"{name}=127.0.0.1:{port}"' for name, port in zip(names, ports, strict=True)
         )
