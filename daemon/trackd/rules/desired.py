@@ -164,7 +164,6 @@ class _FirstNames:
             # have come back since.
             if following > last and following in self._all:
                 first.append(following)
-                last = following
 
 
 class DesiredSet:

@@ -157,6 +157,7 @@ def test_a_holder_that_does_not_watch_is_not_advised() -> None:
         ([(1, 0.500), (2, 0.495), (3, 0.489)], 2),
         ([(1, 0.0), (2, 0.005), (3, 0.002)], 3),
         ([(7, 60.0), (5, 59.0)], 7),
+        ([(1, 0.02), (2, 0.01)], 2),
     ],
 )
 def test_the_slowest_is_first_the_youngest_of_equal_ones_and_who_says_nothing_last(
@@ -181,9 +182,44 @@ def test_figures_that_are_missing_are_waited_for_but_not_for_ever() -> None:
     world = World(claimed=3, target=2)
     world.report(0.1, None, None)
     assert world.advice.choose(THRESHOLD) is None
+    assert world.advice.due() == THRESHOLD + 5.0
+    assert world.advice.choose(THRESHOLD + FIGURES - 0.1) is None
     at, chosen = world.wait_for_advice(THRESHOLD)
     assert at >= THRESHOLD + FIGURES
     assert chosen == 1, "those that say nothing come last"
+
+
+def test_figures_are_waited_for_until_exactly_a_minute_after_the_threshold() -> None:
+    world = World(claimed=3, target=2)
+    world.report(0.1, None, None)
+    assert world.advice.choose(THRESHOLD + FIGURES) == 1
+
+
+def test_the_wait_begins_when_the_daemon_does() -> None:
+    world = World(claimed=3, target=1)
+    assert Advice(world.tracker, world.leases, world.lives, THRESHOLD).due() == THRESHOLD
+
+
+def test_one_that_is_offered_is_not_too_many() -> None:
+    world = World(claimed=2, target=1)
+    assert world.tracker.offer(1)
+    assert world.advice.due() == 10 * THRESHOLD
+
+
+def test_a_tunnel_to_a_terminating_proxy_is_not_too_many() -> None:
+    world = World(claimed=2, target=1)
+    world.tracker.track_expected([Proxy("p1", terminating=True)])
+    assert world.advice.due() is None
+
+
+def test_what_is_not_desired_waits_also_when_no_desired_one_can_be_advised() -> None:
+    world = World(claimed=2, target=1, undesired=["old"])
+    old = max(world.leases)
+    for lease in world.leases.keys() - {old}:
+        world.leases[lease].session.live.watch = None
+    for seconds in (THRESHOLD, 10 + THRESHOLD + 0.5, 10 * THRESHOLD - 0.1):
+        assert world.advice.choose(seconds) is None
+    assert world.advice.choose(10 * THRESHOLD + 1.0) == old
 
 
 def test_advice_comes_soon_once_all_desired_ones_have_figures() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from helpers.writer import START, AgentOf, Clock, Desk, Host, assert_same_after_reload, open_session
-from trackd.rules.targets import FIRST_HOLD
+from trackd.rules.targets import FIRST_HOLD, Aim
+from trackd.rules.tracker import Tracker
 from trackd.state import timers
+from trackd.state.aiming import meet
 from trackd.state.changes import Addressed, Aimed, TargetsTrusted, unpack
 from trackd.storage.database import unseal
+from trackd_client import Proxy
 
 pytestmark = pytest.mark.rule(16)
 
@@ -334,3 +337,23 @@ def test_a_claim_that_is_sent_again_does_not_fail_twice(world: World) -> None:
         assert reply["reason"] == "held"
         world.restart()
     assert world.explain("p1")["failures"] == 1
+
+
+def test_a_dial_that_reaches_its_target_restores_trust_and_one_that_meets_it_held_has_no_aim() -> (
+    None
+):
+    """The changes by themselves."""
+    tracker = Tracker("example.com", clock=lambda: 0.0)
+    tracker.track_expected([Proxy("p1", address="p1:1"), Proxy("p2")])
+    lease = tracker.grant()
+    assert list(meet(tracker, lease, "p1", 5.0)) == [], "it is not aimed"
+    tracker.aim(lease, Aim("p1", "p1:1"))
+    reached = TargetsTrusted(*tracker.targets.trust.succeeded())
+    assert list(meet(tracker, lease, "p1", 5.0)) == [reached]
+    tracker.targets.trust = tracker.targets.trust.succeeded()
+    assert list(meet(tracker, lease, "p1", 5.0)) == []
+    tracker.hold(tracker.grant(), "p1")
+    assert list(meet(tracker, lease, "p1", 5.0)) == [Aimed(lease, None, None)]
+    tracker.hold(tracker.grant(), "p2")
+    kinds = [type(change) for change in meet(tracker, lease, "p2", 5.0)]
+    assert kinds == [Addressed, TargetsTrusted, Aimed], "its aim has failed"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from trackd.rules.targets import Aim
+from trackd.rules.marks import Mark
+from trackd.rules.targets import Address, Aim
 from trackd.rules.tombstones import GroupTombstone
 from trackd.sessions.sessions import EXPIRED_LEASES
 from trackd.state import changes
@@ -78,8 +79,10 @@ def test_a_session_ends_after_all_that_it_has(left: list[Change]) -> None:
         else changes.Unparked(TOKEN, 1, served=False)
     ]
     do(state, *done, end)
-    assert len(state.sessions) == 0
+    assert (len(state.sessions), len(state.queue)) == (0, 0)
     assert state.sessions.ended[TOKEN][:3] == ("closed", AT, 1000)
+    do(state, changes.EndedDropped((TOKEN,)))
+    assert state.sessions.ended == {}
 
 
 def test_what_a_session_is_done_with_is_known_with_and_without_replies_that_it_covers() -> None:
@@ -109,9 +112,24 @@ def test_those_who_wait_and_what_is_held_count_for_their_user() -> None:
     assert state.leases[1].principals == ("p.example.com", "p")
     assert list(state.in_flight) == [2]
     do(state, changes.Released(1, 1, "p", "released", None))
-    assert use.leases == 1
+    assert (use.leases, dict(state.tracker.leases)) == (1, {2: None})
     do(state, changes.Released(2, 1, None, "released", None))
     assert (use.leases, state.leases, list(state.in_flight)) == (0, {}, [])
+
+
+def test_notices_wait_in_their_order_until_they_are_fetched() -> None:
+    state = state_after(changes.Notified(TOKEN, {"n": 1}), changes.Notified(TOKEN, {"n": 2}))
+    session = state.sessions.by_token[TOKEN]
+    assert session.notices == [{"n": 1}, {"n": 2}]
+    do(state, changes.Fetched(TOKEN))
+    assert list(session.notices) == []
+
+
+def test_each_event_raises_the_revision() -> None:
+    state = state_after()
+    assert state.revision == 1, "a session began"
+    do(state, tracked(("a", "g", 1, None), ("b", "g", 1, None)), changes.Probed())
+    assert state.revision == 3
 
 
 def test_a_lease_that_is_not_the_next_one_does_not_fit() -> None:
@@ -157,6 +175,22 @@ def test_gossip_is_kept_with_its_source_and_until_its_ttl_is_over() -> None:
     assert tracker.mentions.of("a").by == 8
 
 
+def test_further_gossip_moves_proxies_and_puts_their_expiry_off() -> None:
+    state = state_after(tracked(("a", "g", 1, None), ("b", "g", 1, None)))
+    tracker = state.tracker
+    (number,) = tracker.mentions.by_number
+    do(state, changes.Renewed(number, 8, 40.0))
+    assert [each.expiry - AT for each in tracker] == [40.0, 40.0]
+    do(state, changes.Mentioned(5, 9, 50.0, ("b",), ()))
+    assert {each.name: each.expiry - AT for each in tracker} == {"a": 40.0, "b": 50.0}
+    assert (tracker.mentions.of("b").number, tracker.mentions.of("b").by) == (5, 9)
+    rows = (("b", "g", 1, None), ("a", "h", 2, None))
+    do(state, changes.Tracked(6, 7, 30.0, rows, ((1, "g", 1),), (number, 5)))
+    assert (tracker.place("a"), tracker.place("b")) == (("h", 2), ("g", 1))
+    do(state, changes.Expired((("b", "g", 1),), ()))
+    assert [each.name for each in tracker] == ["a"]
+
+
 def test_tombstones_make_room_for_others() -> None:
     state = state_after(tracked(("a", "g", 1, None), ("b", "g", 2, None), ("c", "h", 1, None)))
     do(state, changes.Forgotten("a", "g", 1, 200.0, (), (), None))
@@ -177,6 +211,27 @@ def test_sources_that_ended_make_room_for_others() -> None:
     do(state, changes.SourceRemembered(2, 1000, 43, "agent", (1,), "h"))
     assert state.sources.get(1) is None
     assert state.sources.get(2) == Source(1000, 43, "agent", "h")
+
+
+def test_marks_and_addresses_are_those_of_the_last_change() -> None:
+    state = state_after(
+        tracked(("a", "g", 1, None), ("b", "g", 1, None)),
+        changes.Marked(7, (("a", 150.0, None),), (("a", True),)),
+        changes.Addressed(7, (("a", "a:1", 1000, 5.0, 1, 120.0), ("b", "b:1", 1000, 5.0)), ()),
+        changes.TargetsTrusted(2, 6, 1),
+        changes.DialFailed(1, 1, "refused", None),
+    )
+    tracker = state.tracker
+    assert tracker.marks.by_name == {"a": Mark(150.0, None)}
+    assert tracker.targets.by_name == {
+        "a": Address("a:1", 1000, 5.0, 1, 120.0),
+        "b": Address("b:1", 1000, 5.0),
+    }
+    assert tracker.targets.trust == (2, 6, 1)
+    assert state.reports_outcomes is True
+    do(state, changes.Marked(None, (("a", None, None),), (("a", False),)))
+    do(state, changes.Addressed(None, (("a",),), ()))
+    assert (tracker.marks.by_name, list(tracker.targets.by_name)) == ({}, ["b"])
 
 
 def test_an_aim_has_a_name_and_an_address() -> None:
@@ -209,6 +264,7 @@ def test_a_session_offers_one_lease_at_a_time() -> None:
         do(state, changes.Offered(2, 1, "q"))
     do(state, changes.Released(1, 1, "p", "released", None), changes.Offered(2, 1, "q"))
     assert state.sessions.by_token[TOKEN].offered == 2
+    assert state.tracker.is_offered(2)
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
@@ -222,3 +278,5 @@ def test_a_pause_is_that_of_the_host_or_of_one_session(token: bytes | None) -> N
     assert set(pause.edits()) == ({META} if token is None else {META, ("pause", token)})
     assert list(state.paused) == ([] if token is None else [token])
     assert (session.backoff is None) == (token is None)
+    do(state, changes.Resumed(token, None, "asked", None))
+    assert (state.backoff.pause, session.backoff, state.paused) == (None, None, {})

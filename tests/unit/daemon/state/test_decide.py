@@ -481,3 +481,33 @@ def served_by(world: World) -> list[int]:
     before = set(world.state.leases)
     world.decide.serve_waiters()
     return sorted(world.state.leases.keys() - before)
+
+
+def test_live_settings_hold_from_now_on_and_what_they_change_survives_a_restart() -> None:
+    world = World()
+    session = world.open()
+    world.track("p1", "p2", "p3", "p4")
+    world.decide.reconfigure(world.config(dial_rate=1.0, dial_burst=2))
+    world.acquire(session)
+    world.acquire(session)
+    assert world.decide.try_acquire(session) is None
+    assert world.decide.budget_wait() == 1.0
+    assert world.decide.retry_after() == 1.0
+    world.decide.park(session, 9, None, b"route")
+    assert world.decide.retry_after() == 2.0, "one waits before"
+    world.check()
+    world.decide.reconfigure(
+        world.config(
+            dial_rate=4.0, dial_burst=3, connection_count=3, tunnel_timeout=20.0, proxy_expiry=7.0
+        )
+    )
+    state = world.state
+    assert (state.tracker.connection_count, state.configured_count) == (3, 3)
+    assert state.budget.level() == (0.0, world.clock.now)
+    assert (state.budget.rate, state.budget.burst) == (4.0, 3)
+    assert (state.lives.timeout, state.tracker.proxy_expiry) == (20.0, 7.0)
+    assert world.decide.budget_wait() == 0.25
+    world.clock.now += 0.25
+    assert world.decide.budget_wait() is None
+    world.track("p1")
+    assert state.tracker.next_expiry == world.clock.now + 7.0

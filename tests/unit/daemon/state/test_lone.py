@@ -50,6 +50,16 @@ def test_who_has_not_repeated_it_since_it_is_missing_does_not_count() -> None:
     assert gossip.is_lone("p1")
 
 
+def test_the_time_counts_from_when_it_is_missing() -> None:
+    assert MOST == 256
+    gossip = Gossip()
+    gossip.lone.begin("p1", 40.0)
+    gossip.say(1, "p1")
+    gossip.say(2, "p2")
+    assert not gossip.is_lone("p1", now=40.0)
+    assert gossip.is_lone("p1", now=40.0 + TTL)
+
+
 def test_a_name_that_is_claimed_or_expired_is_not_looked_at() -> None:
     gossip = Gossip()
     for name in ("p1", "p2"):

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from helpers.writer import START, AgentOf, Clock, Desk, Host, open_session
-from trackd.rules.marks import RETIRE_HOLD
-from trackd.state import timers
+from trackd.rules.flips import Word
+from trackd.rules.marks import RETIRE_HOLD, Mark
+from trackd.rules.tracker import Tracker
+from trackd.state import marking, timers
 from trackd.state.changes import Marked, unpack
 from trackd.storage.database import unseal
+from trackd_client import Proxy
 from trackd_client.errors import Code
 
 pytestmark = pytest.mark.rule(15)
@@ -364,3 +367,19 @@ def test_an_old_client_never_sees_what_it_does_not_know(world: World) -> None:
     page = world.desk.ask(body, agent.peer)
     assert page is not None
     assert all("terminating" not in each for each in page["rows"])
+
+
+def test_a_word_that_had_to_wait_counts_while_it_holds_and_its_proxy_is_tracked() -> None:
+    tracker = Tracker("example.com", clock=lambda: 0.0)
+    tracker.track_expected([Proxy("p1"), Proxy("p2"), Proxy("p3")])
+    tracker.mark("p3", Mark(50.0, None))
+    words = {
+        "p1": Word(10.0, 10.0, 8),
+        "p2": Word(10.0, 9.9, 7),
+        "p3": Word(10.0, None, 7),
+        "gone": Word(10.0, 20.0, 8),
+    }
+    assert marking.mark_late(tracker, words, 10.0) == [
+        Marked(7, [("p3", None, None)], [("p3", False)]),
+        Marked(8, [("p1", 10.0, None)], [("p1", True)]),
+    ]
