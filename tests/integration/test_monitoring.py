@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.support import PATIENCE, needed, wait_until
 from helpers.web import free_port, site
+from helpers.writer import LEADER
+from trackd.operations.metrics import fleet_gauges
 from trackd_client import Proxy, Tracker
 from trackd_client.metrics import exposition
 from trackd_client.testing import MakeDaemon
@@ -33,11 +35,12 @@ EVERYWHERE = {"cluster", "instance", "job"}
 
 @pytest.fixture
 def families(make_trackd_daemon: MakeDaemon) -> list[list[Any]]:
-    """What a daemon tells that has just begun."""
+    """What a daemon tells that has just begun, and what a leader of a fleet adds."""
     with Tracker(make_trackd_daemon().endpoint) as tracker:
         tracker.track_expected(Proxy("p"))
         told: list[list[Any]] = tracker.metrics()["families"]
-        return told
+    assert not [name for name, *_ in told if "fleet" in name]
+    return [*told, *fleet_gauges(LEADER, 1)]
 
 
 def series(families: list[list[Any]]) -> dict[str, set[str]]:

@@ -11,6 +11,7 @@ from trackd.operations.call import Call
 from trackd.operations.context import Context
 from trackd.operations.operation import Fields
 from trackd.operations.quotas import MOST_USERS, QUOTAS, allowed_by, list_users
+from trackd.operations.runtime import FleetFacts
 from trackd.rules.desired import MOST_GROUPS
 from trackd.state.counters import Histogram, Metrics
 from trackd.state.coverage import MOST_GAPS, OTHER
@@ -37,6 +38,8 @@ def metrics(context: Context, _call: Call, request: requests.Metrics) -> Fields:
         [[[group], seconds] for group, seconds in runtime.gaps.seconds(context.now())],
     ]
     families = [*_gauges(context), missing, gaps, *counter_families(runtime.metrics)]
+    if runtime.fleet is not None:
+        families += fleet_gauges(runtime.fleet, context.state.epoch)
     return {"families": [each for each in families if wanted is None or each[0] in wanted]}
 
 
@@ -138,6 +141,23 @@ def _gauges(context: Context) -> list[Family]:
             int(runtime.store_problem is not None),
         ),
         gauge("trackd_store_bytes", "Size of the state file.", runtime.store_bytes() or 0),
+    ]
+
+
+def fleet_gauges(facts: FleetFacts, epoch: int) -> list[Family]:
+    """Return the gauges that only the leader of a fleet has.
+
+    Args:
+        facts: about the leader.
+        epoch: how often a process has begun with this state.
+    """
+    connected = [row["connected"] for row in facts.hosts()]
+    hosts = [[["connected"], connected.count(True)], [["silent"], connected.count(False)]]
+    return [
+        gauges("trackd_fleet_leader", "The host that leads.", ["host"], [[[facts.host], 1]]),
+        gauge("trackd_fleet_term", "Number of the leader's term.", facts.term),
+        gauge("trackd_fleet_failovers", "How often a leader has taken over.", epoch - 1),
+        gauges("trackd_fleet_hosts", "Hosts by whether the leader hears them.", ["state"], hosts),
     ]
 
 

@@ -22,7 +22,7 @@ class Leader:
     yielded: int = 0
 
     def __post_init__(self) -> None:
-        rows = [{"host": host, "connected": True} for host in ("host-1", "host-2")]
+        rows = [{"host": "host-1", "connected": True}, {"host": "host-2", "connected": False}]
         self.desk.lead(
             FleetFacts("control-1", 412, lambda: rows, self.forgotten.append, self._yield)
         )
@@ -70,6 +70,23 @@ def test_who_leads_is_told_with_how_it_does(leader: Leader, clock: Clock) -> Non
     assert 0 < told["commit_p50"] <= told["commit_p99"]
     assert [row["host"] for row in told["hosts"]] == ["host-1", "host-2"]
     assert leader.ask(agent, "status")["leader"] == "control-1"
+
+
+def test_only_a_leader_has_the_metrics_of_a_fleet(leader: Leader) -> None:
+    agent = leader.open(1, "host-1")
+
+    def told() -> dict[str, Any]:
+        families = leader.ask(agent, "metrics")["families"]
+        return {name: samples for name, *_, samples in families if "fleet" in name}
+
+    assert told() == {
+        "trackd_fleet_leader": [[["control-1"], 1]],
+        "trackd_fleet_term": [[[], 412]],
+        "trackd_fleet_failovers": [[[], 0]],
+        "trackd_fleet_hosts": [[["connected"], 1], [["silent"], 1]],
+    }
+    leader.desk.actor._runtime.fleet = None
+    assert told() == {}
 
 
 def test_a_host_is_dropped_with_all_that_it_holds(leader: Leader) -> None:
