@@ -136,6 +136,13 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
     leader.signal(signal.SIGHUP)  # it reads the keys again
     wait_until(lambda: leader.says("reloaded"), LONG)
     assert ask().startswith(f"{leader.name} leads, term ")
+    _, said = doctor(ours)
+    assert said["relay"][1] == "this is the relay of host-1, a host of a fleet"
+    assert said["leader"][0] == "ok"
+    assert said["leader"][1].startswith(f"{leader.name}, term ")
+    assert said["hosts"] == ("problem", "silent: host-3")
+    assert said["etcd"][0] == "ok"
+    assert not said.keys() & {"clock", "descriptors", "store", "http"}, "those of another host"
     assert "hosts      2 of 3 connected\nsilent     host-3\n" in ask()
     head, *rows = ask("hosts").splitlines()
     assert head.split() == ["host", "state", "heard", "sessions", "admins", "key"]
@@ -156,3 +163,14 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
     told = trackctl("--endpoint", ours, "fleet")
     assert told.returncode == 1
     assert told.stderr.startswith("trackctl: no leader for ")
+    code, said = doctor(ours)
+    assert code == 1
+    assert said["leader"][0] == "problem"
+    assert said["leader"][1].startswith("none for ")
+
+
+def doctor(endpoint: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Return the exit code of the doctor, and what it found: level and sentence, by check."""
+    told = trackctl("--endpoint", endpoint, "--timeout", "60", "doctor", "--json")
+    findings = json.loads(told.stdout)["findings"]
+    return told.returncode, {each["check"]: (each["level"], each["said"]) for each in findings}

@@ -23,6 +23,7 @@ from trackd_client.cli.output.render import (
     format_count,
     format_duration,
     format_names,
+    format_rtt,
     format_size,
     format_time,
 )
@@ -30,6 +31,7 @@ from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_di
 from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
+from trackd_client.results import Fleet
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path, client_endpoint
 
@@ -142,6 +144,10 @@ def _count_tracked(options: common.Options) -> int | None:
 
 
 def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
+    hello = _ask_hello(tracker)
+    if (relay := hello.get("fleet")) is not None:
+        yield from _check_relay(tracker, relay)
+        return
     began = boottime()
     tracker.ping()
     took = boottime() - began
@@ -152,7 +158,7 @@ def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
         "daemon", OK, f"{said}, pid {status['pid']}, up {format_duration(status['uptime'])}"
     )
     yield from _check_versions(status)
-    yield from _check_clock(tracker, status)
+    yield from _check_clock(tracker, status, hello["clock"])
     yield from _check_store(status, settings)
     yield from _check_aside(settings)
     yield from _check_tunnels(tracker, status)
@@ -160,6 +166,89 @@ def _check_daemon(tracker: Tracker) -> Iterator[Finding]:
     yield from _check_http(status)
     yield from _check_counts(status, settings)
     yield from _check_process(status["pid"])
+
+
+def _ask_hello(tracker: Tracker) -> dict[str, Any]:
+    found: dict[str, Any] = tracker._request("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
+    return found
+
+
+# -- what a fleet replies ---------------------------------------------------------------------
+
+
+def _check_relay(tracker: Tracker, relay: dict[str, Any]) -> Iterator[Finding]:
+    """Check a host of a fleet: its relay, the leader, and the other hosts.
+
+    Files, processes and HTTP of the leader are those of another host.
+    """
+    host, since = escape(relay["host"]), format_duration(relay["seconds"])
+    yield Finding("relay", OK, f"this is the relay of {host}, a host of a fleet")
+    if relay["leader"] is None:
+        yield Finding(
+            "leader",
+            PROBLEM,
+            f"none for {since}, as far as this host can tell: nobody gets a lease; tunnels stay",
+            "on the control hosts look at etcd, and at: systemctl status 'trackd-lead@*'",
+        )
+        return
+    began = boottime()
+    status, found = tracker.status(), tracker.fleet()
+    took = (boottime() - began) / 2
+    yield Finding(
+        "leader",
+        OK,
+        f"{escape(found.leader)}, term {found.term}, for {format_duration(found.uptime)},"
+        f" answers in {took * 1000:.1f} ms: cluster {escape(status.cluster)}",
+    )
+    settings = {each["name"]: each for each in tracker.config()["settings"]}
+    yield from _check_versions(status)
+    yield from _check_hosts(found)
+    yield from _check_etcd(status, found)
+    yield from _check_tunnels(tracker, status)
+    yield from _check_counts(status, settings)
+
+
+def _check_hosts(found: Fleet) -> Iterator[Finding]:
+    silent = [row.host for row in found.hosts if row.key and not row.connected]
+    keyless = [row.host for row in found.hosts if not row.key]
+    if silent:
+        yield Finding(
+            "hosts",
+            PROBLEM,
+            f"silent: {format_names(silent)}",
+            "look at their relays; of a host that is gone, remove the key from hosts_dir of the"
+            " control hosts, and reload them",
+        )
+    if keyless:
+        yield Finding(
+            "hosts",
+            PROBLEM,
+            f"without a key at the leader: {format_names(keyless)}",
+            "put their public keys into hosts_dir of the control hosts, and reload them",
+        )
+    if not silent and not keyless:
+        yield Finding("hosts", OK, f"all connected: {len(found.hosts)}")
+
+
+def _check_etcd(status: dict[str, Any], found: Fleet) -> Iterator[Finding]:
+    """Tell how the leader's writes to etcd go; etcd itself is not asked."""
+    if status["store"] == "failing":
+        yield Finding(
+            "etcd",
+            PROBLEM,
+            f"changes cannot be stored: {escape(status['store_problem'])}",
+            "on a control host: etcdctl endpoint status --cluster; etcdctl alarm list",
+        )
+    else:
+        yield Finding(
+            "etcd",
+            OK,
+            f"{format_size(found.store_bytes)} stored, a commit takes"
+            f" {format_rtt(found.commit_mean)} on average",
+        )
+
+
+# -- what the daemon replies, in parts ---------------------------------------------------------
 
 
 def _check_versions(status: dict[str, Any]) -> Iterator[Finding]:
@@ -175,10 +264,8 @@ def _check_versions(status: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _check_clock(tracker: Tracker, status: dict[str, Any]) -> Iterator[Finding]:
+def _check_clock(tracker: Tracker, status: dict[str, Any], clock: float) -> Iterator[Finding]:
     """Compare the daemon's clocks with those of this process."""
-    hello = tracker._request("hello", {}, in_session=False)  # noqa: SLF001 - the package's own
-    clock = hello["clock"]
     offset = clock - boottime()
     if abs(offset) > _CLOCK_SECONDS:
         yield Finding(

@@ -130,6 +130,8 @@ def list_counts(reply: Status, until: Until) -> Iterator[tuple[str, str]]:
     for user in reply.users:
         if near := list_near_quotas(user, reply.quotas):
             yield "quotas", f"user {user.uid}{name_host(user.host)} uses {', '.join(near)}"
+    if reply.leader:
+        yield "fleet", f"led by {escape(reply.leader)}; trackctl fleet shows more"
     yield "store", describe_store(reply)
     if reply.http:
         problem = reply.http_problem
