@@ -262,3 +262,36 @@ def test_a_leader_that_was_stopped_for_twice_its_ttl_writes_and_says_nothing(
         for relay in fleet.relays:
             _, _, since = relay.log.read_text().rpartition(f"term={new.create_revision}")
             assert f"term={old.create_revision}" not in since
+
+
+def test_a_message_that_is_too_large_for_the_leader_harms_no_other_agent(
+    cluster: Cluster, etcd: Etcd
+) -> None:
+    fleet = Fleet(cluster, host_ttl=LONG)
+    for part, most in zip(fleet.parts, (1 << 16, 1 << 16, 1 << 20, 1 << 14), strict=True):
+        part.file.write_text(f"{part.file.read_text()}[limits]\nmax_frame = {most}\n")
+    with fleet:
+        for relay in fleet.relays:
+            fleet.wait_until_served(relay)
+        leader = fleet.leader()
+        with (
+            tracker_of(fleet, 1) as tracker,
+            RawPeer(fleet.relays[0].endpoint) as peer,
+            RawPeer(fleet.relays[1].endpoint) as small,
+        ):
+            peer.open()
+            limits = [each.request("hello")["limits"]["max_frame"] for each in (peer, small)]
+            assert limits == [1 << 16, 1 << 14]
+            connections = leader.log.read_text().count("host connected")
+            rows = [[f"p{number}", "", 0, None] for number in range(20_000)]
+            reply = peer.request("track_expected", proxies=rows)
+            assert reply["error"] == Code.LIMIT_EXCEEDED
+            assert "65536" in reply["message"]
+            # One that came while nobody led is refused by what the next leader allows.
+            leader.kill()
+            wait_until(lambda: fleet.relays[0].says("no leader"), LONG)
+            assert peer.request("track_expected", proxies=rows)["error"] == Code.LIMIT_EXCEEDED
+            tracker.set_connection_count(3)
+            (other,) = [each for each in fleet.candidates if each is not leader]
+            assert leader.log.read_text().count("host connected") == connections
+            assert other.log.read_text().count("host connected") == len(fleet.relays)

@@ -340,8 +340,10 @@ class RelayActor(SupervisedActor):
                 Code.UNAVAILABLE, f"the fleet has not been reached yet: {self._status()}"
             )
         about = self._about
+        most = min(self._config.max_frame, about["max_frame"])
         return {
             **{name: about[name] for name in about if name not in _FOR_RELAYS},
+            "limits": {**about["limits"], "max_frame": most},
             "boot_id": self._boot,
             "clock": boottime() + self._offset,
             "events": self._events,
@@ -368,6 +370,7 @@ class RelayActor(SupervisedActor):
         has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
         if not has_token:
             self._check_reached()
+        self._check_size(frame)
         key = (peer.uid, token if isinstance(token, bytes) and has_token else call.route, call.seq)
         known = self._requests.find(key)
         if known is not None:
@@ -402,6 +405,14 @@ class RelayActor(SupervisedActor):
             )
         )
         return None
+
+    def _check_size(self, frame: bytes) -> None:
+        """Check that the leader takes a message: it would hang up on this host otherwise."""
+        if self._about is not None and len(frame) > self._about["max_frame"]:
+            raise ProtocolError(
+                Code.LIMIT_EXCEEDED,
+                f"the message has {len(frame)} bytes; {self._about['max_frame']} are allowed",
+            )
 
     def _check_reached(self) -> None:
         """Check for who only looks that there is a leader, or was one just now."""
@@ -551,7 +562,7 @@ class RelayActor(SupervisedActor):
             processes = [Process(int(pid), int(start)) for pid, start in about["processes"]]
             damper = (float(about["proxy_expiry"]), float(about["max_ttl"]))
             epoch, limits = int(about["epoch"]), about["limits"]
-            max_name = int(limits["max_name"])
+            max_name, about["max_frame"] = int(limits["max_name"]), int(about["max_frame"])
         except (LookupError, TypeError, ValueError) as error:
             self._limited.warning("said", "%s does not say what it leads", name, error=error)
             return
@@ -583,8 +594,14 @@ class RelayActor(SupervisedActor):
             # Again, if it is watched already: it may have ended while nobody listened.
             self._watched.discard(process)
             self._watch(process)
-        for request in self._requests:
-            self._send_again(request)
+        for request in [*self._requests]:
+            try:
+                self._check_size(request.frame)
+            except ProtocolError as error:
+                self._requests.take(request.number)
+                self._mailbox.send(request.route, self._refusal(request.seq, error))
+            else:
+                self._send_again(request)
         self._publish(epoch, tracker_id, revision, ())
 
     def _lose_leader(self, why: str) -> None:
