@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from fleet.cluster import Cluster
 from fleet.fleet import CLUSTER, LONG, Fleet
 from helpers.agents import Agent
-from helpers.support import wait_until
+from helpers.support import RawPeer, pack, wait_until
 from trackd.config import exits
 from trackd.fleet.etcd import Etcd
+from trackd.fleet.pending import WINDOW
 from trackd_client import Proxy, Tracker
 from trackd_client.errors import AcquireTimeout, NoAnswer, Refused, StoreUnavailable
 
@@ -202,3 +204,32 @@ def _says_no_leader(tracker: Tracker) -> bool:
     except StoreUnavailable as error:
         return "no leader for" in str(error)
     return False
+
+
+def test_an_agent_that_asks_for_everything_leaves_others_their_share(fleet: Fleet) -> None:
+    flood = 5_000
+    with RawPeer(fleet.relays[0].endpoint) as greedy, tracker_of(fleet, 1) as other:
+        other.set_connection_count(1)
+        for number in range(flood):
+            greedy.send(pack({"op": "explain", "seq": number + 1}))
+        other.set_connection_count(2)
+        answered = [reply["seq"] for reply in iter(partial(greedy.receive, 0.0), None)]
+        assert len(answered) < flood, "it had to wait for all that had come before"
+        while len(answered) < flood:
+            reply = greedy.receive(LONG)
+            assert reply is not None
+            assert "error" not in reply, reply
+            answered.append(reply["seq"])
+        assert sorted(answered) == list(range(1, flood + 1))
+
+
+def test_requests_that_get_no_reply_do_not_stop_a_host(fleet: Fleet) -> None:
+    with RawPeer(fleet.relays[0].endpoint) as peer, tracker_of(fleet, 1) as other:
+        peer.open()
+        for _ in range(2 * WINDOW):
+            peer.request("heartbeat")
+        peer.request("heartbeat")
+        for seq in range(2, 2 * WINDOW):  # copies of what is done are never answered
+            peer.send(pack({"op": "heartbeat", "seq": seq, "token": peer.token}))
+        other.set_connection_count(2)
+        assert other.status().connection_count == 2
