@@ -91,7 +91,7 @@ class RawHost:
         """Say that the host is here until the leader has said who it is."""
 
         def look() -> bool:
-            self.word(Here(BOOT, 0))
+            self.word(Here(BOOT, 0, events=True))
             self.listen(0.5)
             return self.hears(Leads)
 

@@ -116,7 +116,7 @@ def test_a_host_without_a_known_key_never_gets_a_frame_in(fleet: Fleet, tmp_path
         tracker.set_connection_count(1)
         before = tracker.status()
         for _ in range(100):
-            host.word(Here(BOOT, 0))
+            host.word(Here(BOOT, 0, events=True))
             host.send(body)
             with contextlib.suppress(zmq.Again):
                 plain.send(b"hello", zmq.DONTWAIT)
@@ -145,7 +145,7 @@ def test_a_removed_key_gets_no_reply_and_no_event_on_a_live_connection(fleet: Fl
         tracker.set_connection_count(1)  # the leader has taken the reload in
         removed.listen(0.5)
         removed.heard.clear()
-        removed.word(Here(BOOT, 0))
+        removed.word(Here(BOOT, 0, events=True))
         body = {"op": "set_connection_count", "seq": 2, "token": token, "done": [1, 1], "count": 9}
         removed.send(body, uid=1000)
         removed.word(Exited([(os.getpid(), 1)]))
@@ -197,7 +197,7 @@ def test_a_relay_that_speaks_garbage_harms_nobody(fleet: Fleet) -> None:
             for pid in range(0, 64_000, 32):
                 hostile.word(Exited([(each, start) for each in range(pid, pid + 32)]))
             for number in range(200):
-                hostile.word(Here(f"boot-{number}", number))
+                hostile.word(Here(f"boot-{number}", number, events=True))
             assert hostile.ask({"op": "status", "seq": 9})["seq"] == 9
             reply = hostile.ask({"op": "forget", "seq": 10, "token": token, "name": "p1"}, uid=0)
             assert reply["error"] in (Code.PERMISSION_DENIED, Code.SESSION_ENDED)
@@ -242,7 +242,7 @@ def test_a_leader_that_was_stopped_for_twice_its_ttl_writes_and_says_nothing(
             for seq in range(3, 50):
                 host.send({**body, "seq": seq, "count": 100 + seq})
                 host.send({"op": "status", "seq": seq})
-                host.word(Here(BOOT, old.create_revision))
+                host.word(Here(BOOT, old.create_revision, events=True))
             while time.monotonic() < paused + 2 * TTL:
                 tracker.set_connection_count(2)
                 time.sleep(0.1)

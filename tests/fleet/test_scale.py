@@ -104,7 +104,7 @@ class SimulatedRelay:
 
     def beat(self) -> None:
         """Show that the host lives."""
-        self.socket.send(encode_word(Here("boot", self._term)))
+        self.socket.send(encode_word(Here("boot", self._term, events=False)))
 
     def gossip(self, rows: list[list[object]]) -> None:
         """Mention proxies."""

@@ -192,6 +192,9 @@ class RouterMailbox:
         """Queue a reply to a request that was parked earlier."""
         self._outbox.append((route, frame))
 
+    def note_empty(self) -> None:
+        """Do nothing: all that had arrived was read just now."""
+
     def discard(self) -> None:
         """Drop the replies of the batch so far."""
         self._outbox.clear()
@@ -252,6 +255,7 @@ class RouterMailbox:
                 self._receive_part()
                 self._ends = self.batch_began + BATCH_SECONDS
                 return
+            self.note_empty()
             self._receive(0)
         self.batch_began = time.perf_counter()
         self._ends = self.batch_began + BATCH_SECONDS
@@ -271,6 +275,7 @@ class RouterMailbox:
                 if self._part_over or self._room <= max(0, stop):
                     return
         self._room = 0  # nothing more had arrived
+        self.note_empty()
 
     def _receive(self, flags: int) -> int:
         """Receive one message; return the bytes of its first frame.

@@ -4,12 +4,13 @@ Each message is one frame, a msgpack array. The relay sends requests of its agen
 own frame untouched, and words of its own, whose number is 0:
 
     [number, [uid, gid, pid, start, command, admin, remaining], frame]
-    [0, "here", boot, term]
+    [0, "here", boot, term, events]
     [0, "exited", [[pid, start], ...]]
 
 The number of a request is the relay's own. The reply carries it, so that the relay knows whose it
-is. `here` comes each second and shows that the host lives: in which boot, and with which term's
-leader the relay has agreed. `exited` names processes that have ended. The leader replies with
+is. `here` comes each second and shows that the host lives: in which boot, with which term's
+leader the relay has agreed, and whether somebody there listens to events. `exited` names processes
+that have ended. The leader replies with
 
     [term, number, frame]
     [term, 0, "leads", {...}]
@@ -99,10 +100,12 @@ class Here(NamedTuple):
     Attributes:
         boot: the boot id of its host.
         term: the term with whose leader it has agreed; 0: with none yet.
+        events: whether somebody listens to events on its host.
     """
 
     boot: str
     term: int
+    events: bool
 
 
 class Exited(NamedTuple):
@@ -250,10 +253,10 @@ def _decode_asker(value: Any) -> Asker:
 
 def _decode_word(message: list[Any]) -> Here | Exited:
     match message:
-        case ["here", str(boot), int(term), *_] if len(boot) <= _MAX_BOOT and _is_count(
-            term, 0, MAX_UINT64
-        ):
-            return Here(boot, term)
+        case ["here", str(boot), int(term), bool(events), *_] if len(
+            boot
+        ) <= _MAX_BOOT and _is_count(term, 0, MAX_UINT64):
+            return Here(boot, term, events)
         case ["exited", list(pairs), *_] if all(map(_is_process, pairs)):
             return Exited([(pid, start) for pid, start in pairs])
     raise HopError(f"it is no word of a relay: {message!r:.100}")

@@ -20,14 +20,14 @@ class Host:
         connection: the ROUTER's id of its newest connection; b"" before its first.
         boot: the boot id that its relay has told last; "" before that.
         heard: when it was heard of last, in seconds of the fleet clock.
-        agreed: whether its relay was told who leads, so that events are sent to it.
+        listens: whether somebody there listens to events.
     """
 
     name: str
     connection: bytes
     boot: str
     heard: float
-    agreed: bool = False
+    listens: bool = False
 
 
 class Hosts:
@@ -93,10 +93,14 @@ class Hosts:
         host = self._by_name.get(name)
         if host is not None:
             self._by_connection.pop(host.connection, None)
-            host.connection, host.boot, host.agreed = b"", "", False
+            host.connection, host.boot, host.listens = b"", "", False
 
     def silent(self, now: float) -> list[str]:
-        """Return the hosts that have been silent for too long."""
+        """Return the hosts that have been silent for too long.
+
+        Args:
+            now: when all that had arrived was read.
+        """
         found = []
         for host in self:
             if host.heard + self.ttl >= now:
@@ -108,11 +112,6 @@ class Hosts:
         """Return when the first host will have been silent for too long; None without hosts."""
         first = next(iter(self), None)
         return None if first is None else first.heard + self.ttl
-
-    def forgive(self, seconds: float) -> None:
-        """Count silence later by so many seconds, in which nothing could be heard."""
-        for host in self:
-            host.heard += seconds
 
     def _move(self, host: Host, now: float) -> None:
         del self._by_name[host.name]

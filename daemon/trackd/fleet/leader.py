@@ -16,7 +16,7 @@ import zmq
 
 from trackd.actors.messages import Audience, Reload, Serve
 from trackd.actors.supervised import OnEnd
-from trackd.actors.writer import LATE_SECONDS, TrackerActor
+from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.fleet.authentication import HostKeys
 from trackd.fleet.damping import GRACE, Damper
@@ -29,6 +29,7 @@ from trackd.sessions.identity import Process
 from trackd.sessions.sessions import Session
 from trackd.state import changes
 from trackd.state.changes import Moment
+from trackd.state.timers import SWEEP_INTERVAL
 from trackd.storage.store import DamagedError, DeposedError, OpenStore, StoreError
 from trackd_client.wire.requests import Hello
 
@@ -122,6 +123,7 @@ class LeaderActor(TrackerActor):
         self._keys = keys
         self._term = term
         self._deposed = deposed
+        self._gone: set[Process] = set()  # that exited while the store failed
         self._processes: dict[str, set[Process]] = {}  # that have sessions, by host
         super().__init__(
             on_end,
@@ -159,7 +161,7 @@ class LeaderActor(TrackerActor):
         host = self._hosts.get(name)
         if host is None:
             return
-        host.agreed = True  # once it has read this answer
+        host.listens = word.events
         if word.term == self._term and not new:
             said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision)
         else:
@@ -185,6 +187,18 @@ class LeaderActor(TrackerActor):
             for pid, start in word.processes:
                 self._end_sessions(Process(pid, start, name, host.boot))
 
+    def _end_sessions(self, process: Process) -> int:
+        """End the sessions of a process that has exited; while the store fails, later."""
+        if self._runtime.store_problem is not None:
+            self._gone.add(process)
+        return super()._end_sessions(process)
+
+    def _end_gone_sessions(self) -> None:
+        """End the sessions of processes that exited while the store failed."""
+        gone, self._gone = self._gone, set()
+        for process in gone:
+            self._end_sessions(process)
+
     def _processes_of(self, name: str) -> list[Process]:
         return list(self._processes.get(name, ()))
 
@@ -196,13 +210,10 @@ class LeaderActor(TrackerActor):
             known.discard(process)
 
     def _sweep(self) -> None:
-        late = 0.0 if self._announced is None else self._moment - self._announced
-        if late > LATE_SECONDS:
-            self._hosts.forgive(late)  # what hosts have said meanwhile is not read yet
         super()._sweep()
         if self._runtime.store_problem is not None:
             return
-        for name in self._hosts.silent(self._moment):
+        for name in self._hosts.silent(self._fleet.read_until):
             self._hosts.drop(name)
             self._lose(name)
 
@@ -221,6 +232,8 @@ class LeaderActor(TrackerActor):
 
     def _next_due(self) -> float | None:
         due, silent = super()._next_due(), self._hosts.next_silent()
+        if silent is not None and silent <= self._moment:  # not judged yet: not all was read
+            silent = self._moment + SWEEP_INTERVAL
         return min((each for each in (due, silent) if each is not None), default=None)
 
     def _reload(self, message: Reload) -> None:
@@ -231,7 +244,7 @@ class LeaderActor(TrackerActor):
         for host in list(self._hosts):
             if host.name not in known:
                 self._hosts.cut_off(host.name)
-            elif host.agreed:
+            elif host.listens:
                 said = Leads(self._term, self._about(host.name))
                 self._fleet.answer(host.connection, encode_answer(said))
 
@@ -240,14 +253,14 @@ class LeaderActor(TrackerActor):
         super()._publish(store, batch)
 
     def _send_events(self, revision: int, packed: list[bytes]) -> None:
-        """Send events to the relays that have agreed with this leader."""
-        agreed = [host.connection for host in self._hosts if host.agreed]
+        """Send events to the relays on whose hosts somebody listens."""
+        listening = [host.connection for host in self._hosts if host.listens]
         state = self._state
-        for start in range(0, len(packed) if agreed else 0, _EVENTS_A_MESSAGE):
+        for start in range(0, len(packed) if listening else 0, _EVENTS_A_MESSAGE):
             part = packed[start : start + _EVENTS_A_MESSAGE]
             last = revision - (len(packed) - start - len(part))
             frame = encode_answer(Events(self._term, state.epoch, state.tracker_id, last, part))
-            for connection in agreed:
+            for connection in listening:
                 self._fleet.say(connection, frame)
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:

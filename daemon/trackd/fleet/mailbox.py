@@ -73,6 +73,8 @@ class FleetMailbox(RouterMailbox):
     Attributes:
         hosts: who is connected.
         refused: frames that were dropped since their key is not known (any more).
+        read_until: when all that had arrived was read, by the fleet clock. What hosts have said
+            since may not be read yet, however long ago they have said it.
     """
 
     call_class = FleetCall
@@ -109,6 +111,7 @@ class FleetMailbox(RouterMailbox):
         self.hosts = hosts
         self.admins = frozenset(admins)
         self.refused = 0
+        self.read_until = 0.0
         self._keys = keys
         self._term = term
         self._clock = clock
@@ -122,6 +125,10 @@ class FleetMailbox(RouterMailbox):
         """Serve frames of agents up to so many bytes."""
         self._max_frame = max_frame
         self._router.maxmsgsize = max_frame + FRAME_SLACK + BESIDE
+
+    def note_empty(self) -> None:
+        """Note when all that had arrived was read."""
+        self.read_until = self._clock()
 
     def answer(self, connection: bytes, frame: bytes) -> None:
         """Queue a word for a relay, as `send` queues a reply."""

@@ -231,6 +231,7 @@ class RelayActor(SupervisedActor):
         self._config = config
         self._roles = Roles(config.admin_users, config.admin_groups)
         self._audience = audience
+        self._listens = False  # as the leader was told last
         self._limited = LimitedLog(log)
         self._boot = boot_id()
         self._links = {
@@ -261,6 +262,7 @@ class RelayActor(SupervisedActor):
     def on_receive(self, message: Any) -> Any:
         """Handle one message."""
         if isinstance(message, FromAgent):
+            self._note_listeners()
             reply = self._answer(message.call, message.frame)
             self._mailbox.takes_more = self._requests.in_flight < WINDOW
             return reply
@@ -495,6 +497,7 @@ class RelayActor(SupervisedActor):
 
     def _beat(self) -> None:
         now = boottime()
+        self._listens = self._audience.listening
         if self._leader and now > self._heard + _SILENCE:
             self._lose_leader("it is silent")
         for name, link in self._links.items():
@@ -514,11 +517,23 @@ class RelayActor(SupervisedActor):
                 if request.sent is None:  # there was no room
                     self._send(request)
 
+    def _note_listeners(self) -> None:
+        """Ask for events as soon as somebody subscribes.
+
+        It comes before the requests by which the subscriber learns where to begin, over the same
+        connection: no event between is lost.
+        """
+        if self._audience.listening and not self._listens:
+            self._listens = True
+            if self._leader:
+                self._show(self._leader, self._links[self._leader])
+
     def _show(self, name: str, link: PinnedConnection) -> None:
         """Show a candidate that this host lives."""
         agreed = self._term if name == self._leader else 0
         with contextlib.suppress(zmq.Again):  # it has 1,000 of our messages unread
-            link.socket.send(encode_word(Here(self._boot, agreed)), zmq.DONTWAIT)
+            word = Here(self._boot, agreed, self._listens)
+            link.socket.send(encode_word(word), zmq.DONTWAIT)
 
     def _listen(self, name: str, link: PinnedConnection) -> None:
         """Take in all that a candidate has said."""

@@ -178,7 +178,7 @@ def test_a_deep_or_wide_message_costs_nothing() -> None:
 
 boots = st.text(max_size=64)
 processes = st.lists(st.tuples(st.integers(0, 2**31 - 1), counts), max_size=32)
-words = st.builds(Here, boots, counts) | st.builds(Exited, processes)
+words = st.builds(Here, boots, counts, st.booleans()) | st.builds(Exited, processes)
 
 
 @given(words)
@@ -190,15 +190,17 @@ def test_a_word_of_a_relay_comes_out_again(word: Here | Exited) -> None:
     "message",
     [
         [0, "here", "boot"],
-        [0, "here", 7, 1],
-        [0, "here", "boot", -1],
-        [0, "here", "x" * 65, 1],
+        [0, "here", 7, 1, True],
+        [0, "here", "boot", -1, True],
+        [0, "here", "boot", 1],
+        [0, "here", "boot", 1, 1],
+        [0, "here", "x" * 65, 1, True],
         [0, "exited", [[1]]],
         [0, "exited", [[1, -1]]],
         [0, "exited", [[True, 1]]],
         [0, "exited", [7]],
         [0, "gone", []],
-        [False, "here", "boot", 1],
+        [False, "here", "boot", 1, True],
     ],
 )
 def test_other_words_are_refused(message: Any) -> None:

@@ -77,11 +77,3 @@ def test_a_host_that_is_cut_off_is_silent_from_what_was_heard_last() -> None:
     hosts.drop("a")
     hosts.cut_off("a")
     assert len(hosts) == 0
-
-
-def test_time_in_which_nothing_could_be_heard_does_not_count() -> None:
-    hosts = Hosts(10.0)
-    hosts.here("a", b"1", "boot", 0.0)
-    hosts.forgive(7.0)
-    assert hosts.silent(17.0) == []
-    assert hosts.silent(17.1) == ["a"]
