@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -203,3 +204,60 @@ def test_no_more_names_are_missing_than_are_asked_for_and_are_there(registry: Re
     assert registry.missing(0) == registry.missing(-1) == []
     assert registry.missing(2) == ["p1", "q0"]
     assert registry.missing(99) == ["p1", "q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize(("cluster", "expiry"), [(b"c", 1.0), ("", 1.0), ("c", "1"), ("c", inf)])
+def test_wrong_settings_are_refused(cluster: Any, expiry: Any) -> None:
+    wrong = "proxy_expiry" if cluster == "c" else "cluster_name"
+    with pytest.raises(ValueError, match=wrong):
+        Registry(cluster, expiry)
+
+
+def test_groups_are_summed_up_with_their_generations(registry: Registry) -> None:
+    registry.put([("p3", "g", 2, None)])
+    assert registry.groups() == [("g", 2, 3, 1, 0, {1: 2, 2: 1})]
+
+
+def test_leases_in_flight_count_for_the_target(registry: Registry) -> None:
+    needs = [registry.need]
+    for _ in range(2):
+        registry.grant()
+        needs.append(registry.need)
+    registry.free(1)
+    assert [*needs, registry.need] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("is_offered", [False, True])
+def test_a_lease_takes_another_name_and_stays_offered(
+    registry: Registry, *, is_offered: bool
+) -> None:
+    lease = registry.grant()
+    registry.hold(lease, "p1.local")
+    if is_offered:
+        registry.put_offer(lease)
+    registry.rename(lease, "p1")
+    assert dict(registry.leases) == {lease: "p1"}
+    assert (registry.holder("p1"), registry.holder("p1.local")) == (lease, None)
+    assert (registry.claimed_desired_count, registry.offered_desired_count) == (1, is_offered)
+    assert registry.is_offered(lease) == is_offered
+    assert registry.free(lease) == "p1"
+    assert (registry.claimed_desired_count, registry.offered_desired_count) == (0, 0)
+
+
+def test_a_name_may_be_known_as_written_or_without_the_cluster(registry: Registry) -> None:
+    assert registry.aliases_of(["a.example.com", "b", "b", "", ".example.com"]) == [
+        "a.example.com",
+        "b",
+        ".example.com",
+        "a",
+    ]
+    registry.hold(registry.grant(), "held")
+    for principals, name in (
+        (["x.example.com", "p1"], "p1"),
+        (["x", "p1.example.com"], "p1"),
+        (["x", "held"], "held"),
+        (["x", "held.example.com"], "held"),
+        (["x.example.com", "y"], "x"),
+        ([], None),
+    ):
+        assert registry.resolve_to_follow(principals) == name
