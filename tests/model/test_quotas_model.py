@@ -34,6 +34,8 @@ class Has:
         waiting: numbers of its requests that wait, in order.
         replies: the bytes that each remembered reply takes, by the number of its request.
         lasting: the numbers of those that a restart brings back.
+        done: those that it is done with, which are dropped with its next change, or when the user
+            has no room.
     """
 
     agent: AgentOf
@@ -42,6 +44,7 @@ class Has:
     waiting: list[int] = field(default_factory=list)
     replies: dict[int, int] = field(default_factory=dict)
     lasting: set[int] = field(default_factory=set)
+    done: dict[int, int] = field(default_factory=dict)
 
 
 class Quotas(DeskMachine):
@@ -52,6 +55,7 @@ class Quotas(DeskMachine):
         super().__init__()
         self.open_now: list[Has] = []
         self.queue: list[tuple[Has, int]] = []
+        self.finished: list[Has] = []  # those that are done with replies, in order
 
     @initialize()
     def begin(self) -> None:
@@ -71,8 +75,24 @@ class Quotas(DeskMachine):
             "sessions": len(of_user),
             "leases": sum(len(has.leases) for has in of_user) + waiters,
             "waiters": waiters,
-            "reply_bytes": sum(sum(has.replies.values()) for has in of_user),
+            "reply_bytes": sum(
+                size
+                for has in of_user
+                for kept in (has.replies, has.done)
+                for size in kept.values()
+            ),
         }
+
+    def drop_done(self, has: Has) -> None:
+        has.done = {}
+        if has in self.finished:
+            self.finished.remove(has)
+
+    def make_room(self, uid: int) -> None:
+        """Drop replies that are done while there is no room, those of one session after another."""
+        of_user = [has for has in self.finished if has.uid == uid]
+        while self.met(uid, "reply_bytes") and of_user:
+            self.drop_done(of_user.pop(0))
 
     def met(self, uid: int, *quotas: str) -> tuple[str, int, int] | None:
         """Return the first of some quotas that a user meets; root meets none."""
@@ -88,6 +108,7 @@ class Quotas(DeskMachine):
         has.replies[seq] = len(self.arrived[has.agent.token, seq].frame) + REPLY_OVERHEAD
         if lasting:
             has.lasting.add(seq)
+            self.drop_done(has)
 
     @property
     def free(self) -> int:
@@ -137,6 +158,7 @@ class Quotas(DeskMachine):
         has = self.open_now[pick % len(self.open_now)]
         seq = next(has.agent.numbers)
         is_free = self.free > 0
+        self.make_room(has.uid)
         room = self.met(has.uid, "reply_bytes")
         met = room or self.met(has.uid, "leases")
         if op == "acquire" and not is_free:
@@ -185,9 +207,8 @@ class Quotas(DeskMachine):
     def mark_done(self, pick: int) -> None:
         """Say that all replies have arrived; those of requests that wait have not.
 
-        Replies that are done count until the next change of their session. One is made here at
-        once: numbers that were never sent are done, too, with more gaps than a note of the store
-        takes.
+        This is a change at once: numbers that were never sent are done, too, with more gaps than a
+        note of the store takes.
         """
         has = self.open_now[pick % len(self.open_now)]
         never_sent = [next(has.agent.numbers) for _ in range(14)]
@@ -195,11 +216,26 @@ class Quotas(DeskMachine):
         done = [bound for seq in numbers for bound in (seq, seq)]
         self.ask(has.agent, "heartbeat", done=done)
         has.replies, has.lasting = {}, set()
+        self.drop_done(has)
+
+    @rule(pick=picks)
+    def mark_lasting_done(self, pick: int) -> None:
+        """Say it of a few that a restart brings back: they count until they are in the way."""
+        has = self.open_now[pick % len(self.open_now)]
+        numbers = sorted(has.lasting)[: 16 - len(has.done)]
+        if numbers:
+            done = [bound for seq in numbers for bound in (seq, seq)]
+            self.ask(has.agent, "heartbeat", done=done)
+            has.done |= {seq: has.replies.pop(seq) for seq in numbers}
+            has.lasting -= set(numbers)
+            if has not in self.finished:
+                self.finished.append(has)
 
     @precondition(lambda self: len(self.open_now) > 1)
     @rule(pick=picks, how=st.sampled_from(("close", "exit")))
     def end(self, pick: int, how: str) -> None:
         has = self.open_now.pop(pick % len(self.open_now))
+        self.drop_done(has)
         self.queue = [each for each in self.queue if each[0] is not has]
         if how == "close":
             self.ask(has.agent, "close")
@@ -209,9 +245,12 @@ class Quotas(DeskMachine):
 
     @rule()
     def daemon_is_killed(self) -> None:
-        """Kill it; a restart forgets the replies that changed nothing."""
+        """Kill it; a restart forgets the replies that changed nothing, and what was done last."""
         self.kill()
         for has in self.open_now:
+            has.replies |= has.done
+            has.lasting |= has.done.keys()
+            self.drop_done(has)
             has.replies = {seq: size for seq, size in has.replies.items() if seq in has.lasting}
         for has, seq in self.queue:  # so that they are answered on this connection
             assert self.ask_again(has.agent, seq) is None

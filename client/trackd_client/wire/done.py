@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Final
 
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
+
+#: The array of all empty sets.
+_NO_RANGES: Final[list[int]] = []
 
 
 class Done:
@@ -14,13 +18,13 @@ class Done:
 
     On the wire it is a flat array ``[first, last, first, last, …]``, ascending, with a gap
     between one range and the next. It is short: one range that starts at 1, and another for
-    each request that waits.
+    each request that waits. Such an array is never edited: several sets may share one.
     """
 
     __slots__ = ("ranges",)
 
-    def __init__(self, ranges: Iterable[int] = ()) -> None:
-        self.ranges: list[int] = list(ranges)
+    def __init__(self, ranges: Sequence[int] = ()) -> None:
+        self.ranges: list[int] = list(ranges) if ranges else _NO_RANGES
 
     def __contains__(self, seq: int) -> bool:
         ranges = self.ranges
@@ -50,7 +54,7 @@ class Done:
         if more and more[:-1] == ranges[:-1]:  # nearly always: the last range has grown
             if more[-1] < ranges[-1]:
                 return False
-            ranges[-1] = more[-1]
+            self.ranges = [*ranges[:-1], more[-1]]
             return True
         pairs = sorted(
             (both[i], both[i + 1]) for both in (ranges, more) for i in range(0, len(both), 2)

@@ -505,7 +505,7 @@ class TrackerActor(SupervisedActor):
         for waiter in self._state.queue:
             known = routes.get((waiter.session.token, waiter.seq))
             if known is not None:
-                waiter.session.live.routes[waiter.seq] = known
+                waiter.session.put_route(waiter.seq, known)
 
     def _probe(self) -> None:
         """Check whether the store works again; if so, do what was put off."""

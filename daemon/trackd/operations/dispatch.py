@@ -121,7 +121,7 @@ class Requests:
             live.watch = ParkedWatch(seq, call.route)
             return None
         if seq in session.parked:
-            live.routes[seq] = call.route
+            session.put_route(seq, call.route)
             return None
         if deadline is not None and not operation.never_stale and self._is_stale(call, deadline):
             return None
@@ -261,8 +261,6 @@ class Requests:
                 f"the session has {self.config.max_outstanding} requests that wait or whose"
                 " replies it has not marked as done",
             )
-        if session.live.covered and not quotas.has_reply_room(self.context, session):
-            exactly_once.drop_covered(self.decide, session)
         quotas.check_reply(self.context, session)
 
     def _has_room(self, session: Session, operation: Operation) -> bool:

@@ -20,6 +20,7 @@ from trackd.operations.operation import Fields
 from trackd.rules.user import User, describe_user
 from trackd.sessions.sessions import Session
 from trackd.sessions.use import Use
+from trackd.state import exactly_once
 from trackd_client.errors import Code
 from trackd_client.wire.errors import ProtocolError
 
@@ -91,6 +92,7 @@ def check_waiter(context: Context, session: Session) -> None:
 def check_reply(context: Context, session: Session) -> None:
     """Refuse a change whose reply finds no room, in the quota or in that of all sessions."""
     use, config = session.use, context.config
+    _make_room(context, use)
     _check(context, use.user, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)
     if not _has_total_room(context, use):
         raise ProtocolError(
@@ -103,9 +105,21 @@ def check_reply(context: Context, session: Session) -> None:
 def has_reply_room(context: Context, session: Session) -> bool:
     """Return whether there is room to remember another reply of a session."""
     use = session.use
-    return _has_total_room(context, use) and (
-        use.reply_bytes < context.config.quota_reply_bytes or is_exempt(use.user)
-    )
+    return _has_total_room(context, use) and _has_own_room(context, use)
+
+
+def _make_room(context: Context, use: Use) -> None:
+    """Drop replies that sessions are done with, while there is no room without that."""
+    while use.covering and not _has_own_room(context, use):
+        exactly_once.drop_covered(context.decide, next(iter(use.covering)))
+    total = context.state.sessions.total
+    while total.covering and not _has_total_room(context, use):
+        exactly_once.drop_covered(context.decide, next(iter(total.covering)))
+
+
+def _has_own_room(context: Context, use: Use) -> bool:
+    """Return whether the quota of a user leaves room for another reply."""
+    return use.reply_bytes < context.config.quota_reply_bytes or is_exempt(use.user)
 
 
 def _has_total_room(context: Context, use: Use) -> bool:

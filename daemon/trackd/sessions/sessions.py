@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, cast
 
 from trackd.rules.backoff import Backoff
 from trackd.rules.deadlines import Deadlines
@@ -24,6 +25,11 @@ ENDED_SECONDS = 600.0
 ENDED_TOKENS = 10_000
 #: Expired leases that a session remembers, so that a late claim differs from a wrong one.
 EXPIRED_LEASES = 1024
+
+#: What most sessions have of what comes and goes. It cannot be edited: whoever adds the first thing
+#: puts a container of its own in the place, and whoever takes the last one puts this back.
+_NONE: Final = cast("dict[int, Any]", MappingProxyType({}))
+_NO_NUMBERS: Final = cast("set[int]", frozenset())
 
 #: Notices that a restart may forget: the daemon gives such advice again.
 UNSTORED_NOTICES: Final = frozenset({"should_close"})
@@ -102,9 +108,9 @@ class Live:
     overdue: bool = False
     done: Done = field(default_factory=Done)
     covered: Sequence[int] = ()
-    refusals: dict[int, bytes] = field(default_factory=dict)
-    repeatable: set[int] = field(default_factory=set)
-    routes: dict[int, bytes] = field(default_factory=dict)
+    refusals: dict[int, bytes] = field(default_factory=lambda: _NONE)
+    repeatable: set[int] = _NO_NUMBERS
+    routes: dict[int, bytes] = field(default_factory=lambda: _NONE)
     watch: ParkedWatch | None = None
     advice: Sequence[dict[str, Any]] = ()
     looked: tuple[str, ...] = ()
@@ -152,7 +158,7 @@ class Session:
     expired: frozenset[int] = frozenset()
     done: Done = field(default_factory=Done)
     replies: dict[int, KeptReply] = field(default_factory=dict)
-    parked: dict[int, Waiter] = field(default_factory=dict)
+    parked: dict[int, Waiter] = field(default_factory=lambda: _NONE)
     notices: Sequence[dict[str, Any]] = ()
     backoff: Backoff | None = None
     offered: int | None = None
@@ -171,28 +177,82 @@ class Session:
 
     def keep_refusal(self, seq: int, frame: bytes) -> None:
         """Keep the reply to a request that changed nothing."""
-        self.live.refusals[seq] = frame
+        live = self.live
+        if not live.refusals:
+            live.refusals = {}
+        live.refusals[seq] = frame
         self.use.count_reply(frame)
 
     def drop_refusal(self, seq: int) -> None:
         """Drop such a reply, if there is one."""
-        frame = self.live.refusals.pop(seq, None)
-        if frame is not None:
-            self.use.drop_reply(frame)
+        live = self.live
+        if seq in live.refusals:
+            self.use.drop_reply(live.refusals.pop(seq))
+            live.refusals = live.refusals or _NONE
 
     def note_repeatable(self, seq: int, most: int) -> None:
         """Note that a request may run again without harm, unless `most` such are noted."""
-        if len(self.live.repeatable) < most:
-            self.live.repeatable.add(seq)
+        live = self.live
+        if not live.repeatable:
+            live.repeatable = {seq}
+        elif len(live.repeatable) < most:
+            live.repeatable.add(seq)
+
+    def drop_repeatable(self, seq: int) -> None:
+        """Forget such a request, which may be unknown."""
+        live = self.live
+        if seq in live.repeatable:
+            live.repeatable.remove(seq)
+            live.repeatable = live.repeatable or _NO_NUMBERS
+
+    def park(self, waiter: Waiter) -> None:
+        """Add an acquire that waits."""
+        if not self.parked:
+            self.parked = {}
+        self.parked[waiter.seq] = waiter
+
+    def unpark(self, seq: int) -> Waiter:
+        """Take out an acquire that waits no longer; KeyError when there is none."""
+        waiter = self.parked.pop(seq) if self.parked else self.parked[seq]
+        self.parked = self.parked or _NONE
+        return waiter
+
+    def put_route(self, seq: int, route: bytes) -> None:
+        """Note the connection of a parked acquire."""
+        live = self.live
+        if not live.routes:
+            live.routes = {}
+        live.routes[seq] = route
+
+    def take_route(self, seq: int) -> bytes | None:
+        """Forget the connection of a parked acquire, and return it, or None."""
+        live = self.live
+        if seq not in live.routes:
+            return None
+        route = live.routes.pop(seq)
+        live.routes = live.routes or _NONE
+        return route
 
     def unanswered(self) -> int:
         """Return how many requests wait, or have a reply that the session is not done with."""
         live = self.live
         return len(self.replies) - len(live.covered) + len(live.refusals) + len(self.parked)
 
+    def cover(self, seqs: Sequence[int]) -> None:
+        """Note kept replies that the session is done with, until they are dropped."""
+        if seqs:
+            self.live.covered = [*self.live.covered, *seqs]
+            for use in (self.use, self.use.total):
+                if use is not None:
+                    use.covering[self] = None
+
     def take_covered(self) -> Sequence[int]:
         """Return the numbers of kept replies that the session is done with, for a change."""
         covered, self.live.covered = self.live.covered, ()
+        if covered:
+            for use in (self.use, self.use.total):
+                if use is not None:
+                    use.covering.pop(self, None)
         return covered
 
 
@@ -272,7 +332,11 @@ class Sessions:
         use.sessions += 1
         self.last_id = max(self.last_id, session.id)
         if session.process is not None:
-            self._by_process.setdefault(session.process, set()).add(session)
+            known = self._by_process.setdefault(session.process, set())
+            other = next(iter(known), session)  # of many sessions, both are kept once
+            session.process = other.process
+            session.peer = other.peer if other.peer == session.peer else session.peer
+            known.add(session)
 
     def remove(self, session: Session, reason: str, now: float) -> None:
         """Remove a session and remember its end."""
@@ -281,6 +345,7 @@ class Sessions:
         del self.by_id[session.id]
         use = session.use
         use.sessions -= 1
+        session.take_covered()
         for seq in list(session.replies):
             session.drop_reply(seq)
         for seq in list(session.live.refusals):

@@ -7,8 +7,8 @@ restart counts again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from trackd.rules.user import User
 
@@ -27,6 +27,7 @@ class Use:
         leases: how many they hold.
         waiters: how many of their requests wait for a lease.
         reply_bytes: bytes of the replies that are remembered for them, overhead included.
+        covering: the sessions that are done with some of those; they can be dropped at any time.
     """
 
     user: User = ("", -1)
@@ -35,6 +36,7 @@ class Use:
     leases: int = 0
     waiters: int = 0
     reply_bytes: int = 0
+    covering: dict[Any, None] = field(default_factory=dict)
 
     def count_reply(self, frame: bytes) -> None:
         """Count a reply that is remembered from now on."""

@@ -79,7 +79,7 @@ def _session_opened(state: State, change: changes.SessionOpened, at: float, wall
             token=change.token,
             peer=Peer(change.uid, change.gid, change.pid, change.host),
             process=change.process,
-            name=change.name,
+            name=sys.intern(change.name),
             version=sys.intern(change.version),
             labels=change.labels or NO_LABELS,
             opened=at,
@@ -113,7 +113,7 @@ def _acknowledged(state: State, change: changes.Acknowledged, _at: float, _wall:
 
 
 def _acknowledge(session: Session, change: changes.Replied | changes.Acknowledged) -> None:
-    session.done.ranges = list(change.done)
+    session.done.ranges = change.done  # shared, see `Done`
     for seq in change.covered:
         session.drop_reply(seq)
 
@@ -121,14 +121,14 @@ def _acknowledge(session: Session, change: changes.Replied | changes.Acknowledge
 def _parked(state: State, change: changes.Parked, _at: float, _wall: float) -> None:
     session = state.sessions.by_token[change.token]
     waiter = Waiter(session, change.seq, change.order, change.tag, change.deadline)
-    session.parked[change.seq] = waiter
+    session.park(waiter)
     session.use.waiters += 1
     state.queue.add(waiter)
 
 
 def _unparked(state: State, change: changes.Unparked, _at: float, _wall: float) -> None:
     session = state.sessions.by_token[change.token]
-    waiter = session.parked.pop(change.seq)
+    waiter = session.unpark(change.seq)
     session.use.waiters -= 1
     state.queue.remove(waiter)
     if change.served:

@@ -194,7 +194,7 @@ class Replied(NamedTuple):
     seq: int
     frame: bytes
     lease: int | None
-    done: Sequence[int]
+    done: list[int]
     covered: Sequence[int]
 
     def edits(self) -> Keys:
@@ -210,7 +210,7 @@ class Acknowledged(NamedTuple):
     """A session is done with requests; the fields are as in `Replied`."""
 
     token: bytes
-    done: Sequence[int]
+    done: list[int]
     covered: Sequence[int]
 
     def edits(self) -> Keys:

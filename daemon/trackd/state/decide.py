@@ -308,7 +308,7 @@ class Decisions:
         queue = self.state.queue
         tag = queue.next_tag(session)
         self.do(changes.Parked(session.token, seq, queue.last_order + 1, deadline, tag))
-        session.live.routes[seq] = route
+        session.put_route(seq, route)
 
     def serve_waiters(self) -> None:
         """Grant leases to waiters, in their turn by rule 13, for as long as the rules allow."""
@@ -691,7 +691,7 @@ class Decisions:
             self.mark(marking.end_hold(self.state.tracker, name, session.id))
         if self._targets.by_name:
             self.do_all(aiming.claim(self.state.tracker, name))
-        kept = principals if follow else principals[:MOST_ALIASES]
+        kept = tuple(principals if follow else principals[:MOST_ALIASES])
         self.do(changes.Claimed(lease, session.id, name, kept, follow))
         self.lone.end(name)
         self.recent.append(RecentClaim(self.now, name, False, chance))
@@ -743,7 +743,7 @@ class Decisions:
     def unpark(self, waiter: Waiter, *, served: bool = False) -> bytes | None:
         """Take a waiter out of the queue; return its connection, or None when it has none."""
         session, seq = waiter.session, waiter.seq
-        route = session.live.routes.pop(seq, None)
+        route = session.take_route(seq)
         if route is not None:
             self.left.append((session.token, seq, route))
         self.do(changes.Unparked(session.token, seq, served))

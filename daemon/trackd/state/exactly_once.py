@@ -33,11 +33,11 @@ def remember(
     """
     if stored:
         live = session.live
-        done = list(live.done.ranges)
+        done = live.done.ranges
         covered = session.take_covered()
         decide.do(changes.Replied(session.token, seq, frame, lease, done, covered))
         if seq in live.done:  # a request that gave up itself
-            live.covered = (seq,)
+            session.cover([seq])
     else:
         session.keep_refusal(seq, frame)
 
@@ -97,9 +97,9 @@ def give_up(decide: Decisions, session: Session, seq: int) -> bool:
     if reply is not None and reply.lease in session.leases:
         decide.free(session, reply.lease, "given_up")
     if reply is not None:
-        live.covered = [*live.covered, seq]
+        session.cover([seq])
     session.drop_refusal(seq)
-    live.repeatable.discard(seq)
+    session.drop_repeatable(seq)
     drop_covered(decide, session)
     return True
 
@@ -116,18 +116,17 @@ def _forget(session: Session, fresh: Sequence[int]) -> bool:
     covered = []
     for seq in fresh:
         if seq in repeatable:
-            repeatable.remove(seq)
+            session.drop_repeatable(seq)
         elif seq in session.replies:
             covered.append(seq)
         else:
             session.drop_refusal(seq)
             harmless = False
-    if covered:
-        session.live.covered = [*session.live.covered, *covered]
+    session.cover(covered)
     return harmless
 
 
 def drop_covered(decide: Decisions, session: Session) -> None:
     """Store what a session is done with, and drop the kept replies to it."""
-    done = list(session.live.done.ranges)
+    done = session.live.done.ranges
     decide.do(changes.Acknowledged(session.token, done, session.take_covered()))

@@ -187,7 +187,7 @@ def restore(
         live = session.live
         live.done = Done(session.done.ranges)
         live.done.update(list(done.get(session.token, ())))
-        live.covered = [seq for seq in session.replies if seq in live.done]
+        session.cover([seq for seq in session.replies if seq in live.done])
 
 
 def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
@@ -255,7 +255,7 @@ def _session_from(token: bytes, row: Sequence[Any]) -> Session:
         notices=notices,
     )
     for seq, order, deadline, tag in waits:
-        session.parked[seq] = Waiter(session, seq, order, tag, deadline)
+        session.park(Waiter(session, seq, order, tag, deadline))
     return session
 
 

@@ -148,14 +148,14 @@ def session(number: int) -> Session:
 def park(queue: Queue, owner: Session) -> Waiter:
     order = queue.last_order + 1
     parked = Waiter(owner, order, order, queue.next_tag(owner), None)
-    owner.parked[order] = parked
+    owner.park(parked)
     queue.add(parked)
     return parked
 
 
 def take_out(queue: Queue, leaver: Waiter, *, served: bool) -> None:
     queue.remove(leaver)
-    del leaver.session.parked[leaver.seq]
+    leaver.session.unpark(leaver.seq)
     if served:
         queue.last_served = max(queue.last_served, leaver.tag)
 

@@ -63,8 +63,8 @@ def test_requests_without_a_reply_that_was_fetched_are_counted() -> None:
     for seq in (1, 2, 3, 4):
         one.keep_reply(seq, KeptReply(b"", None))
     one.keep_refusal(5, b"")
-    one.parked[6] = Waiter(one, 6, 1, 1, None)
-    one.parked[7] = Waiter(one, 7, 2, 2, None)
+    one.park(Waiter(one, 6, 1, 1, None))
+    one.park(Waiter(one, 7, 2, 2, None))
     one.live.covered = (1, 2, 3)
     assert one.unanswered() == 1 + 1 + 2
     assert one.take_covered() == (1, 2, 3)

@@ -87,14 +87,14 @@ def test_a_session_ends_after_all_that_it_has(left: list[Change]) -> None:
 
 def test_what_a_session_is_done_with_is_known_with_and_without_replies_that_it_covers() -> None:
     state = state_after(
-        changes.Replied(TOKEN, 1, b"one", None, (), ()),
-        changes.Replied(TOKEN, 2, b"two", None, (1, 1), (1,)),
+        changes.Replied(TOKEN, 1, b"one", None, [], ()),
+        changes.Replied(TOKEN, 2, b"two", None, [1, 1], (1,)),
     )
     session = state.sessions.by_token[TOKEN]
     assert (session.done.ranges, list(session.replies)) == ([1, 1], [2])
-    do(state, changes.Replied(TOKEN, 5, b"five", 9, (1, 1, 3, 4), ()))
+    do(state, changes.Replied(TOKEN, 5, b"five", 9, [1, 1, 3, 4], ()))
     assert (session.done.ranges, list(session.replies)) == ([1, 1, 3, 4], [2, 5])
-    do(state, changes.Acknowledged(TOKEN, (1, 5), (2, 5)))
+    do(state, changes.Acknowledged(TOKEN, [1, 5], (2, 5)))
     assert (session.done.ranges, list(session.replies)) == ([1, 5], [])
 
 
