@@ -160,6 +160,7 @@ def _fetch_wheels(base: Path) -> None:
             *project["project"]["dependencies"],
             *extras["daemon"],
             *extras["cli"],
+            *(each for each in extras["fleet"] if not each.startswith("trackd[")),
         ]
     )
     version = next((base / "usr/lib").glob("python3.*")).name.removeprefix("python")
