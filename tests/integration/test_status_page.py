@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -215,6 +216,28 @@ def test_a_daemon_that_is_away_is_said_to_be_and_its_return_is_noticed(
     browser.complaints[:] = [
         each for each in browser.complaints if "ERR_CONNECTION_REFUSED" not in str(each)
     ]
+
+
+def test_the_leader_and_the_hosts_of_a_fleet_are_shown_only_where_there_is_one(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    assert page.get("document.querySelector('#fleet').hidden")
+    fleet = {
+        "leader": "control-1",
+        "term": 412,
+        "uptime": 7200,
+        "failovers": 2,
+        "hosts": [
+            {"host": "host-1", "connected": True, "sessions": 3},
+            {"host": "host-2<b>", "connected": False, "sessions": 0},
+        ],
+    }
+    page.get(f"showFleet({json.dumps(fleet)}), 0")
+    told = page.get("document.querySelector('#leader').innerText")
+    assert told == "control-1 leads, term 412, for 2h 0m; failovers: 2"
+    rows = "[...document.querySelectorAll('#hosts li')].map(row => row.innerText.split('\\n'))"
+    assert page.get(rows) == [["host-2<b>", "silent"], ["host-1", "sessions: 3"]]
 
 
 def test_a_daemon_that_keeps_no_history_has_no_events_to_show(

@@ -8,6 +8,7 @@ const PATIENCE = 6000; // for one answer
 const EXPIRIES = 5000; // after which proxies are asked for although nothing has changed
 const SHOWN = 100; // rows at first
 const MOST_MISSING = 10; // names at the top
+const MOST_HOSTS = 20; // of a fleet
 const SAMPLES = 120; // of a rate
 const RATES = ["grants", "claims", "duplicates"];
 
@@ -121,6 +122,22 @@ function showRates() {
       line.lastChild.replaceChildren(text, make("small", "", " /s"));
     }
   }
+}
+
+// Only in a fleet: who leads, and the hosts, those that are silent first.
+function showFleet(fleet) {
+  byId("fleet").hidden = fleet === undefined;
+  if (fleet === undefined) return;
+  setText(byId("leader"), `${plain(fleet.leader)} leads, term ${fleet.term}, for ${duration(fleet.uptime)}; failovers: ${number.format(fleet.failovers)}`);
+  const hosts = [...fleet.hosts].sort((a, b) => a.connected - b.connected || natural.compare(a.host, b.host));
+  const shown = hosts.slice(0, MOST_HOSTS).map((each) => [each.host, each.connected, each.sessions]);
+  const key = JSON.stringify([shown, hosts.length]);
+  const list = byId("hosts");
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  list.replaceChildren(...shown.map(([host, connected, sessions]) => make("li", connected ? "connected" : "silent",
+    make("i"), make("span", "", name(host)), make("span", "dim", connected ? `sessions: ${number.format(sessions)}` : "silent"))));
+  if (hosts.length > shown.length) list.append(make("li", "dim", `and ${number.format(hosts.length - shown.length)} more`));
 }
 
 function showEvents(events) {
@@ -392,6 +409,7 @@ async function refresh() {
   showSummary(now);
   showMissing(now.status);
   showRates();
+  showFleet(now.fleet);
   showEvents(now.events);
   showGroups();
   showTable();

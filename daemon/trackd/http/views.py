@@ -57,6 +57,9 @@ class Asked(Protocol):
     def explain(self) -> dict[str, Any]:
         """Return why a lease would be granted or refused now."""
 
+    def fleet(self) -> dict[str, Any]:
+        """Return who leads the fleet, and its hosts; asked only where there is one."""
+
     def metrics(self) -> dict[str, Any]:
         """Return all that the daemon counts, as `families`."""
 
@@ -184,6 +187,7 @@ def state(tracker: Asked) -> bytes:
             "status": {**_exact(status), "groups": [_exact(each) for each in status["groups"]]},
             "why": {name: explain.get(name) for name in _WHY},
             "counters": {name: metrics.total(families, f"trackd_{name}") for name in _COUNTED},
+            **({"fleet": tracker.fleet()} if status.get("leader") else {}),
             "history": log["history"],
             "events": [
                 [event.revision, event.wall, event.kind, _exact(event.fields)]

@@ -27,6 +27,7 @@ class Scripted:
         asked: what it was asked for, in order.
         error: what it raises, if anything.
         there, wanted: the tunnels that are there, and those that are wanted.
+        leads: whether the daemon leads a fleet.
     """
 
     def __init__(self, proxies: int = 1) -> None:
@@ -34,6 +35,7 @@ class Scripted:
         self.error: TrackdError | None = None
         self.proxies = proxies
         self.there = self.wanted = 1
+        self.leads = False
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -47,9 +49,14 @@ class Scripted:
             "revision": 70,
             "tracker_id": b"\x01\xff",
             "groups": [group],
+            **({"leader": "control-1"} if self.leads else {}),
             "claimed_desired": self.there,
             "target": self.wanted,
         }
+
+    def fleet(self) -> dict[str, Any]:
+        self._ask("fleet")
+        return {"leader": "control-1", "hosts": []}
 
     def explain(self) -> dict[str, Any]:
         self._ask("explain")
@@ -201,6 +208,16 @@ def test_the_state_has_counters_and_the_last_events(browser: Browser, tracker: S
     assert len(told["events"]) == views.MOST_EVENTS
     assert told["events"][0][:3] == [70, 2.0, "proxy_changed"]
     assert "log 20" in tracker.asked
+
+
+def test_a_fleet_is_in_the_state_where_there_is_one(browser: Browser, tracker: Scripted) -> None:
+    assert "fleet" not in browser.json("/api/state")
+    assert "fleet" not in tracker.asked
+
+
+def test_the_state_of_a_leader_has_its_fleet(browser: Browser, tracker: Scripted) -> None:
+    tracker.leads = True
+    assert browser.json("/api/state")["fleet"]["leader"] == "control-1"
 
 
 def test_numbers_of_64_bits_keep_their_last_digit(browser: Browser) -> None:
