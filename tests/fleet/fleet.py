@@ -242,9 +242,7 @@ def serves(endpoint: str) -> bool:
 
 
 def _leads(part: Part) -> bool:
-    assert part.process is not None
-    pid = part.process.pid
-    if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
+    if part.process is None or part.has_ended:
         return False
     _, _, since = part.log.read_text().rpartition(" candidate host=")
     return " leads host=" in since

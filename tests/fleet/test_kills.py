@@ -58,11 +58,20 @@ def assert_no_name_is_held_twice(told: list[Event]) -> None:
 
 
 def kill_leader(fleet: Fleet, chance: random.Random) -> None:
+    supervise(fleet)
     again(fleet.leader())
 
 
 def kill_relay(fleet: Fleet, chance: random.Random) -> None:
     again(chance.choice(fleet.relays))
+
+
+def supervise(fleet: Fleet) -> None:
+    """Start again what has ended by itself: a leader that could not keep its lease alive."""
+    for part in fleet.candidates:
+        if part.has_ended:
+            part.end()
+            part.start()
 
 
 def again(part: Part) -> None:
@@ -106,6 +115,7 @@ def test_after_each_kill_every_reply_that_an_agent_received_is_true(
         for kill in drawn:
             time.sleep(chance.uniform(0.0, 0.5))
             kill(fleet, chance)
+            supervise(fleet)
             for each in workers:
                 each.rest()
             judge.compare([ledger for each in workers for ledger in each.ledgers()])
@@ -163,6 +173,7 @@ def test_a_killed_leader_is_replaced_within_its_ttl_and_some_seconds(fleet: Flee
     with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
         for number in range(FAILOVERS):
             tracker.set_connection_count(number)
+            supervise(fleet)
             leader = fleet.leader()
             leader.kill()
             killed = time.monotonic()
