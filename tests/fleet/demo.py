@@ -15,6 +15,7 @@ import random
 import secrets
 import sys
 import tempfile
+import time
 from asyncio import StreamReader, StreamWriter, get_running_loop
 from collections.abc import Iterable
 from contextlib import suppress
@@ -29,6 +30,7 @@ from trackd.demo.network import Ledger, Network
 from trackd.demo.scenes import GROUPS, Play, Scene, all_leave, present
 from trackd.demo.stage import CLUSTER, Counts, SceneFailedError, Stage
 from trackd.demo.view import open_view
+from trackd.fleet.etcd import EtcdError
 from trackd.fleet.keys import make_keys
 
 CANDIDATES = 2
@@ -224,7 +226,15 @@ class FleetStage(Stage):
         """Return the name of the candidate that leads, as etcd has it; empty without one."""
 
         def ask() -> str:
-            found = self._etcd.range(f"trackd/1/{CLUSTER}/leader".encode()).kvs
+            patience_ends = monotonic() + PATIENCE
+            while True:
+                try:
+                    found = self._etcd.range(f"trackd/1/{CLUSTER}/leader".encode()).kvs
+                    break
+                except EtcdError:  # the member that was asked is the one that was killed
+                    if monotonic() > patience_ends:
+                        raise
+                    time.sleep(0.1)
             return found[0].value.decode().partition(" ")[0] if found else ""
 
         return await get_running_loop().run_in_executor(None, ask)
