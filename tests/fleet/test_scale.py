@@ -169,7 +169,7 @@ def test_what_the_gossip_of_many_hosts_writes(fleet: Fleet, cluster: Cluster) ->
                     due[number] += GOSSIP_EACH
                     relay.gossip(
                         [
-                            [f"proxy-{(number * 97 + each) % PROXIES:06}", "", 0, 60.0]
+                            [f"proxy-{(number * 97 + each) % PROXIES:06}", "", 0, 180.0]
                             for each in range(NAMES)
                         ]
                     )
