@@ -2,7 +2,7 @@
 
 logind removes `/run/user/UID`, and cleaning jobs and people remove what they take for old. A
 daemon whose socket is gone looks healthy from inside, and nobody can reach it; a daemon whose state
-file is gone stores changes where no restart finds them. So the overseer looks about once a second.
+file is gone stores changes where no restart finds them. So the overseer looks every 1.5 seconds.
 Locks are taken again first, because another daemon may have the place by now: then this one ends.
 Then the sockets are bound again, and the state is stored again; nothing that was acknowledged is
 lost. What cannot be done ends the daemon with an error, except for the state files: until they can

@@ -31,7 +31,7 @@ RELOAD_SECONDS = 5.0
 STATUS_SECONDS: Final = 5.0
 
 #: Seconds between two looks at the files that the daemon created.
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 1.5
 
 #: Reports to the watchdog within the time that it allows.
 _SIGNS: Final = 3
