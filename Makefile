@@ -68,7 +68,7 @@ torture: $(STAMP) ## the long forms of the tests that try to break it: hours (AR
 	PYTHONPATH=tests $(BIN)/python -m storm $(ARGS)
 	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s $(TORTURED)
 	$(BIN)/python tests/fleet/etcd_program.py
-	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s tests/fleet/test_random_faults.py tests/fleet/test_takeover.py tests/fleet/test_kills.py
+	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s tests/fleet/test_random_faults.py tests/fleet/test_takeover.py tests/fleet/test_kills.py tests/fleet/test_scale.py
 	PYTHONPATH=tests $(BIN)/python -m fuzz
 	PYTHONPATH=tests $(BIN)/python -m simulation --statements 300 --seeds 3000
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 20 --seconds 3600
