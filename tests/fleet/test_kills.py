@@ -188,7 +188,8 @@ def test_a_killed_leader_is_replaced_within_its_ttl_and_some_seconds(fleet: Flee
 
 
 def standing_by(fleet: Fleet) -> list[Part]:
-    """Return the candidates that wait for the present leader to end."""
+    """Return the candidates that wait for the present leader to end; start what has ended."""
+    supervise(fleet)
     return [each for each in fleet.candidates if "standing by" in since_start(each)]
 
 
