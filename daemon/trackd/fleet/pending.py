@@ -23,6 +23,12 @@ WINDOW: Final = 256
 #: Operations whose replies may take as long as they like.
 WAITING: Final = frozenset({"acquire", "watch_session"})
 
+#: Seconds for which a request is kept after its deadline; after it was sent last, when it may wait
+#: at the leader; and after it was sent last, when it is answered at once.
+KEPT: Final = 5.0
+REPEATED: Final = 600.0
+ANSWERED: Final = 30.0
+
 #: What a request is known by: the uid, the token or else the connection, and the agent's number.
 Key = tuple[int, bytes, int]
 
@@ -148,13 +154,16 @@ class Requests:
         for request in self:
             request.sent = None
 
-    def take_late(self, due: float, sent: float) -> list[Pending]:
-        """Return and forget those that nobody waits for: due, or sent last, before these times."""
+    def take_late(self, now: float) -> list[Pending]:
+        """Return and forget those that nobody waits for: their agents would have repeated them."""
         late = [
             each
             for each in self
-            if (each.deadline is not None and each.deadline < due)
-            or (each.sent is not None and each.sent < sent)
+            if (each.deadline is not None and each.deadline < now - KEPT)
+            or (
+                each.sent is not None
+                and each.sent < now - (REPEATED if each.op in WAITING else ANSWERED)
+            )
         ]
         for each in late:
             self.take(each.number)

@@ -92,10 +92,6 @@ _SILENCE: Final = 10.0
 _PATIENCE: Final = 10.0
 #: Seconds after which a request that an agent repeats goes to the same leader once more.
 _AGAIN: Final = 1.0
-#: Seconds after its deadline for which a request is kept.
-_KEPT: Final = 5.0
-#: Seconds after which a request is forgotten that its agent does not repeat. All that wait do.
-_FORGOTTEN: Final = 600.0
 #: Connections of agents whose processes are remembered.
 _MOST_ROUTES: Final = 16_384
 #: Events that need no mention to be held back any more, by their kind.
@@ -503,7 +499,7 @@ class RelayActor(SupervisedActor):
         for name, link in self._links.items():
             if link.connected:
                 self._show(name, link)
-        for request in self._requests.take_late(now - _KEPT, now - _FORGOTTEN):
+        for request in self._requests.take_late(now):
             self._damper.forget(row[0] for row in request.rows)
         try:
             self._check_reached()

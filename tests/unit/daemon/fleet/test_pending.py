@@ -6,7 +6,7 @@ import pytest
 
 from trackd.fleet import pending
 from trackd.fleet.hop import Asker
-from trackd.fleet.pending import Requests
+from trackd.fleet.pending import ANSWERED, KEPT, REPEATED, Requests
 
 ASKER = Asker(1000, 100, 42, 7, "agent", admin=False, remaining=None)
 
@@ -55,11 +55,23 @@ def test_those_that_nobody_waits_for_are_dropped() -> None:
     add(requests, 1, deadline=1.0)
     add(requests, 2)
     add(requests, 3, deadline=3.0)
-    assert [each.seq for each in requests.take_late(3.0, 0.0)] == [1]
+    assert [each.seq for each in requests.take_late(3.0 + KEPT)] == [1]
     assert [each.seq for each in requests] == [2, 3]
-    for request, sent in zip(requests, (5.0, 6.0), strict=True):
-        requests.note_sent(request, sent)
-    assert [each.seq for each in requests.take_late(0.0, 6.0)] == [2]
+
+
+def test_those_that_no_agent_repeats_are_dropped() -> None:
+    requests = Requests()
+    add(requests, 1)
+    add(requests, 2, op="acquire")
+    add(requests, 3)
+    for request in list(requests)[:2]:
+        requests.note_sent(request, 1.0)
+    assert requests.take_late(1.0 + ANSWERED) == []
+    assert [each.seq for each in requests.take_late(1.5 + ANSWERED)] == [1]
+    assert requests.in_flight == 0
+    assert requests.take_late(1.0 + REPEATED) == []
+    assert [each.seq for each in requests.take_late(1.5 + REPEATED)] == [2]
+    assert [each.seq for each in requests] == [3], "it was never sent"
 
 
 def test_those_with_the_leader_are_counted_without_those_that_wait_there() -> None:
