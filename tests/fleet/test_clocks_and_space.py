@@ -12,6 +12,7 @@ import pytest
 from fleet.cluster import Cluster
 from fleet.fleet import LONG, Fleet
 from fleet.stores import heal
+from helpers.agents import Agent
 from helpers.support import RawPeer, needed, wait_until
 from trackd.fleet.etcd import Etcd, EtcdError
 from trackd_client import Proxy, Tracker
@@ -124,7 +125,12 @@ def test_without_space_changes_are_unavailable_and_reads_go_on_until_there_is_so
     ):
         relay = fleet.relays[0]
         fleet.wait_until_served(relay)
-        with Tracker(relay.endpoint, timeout=LONG) as tracker, RawPeer(relay.endpoint) as peer:
+        with (
+            Tracker(relay.endpoint, timeout=LONG) as tracker,
+            RawPeer(relay.endpoint) as peer,
+            Agent(relay.endpoint) as agent,
+        ):
+            agent.do("count", 0)
             tracker.track_expected(Proxy("p1"))
             lease = tracker.try_acquire()
             assert lease is not None
@@ -145,6 +151,9 @@ def test_without_space_changes_are_unavailable_and_reads_go_on_until_there_is_so
             assert tracker.is_claimed("p1")
             assert [row.name for row in tracker.rows("proxies")] == ["p1"]
             assert not lease.released
+            agent.kill()
+            wait_until(lambda: error_of(8) == Code.UNAVAILABLE, LONG)
+            assert tracker.status().sessions == 3, "that it has ended cannot be stored yet"
             etcd.delete_range(b"other/", b"other0")
             heal(small)
             wait_until(lambda: error_of(5) is None, LONG)
@@ -152,4 +161,5 @@ def test_without_space_changes_are_unavailable_and_reads_go_on_until_there_is_so
             assert (after.claimed, after.connection_count) == (1, 5)
             assert (after.epoch, after.tracker_id) == (before.epoch, before.tracker_id)
             assert not lease.released
+            wait_until(lambda: tracker.status().sessions == 2, LONG)
             lease.release()
