@@ -156,31 +156,32 @@ def test_an_open_tunnel_is_adopted_unless_another_lease_holds_its_proxy(
 
 @pytest.mark.rule(15)
 def test_gossip_and_a_lease_mark_proxies_as_terminating(daemon: Daemon, maker: Maker) -> None:
+    # Names of their own: a retired one stays marked for some seconds, in the next tests too.
     tracker = maker.tracker(daemon.endpoint)
     tracker.set_connection_count(1)
-    tracker.track_expected(Proxy("p1"), Proxy("p2"), Proxy("p3", terminating=True))
-    lease = tracker.adopt("p1")
+    tracker.track_expected(Proxy("m1"), Proxy("m2"), Proxy("m3", terminating=True))
+    lease = tracker.adopt("m1")
     assert (lease.terminating, tracker.try_acquire()) == (False, None)
     assert lease.retire() is True
     assert lease.retire() is True, "a second time changes nothing"
     status = tracker.status()
     assert (status.desired, status.claimed_desired, status.claimed_terminating) == (1, 0, 1)
-    assert terminating(tracker) == {"p1", "p3"}
+    assert terminating(tracker) == {"m1", "m3"}
     replacement = tracker.try_acquire()
     with pytest.raises(InvalidRequest):
         replacement.retire()
-    assert replacement.claim("p3") is True
+    assert replacement.claim("m3") is True
     assert replacement.terminating is True
     replacement.release()
     assert replacement.retire() is False
-    tracker.track_expected(Proxy("p3", terminating=False))
-    wait_until(lambda: terminating(tracker) == {"p1"})  # a mark flips once in a second at most
-    adopted = tracker.adopt("p3")
+    tracker.track_expected(Proxy("m3", terminating=False))
+    wait_until(lambda: terminating(tracker) == {"m1"})  # a mark flips once in a second at most
+    adopted = tracker.adopt("m3")
     assert adopted.terminating is False
-    tracker.track_expected(Proxy("p3", terminating=True))
-    wait_until(lambda: terminating(tracker) == {"p1", "p3"})
+    tracker.track_expected(Proxy("m3", terminating=True))
+    wait_until(lambda: terminating(tracker) == {"m1", "m3"})
     adopted.release()
-    assert tracker.adopt("p3").terminating is True
+    assert tracker.adopt("m3").terminating is True
     tracker.close()
     assert lease.retire() is False
 
@@ -418,6 +419,7 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
         "pause",
         "paused_sessions",
         "tunnels",
+        "leader",
     }
     explained, about = tracker.explain(), tracker.explain("p1.example.com")
     assert type(explained) is Explanation
