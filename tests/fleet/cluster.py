@@ -102,7 +102,13 @@ class Cluster:
         endpoints: `host:port` of each, for clients.
     """
 
-    def __init__(self, *options: str, size: int = 3, tls: Path | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        size: int = 3,
+        tls: Path | None = None,
+        address: str = "127.0.0.1",
+    ) -> None:
         """Prepare them; `with` starts them.
 
         Args:
@@ -110,6 +116,7 @@ class Cluster:
             size: how many members.
             tls: a folder with `ca.pem`, and `member` and `client`, each `.pem` and `.key`: then
                 clients need a certificate.
+            address: where clients reach them.
         """
         self._tls: dict[str, Path] = {}
         scheme = "http"
@@ -143,15 +150,15 @@ class Cluster:
                     f"--data-dir={folder}/m{number}",
                     f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={peer}",
-                    f"--listen-client-urls={scheme}://127.0.0.1:{port}",
-                    f"--advertise-client-urls={scheme}://127.0.0.1:{port}",
+                    f"--listen-client-urls={scheme}://{address}:{port}",
+                    f"--advertise-client-urls={scheme}://{address}:{port}",
                     f"--initial-cluster={initial}",
                     "--initial-cluster-state=new",
                     "--logger=zap",
                     "--log-level=warn",
                     *options,
                 ],
-                f"127.0.0.1:{port}",
+                f"{address}:{port}",
             )
             for number, (peer, port) in enumerate(zip(peers, ports[size:], strict=True))
         ]

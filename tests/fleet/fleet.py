@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from fleet.cluster import Cluster
+from fleet.network import Network
 from helpers.support import wait_until
 from helpers.web import free_port
 from trackd.fleet.keys import make_keys
@@ -130,6 +131,7 @@ class Fleet:
         lead: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
         log_level: str = "debug",
+        network: Network | None = None,
     ) -> None:
         self._stack = ExitStack()
         self.folder = Path(
@@ -144,12 +146,12 @@ class Fleet:
         for name in names:
             made = make_keys(name, self.keys)
             (self.leaders / f"{name}.pub").write_bytes(made.public_file.read_bytes())
-        self.addresses = {
-            name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)
+        places = {
+            name: f"{network.address[name] if network else '127.0.0.1'}:{port}"
+            for name, port in zip(names, ports, strict=True)
         }
-        leaders = ", ".join(
-            f'"{name}=127.0.0.1:{port}"' for name, port in zip(names, ports, strict=True)
-        )
+        self.addresses = {name: f"tcp://{place}" for name, place in places.items()}
+        leaders = ", ".join(f'"{name}={place}"' for name, place in places.items())
         members = ", ".join(f'"{each}"' for each in cluster.endpoints)
         admins = ", ".join(f'"{each}"' for each in admin_hosts)
         head = f'cluster_name = "{CLUSTER}"\nlog_level = "{log_level}"\n{settings}\n'
@@ -159,11 +161,11 @@ class Fleet:
                 self.folder,
                 "lead",
                 f'{head}state_dir = "{self.folder}/{name}.state"\n{tables}[fleet]\n'
-                f'etcd_endpoints = [{members}]\nlisten = "127.0.0.1:{port}"\n'
+                f'etcd_endpoints = [{members}]\nlisten = "{place}"\n'
                 f'key_file = "{self.keys}/{name}.key"\nhosts_dir = "{self.hosts}"\n'
                 f"admin_hosts = [{admins}]\nleader_ttl = {ttl}\nhost_ttl = {host_ttl}\n{lead}",
             )
-            for name, port in zip(names, ports, strict=True)
+            for name, place in places.items()
         ]
         self.relays = []
         for number in range(1, hosts + 1):
@@ -177,6 +179,9 @@ class Fleet:
                     f'leaders_dir = "{self.leaders}"\nkey_file = "{self.keys}/{name}.key"\n',
                 )
             )
+        if network is not None:
+            for part in self.parts:
+                part.command[:0] = network.command(part.name)
 
     def admit(self, name: str) -> None:
         """Make keys for a host, and let the leaders know the public one."""
