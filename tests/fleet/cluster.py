@@ -25,12 +25,18 @@ class Member:
     Attributes:
         endpoint: `host:port` for clients.
         command: what is run; it can be changed before the start.
+        peer: the URL for other members.
+        data: its directory.
         pid: of its process; None while it does not run.
     """
 
-    def __init__(self, number: int, folder: Path, command: Sequence[str], endpoint: str) -> None:
+    def __init__(
+        self, number: int, folder: Path, command: Sequence[str], endpoint: str, peer: str
+    ) -> None:
         self.number = number
         self.endpoint = endpoint
+        self.peer = peer
+        self.data = folder / f"m{number}"
         self.log = folder / f"member-{number}.log"
         self.command = [*command]
         self._process: subprocess.Popen[bytes] | None = None
@@ -159,6 +165,7 @@ class Cluster:
                     *options,
                 ],
                 f"{address}:{port}",
+                peer,
             )
             for number, (peer, port) in enumerate(zip(peers, ports[size:], strict=True))
         ]

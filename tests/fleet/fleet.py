@@ -203,6 +203,14 @@ class Fleet:
 
         wait_until(is_served, seconds)
 
+    def keep_candidates(self) -> None:
+        """Start the candidates that do not run, as whoever supervises them does."""
+        for candidate in self.candidates:
+            if candidate.has_ended:
+                candidate.end()
+            if candidate.process is None:
+                candidate.start()
+
     def leader(self) -> Part:
         """Return the candidate that leads, by its own word; wait for one."""
         found: list[Part] = []

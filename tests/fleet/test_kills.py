@@ -58,20 +58,12 @@ def assert_no_name_is_held_twice(told: list[Event]) -> None:
 
 
 def kill_leader(fleet: Fleet, chance: random.Random) -> None:
-    supervise(fleet)
+    fleet.keep_candidates()
     again(fleet.leader())
 
 
 def kill_relay(fleet: Fleet, chance: random.Random) -> None:
     again(chance.choice(fleet.relays))
-
-
-def supervise(fleet: Fleet) -> None:
-    """Start again what has ended by itself: a leader that could not keep its lease alive."""
-    for part in fleet.candidates:
-        if part.has_ended:
-            part.end()
-            part.start()
 
 
 def again(part: Part) -> None:
@@ -115,7 +107,7 @@ def test_after_each_kill_every_reply_that_an_agent_received_is_true(
         for kill in drawn:
             time.sleep(chance.uniform(0.0, 0.5))
             kill(fleet, chance)
-            supervise(fleet)
+            fleet.keep_candidates()
             for each in workers:
                 each.rest()
             judge.compare([ledger for each in workers for ledger in each.ledgers()])
@@ -173,7 +165,7 @@ def test_a_killed_leader_is_replaced_within_its_ttl_and_some_seconds(fleet: Flee
     with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
         for number in range(FAILOVERS):
             tracker.set_connection_count(number)
-            supervise(fleet)
+            fleet.keep_candidates()
             leader = fleet.leader()
             leader.kill()
             killed = time.monotonic()
@@ -189,7 +181,7 @@ def test_a_killed_leader_is_replaced_within_its_ttl_and_some_seconds(fleet: Flee
 
 def standing_by(fleet: Fleet) -> list[Part]:
     """Return the candidates that wait for the present leader to end; start what has ended."""
-    supervise(fleet)
+    fleet.keep_candidates()
     return [each for each in fleet.candidates if "standing by" in since_start(each)]
 
 
