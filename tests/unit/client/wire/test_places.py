@@ -309,11 +309,17 @@ def test_the_module_imports_nothing_but_the_standard_library() -> None:
     assert done.stdout.strip() == "['__main__']"
 
 
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No daemon of this machine has a socket in the default places."""
+    monkeypatch.setattr(places, "_is_socket", lambda _path: False)
+
+
 @pytest.mark.parametrize(
     ("name", "length"), [("x" * 84, 84), ("-" * 40, 160), ("é" * 11, 88), ("a." * 42, 84)]
 )
 def test_a_cluster_s_name_that_is_too_long_is_refused_with_the_length_that_fits(
-    name: str, length: int
+    nothing_runs: None, name: str, length: int
 ) -> None:
     said = f"as systemd escapes it, it has {length} bytes, and 83 are allowed"
     with pytest.raises(PlaceError, match=said):
@@ -322,7 +328,7 @@ def test_a_cluster_s_name_that_is_too_long_is_refused_with_the_length_that_fits(
         places.daemon_endpoint({"RUNTIME_DIRECTORY": f"/run/trackd/{places.escape(name)}"})
 
 
-def test_the_longest_name_of_a_cluster_is_taken() -> None:
+def test_the_longest_name_of_a_cluster_is_taken(nothing_runs: None) -> None:
     for name in ("x" * 83, "-" * 20 + "xxx"):
         endpoint = f"ipc:///run/trackd/{places.escape(name)}/trackd.sock"
         assert places.client_endpoint(None, name, {}) == endpoint
