@@ -20,7 +20,7 @@ from fleet.stores import KeptInEtcd, heal
 from helpers.store_contract import Model, StoreContract, load
 from trackd.fleet import fenced as fenced_module
 from trackd.fleet.etcd import NO_END, Delete, Etcd, Operation
-from trackd.fleet.rows import Keys, Meta, pack, split_batch, unpack
+from trackd.fleet.rows import Keys, Meta, pack, read_head, split_batch, unpack
 from trackd.fleet.store import EtcdStore
 from trackd.storage.store import DamagedError, DeposedError, NewerError, StoreError
 
@@ -434,7 +434,7 @@ def journal(etcd: Etcd) -> list[bytes]:
 
 def head(etcd: Etcd) -> int:
     (value,) = [value for key, (value, _) in everything(etcd).items() if key.endswith(b"/head")]
-    return int(value)
+    return read_head(value).row
 
 
 def kind_of(operation: Operation) -> str:

@@ -225,7 +225,11 @@ def test_the_client_of_a_service_ignores_the_service_s_own_runtime_directory(hos
     ],
 )
 def test_a_client_s_wrong_place_is_refused_with_its_source(
-    endpoint: str | None, cluster: str | None, environ: dict[str, str], sentence: str
+    nothing_runs: None,
+    endpoint: str | None,
+    cluster: str | None,
+    environ: dict[str, str],
+    sentence: str,
 ) -> None:
     with pytest.raises(PlaceError, match=re.escape(sentence)):
         places.client_endpoint(endpoint, cluster, environ)
