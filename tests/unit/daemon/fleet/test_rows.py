@@ -7,14 +7,17 @@ from collections import Counter
 
 import pytest
 
+from trackd.fleet.clock import Stamp
 from trackd.fleet.rows import (
     BUCKETS,
     ROW_BYTES,
+    Head,
     Keys,
     bucket_of,
     is_last,
     join_rows,
     pack_bucket,
+    read_head,
     split_batch,
     unpack_bucket,
 )
@@ -87,3 +90,12 @@ def test_a_bucket_comes_back_in_parts_of_a_size_that_etcd_takes() -> None:
 def test_a_damaged_bucket_is_an_error(part: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         list(unpack_bucket(part))
+
+
+def test_the_head_carries_the_time_of_the_last_write() -> None:
+    head = Head(7, Stamp(12.5, 1_800_000_000.25))
+    assert head.pack() == b"7 12.500000 1800000000.250000"
+    assert read_head(head.pack()) == head
+    for wrong in (b"", b"7", b"7 1", b"x 1 2", b"7 x 2", b"7 1 2 3"):
+        with pytest.raises(ValueError, match=r"."):
+            read_head(wrong)
