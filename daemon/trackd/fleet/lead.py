@@ -186,10 +186,10 @@ class _Process:
         campaign = threading.Thread(
             target=lambda: found.append(candidate.campaign()), name="campaign", daemon=True
         )
+        log.info("candidate", extra=fields(host=self._host, fleet=name_of(self._config)))
         campaign.start()
         self._notifier.ready()
         self._notifier.status("standing by")
-        log.info("candidate", extra=fields(host=self._host, fleet=name_of(self._config)))
         while campaign.is_alive():
             event = self._next_event()
             if isinstance(event, SignalCame) and event.number != signal.SIGHUP:
