@@ -294,4 +294,11 @@ def test_a_message_that_is_too_large_for_the_leader_harms_no_other_agent(
             tracker.set_connection_count(3)
             (other,) = [each for each in fleet.candidates if each is not leader]
             assert leader.log.read_text().count("host connected") == connections
-            assert other.log.read_text().count("host connected") == len(fleet.relays)
+            for relay in fleet.relays:
+                fleet.wait_until_served(relay)
+
+            def connected() -> int:
+                return other.log.read_text().count("host connected")
+
+            wait_until(lambda: connected() >= len(fleet.relays), LONG)
+            assert connected() == len(fleet.relays)
