@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,7 +20,9 @@ from fleet.candidates import (
 )
 from fleet.cluster import Cluster
 from helpers.support import wait_until
+from helpers.web import free_port
 from trackd.config.exits import LockHeldError
+from trackd.fleet import election
 from trackd.fleet.election import Candidate
 from trackd.fleet.etcd import (
     Ambiguous,
@@ -28,6 +30,7 @@ from trackd.fleet.etcd import (
     Etcd,
     Operation,
     Put,
+    RangeResult,
     TxnResult,
     create_revision_is,
 )
@@ -323,3 +326,38 @@ def candidate(
         directory=directory,
         name="test",
     )
+
+
+class Asked(Etcd):
+    """A client that counts how often it is asked for a key."""
+
+    def __init__(self, endpoints: Sequence[str], *, timeout: float) -> None:
+        super().__init__(endpoints, timeout=timeout)
+        self.count = 0
+
+    def range(self, *words: Any, **options: Any) -> RangeResult:
+        self.count += 1
+        return super().range(*words, **options)
+
+
+def test_while_etcd_is_away_the_log_says_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(election, "_AGAIN_SECONDS", 0.01)
+    clients: list[Asked] = []
+
+    def connect(timeout: float) -> Etcd:
+        clients.append(Asked([f"127.0.0.1:{free_port()}"], timeout=timeout))
+        return clients[-1]
+
+    candidate = Candidate(
+        connect, b"trackd/1/test/", b"a", ttl=TTL, directory=tmp_path, name="test"
+    )
+    with candidate:
+        waits = threading.Thread(target=candidate.campaign)
+        waits.start()
+        wait_until(lambda: clients[0].count >= 5)
+        candidate.stop()
+        waits.join()
+    said = [each for each in caplog.messages if each.startswith("etcd cannot be asked who leads: ")]
+    assert len(said) == 1

@@ -31,6 +31,7 @@ from trackd.fleet.term import OVER, LeaderKey, extend, fence_of, next_keepalive
 from trackd.host.lock import Lock, acquire_lock
 from trackd.host.logs import fields
 from trackd.host.own_files import open_own_file
+from trackd_client.core.limited_log import LimitedLog
 from trackd_client.wire.clock import boottime
 
 log = logging.getLogger("trackd")
@@ -122,6 +123,7 @@ class Candidate:
         self._over = threading.Event()
         self._watch: Watch | None = None
         self._known_fence = 0
+        self._limited = LimitedLog(log)  # while etcd is away, each try fails
 
     def __enter__(self) -> Self:
         try:
@@ -158,7 +160,7 @@ class Candidate:
                     log.info("leading", extra=fields(fence=term.fence))
                     return term
             except EtcdError as error:
-                log.warning("etcd cannot be asked who leads", extra=fields(error=str(error)))
+                self._limited.warning("ask", "etcd cannot be asked who leads: %s", error)
                 self._stopped.wait(_AGAIN_SECONDS)
         return None
 
@@ -286,7 +288,7 @@ class Candidate:
             try:
                 ttl = self._keeper_etcd.keepalive(self._lease)
             except EtcdError as error:
-                log.warning("the lease was not kept alive", extra=fields(error=str(error)))
+                self._limited.warning("keep", "the lease was not kept alive: %s", error)
                 pause = next_keepalive(self._ttl, sent, boottime(), acknowledged=False)
             else:
                 term.extend(min(ttl, self._ttl), sent)
