@@ -107,7 +107,7 @@ def test_a_host_is_dropped_by_admins_of_the_fleet(fleet: Fleet) -> None:
         lease = b.try_acquire()
         assert lease is not None
         assert lease.claim("p1")
-        with pytest.raises(PermissionRefused):
+        with pytest.raises(PermissionRefused, match="admins of host-2 have it only if admin_hosts"):
             b.drop_host("host-1")
         told = trackctl("--endpoint", ours, "--timeout", "60", "fleet", "drop", "host-2")
         assert (told.returncode, told.stderr) == (0, "")
@@ -116,6 +116,13 @@ def test_a_host_is_dropped_by_admins_of_the_fleet(fleet: Fleet) -> None:
         assert lease.lost.wait(LONG)
         ended = [each for each in a.log()["events"] if each.kind == "session_ended"]
         assert (ended[0].fields["reason"], ended[0].fields["by_host"]) == ("host_lost", "host-1")
+    for act in (("fleet", "yield"), ("forget", "p1")):
+        refused = trackctl("--endpoint", theirs, "--timeout", "60", *act)
+        assert refused.returncode == 1
+        assert refused.stderr.endswith(
+            " needs the role admin; admins of host-2 have it only if admin_hosts in the settings of"
+            " the candidates names that host\n"
+        )
     none = trackctl("--endpoint", ours, "--timeout", "60", "fleet", "drop", "host-9")
     assert none.returncode == 1
     assert (

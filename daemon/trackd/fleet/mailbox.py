@@ -184,6 +184,7 @@ class FleetMailbox(RouterMailbox):
             process = Process(asker.pid, asker.start, host, known.boot)
         call.attested = Attested(process, asker.command)
         call.admin = asker.admin and host in self.admins
+        call.unlisted = asker.admin and not call.admin
         if asker.remaining is not None and "deadline" in call.body:
             call.body["deadline"] = now + asker.remaining
         self._ready.append(Envelope(call, call))  # type: ignore[arg-type] # as in RouterMailbox

@@ -10,7 +10,7 @@ from trackd.host.logs import fields as log_fields
 from trackd.host.processes import command_of, has_exited, start_time
 from trackd.operations import quotas
 from trackd.operations.call import Call
-from trackd.operations.context import Context, log_act, log_refused_act
+from trackd.operations.context import Context, log_act
 from trackd.operations.operation import PARKED, Fields, Operation
 from trackd.operations.replies import grant_fields
 from trackd.rules.mentions import GossipRow
@@ -157,15 +157,13 @@ def set_connection_count(
     context: Context, call: Call, _session: Session, request: requests.SetConnectionCount
 ) -> Fields:
     """Set the connection count."""
-    is_admin = context.is_admin(call)
-    if context.config.count_role == "admin" and not is_admin:
-        log_refused_act(call, "set_connection_count")
-        raise ProtocolError(
-            Code.PERMISSION_DENIED, "setting the connection count needs the role admin here"
+    if context.config.count_role == "admin":
+        context.check_admin(
+            call, "set_connection_count", "setting the connection count needs the role admin here"
         )
     count = request.count
     if count != context.state.tracker.connection_count:
-        if is_admin:  # an agent that sets it does its own work, as often as it likes
+        if context.is_admin(call):  # an agent that sets it does its own work, as often as it likes
             log_act(context, call, "set_connection_count", count=count)
         context.decide.set_count(count)
     return {}

@@ -38,11 +38,12 @@ class Call:
         deadline: when it becomes stale, by the daemon's clock; None until that is known to matter.
         problem: what is wrong with the message itself, or None.
         admin: whether the peer may do what an admin may; None: the roles of this host say so.
+        unlisted: whether it is an admin of its host, but no admin of the fleet for that.
         attested: what its host says of a peer of another host.
     """
 
     __slots__ = ("_outbox", "admin", "attested", "body", "deadline", "op", "peer", "problem",
-                 "route", "seq")  # fmt: skip
+                 "route", "seq", "unlisted")  # fmt: skip
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Call:
         self.deadline: float | None = None
         self.problem = problem
         self.admin: bool | None = None
+        self.unlisted = False
         self.attested = UNATTESTED
 
     def set(self, frame: bytes | None) -> None:

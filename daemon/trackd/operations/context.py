@@ -15,6 +15,8 @@ from trackd.operations.replies import Replies
 from trackd.operations.runtime import Runtime
 from trackd.state.decide import Decisions
 from trackd.state.state import State
+from trackd_client.errors import Code
+from trackd_client.wire.errors import ProtocolError
 
 log = logging.getLogger("trackd.operators")
 
@@ -47,6 +49,27 @@ class Context:
             return call.admin
         return call.peer is not None and self.roles.is_admin(call.peer)
 
+    def check_admin(self, call: Call, operation: str, sentence: str) -> None:
+        """Check that the peer of a call has the role admin; log when it does not.
+
+        Args:
+            call: the request.
+            operation: for the log.
+            sentence: what it says when it is refused.
+
+        Raises:
+            ProtocolError: it does not. When the reason is the host, it is said.
+        """
+        if self.is_admin(call):
+            return
+        log.warning("admin act refused", extra=log_fields(operation=operation, **_who_asks(call)))
+        if call.unlisted and call.peer is not None:
+            sentence += (
+                f"; admins of {call.peer.host} have it only if admin_hosts in the settings of the"
+                " candidates names that host"
+            )
+        raise ProtocolError(Code.PERMISSION_DENIED, sentence)
+
     def state_fields(self) -> dict[str, Any]:
         """Return the fields of a reply that name the state that it describes."""
         return {"epoch": self.state.epoch, "tracker_id": self.state.tracker_id}
@@ -56,11 +79,6 @@ def log_act(context: Context, call: Call, operation: str, **values: object) -> N
     """Log and count an act of an admin."""
     context.runtime.metrics.admin_acts[operation] += 1
     log.info("admin act", extra=log_fields(operation=operation, **_who_asks(call), **values))
-
-
-def log_refused_act(call: Call, operation: str) -> None:
-    """Log an act that was refused because the peer is not an admin."""
-    log.warning("admin act refused", extra=log_fields(operation=operation, **_who_asks(call)))
 
 
 def _who_asks(call: Call) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Final
 from trackd.host.logs import fields as log_fields
 from trackd.operations import admin, agents, fleet, quotas, reports
 from trackd.operations.call import Call
-from trackd.operations.context import Context, log_refused_act
+from trackd.operations.context import Context
 from trackd.operations.operation import PARKED, PROBE, Fields, Operation
 from trackd.sessions.identity import Peer
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
@@ -125,9 +125,8 @@ class Requests:
             return None
         if deadline is not None and not operation.never_stale and self._is_stale(call, deadline):
             return None
-        if operation.admin and not self.context.is_admin(call):
-            log_refused_act(call, op)
-            raise ProtocolError(Code.PERMISSION_DENIED, f"{op} needs the role admin")
+        if operation.admin:
+            self.context.check_admin(call, op, f"{op} needs the role admin")
         if operation.changes:
             self._check_store()
             if not operation.never_stale:
