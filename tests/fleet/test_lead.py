@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pykka
 import pytest
 
 from fleet.cluster import Cluster
-from fleet.fleet import LONG, Fleet, without_settings
+from fleet.fleet import CLUSTER, LONG, Fleet, without_settings
 from helpers.support import wait_until
 from helpers.web import free_port
 from trackd.config import exits
+from trackd.fleet import lead as lead_module
+from trackd.fleet.etcd import Etcd, KeyValue
 from trackd.fleet.keys import make_keys
+from trackd.fleet.lead import wait_while_it_reads
+from trackd.fleet.rows import Keys, Meta, pack, read_head, split_batch, unpack
+from trackd.storage.store import DeposedError
 from trackd_client import Tracker
 
 
@@ -121,3 +131,114 @@ def test_two_candidates_of_a_fleet_do_not_share_a_host_s_directory(tmp_path: Pat
     finally:
         first.terminate()
         assert first.wait(LONG) == exits.OK
+
+
+@pytest.mark.parametrize("what", ["format", "kind of change"])
+def test_a_candidate_that_cannot_read_what_a_newer_one_has_written_stops(
+    cluster: Cluster, etcd: Etcd, what: str
+) -> None:
+    prefix = f"trackd/1/{CLUSTER}/".encode()
+    keys = Keys(prefix)
+
+    def stored() -> list[KeyValue]:
+        found = etcd.range(prefix, prefix + b"~").kvs
+        return [each for each in found if not each.lease]  # but for who leads, and who is there
+
+    with Fleet(cluster, candidates=1, hosts=1) as fleet:
+        (candidate,) = fleet.candidates
+        fleet.wait_until_served(fleet.relays[0])
+        with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
+            tracker.set_connection_count(3)
+        assert candidate.end() == exits.OK
+        head = read_head(etcd.range(keys.head).kvs[0].value)
+        if what == "format":
+            meta = Meta(*unpack(etcd.range(keys.meta).kvs[0].value))
+            etcd.put(keys.meta, pack(meta._replace(format=99)))
+        else:
+            batch = pack([[1.0, 2.0, [["weather", "rain"]]]])
+            (row,) = split_batch(batch)
+            etcd.put(keys.row(head.row + 1), row)
+            etcd.put(keys.head, head._replace(row=head.row + 1).pack())
+        before = stored()
+        candidate.start()
+        wait_until(lambda: candidate.has_ended, LONG)
+        assert candidate.end() == exits.FAILED
+        said = candidate.log.read_text()
+        assert ("newer trackd (format 99;" if what == "format" else "no change 'weather'") in said
+        assert stored() == before
+
+
+# -- signs of life while the state is read ---------------------------------------------------
+
+
+class Reading:
+    """The state is read on another thread, and this one waits for it."""
+
+    def __init__(self) -> None:
+        self.answered: pykka.ThreadingFuture[None] = pykka.ThreadingFuture()
+        self.read = self.signs = 0
+        self.leads = True
+
+    def _sign(self) -> None:
+        self.signs += 1
+
+    def wait(self) -> None:
+        wait_while_it_reads(
+            self.answered,
+            count=lambda: self.read,
+            alive=self._sign,
+            leads=lambda: self.leads,
+        )
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
+    monkeypatch.setattr(lead_module, "_LOOK_SECONDS", 0.01)
+    return Reading()
+
+
+def run(what: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_while_more_is_read_there_are_signs_of_life(reading: Reading) -> None:
+    waits = run(reading.wait)
+    for signs in range(1, 5):
+        reading.read += 1
+        wait_until(lambda: reading.signs == signs)  # noqa: B023 - it is over before the next
+    reading.answered.set(None)
+    waits.join(30)
+    assert not waits.is_alive()
+
+
+def test_a_reading_that_gets_no_further_shows_no_sign_of_life(reading: Reading) -> None:
+    waits = run(reading.wait)
+    reading.read += 1
+    wait_until(lambda: reading.signs == 1)
+    time.sleep(0.2)
+    assert reading.signs == 1
+    reading.answered.set(None)
+    waits.join(30)
+    assert not waits.is_alive()
+
+
+def test_a_reading_that_gets_on_has_a_bound(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead_module, "_READ_SECONDS", 0.1)
+    with pytest.raises(pykka.Timeout):
+        reading.wait()
+
+
+def test_a_reading_ends_with_its_term(reading: Reading) -> None:
+    reading.leads = False
+    with pytest.raises(DeposedError):
+        reading.wait()
+
+
+def test_what_has_failed_is_raised(reading: Reading) -> None:
+    reading.answered.set_exception((ValueError, ValueError("of the actor"), None))
+    with pytest.raises(ValueError, match="of the actor"):
+        reading.wait()

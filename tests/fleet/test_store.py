@@ -310,6 +310,24 @@ def test_what_cannot_be_read_is_damage_and_is_not_put_away(
 # -- in etcd -------------------------------------------------------------------------------
 
 
+def test_whoever_waits_for_the_reading_sees_that_it_goes_on(
+    kept: KeptInEtcd, etcd: Etcd, small_steps: None
+) -> None:
+    model = Model(kept)
+    for number in range(20):
+        model.edit(**{f"n{number}": number})
+    model.finish_checkpoint()
+    model.edit(a=1)
+    model.edit(a=2)
+    read: list[None] = []
+    with Etcd(etcd.endpoints, timeout=30.0) as other:
+        store = EtcdStore(other, kept.prefix, kept.fence, note_read=lambda: read.append(None))
+        store.begin_reading()
+        from_etcd = len(read)
+        assert from_etcd >= 3  # a bucket at least, and two rows
+        assert len([*store.batches()]) == len(read) - from_etcd == 2
+
+
 def test_a_checkpoint_leaves_no_row_and_no_other_generation(
     kept: KeptInEtcd, etcd: Etcd, small_steps: None
 ) -> None:

@@ -49,8 +49,9 @@ from trackd_client.wire.places import escape
 
 log = logging.getLogger("trackd.fleet")
 
-#: Seconds that reading what is stored may take.
-_START_SECONDS: Final = 300.0
+#: Seconds that reading what is stored may take, and each other step of the start.
+_READ_SECONDS: Final = 300.0
+_START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0
 #: Seconds between two looks at whether the term lasts.
 _LOOK_SECONDS: Final = 0.25
@@ -121,6 +122,7 @@ class _Process:
         self._reread_settings = reread
         self._deposed = threading.Event()
         self._yields = threading.Event()
+        self._read = 0  # how much of the state, for the watchdog
 
     def _reread(self) -> Config:
         """Read the settings and the keys of hosts again."""
@@ -236,8 +238,10 @@ class _Process:
             mark_path=Path(config.state_dir) / f"{escape(name_of(config))}.mark",
             boot_id=boot_id(),
             stamp=lambda: clock.stamp(boottime(), time.time()),
+            note_read=self._count_read,
         )
         overseer = Overseer(config, self._reread, self._events, self._notifier, closable=True)
+        self._notifier.status(f"reading the state, term {term.fence}")
         actors: list[pykka.ActorRef[Any]] = []
         authentication = Authentication(context, self._keys)
         try:
@@ -258,6 +262,9 @@ class _Process:
         except (pykka.ActorDeadError, pykka.Timeout):
             log.exception("an actor did not start")
             return exits.DEPOSED if self._deposed.is_set() else exits.FAILED
+        except DeposedError as error:
+            log.critical("the term is over", extra=fields(reason=str(error)))
+            return exits.DEPOSED
         finally:
             if not term.is_valid():
                 # Nothing may be said or written any more, whatever the threads are at.
@@ -266,6 +273,9 @@ class _Process:
             self._stop(actors)
             authentication.close()
             context.destroy(linger=200)
+
+    def _count_read(self) -> None:
+        self._read += 1
 
     def _start(
         self,
@@ -304,7 +314,12 @@ class _Process:
             ask_reload=overseer.ask_reload,
         )
         actors.append(tracker)
-        tracker.ask(Recover(), timeout=_START_SECONDS)
+        wait_while_it_reads(
+            tracker.ask(Recover(), block=False),
+            count=lambda: self._read,
+            alive=self._notifier.alive,
+            leads=term.is_valid,
+        )
         actors.append(ticker := ExpiryTicker.start(ended, tracker, clock))
         serve = Serve(f"tcp://{config.listen}", ticker, None, None, "")
         tracker.ask(serve, timeout=_START_SECONDS)
@@ -343,3 +358,38 @@ class _Process:
         for actor in reversed(actors):
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 actor.stop(timeout=_STOP_SECONDS)
+
+
+def wait_while_it_reads(
+    answered: pykka.Future[Any],
+    *,
+    count: Callable[[], int],
+    alive: Callable[[], None],
+    leads: Callable[[], bool],
+) -> None:
+    """Wait until the state is read, and show signs of life for as long as that goes on.
+
+    Args:
+        answered: is set when all is read.
+        count: returns how much has been read so far.
+        alive: shows that this process lives; called only when something was read since.
+        leads: returns whether this process still leads.
+
+    Raises:
+        DeposedError: it does not.
+        pykka.Timeout: it takes for too long.
+    """
+    until, seen = time.monotonic() + _READ_SECONDS, 0
+    while True:
+        try:
+            answered.get(timeout=_LOOK_SECONDS)
+        except pykka.Timeout:
+            if not leads():
+                raise DeposedError("the term is over, and the state was not read yet") from None
+            if time.monotonic() > until:
+                raise
+        else:
+            return
+        if (read_now := count()) != seen:
+            seen = read_now
+            alive()

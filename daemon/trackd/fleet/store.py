@@ -82,6 +82,7 @@ class EtcdStore:
         mark_path: Path | None = None,
         boot_id: str = "",
         stamp: Callable[[], Stamp] = lambda: BEGINNING,
+        note_read: Callable[[], None] = lambda: None,
     ) -> None:
         """Only note where it is; `begin_reading` reads.
 
@@ -94,7 +95,9 @@ class EtcdStore:
             mark_path: of the mark, in a directory that is gone after a boot; None keeps none.
             boot_id: of the running kernel.
             stamp: returns the time of a write, by the fleet clock.
+            note_read: called for each key that was read, and each row and batch that is restored.
         """
+        self._note_read = note_read
         self.row_of: RowOf = _nothing
         self._etcd = etcd
         self._prefix = prefix.decode()
@@ -219,7 +222,9 @@ class EtcdStore:
         while more:
             ask = partial(self._etcd.range, key, end, revision=revision, limit=_PAGE)
             page = read(ask, self._leads)
-            yield from page.kvs
+            for each in page.kvs:
+                self._note_read()
+                yield each
             more = page.more
             if more:
                 key = page.kvs[-1].key + b"\0"
@@ -256,6 +261,7 @@ class EtcdStore:
     def rows(self, kind: str) -> Iterator[tuple[Any, Any]]:
         """Yield the checkpoint's rows of a kind; see `Store`."""
         for name, value in self._rows.get(kind, ()):
+            self._note_read()
             try:
                 yield name, unpack(value)
             except (ValueError, msgpack.UnpackException) as error:
@@ -267,6 +273,7 @@ class EtcdStore:
         rows, self._batches = self._batches, []
         batch: list[bytes] = []
         for row in rows:
+            self._note_read()
             batch.append(row.value)
             if is_last(row.value):
                 try:
