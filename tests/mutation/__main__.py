@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from mutation.mutants import Mutant, mutants_of
-from mutation.trials import REPOSITORY, SURVIVED, TIMED_OUT, Timing, measure, outcomes
+from mutation.trials import BELONG, REPOSITORY, SURVIVED, TIMED_OUT, Timing, measure, outcomes
 
 #: A line for each mutant that may survive: its module, what it changes where, `  # `, and why.
 EXPLAINED = Path(__file__).with_name("explained.txt")
@@ -46,7 +46,7 @@ def main() -> None:
         packages.setdefault(path if path.is_dir() else path.parent, []).extend(modules)
     total: Counter[str] = Counter()
     for package, modules in packages.items():
-        tests = options.tests or [str(tests_of(package))]
+        tests = options.tests or tests_of(package, modules)
         begun = time.monotonic()
         timings = measure(modules, tests)
         print(
@@ -62,9 +62,13 @@ def main() -> None:
     sys.exit(1 if total["not explained"] or total["stale"] else 0)
 
 
-def tests_of(package: Path) -> Path:
-    """Return where the fast tests of a package of the daemon are."""
-    return REPOSITORY / "tests/unit/daemon" / package.relative_to(REPOSITORY / "daemon/trackd")
+def tests_of(package: Path, modules: list[Path]) -> list[str]:
+    """Return where the tests of a package of the daemon are, and those that belong to modules."""
+    found = [REPOSITORY / "tests/unit/daemon" / package.relative_to(REPOSITORY / "daemon/trackd")]
+    for path in modules:
+        also = BELONG.get(str(path.relative_to(REPOSITORY)), ())
+        found += [REPOSITORY / each.split("::")[0] for each in also]
+    return [str(path) for path in dict.fromkeys(found)]
 
 
 def try_all(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> Counter[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 import coverage
@@ -35,6 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOADED = (coverage, hypothesis, msgpack, pykka, trackd_client, zmq)
 #: A fast test takes at most so many seconds of the processor, while its lines are recorded.
 FAST = 0.5
+#: The same of one that belongs to a module that is tried: more than any but the model tests take.
+FAST_OF_OWN = 20.0
 #: So many seconds of the tests of other modules are spent on a mutant, the quickest tests first.
 OTHERS = 3.0
 #: How many seconds of the processor a test may take before it counts as hanging: so many, and so
@@ -44,6 +46,23 @@ HANGS = 3.0, 10.0
 WAITS = 60.0, 10.0
 #: A fixture of all tests that costs more than most of them, and finds no mistake of this kind.
 LOOKS_FOR_PROCESSES = "nothing_is_left_behind"
+#: Tests that belong to a module of the daemon beside those of its own file: what their names begin
+#: with.
+BELONG: Final[dict[str, list[str]]] = {
+    "daemon/trackd/rules/aliases.py": ["tests/unit/daemon/state/test_follow.py"],
+    "daemon/trackd/state/counters.py": ["tests/unit/daemon/operations/test_metrics.py"],
+    "daemon/trackd/state/decide.py": [
+        f"tests/unit/daemon/state/test_{name}.py"
+        for name in ("offers", "follow", "pauses", "marking", "aiming", "tunnels", "timers")
+    ],
+    "daemon/trackd/state/restore.py": [
+        *(
+            f"tests/unit/daemon/state/test_{name}.py"
+            for name in ("decide", "offers", "follow", "pauses", "marking", "aiming", "tunnels")
+        ),
+        "tests/unit/daemon/storage/test_v1.py",
+    ],
+}
 #: Bytes that a test may fill.
 MEMORY = 4 << 30
 
@@ -67,6 +86,7 @@ class _Measure:
         self.coverage = coverage.Coverage(
             data_file=None, config_file=False, include=[str(path) for path in modules]
         )
+        self.modules = modules
         self.seconds: dict[str, float] = {}
         self.is_slow = False
 
@@ -75,7 +95,8 @@ class _Measure:
         self.coverage.switch_context(item.nodeid)
         signal.signal(signal.SIGPROF, self.skip)
         self.is_slow = False
-        signal.setitimer(signal.ITIMER_PROF, FAST)
+        is_own = any(belongs(item.nodeid, path) for path in self.modules)
+        signal.setitimer(signal.ITIMER_PROF, FAST_OF_OWN if is_own else FAST)
         begun = time.process_time()
         result = yield
         seconds = time.process_time() - begun
@@ -213,20 +234,29 @@ def outcomes(path: Path, mutants: list[Mutant], timings: dict[str, Timing]) -> I
 
 
 def _some(path: Path, timings: dict[str, Timing]) -> dict[str, Timing]:
-    """Return the tests of a module, then others, as many as there is time for.
+    """Return the tests of a module, and others, as many as there is time for.
 
-    Of these come first those that run a line of the module, and the quick ones.
+    Those of the module that are not fast come last. Of the others come first those that run a line
+    of the module, and the quick ones.
     """
-    own, others = {}, {}
+    own: dict[str, Timing] = {}
+    others: dict[str, Timing] = {}
+    slow: dict[str, Timing] = {}
     left = OTHERS
     for name, timing in sorted(
         timings.items(), key=lambda each: (str(path) not in each[1].lines, each[1].seconds)
     ):
-        if f"/test_{path.name}::" in name:
-            own[name] = timing
-        elif (left := left - timing.seconds) > 0.0:
+        if belongs(name, path):
+            (own if timing.seconds <= FAST else slow)[name] = timing
+        elif timing.seconds <= FAST and (left := left - timing.seconds) > 0.0:
             others[name] = timing
-    return own | others
+    return own | others | slow
+
+
+def belongs(test: str, path: Path) -> bool:
+    """Return whether a test belongs to a module, so that it is run even when it is not fast."""
+    name = str(path.relative_to(REPOSITORY))
+    return f"/test_{path.name}::" in test or test.startswith(tuple(BELONG.get(name, ())))
 
 
 def _swapped(path: Path, todo: list[tuple[Mutant, dict[str, Timing]]]) -> Iterator[str]:

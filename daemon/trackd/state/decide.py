@@ -58,7 +58,7 @@ class RecentClaim(NamedTuple):
     time: float
     name: str
     held: bool
-    chance: float = 0.0
+    chance: float
 
 
 class Finished(NamedTuple):
@@ -511,7 +511,6 @@ class Decisions:
             self.do_all(aiming.claim(tracker, name))
         self.do(changes.Renamed(lease, session.id, name, before))
         self.lone.end(name)
-        self.advice.changed(self.now)
         self.notify(session, {"notice": "renamed", "lease": lease, "name": name})
 
     # -- settings and starts ---------------------------------------------------------

@@ -70,13 +70,10 @@ def restart_timers(decide: Decisions) -> None:
 def next_timer(decide: Decisions) -> float | None:
     """Return when the next sweep will have something to do, or None."""
     queue, state = decide.state.queue, decide.state
-    expiry, marks, targets = state.tracker.next_expiry, state.tracker.marks, state.tracker.targets
-    if marks.ends and (end := marks.next_end()) is not None:
-        expiry = end if expiry is None else min(expiry, end)
-    if decide.flips.waiting and (end := decide.flips.next_due()) is not None:
-        expiry = end if expiry is None else min(expiry, end)
-    if targets.ends and (end := targets.next_end()) is not None:
-        expiry = end if expiry is None else min(expiry, end)
+    marks, flips, targets = state.tracker.marks, decide.flips, state.tracker.targets
+    expiry = state.tracker.next_expiry
+    if marks.ends or flips.waiting or targets.ends:
+        expiry = _first([expiry, marks.next_end(), flips.next_due(), targets.next_end()])
     if expiry is not None and not queue:
         expiry = max(expiry, decide.swept + SWEEP_INTERVAL)
     times = [
@@ -94,7 +91,11 @@ def next_timer(decide: Decisions) -> float | None:
     if decide.config.claim_timeout > 0 and state.in_flight:
         oldest = state.leases[next(iter(state.in_flight))].timed_from
         times.append(oldest + decide.config.claim_timeout)
-    return min((moment for moment in times if moment is not None), default=None)
+    return _first(times)
+
+
+def _first(moments: list[float | None]) -> float | None:
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _expire_leases(decide: Decisions, before: float, *, late: bool) -> None:

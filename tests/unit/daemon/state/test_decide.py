@@ -13,6 +13,8 @@ from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session
 from trackd.state import exactly_once, forgetting, gossip, timers
+from trackd.state.changes import Expired, Granted, Notified, Renamed, Tracked
+from trackd.state.sources import Source
 from trackd_client.wire.protocol import decode_reply
 
 LARGEST = 2**64 - 1
@@ -511,3 +513,477 @@ def test_live_settings_hold_from_now_on_and_what_they_change_survives_a_restart(
     assert world.decide.budget_wait() is None
     world.track("p1")
     assert state.tracker.next_expiry == world.clock.now + 7.0
+
+
+# -- what is counted, and for how long ------------------------------------------------------
+
+
+def test_each_change_counts_once_and_is_in_the_batch_of_its_moment(world: World) -> None:
+    made = world.decide.made
+    world.open()
+    world.open()
+    assert world.decide.made == made + 2
+    moments = world.decide.take()
+    assert sum(len(moment.changes) for moment in moments) == world.decide.made
+    assert world.decide.take() == []
+
+
+def test_replies_speak_of_the_last_event_that_is_or_will_be_stored(world: World) -> None:
+    assert world.decide.revision == world.state.revision
+    world.track("p1")
+    assert world.decide.revision == world.state.revision == 2
+    world.decide.ahead = 1
+    assert world.decide.revision == 1
+
+
+def test_a_session_that_fetches_nothing_gets_1024_notices_of_each_kind(world: World) -> None:
+    session = world.open()
+    for lease in range(1030):
+        world.decide.notify(session, {"notice": "lease_revoked", "lease": lease})
+        world.decide.advise(session, {"notice": "should_close", "lease": lease})
+    notices = world.decide.fetch(session)
+    assert [each["lease"] for each in notices] == [*range(1024), *range(1024)]
+    assert world.decide.fetch(session) == []
+
+
+@pytest.mark.rule(12)
+def test_a_purge_of_many_is_a_change_for_each_thousand(world: World) -> None:
+    world.track(*(f"p{i}" for i in range(2500)), ttl=1.0)
+    world.decide.take()
+    world.clock.now += 2
+    world.decide.purge()
+    (moment,) = world.decide.take()
+    assert [len(each.rows) for each in moment.changes if isinstance(each, Expired)] == [
+        1000,
+        1000,
+        500,
+    ]
+    assert world.state.tracker.tracked_count == 0
+
+
+@pytest.mark.rule(10)
+def test_the_last_256_claims_are_known_with_the_share_that_was_missing(world: World) -> None:
+    session = world.open()
+    world.track("p1", "p2")
+    lease = world.acquire(session)
+    world.decide.claim(session, lease, ["p1"])
+    other = world.acquire(session)
+    world.decide.claim(session, other, ["p1"])
+    assert world.decide.adopt(session, ["p1"]) == (None, "p1")
+    now = world.clock.now
+    assert list(world.decide.recent) == [
+        (now, "p1", False, 1.0),
+        (now, "p1", True, 0.5),
+        (now, "p1", True, 0.0),
+    ]
+    assert world.metrics.duplicates == 2
+    for _ in range(300):
+        world.decide.claim(session, other, ["p1"])
+    assert len(world.decide.recent) == 256
+
+
+def test_who_has_gossiped_is_remembered_after_its_end_and_nobody_else(world: World) -> None:
+    world.decide.began = world.clock.now
+    silent, speaker = world.open(), world.open()
+    gossip.track(world.decide, speaker, [("p1", "", 1, None)])
+    world.decide.end_session(silent, "closed")
+    world.decide.end_session(speaker, "closed")
+    assert world.state.sources.get(silent.id) is None
+    assert world.state.sources.get(speaker.id) == Source(1000, 0, "name")
+    world.check()
+
+
+def test_who_may_have_gossiped_before_the_start_is_remembered_too(world: World) -> None:
+    session = world.open()
+    world.clock.now += 1
+    world.decide.began = world.clock.now
+    world.decide.end_session(session, "closed")
+    assert world.state.sources.get(session.id) == Source(1000, 0, "name")
+
+
+# -- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.rule(13)
+def test_a_refusal_says_that_somebody_waits_for_longer(world: World) -> None:
+    first, second = world.open(), world.open()
+    world.acquire(first)
+    assert world.decide.refusal(second) == "satisfied"
+    world.decide.park(first, 1, None, b"first")
+    assert world.decide.has_turn
+    assert world.decide.try_acquire(second) is None
+    assert world.decide.refusal(second) == "waiters"
+    assert world.decide.retry_after(second) is None, "no moment is known at which there is room"
+
+
+@pytest.mark.rule(17)
+def test_whose_own_dials_pause_does_not_hold_up_the_others(world: World) -> None:
+    paused, other = world.open(), world.open()
+    lease = world.acquire(paused)
+    world.decide.report(paused, lease, "auth", 10.0)
+    world.decide.release(paused, lease)
+    assert world.decide.refusal(paused) == "backoff"
+    wait = world.decide.retry_after(paused)
+    assert wait is not None
+    assert wait >= 10.0
+    assert world.decide.retry_after(other) is None
+    world.decide.park(paused, 1, None, b"paused")
+    world.decide.serve_waiters()
+    assert len(world.state.queue) == 1
+    assert not world.decide.has_turn, "nobody waits whose turn it may be"
+    assert world.decide.try_acquire(other) == 2
+    assert world.decide.refusal(other) == "satisfied"
+
+
+@pytest.mark.rule(9)
+def test_when_a_lease_is_taken_back_is_known_where_it_ever_is() -> None:
+    for timeout, by in ((0.0, None), (1.0, 5001.0), (10.0, 5010.0)):
+        world = World(claim_timeout=timeout)
+        assert world.decide.claim_by(world.acquire(world.open())) == by
+
+
+def test_a_session_cannot_claim_release_retire_or_offer_what_it_does_not_own(world: World) -> None:
+    owner, other = world.open(), world.open()
+    lease = world.acquire(owner)
+    assert world.decide.claim(other, lease, ["p1"]) == ("p1", "lease_gone")
+    assert world.decide.release(other, lease) is False
+    assert world.decide.retire(other, lease) is False
+    assert world.decide.offer(other, lease) is False
+    assert world.decide.retire(owner, lease) is None, "it has claimed nothing"
+    assert world.decide.offer(owner, lease) is None
+    world.decide.report(other, lease, "refused", None)
+    assert world.state.backoff.pause is None
+    assert world.decide.force_release(99, Peer(0, 0, 1)) is None
+
+
+# -- what dials meet ----------------------------------------------------------------------
+
+
+def test_dials_in_a_row_that_meet_held_proxies_are_counted_until_one_claims(world: World) -> None:
+    session = world.open()
+    world.track("p1", "p2", "p3")
+    lease = world.acquire(session)
+    world.decide.claim(session, lease, ["p1"])
+    lease = world.acquire(session)
+    for times in (1, 2, 3):
+        assert world.decide.claim(session, lease, ["p1"]) == ("p1", "held")
+        assert world.decide.luck.in_a_row == times
+    assert world.decide.hint() is None, "that may be chance"
+    for _ in range(50):
+        world.decide.claim(session, lease, ["p1"])
+    hint = world.decide.hint()
+    assert hint is not None
+    assert hint.met == ["p1"]
+    assert world.decide.claim(session, lease, ["p2"]) == ("p2", None)
+    assert world.decide.luck.in_a_row == 0
+
+
+@pytest.mark.rule(10)
+def test_a_dial_that_ends_because_its_proxy_is_held_counts_without_a_claim(world: World) -> None:
+    session = world.open()
+    world.track("p1", "p2", "p3")
+    lease = world.acquire(session)
+    assert world.decide.look(session, ["p1"]) == ("p1", False)
+    assert session.live.looked == ()
+    assert world.decide.look(session, []) == (None, False)
+    world.decide.claim(session, lease, ["p1"])
+    lease = world.acquire(session)
+    assert world.decide.look(session, ["p1"]) == ("p1", True)
+    world.decide.report(session, lease, "other", None)
+    assert world.decide.luck.in_a_row == 0, "it ended for another reason"
+    world.decide.report(session, lease, "held", None)
+    assert world.decide.luck.in_a_row == 1
+    world.decide.report(session, lease, "held", None)
+    assert world.decide.luck.in_a_row == 1, "what it met has counted"
+    world.decide.look(session, ["p1"])
+    assert world.decide.claim(session, lease, ["p1"]) == ("p1", "held")
+    assert world.decide.luck.in_a_row == 2
+    world.decide.report(session, lease, "held", None)
+    assert world.decide.luck.in_a_row == 2, "its claim has counted"
+
+
+@pytest.mark.rule(10)
+def test_the_last_eight_held_proxies_that_a_session_asked_for_are_known(world: World) -> None:
+    holder, session = world.open(), world.open()
+    names = [f"p{i}" for i in range(10)]
+    for name in names:
+        world.decide.adopt(holder, [name])
+    for name in names:
+        assert world.decide.look(session, [name]) == (name, True)
+    assert session.live.looked == tuple(names[2:])
+
+
+# -- taking back, adopting, following ----------------------------------------------------
+
+
+def test_an_admin_is_told_whose_lease_was_taken_back_and_what_it_held(world: World) -> None:
+    session = world.open()
+    lease = world.acquire(session)
+    assert world.decide.force_release(lease, Peer(0, 0, 1)) == (session, None)
+    world.decide.adopt(session, ["p1"])
+    assert world.decide.force_release(2, Peer(0, 0, 1)) == (session, "p1")
+
+
+@pytest.mark.rule(14)
+def test_without_a_name_nothing_is_adopted(world: World) -> None:
+    assert world.decide.adopt(world.open(), []) == (None, None)
+    assert not world.state.leases
+
+
+@pytest.mark.rule(7)
+def test_a_lease_follows_only_when_it_says_so(world: World) -> None:
+    session = world.open()
+    names = ["host1", "uuid1"]
+    lease = world.acquire(session)
+    world.decide.claim(session, lease, names)
+    world.decide.adopt(session, ["host2", "uuid2"])
+    world.decide.adopt(session, ["host3", "uuid3"], follow=True)
+    world.track("uuid1", "uuid2", "uuid3")
+    tracker = world.state.tracker
+    assert [tracker.lease_name(lease) for lease in (1, 2, 3)] == ["host1", "host2", "uuid3"]
+
+
+@pytest.mark.rule(7)
+def test_a_lease_that_takes_an_offered_name_ends_that_offer(world: World) -> None:
+    old, new = world.open(Process(10, 1)), world.open(Process(11, 1))
+    world.decide.adopt(new, ["host1", "uuid1"], follow=True)
+    world.decide.adopt(old, ["uuid1"])
+    assert world.decide.offer(old, 2)
+    world.track("uuid1")
+    assert list(world.state.leases) == [1]
+    assert world.state.tracker.lease_name(1) == "uuid1"
+    notice = {"notice": "lease_revoked", "lease": 2, "cause": "handed_over"}
+    assert world.decide.fetch(old) == [notice]
+    world.check()
+
+
+class Aimed:
+    """A world in which p1 has an address, and a lease of the session that is aimed at it."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.session = self.world.open(Process(10, 1))
+        rows = [(f"p{i}", "", 1, None) for i in (1, 2, 3)]
+        gossip.track(self.world.decide, self.session, rows, {}, {"p1": "a:1"})
+        self.lease = self.world.acquire(self.session)
+        assert self.world.state.tracker.targets.aims[self.lease].name == "p1"
+        #: The reached and the missed ones.
+        self.aims = self.world.metrics.aims
+
+    @property
+    def failures(self) -> int:
+        address = self.world.state.tracker.targets.by_name["p1"]
+        return address.failures
+
+
+@pytest.mark.rule(16)
+def test_a_dial_that_claims_what_it_aimed_at_has_reached_it() -> None:
+    aimed = Aimed()
+    assert aimed.world.decide.claim(aimed.session, aimed.lease, ["p1"]) == ("p1", None)
+    assert (aimed.aims["reached"], aimed.aims["missed"]) == (1, 0)
+    assert aimed.failures == 0
+
+
+@pytest.mark.rule(16)
+def test_a_dial_that_reaches_another_proxy_has_missed() -> None:
+    aimed = Aimed()
+    assert aimed.world.decide.claim(aimed.session, aimed.lease, ["p2"]) == ("p2", None)
+    assert (aimed.aims["reached"], aimed.aims["missed"]) == (0, 1)
+    assert aimed.failures == 1
+
+
+@pytest.mark.rule(16)
+def test_an_aimed_dial_says_nothing_of_the_balancer() -> None:
+    aimed = Aimed()
+    decide = aimed.world.decide
+    decide.luck.met("p3", 0.1, aimed.world.clock.now)
+    assert decide.adopt(aimed.session, ["p2"])[1] == "p2"
+    assert decide.look(aimed.session, ["p2"]) == ("p2", True)
+    decide.report(aimed.session, aimed.lease, "held", None)
+    assert decide.luck.in_a_row == 1
+    assert (aimed.aims["missed"], aimed.failures) == (1, 1)
+    assert decide.claim(aimed.session, aimed.lease, ["p2"]) == ("p2", "held")
+    assert decide.luck.in_a_row == 1
+    aimed = Aimed()
+    decide = aimed.world.decide
+    decide.luck.met("p3", 0.1, aimed.world.clock.now)
+    assert decide.claim(aimed.session, aimed.lease, ["p1"]) == ("p1", None)
+    assert decide.luck.in_a_row == 1
+
+
+@pytest.mark.rule(16)
+def test_a_dial_whose_target_is_held_by_now_may_have_met_it() -> None:
+    aimed = Aimed()
+    assert aimed.world.decide.adopt(aimed.session, ["p1"])[1] == "p1"
+    aimed.world.decide.report(aimed.session, aimed.lease, "held", None)
+    assert (aimed.aims["missed"], aimed.failures) == (0, 0)
+    aimed.world.decide.report(aimed.session, aimed.lease, "refused", None)
+    assert aimed.aims["missed"] == 1
+
+
+@pytest.mark.rule(16)
+@pytest.mark.parametrize("how", ["offer", "release"])
+def test_a_name_is_missing_from_its_offer_or_its_release_on(how: str) -> None:
+    aimed = Aimed()
+    world, session = aimed.world, aimed.session
+    world.decide.claim(session, aimed.lease, ["p1"])
+    world.clock.now += 7
+    assert getattr(world.decide, how)(session, aimed.lease)
+    assert world.state.tracker.targets.by_name["p1"].since == world.clock.now
+    world.check()
+
+
+@pytest.mark.rule(16)
+def test_a_lease_that_takes_a_name_ends_the_failures_of_its_address() -> None:
+    aimed = Aimed()
+    world, session = aimed.world, aimed.session
+    assert world.decide.adopt(session, ["p2", "p1"], follow=True)[1] == "p2"
+    world.decide.report(session, aimed.lease, "refused", None)
+    world.decide.release(session, aimed.lease)
+    assert aimed.failures == 1
+    assert forgetting.forget_proxy(world.decide, "p2", Peer(0, 0, 1)) is not None
+    assert world.state.tracker.lease_name(2) == "p1"
+    assert aimed.failures == 0
+    world.check()
+
+
+def test_a_rename_without_a_mark_makes_no_change_of_marks(world: World) -> None:
+    world.decide.adopt(world.open(), ["host1", "uuid1"], follow=True)
+    world.decide.take()
+    world.track("uuid1")
+    made = [type(each) for moment in world.decide.take() for each in moment.changes]
+    assert made == [Tracked, Renamed, Notified]
+
+
+# -- watches -------------------------------------------------------------------------------
+
+
+def test_a_watch_replaces_the_earlier_one_which_is_answered(world: World) -> None:
+    session = world.open()
+    first, second = ParkedWatch(1, b"route"), ParkedWatch(2, b"route")
+    assert world.decide.watch(session, first) is None
+    assert world.decide.watch(session, ParkedWatch(1, b"other")) is None, "it was sent again"
+    assert world.decide.watch(session, second) == ParkedWatch(1, b"other")
+    assert not world.decide.noticed
+
+
+@pytest.mark.parametrize("how", ["notify", "advise"])
+def test_a_notice_is_sent_once_there_is_a_watch(world: World, how: str) -> None:
+    session = world.open()
+    getattr(world.decide, how)(session, {"notice": "first"})
+    assert not world.decide.noticed
+    world.decide.watch(session, ParkedWatch(1, b"route"))
+    assert list(world.decide.noticed) == [session]
+    assert world.decide.fetch(session) == [{"notice": "first"}]
+    world.decide.noticed.clear()
+    getattr(world.decide, how)(session, {"notice": "second"})
+    assert list(world.decide.noticed) == [session]
+
+
+# -- changes of topology ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["count", "gossip", "mark", "claim", "adopt", "release", "rename", "forget", "expire"],
+)
+def test_every_change_of_topology_restarts_the_wait_for_advice(what: str) -> None:
+    world = World(disconnect_threshold=50.0, claim_timeout=0.0)
+    session = world.open(Process(10, 1))
+    world.decide.watch(session, ParkedWatch(1, b"route"))
+    world.track("p1", "p2", "p3", "p4", ttl=1000.0)
+    world.track("old", ttl=4.0)
+    in_flight = world.acquire(session)
+    for name in ("p1", "p2", "p3"):
+        world.decide.adopt(session, [name])
+    world.decide.adopt(session, ["host", "uuid"], follow=True)
+    world.decide.set_count(1)
+    due = world.decide.advice.due()
+    assert due == world.clock.now + 50.0
+    world.clock.now += 5
+    assert world.decide.advice.due() == due
+    decide = world.decide
+    match what:
+        case "count":
+            decide.set_count(2)
+        case "gossip":
+            world.track("p5")
+        case "mark":
+            gossip.track(decide, world.gossip, [("p4", "", 1, None)], {"p4": True})
+        case "claim":
+            decide.claim(session, in_flight, ["p4"])
+        case "adopt":
+            decide.adopt(session, ["p6"])
+        case "release":
+            decide.release(session, 3)
+        case "rename":
+            world.track("uuid")
+        case "forget":
+            forgetting.forget_proxy(decide, "p4", Peer(0, 0, 1))
+        case _:
+            decide.purge()
+    assert world.decide.advice.due() == world.clock.now + 50.0
+
+
+def test_what_changes_no_topology_does_not_put_advice_off() -> None:
+    world = World(disconnect_threshold=50.0, claim_timeout=0.0)
+    session = world.open(Process(10, 1))
+    world.track("p1", "p2", ttl=1000.0)
+    world.decide.adopt(session, ["p1"])
+    world.decide.adopt(session, ["p2"])
+    world.decide.set_count(1)
+    due = world.decide.advice.due()
+    assert due == world.clock.now + 50.0
+    world.clock.now += 5
+    world.track("p1", "p2", ttl=1000.0)
+    world.decide.set_count(1)
+    world.decide.purge()
+    world.decide.end_session(world.open(), "closed")
+    assert world.decide.advice.due() == due
+
+
+@pytest.mark.rule(16)
+def test_addresses_are_shared_as_the_live_setting_says() -> None:
+    world = World(targets="off")
+    session = world.open(Process(10, 1))
+    gossip.track(world.decide, session, [("p1", "", 1, None)], {}, {"p1": "a:1"})
+    world.decide.release(session, world.acquire(session))
+    assert not world.state.tracker.targets.aims
+    world.decide.reconfigure(world.config(targets="same_uid"))
+    assert world.state.tracker.targets.aims.get(world.acquire(session)) == ("p1", "a:1")
+
+
+@pytest.mark.rule(12)
+def test_a_proxy_is_there_at_exactly_its_expiry(world: World) -> None:
+    world.track("p1", ttl=5.0)
+    world.clock.now += 5
+    world.decide.purge()
+    assert world.state.tracker.is_tracked("p1")
+    world.clock.now += 0.1
+    world.decide.purge()
+    assert not world.state.tracker.is_tracked("p1")
+
+
+@pytest.mark.rule(6)
+def test_a_grant_says_why_it_was_given(world: World) -> None:
+    session = world.open()
+    world.acquire(session)
+    world.track("p1", "p2")
+    world.acquire(session)
+    world.decide.adopt(session, ["p1"])
+    moments = world.decide.take()
+    granted = [each for moment in moments for each in moment.changes if isinstance(each, Granted)]
+    assert [each.reason for each in granted] == ["bootstrap", "need", "adopt"]
+
+
+def test_the_budget_refuses_only_what_is_wanted() -> None:
+    world = World()
+    session = world.open()
+    world.state.budget.change(0.5, 1, world.clock.now)
+    assert world.decide.budget_wait() is None
+    lease = world.acquire(session)
+    assert world.decide.budget_wait() is None, "nothing is wanted"
+    world.decide.release(session, lease)
+    assert world.decide.budget_wait() == 2.0
+    assert world.decide.refusal() == "budget"
+    assert world.decide.try_acquire(session) is None

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from helpers.decisions import World, session_of
 from helpers.writer import observe
 from trackd.sessions.identity import Process
-from trackd.sessions.sessions import ParkedWatch
+from trackd.sessions.sessions import ParkedWatch, Session
 from trackd.state import exactly_once
+from trackd_client.wire.errors import ProtocolError
 
 LARGEST = 2**64 - 1
 
@@ -133,10 +134,103 @@ def test_replies_that_a_session_is_done_with_are_dropped_without_another_change(
     one = world.open(Process(10, 1))
     for seq in range(1, 101):
         exactly_once.remember(world.decide, one, seq, b"", stored=True, lease=None)
+    covered, made = [], world.decide.made
     for seq in range(1, 101):
         exactly_once.acknowledge(world.decide, one, [1, seq])
-    assert len(one.replies) <= 16
+        covered.append(len(one.replies) - (100 - seq))
+    assert max(covered) == 16, "and are not stored one by one"
+    assert world.decide.made - made == 100 // 17
     assert one.unanswered() == 0
+
+
+def answer(world: World, session: Session, *seqs: int) -> None:
+    for seq in seqs:
+        exactly_once.remember(world.decide, session, seq, b"", stored=True, lease=None)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [[1, 3]],
+        [[2, 2]],
+        [[2, 3], [1, 4]],
+        [[3, 3], [1, 4]],
+        [[1, 2], [1, 2, 5, 5], [1, 6]],
+        [[1, 1], [1, 1, 3, 3], [1, 1, 3, 6]],
+        [[5, 5], [5, 5, 7, 7], [1, 7]],
+        [[1, 1, 6, 6], [1, 3, 6, 6], [1, 8]],
+    ],
+)
+def test_in_whatever_order_replies_arrive_each_is_covered_once(
+    world: World, steps: list[list[int]]
+) -> None:
+    """A client is done with nothing but what it says, and no reply is missed or counted twice."""
+    one = world.open(Process(10, 1))
+    answer(world, one, *range(1, 9))
+    for ranges in steps:
+        exactly_once.acknowledge(world.decide, one, ranges)
+        done = {seq for seq in range(1, 9) if seq in one.live.done}
+        assert sorted(one.live.covered) == sorted(done)
+        assert one.unanswered() == 8 - len(done)
+        assert one not in world.decide.unstored, "a restart finds all of these replies"
+    exactly_once.drop_covered(world.decide, one)
+    assert one.replies.keys() == set(range(1, 9)) - done
+    world.check()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "unstored"),
+    [
+        ([1, 1], False),
+        ([1, 2], True),
+        ([2, 2], True),
+        ([1, 1, 3, 3], False),
+        ([1, 4], True),
+        ([4, 4], True),
+        ([3, 4], True),
+    ],
+)
+def test_what_would_run_again_after_a_restart_is_noted_to_be_stored(
+    world: World, ranges: list[int], unstored: bool
+) -> None:
+    """One has changed something, two was refused, three has only read, four has not come."""
+    one = world.open(Process(10, 1))
+    answer(world, one, 1)
+    exactly_once.remember(world.decide, one, 2, b"", stored=False, lease=None)
+    one.note_repeatable(3, 64)
+    exactly_once.acknowledge(world.decide, one, ranges)
+    assert (one in world.decide.unstored) == unstored
+    done = one.live.done
+    assert one.live.repeatable == {3} - {seq for seq in (3,) if seq in done}
+    assert one.live.refusals.keys() == {2} - {seq for seq in (2,) if seq in done}
+
+
+def test_what_is_given_up_leaves_no_reply_behind(world: World) -> None:
+    one = world.open(Process(10, 1))
+    answer(world, one, 1)
+    exactly_once.remember(world.decide, one, 2, b"", stored=False, lease=None)
+    one.note_repeatable(3, 64)
+    for seq in (1, 2, 3):
+        assert exactly_once.give_up(world.decide, one, seq)
+        assert seq in one.done
+    assert not one.replies
+    assert not one.live.refusals
+    assert not one.live.repeatable
+    assert one.unanswered() == 0
+    world.check()
+
+
+def test_gaps_without_end_are_refused_and_change_nothing() -> None:
+    world = World(max_outstanding=1)
+    one = world.open(Process(10, 1))
+    answer(world, one, 1, 3, 5)
+    exactly_once.acknowledge(world.decide, one, [1, 1, 3, 3])
+    with pytest.raises(ProtocolError):
+        exactly_once.acknowledge(
+            world.decide, one, [bound for seq in range(1, 200, 2) for bound in (seq, seq)]
+        )
+    assert one.live.done.ranges == [1, 1, 3, 3]
+    assert one.unanswered() == 1
 
 
 def test_the_reply_to_a_request_that_gives_up_itself_goes_with_the_next_change(
