@@ -21,8 +21,12 @@ from functools import partial
 from typing import Any, ClassVar, Final, NoReturn
 
 __all__ = [
+    "EtcdAlarm",
+    "EtcdHealth",
+    "EtcdMember",
     "Explanation",
     "Fleet",
+    "FleetCandidate",
     "FleetHost",
     "Group",
     "GroupGap",
@@ -747,8 +751,83 @@ class FleetHost(Result):
     key: bool
 
 
-class Fleet(Result, hosts=FleetHost):
-    """Who leads a fleet, and its hosts.
+class FleetCandidate(Result):
+    """A candidate of a fleet that is there.
+
+    Attributes:
+        host: its host.
+        leads: whether it leads; otherwise it stands by.
+        version: of its trackd; empty: not known.
+        format: of the state, that it reads and writes.
+        since: Unix time since when it is there.
+    """
+
+    __slots__ = ()
+    host: str
+    leads: bool
+    version: str
+    format: int
+    since: float
+
+
+class EtcdMember(Result):
+    """A member of etcd; what it did not say is None.
+
+    Attributes:
+        member: its address.
+        answers: whether it does.
+        version: of its program; empty when it does not answer.
+        leads: whether it leads etcd.
+        size: bytes of its database.
+        in_use: bytes of these that are used.
+        quota: bytes that its database may have.
+    """
+
+    __slots__ = ()
+    member: str
+    answers: bool
+    version: str
+    leads: bool
+    size: int | None
+    in_use: int | None
+    quota: int | None
+
+
+class EtcdAlarm(Result):
+    """An alarm of etcd.
+
+    Attributes:
+        member: the address of the member that raised it, or its id.
+        kind: `NOSPACE` or `CORRUPT`.
+    """
+
+    __slots__ = ()
+    member: str
+    kind: str
+
+
+class EtcdHealth(Result, members=EtcdMember, alarms=EtcdAlarm):
+    """How etcd is, as the leader has found it.
+
+    Attributes:
+        looked: seconds since the leader has looked.
+        members: its members, as the leader's settings name them.
+        alarms: its alarms.
+        revisions: changes of etcd since its last compaction; None: not known.
+        compacted: seconds since etcd was compacted, as far as this leader has seen: at most since
+            it has looked first.
+    """
+
+    __slots__ = ()
+    looked: float
+    members: Sequence[EtcdMember]
+    alarms: Sequence[EtcdAlarm]
+    revisions: int | None
+    compacted: float
+
+
+class Fleet(Result, hosts=FleetHost, candidates=FleetCandidate, etcd=EtcdHealth):
+    """Who leads a fleet, its hosts and candidates, and how etcd is.
 
     Attributes:
         revision: of the state that this describes.
@@ -762,6 +841,8 @@ class Fleet(Result, hosts=FleetHost):
         commit_p99: the same of 99 in 100.
         store_bytes: size of the state in etcd.
         hosts: the hosts, by name.
+        candidates: the candidates that are there, by host.
+        etcd: how etcd is; None: the leader has not looked yet.
     """
 
     __slots__ = ()
@@ -776,3 +857,5 @@ class Fleet(Result, hosts=FleetHost):
     commit_p99: float
     store_bytes: int
     hosts: Sequence[FleetHost]
+    candidates: Sequence[FleetCandidate] = ()
+    etcd: EtcdHealth | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -16,13 +17,17 @@ from helpers.protocol_peer import VARIES, Peer, body_of
 from helpers.support import wait_until
 from helpers.trackctl import trackctl
 from trackd.config import exits
-from trackd.fleet.etcd import Etcd
-from trackd_client import Proxy, Tracker
+from trackd.fleet.etcd import Etcd, EtcdError
+from trackd_client import Proxy, Tracker, __version__
 from trackd_client.errors import PermissionRefused, StoreUnavailable
+from trackd_client.results import EtcdHealth
 from trackd_client.wire.protocol import REPLY
 
 #: What differs from fleet to fleet.
-DIFFERS = VARIES | {"commits", "commit_mean", "commit_p50", "commit_p99", "heard", "term"}
+DIFFERS = VARIES | {
+    *("commits", "commit_mean", "commit_p50", "commit_p99", "heard", "term"),
+    *("version", "since", "looked", "member", "leads", "size", "in_use", "revisions", "compacted"),
+}
 
 
 @pytest.fixture
@@ -59,6 +64,9 @@ def test_a_fleet_answers_as_documented(cluster: Cluster, etcd: Etcd) -> None:
     with Fleet(cluster, candidates=1) as fleet:
         for relay in fleet.relays:
             fleet.wait_until_served(relay)
+        with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
+            wait_until(lambda: tracker.fleet().candidates, LONG)
+            wait_until(lambda: _is_known(tracker.fleet().etcd), LONG)
         with Peer(fleet.relays[0].endpoint) as peer:
             for message in said:
                 if message.kind == REPLY:
@@ -66,6 +74,10 @@ def test_a_fleet_answers_as_documented(cluster: Cluster, etcd: Etcd) -> None:
                 else:
                     peer.send(message)
             assert peer.nothing_is_left()
+
+
+def _is_known(etcd: EtcdHealth | None) -> bool:
+    return etcd is not None and etcd.revisions is not None
 
 
 def test_a_leader_that_yields_hands_over_and_ends(fleet: Fleet) -> None:
@@ -149,8 +161,17 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
     assert said["leader"][1].startswith(f"{leader.name}, term ")
     assert said["hosts"] == ("problem", "silent: host-3")
     assert said["etcd"][0] == "ok"
+    (other,) = [each for each in fleet.candidates if each is not leader]
+    both = sorted([f"{leader.name} (V) leads", f"{other.name} (V) stands by"])
+    shown = ", ".join(both).replace("V", __version__)
+    wait_until(lambda: f"candidates  {shown}\n" in ask(), LONG)
+    _, said = doctor(ours)
+    assert said["candidates"] == ("note", f"{shown}; only one stands by")
+    assert said["etcd members"][0] == "ok"
+    assert "3 of 3 members answer" in said["etcd members"][1]
+    assert f"etcd        {said['etcd members'][1][:20]}" in ask()
     assert not said.keys() & {"clock", "descriptors", "store", "http"}, "those of another host"
-    assert "hosts      2 of 3 connected\nsilent     host-3\n" in ask()
+    assert "hosts       2 of 3 connected\nsilent      host-3\n" in ask()
     head, *rows = ask("hosts").splitlines()
     assert head.split() == ["host", "state", "heard", "sessions", "admins", "key"]
     assert [row.split()[:2] for row in rows] == [
@@ -159,13 +180,15 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
         ["host-3", "silent"],
     ]
     fleet.relays[1].kill()
-    wait_until(lambda: "silent     host-2, host-3\n" in ask(), LONG)
+    wait_until(lambda: "silent      host-2, host-3\n" in ask(), LONG)
+    other.kill()
+    alone = f"none stands by: when {leader.name} ends, nobody leads"
+    wait_until(lambda: doctor(ours)[1]["candidates"] == ("problem", alone), LONG)
     found = {row["host"]: row for row in json.loads(ask("hosts", "--json"))["hosts"]}
     assert not found["host-2"]["connected"]
     with Tracker(ours, timeout=LONG) as tracker:
         assert tracker.status().leader == leader.name
-    for candidate in fleet.candidates:
-        candidate.kill()
+    leader.kill()
     wait_until(lambda: fleet.relays[0].says("no leader"), LONG)
     told = trackctl("--endpoint", ours, "fleet")
     assert told.returncode == 1
@@ -174,6 +197,67 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
     assert code == 1
     assert said["leader"][0] == "problem"
     assert said["leader"][1].startswith("none for ")
+
+
+def test_people_see_what_is_wrong_with_etcd() -> None:
+    with (
+        Cluster("--quota-backend-bytes=16777216") as small,
+        small.client(timeout=60.0) as etcd,
+        Fleet(small, candidates=1, hosts=1) as fleet,
+    ):
+        ours = fleet.relays[0].endpoint
+        fleet.wait_until_served(fleet.relays[0])
+        with Tracker(ours, timeout=LONG) as tracker:
+
+            def health() -> EtcdHealth:
+                found = tracker.fleet().etcd
+                assert found is not None
+                return found
+
+            wait_until(lambda: _is_known(tracker.fleet().etcd), LONG)
+            assert [row.member for row in health().members] == small.endpoints
+            assert [row.quota for row in health().members] == [16777216] * 3
+            assert sum(row.leads for row in health().members) == 1
+            before = health().revisions
+            assert before is not None
+
+            def is_grown() -> bool | None:
+                now = health().revisions
+                return None if now is None else now >= before + 100
+
+            for count in range(100):
+                etcd.put(b"other", b"%d" % count)
+            wait_until(lambda: is_grown() is True, LONG)
+            etcd.compact(etcd.range(b"other").revision)
+            wait_until(lambda: is_grown() is False, LONG)
+            assert health().compacted < LONG
+            for count in range(45):
+                etcd.put(b"other/%d" % count, bytes(300_000))
+            wait_until(lambda: "etcd size" in doctor(ours)[1], LONG)
+            small.followers()[0].stop()
+            wait_until(lambda: "etcd members" in doctor(ours)[1], LONG)
+            silent = [each.endpoint for each in small.members if each.pid is None]
+            wait_until(lambda: not all(row.answers for row in health().members), LONG)
+            code, said = doctor(ours)
+            assert code == 1
+            assert said["etcd members"] == ("problem", f"silent: {silent[0]}")
+            assert said["etcd size"][0] == "problem"
+            assert "etcd alarms" not in said
+            with contextlib.suppress(EtcdError):
+                for count in range(45, 1000):
+                    etcd.put(b"other/%d" % count, bytes(300_000))
+            wait_until(lambda: health().alarms, LONG)
+            level, alarms = doctor(ours)[1]["etcd alarms"]
+            assert level == "problem"
+            assert alarms.startswith("NOSPACE at 127.0.0.1:")
+            told = trackctl("--endpoint", ours, "--timeout", "60", "fleet")
+            assert f"alarms      {alarms}\n" in told.stdout
+            families = {name: samples for name, *_, samples in tracker.metrics()["families"]}
+            assert families["trackd_fleet_etcd_quota_bytes"] == [[[], 16777216]]
+            ((_, size),) = families["trackd_fleet_etcd_bytes"]
+            assert size > 0.8 * 16777216
+            assert [["silent", ""], 1] in families["trackd_fleet_etcd_members"]
+            assert [["NOSPACE"], 0] not in families["trackd_fleet_etcd_alarms"]
 
 
 def doctor(endpoint: str) -> tuple[int, dict[str, tuple[str, str]]]:

@@ -44,7 +44,9 @@ ROWS = [["p1", "", 1, None], ["p2", "", 1, None]]
 
 
 #: Facts about a leader of a fleet without hosts.
-LEADER: Final = FleetFacts("control-1", 412, list, lambda _host: None, lambda: None)
+LEADER: Final = FleetFacts(
+    "control-1", 412, list, lambda _host: None, lambda: None, list, lambda: None
+)
 
 
 class Clock:

@@ -232,12 +232,29 @@ def test_the_leader_and_the_hosts_of_a_fleet_are_shown_only_where_there_is_one(
             {"host": "host-1", "connected": True, "sessions": 3},
             {"host": "host-2<b>", "connected": False, "sessions": 0},
         ],
+        "candidates": [
+            {"host": "control-1", "leads": True},
+            {"host": "control-2<b>", "leads": False},
+        ],
+        "etcd": None,
     }
     page.get(f"showFleet({json.dumps(fleet)}), 0")
     told = page.get("document.querySelector('#leader').innerText")
-    assert told == "control-1 leads, term 412, for 2h 0m; failovers: 2"
+    assert told == ("control-1 leads, term 412, for 2h 0m; failovers: 2; standing by: control-2<b>")
     rows = "[...document.querySelectorAll('#hosts li')].map(row => row.innerText.split('\\n'))"
     assert page.get(rows) == [["host-2<b>", "silent"], ["host-1", "sessions: 3"]]
+    assert page.get("document.querySelector('#etcd').innerText") == ""
+    members = [
+        {"member": "a:1", "answers": True, "size": 850, "quota": 1000},
+        {"member": "b:1", "answers": False, "size": None, "quota": None},
+    ]
+    alarm = {"member": "a:1", "kind": "NOSPACE"}
+    etcd = {"members": members, "alarms": [alarm]}
+    page.get(f"showFleet({json.dumps({**fleet, 'candidates': [], 'etcd': etcd})}), 0")
+    assert page.get("document.querySelector('#etcd').innerText") == (
+        "etcd: 1 of 2 members answer, 85 % of its quota used, NOSPACE at a:1"
+    )
+    assert page.get("document.querySelector('#leader').innerText").endswith("standing by: none")
 
 
 def test_a_daemon_that_keeps_no_history_has_no_events_to_show(

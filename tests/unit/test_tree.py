@@ -30,6 +30,8 @@ ELSEWHERE = {
     "daemon/fleet/fenced.py": "needs etcd: fleet/test_store.py",
     "daemon/fleet/store.py": "needs etcd: fleet/test_store.py",
     "daemon/fleet/lead.py": "needs etcd: fleet/test_fleet.py",
+    "daemon/fleet/inspector.py": "needs etcd: fleet/test_operators.py",
+    "daemon/fleet/presence.py": "needs etcd: fleet/test_presence.py",
     "daemon/fleet/leader.py": "needs etcd: fleet/test_fleet.py",
     "daemon/fleet/mailbox.py": "needs etcd: fleet/test_fleet.py",
     "daemon/fleet/relay.py": "needs etcd: fleet/test_fleet.py",

@@ -4,7 +4,8 @@ The times in a fleet's journal are no host's clock: each host has another CLOCK_
 clocks are set. Each batch carries the fleet time at which it was made. While a leader lasts, fleet
 time goes on with its CLOCK_BOOTTIME. The next leader goes on from the last batch:
 
-- *hot*: it saw the batch arrive. Fleet time is that of the batch, and the time since it arrived.
+- *hot*: while it stood by, it saw a batch arrive. Fleet time is that of the batch, and the time
+  since it arrived, however long nothing has happened since.
 - *cold*: it found the batch when it started. Then its wall clock says how old the batch is, from
   nothing to COLD_MOST seconds.
 
@@ -64,6 +65,15 @@ class FleetClock:
             boottime: when it arrived.
         """
         self._fleet, self._since = stamp.fleet, boottime
+
+    def catch_up(self, stamp: Stamp, boottime: float) -> None:
+        """Take in a batch that was found, and may have arrived long ago: it is not after now.
+
+        Args:
+            stamp: of the batch.
+            boottime: when it was found.
+        """
+        self._fleet, self._since = max(stamp.fleet, self.now(boottime)), boottime
 
     def now(self, boottime: float) -> float:
         """Return the fleet time."""

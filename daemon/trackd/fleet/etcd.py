@@ -7,8 +7,12 @@ thread that iterates over it, and only that.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeAlias
@@ -185,6 +189,9 @@ class Alarm(NamedTuple):
     kind: str
 
 
+_QUOTA: Final = re.compile(rb"^etcd_server_quota_backend_bytes ([0-9.e+]+)$", re.MULTILINE)
+#: Bytes of a member's metrics that are read.
+_MOST_METRICS: Final = 4_000_000
 _TARGETS: Final = {"version": 0, "create_revision": 1, "mod_revision": 2, "value": 3}
 _ALARMS: Final = {1: "NOSPACE", 2: "CORRUPT"}
 #: What etcd answers before it does anything. What is not named here is ambiguous.
@@ -272,6 +279,7 @@ class Etcd:
                 None if key is None else key.read_bytes(),
                 None if cert is None else cert.read_bytes(),
             )
+        self._tls = (ca, cert, key)
         self._lock = threading.Lock()
         self._closed = False
         self._current = 0
@@ -372,6 +380,28 @@ class Etcd:
             answer.leader,
             tuple(answer.errors),
         )
+
+    def quota(self, endpoint: str) -> int | None:
+        """Return the bytes that the database of one member may have; None: it does not say.
+
+        etcd says so in its metrics alone, which it serves by HTTP where it serves clients.
+        """
+        ca, cert, key = self._tls
+        connection: HTTPConnection
+        try:
+            if ca is None:
+                connection = HTTPConnection(endpoint, timeout=self._timeout)
+            else:
+                context = ssl.create_default_context(cafile=ca)
+                if cert is not None:
+                    context.load_cert_chain(cert, key)
+                connection = HTTPSConnection(endpoint, timeout=self._timeout, context=context)
+            with contextlib.closing(connection):
+                connection.request("GET", "/metrics")
+                found = _QUOTA.search(connection.getresponse().read(_MOST_METRICS))
+        except (OSError, HTTPException):
+            return None
+        return int(float(found[1])) if found else None
 
     def alarms(self) -> tuple[Alarm, ...]:
         """Return the alarms of all members."""

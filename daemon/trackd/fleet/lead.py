@@ -28,14 +28,15 @@ from trackd.actors.ticker import ExpiryTicker
 from trackd.config import exits
 from trackd.config.settings import Config, ConfigError, live_part
 from trackd.fleet.authentication import Authentication, HostKeys
-from trackd.fleet.clock import FleetClock
 from trackd.fleet.election import Candidate, Term
 from trackd.fleet.etcd import Etcd
 from trackd.fleet.fenced import Fence, read
 from trackd.fleet.hosts import Hosts
+from trackd.fleet.inspector import Inspector
 from trackd.fleet.keys import KeyFileError, KeyPair, read_secret
 from trackd.fleet.leader import LeaderActor
 from trackd.fleet.mailbox import FleetMailbox
+from trackd.fleet.presence import Presence
 from trackd.fleet.store import EtcdStore, last_stamp
 from trackd.host.logs import fields, flush
 from trackd.host.systemd import Notifier
@@ -53,6 +54,8 @@ log = logging.getLogger("trackd.fleet")
 _READ_SECONDS: Final = 300.0
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 5.0
+#: Seconds that a member of etcd has to say how it is.
+_INSPECT_SECONDS: Final = 2.0
 #: Seconds between two looks at whether the term lasts.
 _LOOK_SECONDS: Final = 0.25
 #: The part of a term's remaining time within which nothing is said any more.
@@ -168,12 +171,13 @@ class _Process:
             directory=directory,
             name=escape(name_of(self._config)),
         )
-        with candidate:
+        ttl = self._config.leader_ttl
+        with candidate, Presence(self._etcd(ttl / 3), self._prefix, self._host, ttl) as presence:
             term = self._stand_by(candidate)
             if term is None:
                 return exits.OK
             try:
-                return self._lead(term)
+                return self._lead(term, presence)
             except DeposedError as error:
                 log.critical("the term is over", extra=fields(reason=str(error)))
                 return exits.DEPOSED
@@ -222,12 +226,12 @@ class _Process:
 
     # -- leading ------------------------------------------------------------------------
 
-    def _lead(self, term: Term) -> int:
+    def _lead(self, term: Term, presence: Presence) -> int:
         config, began = self._config, time.monotonic()
         etcd = self._etcd(config.leader_ttl / 5)
         leads = functools.partial(term.is_valid, _MARGIN * config.leader_ttl)
         last = read(lambda: last_stamp(etcd, self._prefix), leads)
-        clock = FleetClock(last, boottime(), time.time())
+        clock = presence.lead(last)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         store = functools.partial(
             EtcdStore,
@@ -244,8 +248,12 @@ class _Process:
         self._notifier.status(f"reading the state, term {term.fence}")
         actors: list[pykka.ActorRef[Any]] = []
         authentication = Authentication(context, self._keys)
+        inspector = Inspector(self._etcd(_INSPECT_SECONDS), self._prefix, self._host)
+        inspector.start()
         try:
-            self._start(actors, context, overseer, term, lambda: clock.now(boottime()), store)
+            self._start(
+                actors, context, overseer, term, lambda: clock.now(boottime()), store, inspector
+            )
             self._notifier.status(f"leading, term {term.fence}")
             log.info(
                 "leads",
@@ -271,6 +279,7 @@ class _Process:
                 flush()
                 os._exit(exits.DEPOSED)
             self._stop(actors)
+            inspector.stop()
             authentication.close()
             context.destroy(linger=200)
 
@@ -285,6 +294,7 @@ class _Process:
         term: Term,
         clock: Callable[[], float],
         store: Callable[[], EtcdStore],
+        inspector: Inspector,
     ) -> None:
         config, ended = self._config, overseer.ended
         mailbox = FleetMailbox(
@@ -309,6 +319,7 @@ class _Process:
             keys=self._keys,
             term=term.fence,
             host=self._host,
+            inspector=inspector,
             deposed=self._deposed.set,
             yield_lead=self._yields.set,
             ask_reload=overseer.ask_reload,

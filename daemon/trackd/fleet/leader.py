@@ -21,6 +21,7 @@ from trackd.config.settings import Config
 from trackd.fleet.authentication import HostKeys
 from trackd.fleet.damping import GRACE, Damper
 from trackd.fleet.hop import Events, Exited, Heard, Here, Leads, encode_answer
+from trackd.fleet.inspector import Inspector
 from trackd.fleet.mailbox import FleetMailbox, HostSaid
 from trackd.host.logs import fields
 from trackd.operations.agents import hello
@@ -98,6 +99,7 @@ class LeaderActor(TrackerActor):
         keys: HostKeys,
         term: int,
         host: str,
+        inspector: Inspector,
         deposed: Callable[[], None],
         yield_lead: Callable[[], None],
         ask_reload: Callable[[], None],
@@ -114,6 +116,7 @@ class LeaderActor(TrackerActor):
             keys: which hosts may connect.
             term: of this leader.
             host: the name of this host.
+            inspector: looks after candidates and etcd.
             deposed: called when another candidate has the store.
             yield_lead: called when another candidate shall lead.
             ask_reload: as there.
@@ -136,7 +139,13 @@ class LeaderActor(TrackerActor):
             mailbox=mailbox,
         )
         self._runtime.fleet = FleetFacts(
-            host, term, self._rows_of_hosts, self._forget_host, yield_lead
+            host,
+            term,
+            self._rows_of_hosts,
+            self._forget_host,
+            yield_lead,
+            inspector.candidates,
+            inspector.health,
         )
         self._runtime.metrics.expect_hosts()
         self._runtime.damper = self._gossip = LastingGossip(config)

@@ -6,6 +6,7 @@ Keys under the prefix of a fleet (`trackd/1/CLUSTER/`, or `trackd/1/CLUSTER@RING
 key                        holds
 ========================== =======================================================================
 `leader`                   who leads; its create revision is the fence of every write
+`candidates/HOST`          who is there, leading or standing by; see `trackd.fleet.presence`
 `meta`                     the format, the id of the etcd that it was written to, and its own id
 `head`                     the number of the last row, and when; every write sets it again
 `journal/NUMBER`           a row: part of a batch, and whether it is the last part
@@ -89,17 +90,21 @@ class Keys:
     """The keys of a fleet.
 
     Attributes:
-        meta: of a key, as the following.
+        leader: of a key, as the following.
+        meta: of a key.
         head: of a key.
         manifest: of a key.
         journal: the beginning of all rows.
         journal_end: the first key after them.
         state: the beginning of all buckets.
         state_end: the first key after them.
+        candidates: the beginning of the keys of all candidates.
+        candidates_end: the first key after them.
     """
 
     def __init__(self, prefix: bytes) -> None:
         """Make them; the prefix ends with a slash."""
+        self.leader = prefix + b"leader"
         self.meta = prefix + b"meta"
         self.head = prefix + b"head"
         self.manifest = prefix + b"manifest"
@@ -107,6 +112,12 @@ class Keys:
         self.journal_end = prefix + b"journal0"  # `0` is what follows `/`
         self.state = prefix + b"state/"
         self.state_end = prefix + b"state0"
+        self.candidates = prefix + b"candidates/"
+        self.candidates_end = prefix + b"candidates0"
+
+    def candidate(self, host: str) -> bytes:
+        """Return the key of a candidate."""
+        return self.candidates + host.encode()
 
     def row(self, number: int) -> bytes:
         """Return the key of a row."""

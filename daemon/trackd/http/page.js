@@ -124,11 +124,20 @@ function showRates() {
   }
 }
 
-// Only in a fleet: who leads, and the hosts, those that are silent first.
+function etcdWord(etcd) {
+  const answers = etcd.members.filter((each) => each.answers).length;
+  const full = Math.max(0, ...etcd.members.filter((each) => each.quota).map((each) => each.size / each.quota));
+  const alarms = etcd.alarms.map((each) => `, ${plain(each.kind)} at ${plain(each.member)}`).join("");
+  return `etcd: ${answers} of ${etcd.members.length} members answer, ${Math.round(100 * full)} % of its quota used${alarms}`;
+}
+
+// Only in a fleet: who leads, who stands by, how etcd is, and the hosts, those that are silent first.
 function showFleet(fleet) {
   byId("fleet").hidden = fleet === undefined;
   if (fleet === undefined) return;
-  setText(byId("leader"), `${plain(fleet.leader)} leads, term ${fleet.term}, for ${duration(fleet.uptime)}; failovers: ${number.format(fleet.failovers)}`);
+  const standby = fleet.candidates.filter((each) => !each.leads).map((each) => plain(each.host));
+  setText(byId("leader"), `${plain(fleet.leader)} leads, term ${fleet.term}, for ${duration(fleet.uptime)}; failovers: ${number.format(fleet.failovers)}; standing by: ${standby.join(", ") || "none"}`);
+  setText(byId("etcd"), fleet.etcd ? etcdWord(fleet.etcd) : "");
   const hosts = [...fleet.hosts].sort((a, b) => a.connected - b.connected || natural.compare(a.host, b.host));
   const shown = hosts.slice(0, MOST_HOSTS).map((each) => [each.host, each.connected, each.sessions]);
   const key = JSON.stringify([shown, hosts.length]);

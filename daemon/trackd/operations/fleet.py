@@ -18,7 +18,7 @@ from trackd_client.wire.errors import ProtocolError
 
 
 def fleet(context: Context, _call: Call, _request: requests.Fleet) -> Fields:
-    """Return who leads, since when and how well, and a row for each host."""
+    """Return who leads and how well, a row for each host and candidate, and how etcd is."""
     facts, runtime = _facts_of(context), context.runtime
     took = runtime.metrics.commit_seconds
     commits = took.total
@@ -33,6 +33,8 @@ def fleet(context: Context, _call: Call, _request: requests.Fleet) -> Fields:
         "commit_p99": took.quantile(0.99),
         "store_bytes": runtime.store_bytes() or 0,
         "hosts": facts.hosts(),
+        "candidates": facts.candidates(),
+        "etcd": facts.etcd(),
     }
 
 

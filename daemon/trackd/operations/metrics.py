@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,12 +154,53 @@ def fleet_gauges(facts: FleetFacts, epoch: int) -> list[Family]:
     """
     connected = [row["connected"] for row in facts.hosts()]
     hosts = [[["connected"], connected.count(True)], [["silent"], connected.count(False)]]
+    leads = [row["leads"] for row in facts.candidates()]
+    candidates = [[["leads"], leads.count(True)], [["stands_by"], leads.count(False)]]
     return [
         gauges("trackd_fleet_leader", "The host that leads.", ["host"], [[[facts.host], 1]]),
         gauge("trackd_fleet_term", "Number of the leader's term.", facts.term),
         gauge("trackd_fleet_failovers", "How often a leader has taken over.", epoch - 1),
         gauges("trackd_fleet_hosts", "Hosts by whether the leader hears them.", ["state"], hosts),
+        gauges("trackd_fleet_candidates", "Candidates that are there.", ["state"], candidates),
+        *_etcd_gauges(facts.etcd()),
     ]
+
+
+def _etcd_gauges(health: dict[str, Any] | None) -> list[Family]:
+    """Return the gauges of etcd; without samples where the leader does not know."""
+    members = [] if health is None else health["members"]
+    alarms = [] if health is None else [each["kind"] for each in health["alarms"]]
+    revisions = None if health is None else health["revisions"]
+    counts = Counter(("answers" if row["answers"] else "silent", row["version"]) for row in members)
+    sizes = [row["size"] for row in members if row["size"] is not None]
+    quotas = [row["quota"] for row in members if row["quota"] is not None]
+    kinds = {} if health is None else dict.fromkeys(("CORRUPT", "NOSPACE"), 0) | Counter(alarms)
+    return [
+        gauges(
+            "trackd_fleet_etcd_members",
+            "Members of etcd by whether they answer the leader, and their version.",
+            ["state", "version"],
+            [[list(key), count] for key, count in sorted(counts.items())],
+        ),
+        _known(
+            "trackd_fleet_etcd_bytes", "Size of etcd's largest database.", max(sizes, default=None)
+        ),
+        _known("trackd_fleet_etcd_quota_bytes", "Smallest quota of it.", min(quotas, default=None)),
+        gauges(
+            "trackd_fleet_etcd_alarms",
+            "Alarms of etcd.",
+            ["kind"],
+            [[[kind], count] for kind, count in sorted(kinds.items())],
+        ),
+        _known(
+            "trackd_fleet_etcd_revisions", "Changes of etcd since its last compaction.", revisions
+        ),
+    ]
+
+
+def _known(name: str, text: str, value: int | None) -> Family:
+    """Return a gauge, which has no sample when its value is not known."""
+    return gauges(name, text, [], [] if value is None else [[[], value]])
 
 
 def counter_families(counters: Metrics) -> list[Family]:

@@ -75,6 +75,8 @@ class FleetFacts:
         hosts: returns a row for each host of the fleet.
         forget: forgets a host that is silent; what is heard of it later counts as ever.
         yield_lead: lets this process end soon, after its replies have left.
+        candidates: returns a row for each candidate that is there.
+        etcd: returns how etcd is, or None before it was asked.
     """
 
     host: str
@@ -82,6 +84,8 @@ class FleetFacts:
     hosts: Callable[[], list[dict[str, Any]]]
     forget: Callable[[str], None]
     yield_lead: Callable[[], None]
+    candidates: Callable[[], list[dict[str, Any]]]
+    etcd: Callable[[], dict[str, Any] | None]
 
 
 @dataclass(slots=True)

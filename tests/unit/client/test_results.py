@@ -14,8 +14,12 @@ import pytest
 from helpers.protocol_document import messages, pack, sections, table
 from trackd_client import results
 from trackd_client.results import (
+    EtcdAlarm,
+    EtcdHealth,
+    EtcdMember,
     Explanation,
     Fleet,
+    FleetCandidate,
     FleetHost,
     Group,
     GroupGap,
@@ -94,6 +98,10 @@ NESTED = {
     "group_source": "Source",
     "proxy": "ProxyRow",
     "hosts": "Sequence[FleetHost]",
+    "candidates": "Sequence[FleetCandidate]",
+    "etcd": "EtcdHealth",
+    "members": "Sequence[EtcdMember]",
+    "alarms": "Sequence[EtcdAlarm]",
 }
 #: Fields that no event has: None in a row that appeared while a snapshot was read.
 UNKNOWN_TO_EVENTS = {(LeaseRow, "pid"), (SessionRow, "gid"), (SessionRow, "visible")}
@@ -152,6 +160,12 @@ def test_a_status_has_the_fields_and_types_of_the_document() -> None:
 def test_a_fleet_has_the_fields_and_types_of_the_document() -> None:
     assert Fleet.__annotations__ == {"revision": "int", **documented(Fleet, table("fleet"))}
     assert FleetHost.__annotations__ == documented(FleetHost, table("A row of the hosts"))
+    candidate = documented(FleetCandidate, table("A row of the candidates"))
+    assert FleetCandidate.__annotations__ == candidate
+    health, member, alarm = tables("How etcd is")
+    assert EtcdHealth.__annotations__ == documented(EtcdHealth, health)
+    assert EtcdMember.__annotations__ == documented(EtcdMember, member)
+    assert EtcdAlarm.__annotations__ == documented(EtcdAlarm, alarm)
 
 
 def test_an_explanation_has_the_fields_and_types_of_the_document() -> None:

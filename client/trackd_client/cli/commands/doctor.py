@@ -15,6 +15,12 @@ import click
 
 from trackd_client import Tracker, __version__
 from trackd_client.cli import common, host_checks
+from trackd_client.cli.commands.fleet import (
+    describe_alarms,
+    describe_candidate,
+    describe_etcd,
+    fullest,
+)
 from trackd_client.cli.dial_checks import Address, AddressType, check_dial
 from trackd_client.cli.exit_codes import FAILED
 from trackd_client.cli.host_checks import NOTE, OK, PROBLEM, Finding
@@ -31,7 +37,7 @@ from trackd_client.cli.output.verdict import is_covered, judge, seconds_since_di
 from trackd_client.cli.text import escape
 from trackd_client.core.sockets import diagnose
 from trackd_client.errors import TrackdError
-from trackd_client.results import Fleet
+from trackd_client.results import EtcdHealth, Fleet
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import check_ipc_path, client_endpoint
 
@@ -55,6 +61,12 @@ JSON: {"well", "findings": [{"check", "level": "ok", "note" or "problem",
 """
 #: Shares of a limit from which it is worth saying.
 _FULL: Final = 0.8
+#: etcd below this revokes leases that live.
+_ETCD_FROM: Final = (3, 5, 16)
+#: Without a compaction for so long, and with so many changes since, etcd is not compacted: with the
+#: retention of our documents two hours may pass.
+_COMPACTION_SECONDS: Final = 3 * 3600.0
+_MANY_REVISIONS: Final = 10_000
 #: Seconds by which clocks may differ: the answer was under way that long at the most.
 _CLOCK_SECONDS: Final = 2.0
 
@@ -203,7 +215,10 @@ def _check_relay(tracker: Tracker, relay: dict[str, Any]) -> Iterator[Finding]:
     settings = {each["name"]: each for each in tracker.config()["settings"]}
     yield from _check_versions(status)
     yield from _check_hosts(found)
+    yield from _check_candidates(found)
     yield from _check_etcd(status, found)
+    if found.etcd is not None:
+        yield from _check_members(found.etcd)
     yield from _check_tunnels(tracker, status)
     yield from _check_counts(status, settings)
 
@@ -230,8 +245,83 @@ def _check_hosts(found: Fleet) -> Iterator[Finding]:
         yield Finding("hosts", OK, f"all connected: {len(found.hosts)}")
 
 
+def _check_candidates(found: Fleet) -> Iterator[Finding]:
+    """Tell who is there to lead next."""
+    rows = found.candidates
+    said = ", ".join(describe_candidate(row) for row in rows) or "the leader has not looked yet"
+    stand_by = [row for row in rows if not row.leads]
+    if rows and not stand_by:
+        yield Finding(
+            "candidates",
+            PROBLEM,
+            f"none stands by: when {escape(found.leader)} ends, nobody leads",
+            "on the other control hosts: systemctl status 'trackd-lead@*'",
+        )
+    elif len(stand_by) == 1:
+        yield Finding("candidates", NOTE, f"{said}; only one stands by", "three are better")
+    else:
+        yield Finding("candidates", OK if rows else NOTE, said)
+    if len({row.version for row in rows}) > 1:
+        yield Finding(
+            "candidates",
+            NOTE,
+            "their versions of trackd differ: an older one may not be able to lead next",
+            "go on with the upgrade: all candidates on one day",
+        )
+
+
+def _check_members(etcd: EtcdHealth) -> Iterator[Finding]:
+    """Tell what is wrong with etcd itself, as the leader has found it."""
+    if etcd.alarms:
+        yield Finding(
+            "etcd alarms",
+            PROBLEM,
+            describe_alarms(etcd),
+            "CORRUPT: replace the member. NOSPACE: compact, etcdctl defrag, etcdctl alarm disarm",
+        )
+    if silent := [row.member for row in etcd.members if not row.answers]:
+        yield Finding(
+            "etcd members",
+            PROBLEM,
+            f"silent: {format_names(silent)}",
+            "look at etcd on these control hosts, or correct etcd_endpoints",
+        )
+    old = {row.version for row in etcd.members if row.answers and _is_old(row.version)}
+    if old:
+        yield Finding(
+            "etcd version",
+            PROBLEM,
+            f"{format_names(sorted(old))} may end leases that live",
+            "use etcd 3.5.16 or newer",
+        )
+    full = fullest(etcd)
+    if full is not None and (full.size or 0) >= _FULL * (full.quota or 0):
+        yield Finding(
+            "etcd size",
+            PROBLEM,
+            f"{format_size(full.size or 0)} of {format_size(full.quota or 0)} at {full.member}:"
+            " beyond that etcd takes no change",
+            "is it compacted? Then etcdctl defrag, one member after the other",
+        )
+    if etcd.compacted >= _COMPACTION_SECONDS and (etcd.revisions or 0) >= _MANY_REVISIONS:
+        yield Finding(
+            "etcd compaction",
+            PROBLEM,
+            f"none for {format_duration(etcd.compacted)}, {etcd.revisions} changes since",
+            "set ETCD_AUTO_COMPACTION_RETENTION=1h for all members",
+        )
+    if not (etcd.alarms or silent or old):
+        yield Finding("etcd members", OK, describe_etcd(etcd))
+
+
+def _is_old(version: str) -> bool:
+    """Return whether a version of etcd has faults that a fleet meets."""
+    numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
+    return numbers < _ETCD_FROM
+
+
 def _check_etcd(status: dict[str, Any], found: Fleet) -> Iterator[Finding]:
-    """Tell how the leader's writes to etcd go; etcd itself is not asked."""
+    """Tell how the leader's writes to etcd go."""
     if status["store"] == "failing":
         yield Finding(
             "etcd",

@@ -19,7 +19,7 @@ from trackd_client.cli.output.render import (
     format_value,
 )
 from trackd_client.cli.text import escape
-from trackd_client.results import Fleet, FleetHost
+from trackd_client.results import EtcdHealth, EtcdMember, Fleet, FleetCandidate, FleetHost
 
 _EPILOG = """\b
 Examples:
@@ -40,8 +40,12 @@ exits with 1.
 JSON: {"leader", "term", "uptime": seconds, "failovers", "commits",
 "commit_mean", "commit_p50", "commit_p99": seconds, "store_bytes", "hosts":
 [{"host", "connected", "heard": seconds ago or null, "sessions", "admin",
-"key"}]}; hosts: {"hosts"}; yield: {"yielded", "leader", "term"}; drop:
-{"known", "sessions", "freed": how many leases}
+"key"}], "candidates": [{"host", "leads", "version", "format", "since": Unix
+time}], "etcd": null or {"looked": seconds ago, "members": [{"member",
+"answers", "version", "leads", "size", "in_use", "quota": bytes or null}],
+"alarms": [{"member", "kind"}], "revisions": since the last compaction or
+null, "compacted": seconds ago}}; hosts: {"hosts"}; yield: {"yielded",
+"leader", "term"}; drop: {"known", "sessions", "freed": how many leases}
 """
 _COLUMNS = (
     Column("host", shrinks=True),
@@ -100,6 +104,43 @@ def list_facts(found: Fleet) -> Iterator[tuple[str, str]]:
         yield "silent", format_names(silent)
     if keyless := [row.host for row in found.hosts if not row.key]:
         yield "without key", format_names(keyless)
+    if found.candidates:
+        yield "candidates", ", ".join(describe_candidate(row) for row in found.candidates)
+    if found.etcd is not None:
+        yield "etcd", describe_etcd(found.etcd)
+        if found.etcd.alarms:
+            yield "alarms", describe_alarms(found.etcd)
+
+
+def describe_candidate(row: FleetCandidate) -> str:
+    """Return a candidate in some words for people."""
+    version = f" ({escape(row.version)})" if row.version else ""
+    return f"{escape(row.host)}{version} {'leads' if row.leads else 'stands by'}"
+
+
+def describe_etcd(etcd: EtcdHealth) -> str:
+    """Return how etcd is in a line for people, but for its alarms."""
+    answers = [row for row in etcd.members if row.answers]
+    versions = format_names(sorted({row.version for row in answers}))
+    parts = [f"{versions}, {len(answers)} of {len(etcd.members)} members answer"]
+    if (full := fullest(etcd)) is not None:
+        parts.append(f"{format_size(full.size or 0)} of {format_size(full.quota or 0)}")
+    elif sizes := [row.size for row in answers if row.size is not None]:
+        parts.append(format_size(max(sizes)))
+    if etcd.revisions is not None:
+        parts.append(f"{etcd.revisions} changes since its compaction")
+    return ", ".join(parts)
+
+
+def describe_alarms(etcd: EtcdHealth) -> str:
+    """Return the alarms of etcd in a line for people."""
+    return format_names([f"{each.kind} at {each.member}" for each in etcd.alarms])
+
+
+def fullest(etcd: EtcdHealth) -> EtcdMember | None:
+    """Return the member of etcd that is nearest to its quota; None: no quota is known."""
+    known = [row for row in etcd.members if row.size is not None and row.quota]
+    return max(known, key=lambda row: (row.size or 0) / (row.quota or 1), default=None)
 
 
 def make_cells(row: FleetHost) -> list[str | Cell]:

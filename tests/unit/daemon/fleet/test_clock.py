@@ -53,6 +53,15 @@ def test_hot_only_the_time_since_the_batch_arrived_counts() -> None:
     assert clock.now(100.0) == 1093.0
 
 
+def test_a_batch_that_is_found_moves_time_on_and_never_back() -> None:
+    clock = FleetClock(Stamp(1000.0, ZERO_WALL), 7.0, ZERO_WALL)
+    clock.follow(Stamp(1003.0, ZERO_WALL), 10.0)
+    clock.catch_up(Stamp(1003.0, ZERO_WALL), 100.0)
+    assert clock.now(100.0) == 1093.0
+    clock.catch_up(Stamp(1200.0, ZERO_WALL), 110.0)
+    assert clock.now(115.0) == 1205.0
+
+
 def test_a_clock_that_goes_back_moves_nothing() -> None:
     clock = FleetClock(Stamp(1000.0, ZERO_WALL), 7.0, ZERO_WALL)
     assert clock.now(6.0) == 1000.0

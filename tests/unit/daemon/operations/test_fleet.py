@@ -12,6 +12,20 @@ from helpers.writer import AgentOf, Clock, Desk
 from trackd.operations.runtime import FleetFacts
 from trackd.sessions.identity import Peer
 
+CANDIDATES: list[dict[str, Any]] = [
+    {"host": "control-1", "leads": True},
+    {"host": "control-2", "leads": False},
+    {"host": "control-3", "leads": False},
+]
+
+
+def member(number: int, size: int | None, quota: int | None) -> dict[str, Any]:
+    """Return the row of a member of etcd, which is silent without a size."""
+    answers = size is not None
+    version = "3.5.16" if answers else ""
+    return {"member": f"10.0.0.{number}:2379", "answers": answers, "version": version,
+            "size": size, "quota": quota}  # fmt: skip
+
 
 @dataclass
 class Leader:
@@ -20,11 +34,20 @@ class Leader:
     desk: Desk
     forgotten: list[str] = field(default_factory=list)
     yielded: int = 0
+    etcd: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         rows = [{"host": "host-1", "connected": True}, {"host": "host-2", "connected": False}]
         self.desk.lead(
-            FleetFacts("control-1", 412, lambda: rows, self.forgotten.append, self._yield)
+            FleetFacts(
+                "control-1",
+                412,
+                lambda: rows,
+                self.forgotten.append,
+                self._yield,
+                lambda: CANDIDATES,
+                lambda: self.etcd,
+            )
         )
 
     def _yield(self) -> None:
@@ -69,6 +92,7 @@ def test_who_leads_is_told_with_how_it_does(leader: Leader, clock: Clock) -> Non
     assert told["commits"] >= 2
     assert 0 < told["commit_p50"] <= told["commit_p99"]
     assert [row["host"] for row in told["hosts"]] == ["host-1", "host-2"]
+    assert (told["candidates"], told["etcd"]) == (CANDIDATES, None)
     assert leader.ask(agent, "status")["leader"] == "control-1"
 
 
@@ -84,6 +108,25 @@ def test_only_a_leader_has_the_metrics_of_a_fleet(leader: Leader) -> None:
         "trackd_fleet_term": [[[], 412]],
         "trackd_fleet_failovers": [[[], 0]],
         "trackd_fleet_hosts": [[["connected"], 1], [["silent"], 1]],
+        "trackd_fleet_candidates": [[["leads"], 1], [["stands_by"], 2]],
+        "trackd_fleet_etcd_members": [],
+        "trackd_fleet_etcd_bytes": [],
+        "trackd_fleet_etcd_quota_bytes": [],
+        "trackd_fleet_etcd_alarms": [],
+        "trackd_fleet_etcd_revisions": [],
+    }
+    leader.etcd = {
+        "members": [member(1, 900, 1000), member(2, 700, 2000), member(3, None, None)],
+        "alarms": [{"member": "10.0.0.1:2379", "kind": "NOSPACE"}],
+        "revisions": 5,
+    }
+    health = {name: samples for name, samples in told().items() if "etcd" in name}
+    assert health == {
+        "trackd_fleet_etcd_members": [[["answers", "3.5.16"], 2], [["silent", ""], 1]],
+        "trackd_fleet_etcd_bytes": [[[], 900]],
+        "trackd_fleet_etcd_quota_bytes": [[[], 1000]],
+        "trackd_fleet_etcd_alarms": [[["CORRUPT"], 0], [["NOSPACE"], 1]],
+        "trackd_fleet_etcd_revisions": [[[], 5]],
     }
     leader.desk.actor._runtime.fleet = None
     assert told() == {}
