@@ -94,6 +94,8 @@ _PATIENCE: Final = 10.0
 _AGAIN: Final = 1.0
 #: Connections of agents whose processes are remembered.
 _MOST_ROUTES: Final = 16_384
+#: The last gossip of a session of which none is known.
+_NO_GOSSIP: Final = (0, None)
 #: Events that need no mention to be held back any more, by their kind.
 _FORGETTING: Final = frozenset({"proxy_tracked", "proxy_expired", "proxy_forgotten"})
 
@@ -252,6 +254,8 @@ class RelayActor(SupervisedActor):
         self._revision = 0
         self._offset: float | None = None  # of the fleet clock, as agents were told first
         self._damper = Damper(config.proxy_expiry, config.max_ttl)
+        #: Of each session that gossips, by uid and token: see `_note_gossip`.
+        self._gossip: dict[tuple[int, bytes], tuple[int, bytes | None]] = {}
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
@@ -381,17 +385,15 @@ class RelayActor(SupervisedActor):
                 f"too many requests wait for the leader of the fleet: {self._status()}",
             )
         rows: list[Any] = []
-        proxies = call.body.get("proxies")
-        if op == "track_expected" and self._leader and type(proxies) is list:
-            try:
-                rows = self._damper.due(proxies, boottime())
-            except ProtocolError:
-                pass  # the leader says what is wrong
-            else:
-                if not rows and has_token:
-                    return self._reply(call.seq, {"changed": 0})
-                if len(rows) < len(proxies):
-                    frame = encode_message(REQUEST, {**call.body, "proxies": rows})
+        if op == "track_expected" and has_token:
+            last, repeated = self._gossip.get(key[:2], _NO_GOSSIP)
+            if call.seq == last and repeated is not None:
+                return repeated
+            if call.seq > last:
+                rows, frame, repeated = self._damp(call, frame, is_known=last > 0)
+                self._note_gossip(key[:2], call.seq, repeated)
+                if repeated is not None:
+                    return repeated
         deadline = call.body.get("deadline")
         until = None
         if is_seconds(deadline) and self._offset is not None:
@@ -403,6 +405,38 @@ class RelayActor(SupervisedActor):
             )
         )
         return None
+
+    def _damp(
+        self, call: Call, frame: bytes, *, is_known: bool
+    ) -> tuple[list[Any], bytes, bytes | None]:
+        """Leave out of gossip what the leader knows.
+
+        What may be a copy of an earlier request goes to the leader as it is: the leader remembers
+        its reply. So does the first gossip of a session, which this relay may have passed on before
+        it was started again.
+
+        Returns:
+            The rows of which the leader is told, the frame for it, and the reply when it need not
+            be told anything.
+        """
+        proxies = call.body.get("proxies")
+        if not is_known or not self._leader or type(proxies) is not list:
+            return [], frame, None
+        try:
+            rows = self._damper.due(proxies, boottime())
+        except ProtocolError:
+            return [], frame, None  # the leader says what is wrong
+        if not rows:
+            return rows, frame, self._reply(call.seq, {"changed": 0})
+        if len(rows) < len(proxies):
+            frame = encode_message(REQUEST, {**call.body, "proxies": rows})
+        return rows, frame, None
+
+    def _note_gossip(self, who: tuple[int, bytes], seq: int, reply: bytes | None) -> None:
+        """Note the last gossip of a session, with the reply when the leader has not heard of it."""
+        if len(self._gossip) >= _MOST_ROUTES and who not in self._gossip:
+            self._gossip.clear()
+        self._gossip[who] = seq, reply
 
     def _check_size(self, frame: bytes) -> None:
         """Check that the leader takes a message: it would hang up on this host otherwise."""
@@ -601,6 +635,8 @@ class RelayActor(SupervisedActor):
         if self._offset is None:
             self._offset = clock - now
         self._ended.clear()  # it has just said whom it knows
+        # Before requests, which would meet what the dead hold.
+        self._exited([each for each in processes if _has_ended(each)])
         for process in processes:
             # Again, if it is watched already: it may have ended while nobody listened.
             self._watched.discard(process)
@@ -677,6 +713,14 @@ class RelayActor(SupervisedActor):
 _FOR_RELAYS: Final = frozenset(
     {"revision", "proxy_expiry", "max_ttl", "max_frame", "host", "processes"}
 )
+
+
+def _has_ended(process: Process) -> bool:
+    """Return whether a process of this host has ended; False when nobody can tell just now."""
+    try:
+        return start_time(process.pid) != process.start
+    except OSError:
+        return False
 
 
 def _revision_of(frame: bytes) -> int:
