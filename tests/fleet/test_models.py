@@ -6,8 +6,9 @@ that of `tests/unit`, `tests/model` and `tests/faults`, the store is three membe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,9 +17,18 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from faults.test_store_failures import Trial
 from fleet.cluster import Cluster
 from fleet.stores import KeptInEtcd
+from helpers.desk_machine import DeskMachine, run_machine
+from helpers.long_form import choose
 from helpers.random_state import World
 from helpers.writer import Host
 from model.test_exactly_once import Client, ExactlyOnce
+from model.test_follow_model import Follow
+from model.test_holds_model import Holds
+from model.test_planted_bugs import assert_finds
+from model.test_quotas_model import Quotas
+from model.test_sessions_model import Sessions
+from model.test_waiting_model import Waiting
+from trackd.fleet.buckets import Buckets
 from trackd.fleet.etcd import Etcd
 from trackd.fleet.store import EtcdStore
 
@@ -84,6 +94,52 @@ def test_whatever_happens_each_request_happens_once_and_nothing_is_lost(cluster:
         ),
     )
     assert ExactlyOnceInEtcd.held > 5
+
+
+def in_etcd(machine: type[DeskMachine], cluster: Cluster) -> type[DeskMachine]:
+    """Return a model whose daemon keeps its state in etcd."""
+    return type(machine.__name__, (machine,), {"keep": lambda _self: KeptInEtcd(cluster)})
+
+
+@pytest.mark.usefixtures("small_steps", "etcd")
+@pytest.mark.parametrize("machine", [Waiting, Sessions, Quotas, Holds, Follow])
+def test_what_a_model_says_holds(cluster: Cluster, machine: type[DeskMachine]) -> None:
+    run_machine(in_etcd(machine, cluster), examples=choose(15, 200), steps=40)
+
+
+def a_restart_skips_the_last_batch() -> Any:
+    right = EtcdStore.batches
+    return patch.object(EtcdStore, "batches", lambda store: iter(list(right(store))[:-1]))
+
+
+def a_checkpoint_keeps_nothing_aside() -> Any:
+    return patch.object(Buckets, "touch", Buckets.add)
+
+
+def a_checkpoint_skips_a_bucket() -> Any:
+    right = Buckets.begin
+
+    def begin(buckets: Buckets) -> None:
+        right(buckets)
+        if len(buckets._todo) > 1:
+            buckets._todo.pop()
+
+    return patch.object(Buckets, "begin", begin)
+
+
+@pytest.mark.usefixtures("small_steps", "etcd")
+@pytest.mark.parametrize(
+    ("machine", "plant"),
+    [
+        (Holds, a_restart_skips_the_last_batch),
+        (Waiting, a_checkpoint_keeps_nothing_aside),
+        (Sessions, a_checkpoint_skips_a_bucket),
+    ],
+)
+def test_a_model_finds_a_planted_bug_of_the_store(
+    cluster: Cluster, machine: type[DeskMachine], plant: Callable[[], Any]
+) -> None:
+    assert_finds(in_etcd(machine, cluster), plant)
 
 
 @pytest.fixture

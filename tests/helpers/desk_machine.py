@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
+from helpers.kept import Kept, KeptInSQLite
 from helpers.writer import AgentOf, Clock, Desk, Host, Sent
 from trackd.actors.messages import WakeAt
 
@@ -50,6 +51,7 @@ class DeskMachine(RuleBasedStateMachine):
     Attributes:
         clock: of the daemon.
         host: its processes.
+        kept: what its store is kept in.
         desk: the present daemon.
         arrived: the replies of the last batch, by their requests.
         sent: the bodies of all requests.
@@ -64,11 +66,16 @@ class DeskMachine(RuleBasedStateMachine):
         self.directory = Path(directory)
         self.clock, self.host = Clock(), Host()
         self.stack.enter_context(self.host.seen())
-        self.stack.enter_context(checkpoints_all_the_time())
+        self.kept = self.stack.enter_context(self.keep())
         self.arrived: dict[Key, Sent] = {}
         self.sent: dict[Key, dict[str, Any]] = {}
         self._tokens = 0
         self.start()
+
+    def keep(self) -> Kept:
+        """Return what the state is kept in, after making its steps small."""
+        self.stack.enter_context(checkpoints_all_the_time())
+        return KeptInSQLite(self.directory)
 
     def teardown(self) -> None:
         self.desk.kill()
@@ -76,7 +83,7 @@ class DeskMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         """Start the daemon on what is stored."""
-        self.desk = Desk(self.directory, self.clock, **self.SETTINGS)
+        self.desk = Desk(self.directory, self.clock, kept=self.kept, **self.SETTINGS)
         self.desk.end_batch()  # as the first look into the inbox does
         self.collect(self.desk.sent)
 

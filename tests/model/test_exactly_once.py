@@ -9,11 +9,9 @@ daemon knows beyond them, forgets, or does twice shows at once.
 from __future__ import annotations
 
 import tempfile
-import types
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import msgpack
 import pytest
@@ -28,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from helpers.desk_machine import checkpoints_all_the_time
 from helpers.kept import Kept, KeptInSQLite
 from helpers.writer import (
     AgentOf,
@@ -127,13 +126,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     def keep(self) -> Kept:
         """Return what the store is kept in, after making its steps small."""
-        # Checkpoints all the time, a few rows a step; a step ends after some looks at the clock.
-        self.stack.enter_context(patch("trackd.storage.checkpoint._DUE_ROWS", 4))
-        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_ROWS", 2))
-        self.stack.enter_context(patch("trackd.storage.checkpoint._STEP_SECONDS", 0.001))
-        ticks = iter(range(10**9))
-        fake = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 0.0004, time_ns=id)
-        self.stack.enter_context(patch("trackd.storage.checkpoint.time", fake))
+        self.stack.enter_context(checkpoints_all_the_time())
         kept = KeptInSQLite(self.directory)
         kept.faults.error = Faults().error  # a full disk
         return kept
