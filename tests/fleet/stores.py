@@ -134,10 +134,14 @@ class KeptInEtcd(Kept):
         self.leads = True
         self.timeout = 5.0
         self.marks: Path | None = None
-        self.etcd = FaultyEtcd(cluster.endpoints, timeout=self.timeout)
-        self._reader = _Shared(cluster.endpoints, timeout=30.0)
         self._cluster = cluster
+        self.etcd = self.client()
+        self._reader = _Shared(cluster.endpoints, timeout=30.0)
         self._store: EtcdStore | None = None
+
+    def client(self) -> FaultyEtcd:
+        """Return the client of the next leader."""
+        return FaultyEtcd(self._cluster.endpoints, timeout=self.timeout)
 
     def open(self) -> EtcdStore:
         """Open the store as the next leader; the client of the one before is closed."""
@@ -146,7 +150,7 @@ class KeptInEtcd(Kept):
         self._reader.delete_range(self.leader)
         self.fence = Fence(self.leader, self._reader.put(self.leader, b""))
         before = self.etcd
-        self.etcd = FaultyEtcd(self._cluster.endpoints, timeout=self.timeout)
+        self.etcd = self.client()
         self.etcd.plan, self.etcd.writes = before.plan, before.writes
         self.etcd.held = before.held
         self._store = EtcdStore(

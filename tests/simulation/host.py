@@ -12,7 +12,7 @@ import itertools
 import random
 import struct
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from unittest.mock import patch
 import zmq
 
 from benchmarks.coverage.local_daemon import SimulatedClient
+from helpers.kept import Kept
 from helpers.writer import Desk, Host
 from simulation.audit import Audit
 from simulation.disk import COMMIT, Disk, Fate, Killed
@@ -48,6 +49,8 @@ BATCH_SECONDS = 0.002
 #: Seconds until a daemon that could not start is started again.
 RESTART_SECONDS = 1.0
 _UID = 1000
+#: Returns what daemons keep their state in, whose calls are statements of a disk.
+Keep = Callable[[Disk], Kept]
 
 
 class Wire:
@@ -83,12 +86,20 @@ class _Desk(Desk):
     def __init__(self, host: SimulatedHost, **settings: Any) -> None:
         self._host = host
         loop = asyncio.get_running_loop()
-        super().__init__(host.directory, loop.time, host.disk, **settings)
+        super().__init__(host.directory, loop.time, host.disk, kept=host.kept, **settings)
         self.audience.listening = True
 
     def _collect(self, route: bytes, frame: bytes) -> bool:
         self._host.send(route, frame)
         return True
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether a checkpoint is under way."""
+        if self._kept is None:
+            return self.sqlite._checkpoint._next_base is not None
+        store: Any = self.actor._store
+        return store._next is not None
 
 
 class SimulatedHost:
@@ -97,6 +108,8 @@ class SimulatedHost:
     Attributes:
         directory: the state directory.
         disk: what it is on.
+        kept: what the daemon keeps its state in instead, or None. Its calls are statements of the
+            disk, too.
         wire: what joins daemon and clients.
         processes: which processes live.
         desk: the present process of the daemon, or None while there is none.
@@ -110,11 +123,17 @@ class SimulatedHost:
     """
 
     def __init__(
-        self, directory: Path, chance: random.Random, reached: Counter[str], **settings: Any
+        self,
+        directory: Path,
+        chance: random.Random,
+        reached: Counter[str],
+        keep: Keep | None = None,
+        **settings: Any,
     ) -> None:
         self.directory = directory
         self.reached = reached
         self.disk = Disk(reached)
+        self.kept = None if keep is None else keep(self.disk)
         self.wire = Wire(random.Random(chance.random()), reached)
         self.processes = Host()
         self.desk: _Desk | None = None
@@ -162,7 +181,7 @@ class SimulatedHost:
             self.reached["killed while requests are parked"] += 1
         if self.desk.actor._runtime.store_problem is not None:
             self.reached["killed while the store fails"] += 1
-        if self.desk.sqlite._checkpoint._next_base is not None:
+        if self.desk.is_between_steps:
             self.reached["killed between two steps of a checkpoint"] += 1
         self.disk.gone = True
         self.desk.kill()
@@ -222,6 +241,10 @@ class SimulatedHost:
             return
         except (StoreError, DamagedError):  # cannot even read what is stored: it ends
             self.reached["ended since it could not read"] += 1
+            self.kill(RESTART_SECONDS)
+            return
+        if desk.ended and self.kept is not None:  # it could not find out what it had stored
+            self.reached["left what it had stored to the next"] += 1
             self.kill(RESTART_SECONDS)
             return
         assert not desk.ended, "the daemon met an error of its own"

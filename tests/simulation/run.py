@@ -19,7 +19,7 @@ from helpers import virtual_time
 from simulation.audit import AuditError, fail
 from simulation.callers import Caller
 from simulation.disk import FLIP, STEP
-from simulation.host import USUAL_DELAY, SimulatedHost, SimulatedTracker, simulated
+from simulation.host import USUAL_DELAY, Keep, SimulatedHost, SimulatedTracker, simulated
 from simulation.plan import LONGEST, Fault, Plan
 from trackd_client.errors import TrackdError
 
@@ -60,12 +60,14 @@ class Outcome:
 class Simulation:
     """A host, its agents and the proxies that they dial."""
 
-    def __init__(self, plan: Plan, directory: Path, reached: Counter[str]) -> None:
+    def __init__(
+        self, plan: Plan, directory: Path, reached: Counter[str], keep: Keep | None = None
+    ) -> None:
         self.plan = plan
         self.chance = random.Random(plan.seed)
         self.network = Network(self._dice(), plan.proxies, plan.balancer)
         self.network.has_addresses = plan.addresses
-        self.host = SimulatedHost(directory, self._dice(), reached, **plan.settings)
+        self.host = SimulatedHost(directory, self._dice(), reached, keep, **plan.settings)
         self.host.batch = plan.batch
         self.agents: list[Agent] = []
         self._loop = asyncio.get_running_loop()
@@ -178,6 +180,8 @@ class Simulation:
             if self.host.desk is not None:
                 self.host.disk.gone = True
                 self.host.desk.kill()
+            if self.host.kept is not None:
+                self.host.kept.close()
 
     def _note_error(self, _loop: object, context: dict[str, Any]) -> None:
         error = context.get("exception") or AuditError(context["message"])
@@ -283,12 +287,12 @@ def _no_logs() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def run(plan: Plan) -> Outcome:
-    """Run a plan in virtual time."""
+def run(plan: Plan, keep: Keep | None = None) -> Outcome:
+    """Run a plan in virtual time, with SQLite or what else daemons keep their state in."""
     outcome = Outcome(plan)
 
     async def main() -> None:
-        simulation = Simulation(plan, Path(directory), outcome.reached)
+        simulation = Simulation(plan, Path(directory), outcome.reached, keep)
         with simulated(simulation.host, random.Random(plan.seed)):
             try:
                 await simulation.run()
