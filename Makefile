@@ -63,12 +63,15 @@ test: $(STAMP) ## every test except those of test-systemd and test-fleet (ARGS="
 
 # The long forms of tests that have a short one in `make test`; docs/reliability.md has their figures.
 TORTURED = tests/faults/test_daemon_kills.py tests/histories
+TORTURED_FLEETS = $(addprefix tests/fleet/test_,random_faults.py takeover.py kills.py scale.py models.py simulation.py)
+# Where the tests are that hold on both stores; with `--store=etcd` those alone run, in a fleet.
+BOTH_STORES = tests/integration tests/faults tests/histories
 
 torture: $(STAMP) ## the long forms of the tests that try to break it: hours (ARGS="--minutes 60 --seed 5")
 	PYTHONPATH=tests $(BIN)/python -m storm $(ARGS)
 	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s $(TORTURED)
 	$(BIN)/python tests/fleet/etcd_program.py
-	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s tests/fleet/test_random_faults.py tests/fleet/test_takeover.py tests/fleet/test_kills.py tests/fleet/test_scale.py
+	TRACKD_TORTURE=1 $(BIN)/python -m pytest -s --store=etcd $(TORTURED_FLEETS) $(BOTH_STORES)
 	PYTHONPATH=tests $(BIN)/python -m fuzz
 	PYTHONPATH=tests $(BIN)/python -m simulation --statements 300 --seeds 3000
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds 20 --seconds 3600
@@ -109,7 +112,7 @@ test-systemd: $(STAMP) ## test the units in a booted systemd of their own (needs
 
 test-fleet: $(STAMP) ## test against three members of etcd, had from Debian's archive (needs apt)
 	$(BIN)/python tests/fleet/etcd_program.py
-	$(BIN)/python -m pytest tests/fleet $(ARGS)
+	$(BIN)/python -m pytest --store=etcd tests/fleet $(BOTH_STORES) $(ARGS)
 
 # One rename gives a symlink another target, so that there is one at every moment.
 # $(call point,LINK,TARGET)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers.long_form import IS_LONG
+
 # A busy machine is no defect. All else is as it was, CI's own profile included.
 settings.register_profile(
     "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -21,7 +23,41 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
-pytest_plugins = ["trackd_client.testing"]
+pytest_plugins = ["trackd_client.testing", "helpers.stored"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store",
+        choices=("sqlite", "etcd"),
+        default="sqlite",
+        help="where daemons keep their state: etcd runs in a fleet what is marked `both_stores`",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--store") == "etcd":
+        config.pluginmanager.import_plugin("fleet.daemons")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--store") != "etcd":
+        return
+    left = [each for each in items if not is_for_fleets(each)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [each for each in items if is_for_fleets(each)]
+
+
+def is_for_fleets(item: pytest.Item) -> bool:
+    """Return whether a test runs with `--store etcd`: in the short form, with one client alone."""
+    if Path(__file__).parent / "fleet" in item.path.parents:
+        return True
+    marker = item.get_closest_marker("both_stores")
+    if marker is None or IS_LONG:
+        return marker is not None
+    callspec = getattr(item, "callspec", None)
+    has_one_client = callspec is None or callspec.params.get("maker") in {None, "sync"}
+    return has_one_client and not marker.kwargs.get("long")
 
 
 def children() -> set[int]:

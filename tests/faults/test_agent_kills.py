@@ -117,6 +117,7 @@ def is_free(observer: RawPeer, lease: int) -> bool:
     return True
 
 
+@pytest.mark.both_stores
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_leases_of_three_hundred_killed_agents_are_free_after_each_kill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -11,15 +12,14 @@ import pytest
 from helpers.ledgers import AGENTS_EACH, NAMES, PROCESSES, Judge, Workers
 from helpers.long_form import choose
 from helpers.support import wait_until
-from helpers.writer import read_store
+from trackd.state.state import State
 from trackd_client.testing import Daemon, MakeDaemon
 
 KILLS = choose(10, 100)
 
 
-def compare_with_the_store(judge: Judge, daemon: Daemon) -> None:
-    """Read the file that a killed daemon has left: who holds what, to the last field."""
-    state = read_store(next(daemon.directory.rglob("trackd.db")).parent)
+def compare_with_the_store(judge: Judge, state: State) -> None:
+    """Compare what a killed daemon has stored: who holds what, to the last field."""
     stored = {
         lease: (held.session.token.hex(), state.tracker.lease_name(lease))
         for lease, held in state.leases.items()
@@ -32,10 +32,11 @@ def compare_with_the_store(judge: Judge, daemon: Daemon) -> None:
     assert stored == known
 
 
+@pytest.mark.both_stores
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_after_each_kill_every_reply_that_an_agent_received_is_true(
-    make_trackd_daemon: MakeDaemon,
+    make_trackd_daemon: MakeDaemon, read_stored: Callable[[Daemon], State]
 ) -> None:
     # However slow the machine is, no lease is taken back while the agents rest.
     trackd_daemon = make_trackd_daemon(claim_timeout=0.0)
@@ -65,7 +66,7 @@ def test_after_each_kill_every_reply_that_an_agent_received_is_true(
             each.rest()
         judge.compare([ledger for each in workers for ledger in each.ledgers()])
         trackd_daemon.kill()
-        compare_with_the_store(judge, trackd_daemon)
+        compare_with_the_store(judge, read_stored(trackd_daemon))
         trackd_daemon.start()
         assert judge.status()["epoch"] == KILLS + 2
     calls = sum(ledger.calls for ledger in judge.ledgers)

@@ -87,6 +87,7 @@ def tell(process: subprocess.Popen[str], text: str) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.both_stores(long=True)
 @pytest.mark.slow
 def test_watchers_of_a_storm_know_everything_or_what_they_have_lost(
     make_trackd_daemon: MakeDaemon,

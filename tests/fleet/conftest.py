@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import children
-from fleet.cluster import Cluster
+from fleet.members import cluster, etcd
 from helpers.support import needed
-from trackd.fleet.etcd import NO_END, Etcd
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Three members."""
-    with Cluster() as made:
-        yield made
+__all__ = ["cluster", "etcd"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +24,6 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     members = set() if shared is None else {member.pid for member in shared.members}
     left = children() - before - members
     assert not left, f"processes left behind: {left}"
-
-
-@pytest.fixture
-def etcd(cluster: Cluster) -> Iterator[Etcd]:
-    """A client of an empty etcd whose members are all well, whatever the last test did to them."""
-    for member in cluster.members:
-        if member.pid is None:
-            member.start()
-    cluster.wait_until_healthy()
-    with cluster.client() as made:
-        made.delete_range(b"\0", NO_END)
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from trackd.fleet.etcd import (
 from trackd.fleet.store import EtcdStore
 from trackd.storage.store import StoreError
 
-SEEDS = choose(8, 200)
+SEEDS = choose(8, 100)
 STATEMENTS = range(4, 30, choose(9, 1))
 #: What must have been reached; the names are those of `simulation.disk`.
 RARE = (

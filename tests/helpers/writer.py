@@ -276,10 +276,9 @@ class Desk:
         return SQLiteStore(None, boot_id(), lambda _: copy)
 
 
-def read_store(directory: Path, cluster: str = CLUSTER) -> State:
-    """Return what is in the store of a daemon that does not run."""
-    store = SQLiteStore(directory, boot_id())
-    state = State(cluster, history=10_000)
+def read_state(store: Store) -> State:
+    """Return what is in a store that nobody writes to, and close it."""
+    state = State(CLUSTER, history=10_000)
     store.begin_reading()
     restore(state, store.rows, store.batches(), store.touch)
     store.close()

@@ -36,6 +36,7 @@ def wait_written(directory: Path, more: int) -> None:
     wait_until(lambda: written() > enough)
 
 
+@pytest.mark.both_stores
 @pytest.mark.slow
 @pytest.mark.timeout(choose(600, 7200))
 def test_the_history_of_agents_is_what_the_rules_allow_over_kills_of_the_daemon(

@@ -299,6 +299,7 @@ def test_the_event_socket_is_found_beside_the_one_that_is_used(
 # -- restarts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.both_stores
 def test_a_kill_of_the_daemon_loses_no_event(
     make_trackd_daemon: MakeDaemon, maker: Maker, watching: Watching
 ) -> None:
@@ -319,6 +320,7 @@ def test_a_kill_of_the_daemon_loses_no_event(
         assert_same(watch.mirror, snapshot)
 
 
+@pytest.mark.both_stores
 def test_a_daemon_that_is_away_is_waited_for_and_the_state_says_so(
     make_trackd_daemon: MakeDaemon, maker: Maker, watching: Watching
 ) -> None:

@@ -180,6 +180,7 @@ def test_a_drain_goes_on_after_the_loss_of_its_session(
         assert len(handed_over(operator)) == len(PROXIES)
 
 
+@pytest.mark.both_stores
 def test_a_restart_of_the_daemon_in_the_midst_of_a_drain_loses_nothing(
     own: Daemon, operator: Tracker, maker: Maker
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_lease_is_offered_and_lost_to_its_replacement(own: Daemon, maker: Make
     assert leases[1].offer() is True
 
 
+@pytest.mark.both_stores
 def test_a_daemon_that_is_killed_between_the_offer_and_the_claim_forgets_neither(
     own: Daemon, maker: Maker
 ) -> None:

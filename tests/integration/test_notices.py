@@ -137,6 +137,7 @@ def test_a_refused_lease_says_when_the_dial_budget_has_another(
         assert raw.request("try_acquire")["lease"] is None, "what was taken is spent"
 
 
+@pytest.mark.both_stores
 @pytest.mark.rule(13)
 def test_the_dial_budget_is_one_for_all_agents_serves_waiters_first_and_survives_a_restart(
     make_trackd_daemon: MakeDaemon,
@@ -208,6 +209,7 @@ def test_without_a_cap_a_lease_may_take_its_time(
     assert lease.remaining_claim_time is None
 
 
+@pytest.mark.both_stores
 @pytest.mark.slow
 def test_a_lease_taken_back_while_the_daemon_was_away_is_told_after_its_restart(
     make_trackd_daemon: MakeDaemon, maker: Maker

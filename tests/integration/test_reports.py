@@ -99,6 +99,7 @@ def test_many_reports_are_few_requests_and_none_is_sent_again(
     other.release()
 
 
+@pytest.mark.both_stores
 def test_a_daemon_that_is_away_costs_the_dial_nothing_and_gets_no_report_twice(
     make_trackd_daemon: MakeDaemon, maker: Maker, sent: list[dict[str, Any]]
 ) -> None:
@@ -327,6 +328,7 @@ def test_the_proxies_of_a_stopped_agent_are_taken_over_and_it_closes_when_it_wak
         ]
 
 
+@pytest.mark.both_stores
 def test_a_daemon_that_is_killed_in_the_grace_releases_the_lease_after_another(
     make_trackd_daemon: MakeDaemon,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from helpers.agents import Agent
 from helpers.hosts import needs_root, process_with_pid
 from helpers.support import PATIENCE, RawPeer, pack, wait_until
-from helpers.writer import read_store
+from trackd.state.state import State
 from trackd.storage.files import FILE_NAME
 from trackd_client import Proxy, SessionLost, Tracker
 from trackd_client.errors import DaemonAbsent
@@ -52,6 +52,7 @@ def log_of(daemon: Daemon) -> str:
 # -- what is there again -----------------------------------------------------------------
 
 
+@pytest.mark.both_stores
 def test_agents_carry_on_with_their_sessions_and_leases(daemon: Daemon) -> None:
     lost: list[Exception] = []
     with Tracker(daemon.endpoint, on_session_lost=lost.append) as tracker:
@@ -70,6 +71,7 @@ def test_agents_carry_on_with_their_sessions_and_leases(daemon: Daemon) -> None:
     assert not lost
 
 
+@pytest.mark.both_stores
 def test_each_start_is_an_epoch_of_the_same_tracker(daemon: Daemon, peer: RawPeer) -> None:
     first = peer.request("hello")
     assert first["epoch"] == 1
@@ -85,6 +87,7 @@ def test_each_start_is_an_epoch_of_the_same_tracker(daemon: Daemon, peer: RawPee
     assert peer.request("status")["epoch"] == 3
 
 
+@pytest.mark.both_stores
 def test_lease_ids_and_revisions_go_on_counting(daemon: Daemon, peer: RawPeer) -> None:
     seen = []
     revision = 0
@@ -99,6 +102,7 @@ def test_lease_ids_and_revisions_go_on_counting(daemon: Daemon, peer: RawPeer) -
     assert seen == [1, 2, 3]
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("ends", ["kill", "stop"])
 def test_gossip_acknowledged_a_moment_before_the_end_is_there_after_it(
     daemon: Daemon, peer: RawPeer, ends: str
@@ -113,6 +117,7 @@ def test_gossip_acknowledged_a_moment_before_the_end_is_there_after_it(
         assert status["groups"][0]["generation"] == LARGEST
 
 
+@pytest.mark.both_stores
 def test_ten_thousand_proxies_in_one_message_survive(daemon: Daemon, peer: RawPeer) -> None:
     rows = [[f"proxy {n}", "", LARGEST - n % 2, None] for n in range(10_000)]
     assert peer.request("track_expected", proxies=rows)["changed"] == 10_000
@@ -121,6 +126,7 @@ def test_ten_thousand_proxies_in_one_message_survive(daemon: Daemon, peer: RawPe
     assert (status["tracked"], status["desired"]) == (10_000, 5000)
 
 
+@pytest.mark.both_stores
 def test_a_time_to_live_runs_on_while_no_daemon_does(daemon: Daemon, peer: RawPeer) -> None:
     peer.request("track_expected", proxies=[["short", "", 1, 1.0], ["long", "", 1, 1000.0]])
     lease = peer.request("try_acquire")["lease"]
@@ -134,6 +140,7 @@ def test_a_time_to_live_runs_on_while_no_daemon_does(daemon: Daemon, peer: RawPe
     assert peer.request("explain")["missing"] == ["long"]
 
 
+@pytest.mark.both_stores
 def test_a_count_that_was_set_holds_until_the_configured_one_changes(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
@@ -150,6 +157,7 @@ def test_a_count_that_was_set_holds_until_the_configured_one_changes(
         assert tracker.status()["connection_count"] == 3
 
 
+@pytest.mark.both_stores
 def test_waiters_and_their_order_survive_a_restart_that_nobody_notices(
     daemon: Daemon, peer: RawPeer
 ) -> None:
@@ -177,6 +185,7 @@ def test_waiters_and_their_order_survive_a_restart_that_nobody_notices(
             waiter.close()
 
 
+@pytest.mark.both_stores
 def test_what_was_granted_while_its_waiter_was_away_is_told_when_it_comes_back(
     daemon: Daemon, peer: RawPeer
 ) -> None:
@@ -193,6 +202,7 @@ def test_what_was_granted_while_its_waiter_was_away_is_told_when_it_comes_back(
         assert waiter.ask(parked)["lease"] == 2
 
 
+@pytest.mark.both_stores
 def test_a_grant_that_was_cancelled_before_a_kill_stays_taken_back(
     daemon: Daemon, peer: RawPeer
 ) -> None:
@@ -235,6 +245,7 @@ def test_a_checkpoint_and_a_journal_together_give_what_was_there(
 # -- who is gone -------------------------------------------------------------------------
 
 
+@pytest.mark.both_stores
 def test_agents_that_died_meanwhile_are_cleared_away_before_anybody_is_served(
     daemon: Daemon, peer: RawPeer
 ) -> None:
@@ -255,6 +266,7 @@ def test_agents_that_died_meanwhile_are_cleared_away_before_anybody_is_served(
     agents[2].close()
 
 
+@pytest.mark.both_stores
 @needs_root
 def test_a_reused_pid_does_not_inherit_a_session(daemon: Daemon, peer: RawPeer) -> None:
     agent = Agent(daemon.endpoint)
@@ -391,13 +403,16 @@ def test_the_state_of_another_cluster_is_kept_aside_and_the_new_one_is_durable(
     assert len(list(tmp_path.glob("*.damaged-*[0-9]"))) == 1
 
 
-def test_the_store_holds_what_the_daemon_said(daemon: Daemon, peer: RawPeer) -> None:
+@pytest.mark.both_stores
+def test_the_store_holds_what_the_daemon_said(
+    daemon: Daemon, peer: RawPeer, read_stored: Callable[[Daemon], State]
+) -> None:
     peer.request("track_expected", proxies=[["p1", "g", LARGEST, 500.0]])
     lease = peer.request("try_acquire")["lease"]
     peer.request("claim", lease=lease, principals=["p1"])
     in_flight = peer.request("adopt", principals=["p2"])["lease"]
     daemon.kill()
-    state = read_store(state_file(daemon).parent)
+    state = read_stored(daemon)
     assert dict(state.tracker.leases) == {1: "p1", in_flight: "p2"}
     assert state.tracker.place("p1") == ("g", LARGEST)
     (session,) = state.sessions
@@ -408,6 +423,7 @@ def test_the_store_holds_what_the_daemon_said(daemon: Daemon, peer: RawPeer) -> 
 # -- the client over a restart -----------------------------------------------------------
 
 
+@pytest.mark.both_stores
 def test_a_call_made_while_there_is_no_daemon_is_answered_by_the_next_one(
     daemon: Daemon,
 ) -> None:
@@ -427,6 +443,7 @@ def test_a_call_made_while_there_is_no_daemon_is_answered_by_the_next_one(
         assert (status["claimed"], status["inflight"], status["last_lease"]) == (3, 1, 4)
 
 
+@pytest.mark.both_stores
 def test_a_call_gives_up_at_its_deadline_and_leaves_nothing_behind(daemon: Daemon) -> None:
     with Tracker(daemon.endpoint, timeout=20) as tracker:
         assert tracker.try_acquire() is not None
@@ -442,6 +459,7 @@ def test_a_call_gives_up_at_its_deadline_and_leaves_nothing_behind(daemon: Daemo
         assert tracker.status()["inflight"] == 1
 
 
+@pytest.mark.both_stores
 def test_a_release_made_while_there_is_no_daemon_is_delivered_to_the_next_one(
     daemon: Daemon,
 ) -> None:

@@ -79,6 +79,7 @@ def test_waiting_for_ever_is_not_for_a_daemon_that_is_absent(tmp_path: Path) -> 
         tracker.acquire()
 
 
+@pytest.mark.both_stores
 def test_calls_that_were_given_up_leave_no_sessions_behind(make_trackd_daemon: MakeDaemon) -> None:
     daemon = make_trackd_daemon()
     with Tracker(daemon.endpoint, timeout=PATIENCE) as tracker:

@@ -18,6 +18,7 @@ from trackd_client.testing import MakeDaemon
 # -- one that keeps its state ----------------------------------------------------------------
 
 
+@pytest.mark.both_stores
 def test_a_kill_and_a_restart_of_the_daemon_show_as_latency_alone(
     make_trackd_daemon: MakeDaemon, maker: Maker
 ) -> None:

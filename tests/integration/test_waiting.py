@@ -353,6 +353,7 @@ def test_two_hundred_agents_are_served_in_order_and_none_of_them_polls(
     assert leases == list(range(2, 2 + len(served))), "no lease was granted to anybody else"
 
 
+@pytest.mark.both_stores
 def test_a_restart_keeps_the_order_and_each_waiter_stays_in_line_by_itself(
     make_trackd_daemon: MakeDaemon,
 ) -> None:
@@ -374,6 +375,7 @@ def test_a_restart_keeps_the_order_and_each_waiter_stays_in_line_by_itself(
         line.close()
 
 
+@pytest.mark.both_stores
 @pytest.mark.slow
 def test_a_deadline_runs_on_while_the_daemon_is_away(
     make_trackd_daemon: MakeDaemon, maker: Maker
