@@ -438,7 +438,7 @@ class TrackerAgainstModel(RuleBasedStateMachine):
     def restart(self) -> None:
         tracker = self.fresh()
         tracker.restore(
-            proxies=self.tracker,
+            proxies=[(*each, self.tracker.ttl_of(each.name)) for each in self.tracker],
             leases=self.tracker.leases,
             last_lease=self.tracker.last_lease,
             connection_count=self.tracker.connection_count,
