@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import socket
@@ -397,7 +398,8 @@ def test_the_sockets_are_removed_also_those_that_a_crash_has_left(
         assert first.stdout is not None
         assert first.stdout.readline() == "ready\n"
         (left,) = directories()
-        first.kill()
+        (row,) = tracker.rows("sessions")
+        os.kill(row["pid"], signal.SIGKILL)  # of two processes, the one that made it
         first.communicate(timeout=PATIENCE)
         assert directories() == {left}
         with keeping(trackd_daemon, command, runtime=runtime) as second:

@@ -41,6 +41,7 @@ CLIENT = [
         "trackd_client.cli.host_checks",
         "trackd_client.cli.dial_checks",
         "trackd_client.cli.supervisor",
+        "trackd_client.cli.front",
         "trackd_client.cli.process_tree",
         "trackd_client.cli.quick_claim",
         "trackd_client.cli.claim_socket",

@@ -1,11 +1,12 @@
 """Runs a command, as often as is wanted, so that no process of a run outlives it.
 
-    hold or keep ── spawner ─┬─ supervisor ── command ── its children, wherever they fork to
-                             └─ supervisor ── command ── ...
+    hold or keep ── session ── spawner ─┬─ supervisor ── command ── its children, wherever
+                                        └─ supervisor ── command     they fork to
 
-The spawner is forked before anything else is started: it has no threads and no descriptors of the
-daemon, so it can fork for each run. A supervisor ends when every process of its command has. When
-one is killed, the spawner ends what it left; when the spawner is killed, the caller does.
+The first process is the one of `front`; the second has the session with the daemon. The spawner is
+forked before anything else is started: it has no threads and no descriptors of the daemon, so it
+can fork for each run. A supervisor ends when every process of its command has. When one is killed,
+the spawner ends what it left; when the spawner is killed, the caller does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Final, NoReturn
 from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN
 from trackd_client.cli.supervisor import (
     END,
+    END_SOON,
     IGNORED,
     LOOK,
     Command,
@@ -56,9 +58,13 @@ class Tree:
         """Send the command a signal."""
         self._order(number)
 
-    def end(self) -> None:
-        """End the whole tree: SIGTERM, and SIGKILL after the grace."""
-        self._order(END)
+    def end(self, *, is_soon: bool = False) -> None:
+        """End the whole tree: SIGTERM, and SIGKILL after the grace.
+
+        Args:
+            is_soon: whether the grace is that of an orphan, if that is shorter.
+        """
+        self._order(END_SOON if is_soon else END)
 
     def wait(self) -> int | None:
         """Wait until no process is left, and return the command's exit code.

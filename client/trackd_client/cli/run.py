@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ import click
 from trackd_client import AsyncLease, AsyncTracker, DialFailed
 from trackd_client.cli.claim_socket import LONGEST_LINE, ClaimServer
 from trackd_client.cli.exit_codes import CANNOT_RUN, NOT_FOUND
+from trackd_client.cli.front import continue_in_child
 from trackd_client.cli.process_tree import Spawner, Tree
 from trackd_client.cli.quick_claim import VARIABLE
 from trackd_client.cli.text import escape
@@ -139,6 +140,35 @@ def list_caught() -> list[signal.Signals]:
     return [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def start_spawner(
+    argv: Sequence[str], grace: float, say: Callable[[str], None]
+) -> tuple[Spawner, int]:
+    """Go on in a child of this process, and start the process that starts the command.
+
+    Args:
+        argv: the command and its arguments.
+        grace: seconds from SIGTERM to SIGKILL.
+        say: prints a sentence on standard error.
+
+    Returns:
+        It, and a descriptor that is readable when this process has ended.
+    """
+    front = continue_in_child(list_caught())
+    spawner = Spawner(argv, grace, say)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # of a terminal: the process above ends by it
+    return spawner, front
+
+
+def stop_catching(
+    loop: asyncio.AbstractEventLoop, caught: Sequence[signal.Signals], front: int
+) -> None:
+    """Let signals and the end of the process above no longer do anything: the end is near."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)
+    for number in caught:
+        loop.remove_signal_handler(number)
+    loop.remove_reader(front)
+
+
 def is_by_terminal() -> bool:
     """Return whether a Ctrl-C comes from the terminal, which sends it to the command as well."""
     return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
@@ -185,6 +215,7 @@ class Run:
         self._is_adopted = is_adopted
         self._failed: DialFailed | None = None  # as the command has said it
         self._is_stopped = False
+        self._is_orphan = False
         self._tree: Tree | None = None
         self._replies = -1
         self._lines = asyncio.Queue[bytes]()
@@ -239,11 +270,16 @@ class Run:
                 printing.cancel()
                 await asyncio.wait([printing])
 
-    def end(self) -> None:
-        """End the command and all that it started: SIGTERM, and SIGKILL after the grace."""
+    def end(self, *, is_orphan: bool = False) -> None:
+        """End the command and all that it started: SIGTERM, and SIGKILL after the grace.
+
+        Args:
+            is_orphan: whether `hold` or `keep` was killed, so that the grace is short.
+        """
         self._is_stopped = True
+        self._is_orphan = self._is_orphan or is_orphan
         if self._tree is not None:
-            self._tree.end()
+            self._tree.end(is_soon=self._is_orphan)
 
     def send(self, number: int) -> None:
         """Send the command a signal."""
@@ -276,10 +312,10 @@ class Run:
         """Wait until no process of the command is left."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        loop.add_reader(tree.ended, _call_once(loop, tree.ended, ended.set))
+        loop.add_reader(tree.ended, call_once(loop, tree.ended, ended.set))
         loop.add_reader(claims, self._read, loop, claims)
         if self._is_stopped:
-            tree.end()
+            self.end()
         try:
             await ended.wait()
         finally:
@@ -435,7 +471,7 @@ def _open_pipe(reads: _Stack, writes: _Stack) -> tuple[int, int]:
     return reading, writing
 
 
-def _call_once(
+def call_once(
     loop: asyncio.AbstractEventLoop, fd: int, act: Callable[[], None]
 ) -> Callable[[], None]:
     """Return a callback that acts once: at its end a pipe stays readable."""

@@ -22,12 +22,14 @@ from typing import Final, NamedTuple, NoReturn
 
 from trackd_client.cli.exit_codes import BY_SIGNAL, CANNOT_RUN, NOT_FOUND
 
-#: Seconds from SIGTERM to SIGKILL when the caller has died: its lease is free already.
+#: Seconds from SIGTERM to SIGKILL, at most, when `hold` or `keep` was killed.
 ORPHAN_GRACE: Final = 1.0
 #: Seconds between two looks at processes that are being ended.
 LOOK: Final = 0.1
-#: The order that asks for the end of the tree; other bytes are signals for the command.
+#: The orders that ask for the end of the tree, with the grace and with that of an orphan; other
+#: bytes are signals for the command.
 END: Final = 255
+END_SOON: Final = 254
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 #: Signals that the supervisor takes from nobody: a terminal sends them to the command as well.
@@ -159,6 +161,8 @@ class Supervisor:
         for order in orders:
             if order == END:
                 self._begin_end(self._grace)
+            elif order == END_SOON:
+                self._begin_end(min(self._grace, ORPHAN_GRACE))
             elif self._code is None:  # the command is not reaped, so its pid is its own
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(self._command, order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from functools import partial
 
 import click
 
@@ -17,11 +18,14 @@ from trackd_client.cli.run import (
     SPAWNER_KILLED,
     Run,
     Terms,
+    call_once,
     check_command,
     identify,
     is_by_terminal,
     list_caught,
     run_options,
+    start_spawner,
+    stop_catching,
 )
 from trackd_client.cli.text import escape
 from trackd_client.errors import AcquireTimeout
@@ -64,8 +68,8 @@ The lease is released when the command and every process that it started have
 ended. hold sends them all SIGTERM, and SIGKILL after --grace, when another
 lease holds the proxy (unless --on-duplicate tell), when the lease is lost,
 when the daemon advises to close the tunnel, when hold gets SIGTERM, and when
-the command itself has ended and left others. When hold is killed, they are
-ended within a second. SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to
+the command itself has ended and left others. When hold is killed, SIGKILL
+follows within a second. SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to
 the command; a Ctrl-C at the terminal reaches it directly.
 
 \b
@@ -105,12 +109,12 @@ def hold(
     if fd == reply_fd:
         raise click.UsageError("--fd and --reply-fd must differ")
     check_command(argv[0], say)
-    spawner = Spawner(argv, grace, say)
+    spawner, front = start_spawner(argv, grace, say)
     try:
         with common.report_errors(), claim_directory(say) as directory:
             tracker = options.make_tracker(AsyncTracker, **identify(argv[0], name))
             terms = Terms(fd, reply_fd, on_duplicate == "end", directory, say)
-            code = asyncio.run(Hold(spawner, tracker, terms).run(timeout))
+            code = asyncio.run(Hold(spawner, front, tracker, terms).run(timeout))
     finally:
         spawner.close()
     sys.exit(code)
@@ -119,9 +123,10 @@ def hold(
 class Hold:
     """One lease, and the command that uses it. Everything runs in one event loop."""
 
-    def __init__(self, spawner: Spawner, tracker: AsyncTracker, terms: Terms) -> None:
+    def __init__(self, spawner: Spawner, front: int, tracker: AsyncTracker, terms: Terms) -> None:
         """Take what is needed; the tracker is not used yet."""
         self._spawner = spawner
+        self._front = front
         self._tracker = tracker
         self._terms = terms
 
@@ -138,6 +143,8 @@ class Hold:
         caught = list_caught()
         for number in caught:
             loop.add_signal_handler(number, stop, number)
+        killed = partial(stop, signal.SIGKILL)
+        loop.add_reader(self._front, call_once(loop, self._front, killed))
         try:
             async with self._tracker:
                 try:
@@ -149,16 +156,19 @@ class Hold:
                     if not stopped:
                         raise
                     return BY_SIGNAL + stopped[0]
+                if stopped:  # at the moment of the grant
+                    return BY_SIGNAL + stopped[0]
                 return await self._serve(lease, loop)
         finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+            stop_catching(loop, caught, self._front)
 
     async def _acquire(self, timeout: float | None) -> AsyncLease:  # noqa: ASYNC109
         return await self._tracker.acquire(timeout)
 
     async def _serve(self, lease: AsyncLease, loop: asyncio.AbstractEventLoop) -> int:
         run = Run(lease, self._tracker, self._spawner, self._terms)
+        killed = partial(run.end, is_orphan=True)
+        loop.add_reader(self._front, call_once(loop, self._front, killed))
         for number in list_caught():
             if number == signal.SIGTERM:
                 loop.add_signal_handler(number, run.end)

@@ -24,11 +24,14 @@ from trackd_client.cli.run import (
     SPAWNER_KILLED,
     Run,
     Terms,
+    call_once,
     check_command,
     identify,
     list_caught,
     make_environ,
     run_options,
+    start_spawner,
+    stop_catching,
 )
 from trackd_client.cli.text import escape
 from trackd_client.policy import Change, PoolEvent
@@ -109,12 +112,12 @@ def keep(
         terms = Terms(fd, reply_fd, on_duplicate == "end", find_root(), say)
         _print_plan(argv, most, tracker.endpoint, terms)
         return
-    spawner = Spawner(argv, grace, say)
+    spawner, front = start_spawner(argv, grace, say)
     try:
         with common.report_errors(), claim_directory(say) as directory:
             tracker = options.make_tracker(AsyncTracker, **identify(argv[0], name))
             terms = Terms(fd, reply_fd, on_duplicate == "end", directory, say)
-            code = asyncio.run(Keep(spawner, tracker, terms, most).run())
+            code = asyncio.run(Keep(spawner, front, tracker, terms, most).run())
     finally:
         spawner.close()
     sys.exit(code)
@@ -135,10 +138,16 @@ class Keep:
     """The runs of a command, in one session. Everything happens in one event loop."""
 
     def __init__(
-        self, spawner: Spawner, tracker: AsyncTracker, terms: Terms, most: int | None
+        self,
+        spawner: Spawner,
+        front: int,
+        tracker: AsyncTracker,
+        terms: Terms,
+        most: int | None,
     ) -> None:
         """Take what is needed; `run` uses it."""
         self._spawner = spawner
+        self._front = front
         self._tracker = tracker
         self._terms = terms
         self._most = most
@@ -159,6 +168,7 @@ class Keep:
                 loop.add_signal_handler(number, self._end, BY_SIGNAL + number)
             else:
                 loop.add_signal_handler(number, self._send, number)
+        loop.add_reader(self._front, call_once(loop, self._front, self._end_orphans))
         try:
             async with self._tracker:
                 await self._tracker.ping()
@@ -172,18 +182,21 @@ class Keep:
                 async with self._pool:
                     await self._ending.wait()
         finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+            stop_catching(loop, caught, self._front)
         assert self._code is not None
         return self._code
 
-    def _end(self, code: int) -> None:
+    def _end(self, code: int, *, is_orphan: bool = False) -> None:
         """End all runs, and then with this exit code; the first one counts."""
         if self._code is None:
             self._code = code
         for run in self._runs:
-            run.end()
+            run.end(is_orphan=is_orphan)
         self._ending.set()
+
+    def _end_orphans(self) -> None:
+        """End all runs: `keep` was killed."""
+        self._end(BY_SIGNAL + signal.SIGKILL, is_orphan=True)
 
     def _send(self, number: int) -> None:
         for run in self._runs:
