@@ -82,12 +82,13 @@ class Daemon:
                 stderr=log,
                 env=environ,
             )
-        deadline = time.monotonic() + PATIENCE
+        deadline, timeout = time.monotonic() + PATIENCE, 1.0
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                with Tracker(self.endpoint, timeout=1.0) as tracker:
+                with Tracker(self.endpoint, timeout=timeout) as tracker:
                     tracker.ping()
             except TrackdError:
+                timeout *= 2  # a busy machine may need more for it all
                 continue
             return
         raise RuntimeError(f"the daemon does not answer:\n{self.log.read_text()}")

@@ -84,7 +84,6 @@ def test_a_tracker_has_a_bounded_number_of_connections_and_closes_idle_ones(
     operator.ping()
     before = descriptors(daemon.pid)
     monkeypatch.setattr(connection_module, "Connection", Counted)
-    most = 0
     with Tracker(daemon.endpoint, timeout=60.0) as tracker:
         together, errors = threading.Barrier(300), list[BaseException]()
 
@@ -100,10 +99,8 @@ def test_a_tracker_has_a_bounded_number_of_connections_and_closes_idle_ones(
             thread.start()
         for thread in threads:
             thread.join()
-            most = max(most, descriptors(daemon.pid) - before)
         assert not errors
         assert 0 < Counted.most <= 80
-        assert most < 200, "the daemon may notice late that a connection was closed"
         wait_until(lambda: descriptors(daemon.pid) - before <= 12)
 
 

@@ -97,7 +97,7 @@ def test_watchers_of_a_storm_know_everything_or_what_they_have_lost(
         makers = [Maker(kind) for kind in ("sync", "asyncio", "uvloop")]
         for maker in makers:
             stack.callback(maker.close)
-        watches = [Watch(maker.tracker(daemon.endpoint, timeout=1.0)).begun() for maker in makers]
+        watches = [Watch(maker.tracker(daemon.endpoint, timeout=5.0)).begun() for maker in makers]
         for watch in watches:
             stack.callback(watch.close)
         operator = stack.enter_context(Tracker(daemon.endpoint, timeout=PATIENCE))

@@ -419,7 +419,7 @@ def test_a_message_that_never_ends_meets_the_memory_limit_and_a_restart_loses_no
         peak = served = 0
         endless = Endless(trackd_daemon, size)
         try:
-            with Tracker(trackd_daemon.endpoint, timeout=0.2) as other:
+            with Tracker(trackd_daemon.endpoint, timeout=2.0) as other:
                 while process.poll() is None and not endless.cut_off:
                     with contextlib.suppress(AssertionError, OSError):
                         peak = max(peak, rss(process.pid))

@@ -52,7 +52,7 @@ def daemon_in(where: str, daemon: Daemon) -> Iterator[int]:
 
 def answers(daemon: Daemon) -> bool:
     try:
-        with Tracker(daemon.endpoint, timeout=1.0) as tracker:
+        with Tracker(daemon.endpoint, timeout=5.0) as tracker:
             tracker.ping()
     except TrackdError:
         return False

@@ -79,7 +79,7 @@ def left_in(directory: Path) -> set[str]:
 
 def answers(endpoint: str) -> bool:
     try:
-        with Tracker(endpoint, timeout=0.5) as tracker:
+        with Tracker(endpoint, timeout=5.0) as tracker:
             tracker.ping()
     except (DaemonAbsent, NoAnswer):
         return False
@@ -405,7 +405,7 @@ def test_the_end_of_any_actor_ends_the_process(
     with broken(daemon, breakage) as process, zmq.Context() as context:
         with (
             context.socket(zmq.SUB) as subscriber,
-            Tracker(daemon.endpoint, timeout=0.5) as tracker,
+            Tracker(daemon.endpoint, timeout=3.0) as tracker,
             contextlib.suppress(DaemonAbsent, TimeoutError, Refused),
         ):
             subscriber.subscribe(b"")

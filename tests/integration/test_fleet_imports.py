@@ -15,7 +15,7 @@ from trackd_client import TrackdError, Tracker
 
 def answers(endpoint: str) -> bool:
     try:
-        with Tracker(endpoint, timeout=1.0) as tracker:
+        with Tracker(endpoint, timeout=5.0) as tracker:
             return tracker.try_acquire() is not None
     except TrackdError:
         return False

@@ -348,6 +348,8 @@ def test_a_run_goes_on_without_a_socket_for_claims(
     with Tracker(trackd_daemon.endpoint) as tracker:
         tracker.track_expected(Proxy("p1"))
         lease = tracker.try_acquire()
+        assert lease is not None
+        assert lease.claim("p1"), "so that it lasts"
         waiting = start_trackctl(
             *("--endpoint", trackd_daemon.endpoint, *command, script(body)),
             env=PLAIN | {"XDG_RUNTIME_DIR": str(runtime)},
@@ -355,7 +357,6 @@ def test_a_run_goes_on_without_a_socket_for_claims(
         wait_until(lambda: tracker.status()["waiting"] == 1)
         (directory,) = runtime.glob("trackctl-claims-*")
         directory.rmdir()
-        assert lease is not None
         lease.release()
         wait_until(lambda: tracker.is_claimed("p1"))
         waiting.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -163,7 +164,7 @@ def test_a_started_service_has_answered_a_request_and_says_how_things_are(
     machine: Machine, service: str, agents: list[Agent]
 ) -> None:
     assert machine.show(service, "StatusText") == "claimed 0 of 0 desired, 0 in flight, 0 sessions"
-    machine.drop_in("trackd@.service", "[Service]\nWatchdogSec=1\n")
+    machine.drop_in("trackd@.service", "[Service]\nWatchdogSec=6\n")
     machine.run("systemctl", "restart", service)
     agents.append(Agent(machine, CLUSTER, "a"))
     machine.wait_until(
@@ -254,7 +255,7 @@ def test_the_watchdog_restarts_a_daemon_with_a_wedged_part_and_nothing_is_lost(
     program = f"{PYTHON} {CHECKOUT}/tests/systemd/wedge.py {part} {flag}"
     machine.drop_in(
         "trackd@.service",
-        f"[Service]\nWatchdogSec=2\nExecStart=\nExecStart=:{program} run --cluster-name=%I\n",
+        f"[Service]\nWatchdogSec=6\nExecStart=\nExecStart=:{program} run --cluster-name=%I\n",
     )
     start_agents(machine, agents)
     machine.run("touch", flag)
@@ -298,11 +299,13 @@ def test_a_daemon_that_cannot_start_is_tried_again_more_and_more_slowly(
     knocking = machine.start(
         PYTHON, "-c", PING.replace("sys.argv[1]", "sys.argv[1], timeout=100"), CLUSTER
     )
-    for seconds in (2, 4, 8):
-        machine.wait_until(lambda: waits(machine) == [seconds])  # noqa: B023
+    machine.wait_until(lambda: waits(machine) >= [8])
     assert machine.show(socket, "ActiveState") == "active"
     errors = [e for e in machine.journal("--unit", service) if "proxy_expiry" in e["MESSAGE"]]
-    assert 3 <= len(errors) <= 4
+    moments = [int(each["__REALTIME_TIMESTAMP"]) / 1e6 for each in errors]
+    pauses = [later - earlier for earlier, later in pairwise(moments)]
+    assert len(pauses) >= 2
+    assert all(pause >= least for pause, least in zip(pauses, (2, 4, 8), strict=False)), pauses
     assert {e["PRIORITY"] for e in errors} == {"3"}, "a start error is an error in the journal"
     machine.write("/etc/trackd/trackd.toml", "")
     assert knocking.communicate(timeout=100) is not None
@@ -314,7 +317,7 @@ def test_a_person_who_has_corrected_the_file_does_not_wait(machine: Machine, soc
     service = socket.replace(".socket", ".service")
     machine.write("/etc/trackd/trackd.toml", "proxy_expiry = false\n")
     machine.run("systemctl", "start", "--no-block", service)
-    machine.wait_until(lambda: waits(machine) == [16])
+    machine.wait_until(lambda: waits(machine) >= [16])
     machine.write("/etc/trackd/trackd.toml", "")
     failed = restarts(machine, service)
     machine.run("systemctl", "restart", service)
