@@ -91,6 +91,8 @@ def check_waiter(context: Context, session: Session) -> None:
 
 def check_reply(context: Context, session: Session) -> None:
     """Refuse a change whose reply finds no room, in the quota or in that of all sessions."""
+    if has_reply_room(context, session):  # nearly always
+        return
     use, config = session.use, context.config
     _make_room(context, use)
     _check(context, use.user, "reply_bytes", use.reply_bytes, config.quota_reply_bytes)

@@ -205,6 +205,8 @@ class Metrics:
         for moment in batch:
             for change in moment.changes:
                 match change:
+                    case changes.Replied():  # half of all changes
+                        pass
                     case changes.Granted():
                         self.grants[change.reason] += 1
                         durations.granted(change, moment.at)

@@ -6,8 +6,8 @@ kinds and their fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 import msgpack
 
@@ -20,19 +20,11 @@ Event = tuple[str, dict[str, Any]]
 
 def count_events(change: Change) -> int:
     """Return how many events a change has."""
-    match change:
-        case changes.Tracked():
-            return len(change.changed)
-        case changes.Expired() | changes.GroupForgotten():
-            return len(change.rows)
-        case changes.Marked():
-            return len(change.flipped)
-        case changes.Addressed():
-            return len(change.changed)
-        case changes.EpochBegan():
-            return 1 + (change.before not in (None, change.connections))
-        case _:
-            return int(type(change) in _ONE)
+    kind = type(change)
+    if kind in _ONE:
+        return 1
+    several = _SEVERAL.get(kind)
+    return 0 if several is None else several(change)
 
 
 def pack_events(batch: Iterable[Moment], first: int) -> list[bytes]:
@@ -43,10 +35,13 @@ def pack_events(batch: Iterable[Moment], first: int) -> list[bytes]:
         first: the revision of the first event.
     """
     packed: list[bytes] = []
+    pack = msgpack.Packer().pack
     for at, wall, made in batch:
         for change in made:
+            if not count_events(change):  # as with half of all changes: a reply is kept
+                continue
             for kind, fields in derive_events(change):
-                packed.append(msgpack.packb((first + len(packed), at, wall, kind, fields)))
+                packed.append(pack((first + len(packed), at, wall, kind, fields)))
     return packed
 
 
@@ -228,7 +223,8 @@ def _act_of(by: By) -> dict[str, Any]:
     return {**fields, "by_host": host[0]} if host else fields
 
 
-_ONE = frozenset(
+#: The kinds that always have one event.
+_ONE: Final = frozenset(
     {
         changes.SessionOpened,
         changes.SessionEnded,
@@ -245,3 +241,13 @@ _ONE = frozenset(
         changes.Offered,
     }
 )
+
+#: How many events a change has of the kinds where that differs.
+_SEVERAL: Final[dict[type[Any], Callable[[Any], int]]] = {
+    changes.Tracked: lambda change: len(change.changed),
+    changes.Expired: lambda change: len(change.rows),
+    changes.GroupForgotten: lambda change: len(change.rows),
+    changes.Marked: lambda change: len(change.flipped),
+    changes.Addressed: lambda change: len(change.changed),
+    changes.EpochBegan: lambda change: 1 + (change.before not in (None, change.connections)),
+}
