@@ -82,7 +82,14 @@ class Code:
 
 
 class TrackdError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package.
+
+    Attributes:
+        reason: why a session has ended, as in the error `session_ended` of docs/protocol.md, or why
+            the daemon does not serve; "" when that is not known.
+    """
+
+    reason: str = ""
 
 
 class DaemonAbsent(TrackdError, ConnectionError):
@@ -105,8 +112,12 @@ class SessionLost(TrackdError):
     """The daemon no longer knows this session, so its leases are gone.
 
     The next call opens a fresh session. Tunnels that are still open can be taken
-    up again with `Tracker.adopt`.
+    up again with `Tracker.adopt`, unless `reason` is `cut_off`: then close them at once.
     """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrackerClosed(TrackdError):
@@ -242,6 +253,8 @@ _BY_CODE: dict[str, type[Refused]] = {
     code: error for error in Refused.__subclasses__() for code in error.codes
 }
 
+#: The reason that a host gives which is cut off from its fleet: others dial its proxies soon.
+CUT_OFF = "cut_off"
 #: Codes which say that the session is gone.
 LOST = frozenset({Code.SESSION_UNKNOWN, Code.SESSION_ENDED})
 #: Codes of troubles that pass: the same request, sent again later, is served.
@@ -264,9 +277,11 @@ def refusal(
         retry_after: seconds, or None.
         fields: all fields of the reply.
     """
+    reason = str(fields.get("reason") or "")
     if code in LOST:
-        return SessionLost(message)
+        return SessionLost(message, reason)
     error = _BY_CODE.get(code, Refused)(message, code, retry_after)
+    error.reason = reason
     if isinstance(error, QuotaExceeded):
         error.quota = str(fields.get("quota", ""))
         error.used, error.allowed = fields.get("used", 0), fields.get("allowed", 0)

@@ -129,6 +129,7 @@ class Fleet:
         settings: str = "",
         tables: str = "",
         lead: str = "",
+        relay: str = "",
         admin_hosts: tuple[str, ...] = ("host-1",),
         log_level: str = "debug",
         network: Network | None = None,
@@ -175,8 +176,9 @@ class Fleet:
                 Relay(
                     name,
                     self.folder,
-                    f'state_dir = ""\n{head}[fleet]\nleaders = [{leaders}]\n'
-                    f'leaders_dir = "{self.leaders}"\nkey_file = "{self.keys}/{name}.key"\n',
+                    f'state_dir = "{self.folder}/{name}.state"\n{head}[fleet]\n'
+                    f"leaders = [{leaders}]\n"
+                    f'leaders_dir = "{self.leaders}"\nkey_file = "{self.keys}/{name}.key"\n{relay}',
                 )
             )
         if network is not None:

@@ -909,6 +909,22 @@ def test_tunnels_are_adopted_also_when_the_pool_was_not_waiting_for_a_lease(
         assert agent.pool.stats().claims == 3
 
 
+def test_a_full_pool_adopts_its_tunnels_when_the_session_is_lost(
+    daemon: Daemon, maker: Maker
+) -> None:
+    network = Network(*names(2))
+    teach(daemon, network.proxies())
+    with Tracker(daemon.endpoint) as admin, Agent(maker, daemon, network, max_tunnels=2) as agent:
+        for _ in range(2):  # the second time by the leases of the adoption
+            wait_until(lambda: status(daemon)["claimed"] == 2)
+            (session,) = {row.session for row in admin.rows("leases")}
+            admin.end_session(session)
+        wait_until(lambda: status(daemon)["claimed"] == 2)
+        assert agent.pool.stats().claims == 2
+        assert network.connected == 2
+    assert set(network.most.values()) == {1}
+
+
 def test_a_dial_that_blocks_ends_when_its_tunnel_should_close(
     daemon: Daemon, maker: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:

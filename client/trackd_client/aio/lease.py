@@ -58,9 +58,9 @@ class AsyncLease(BaseLease):
             lease is released or lost.
         lost: set when the lease is gone: its session was lost, it did not claim in time, or it was
             revoked.
-        revoked: whether the daemon took it back, because an admin asked for that or because its
-            tunnel was stale, or whether another lease has replaced it (`offer`); its tunnel must
-            be closed.
+        revoked: whether the daemon took it back, because an admin asked for that, because its
+            tunnel was stale or because this host is cut off from its fleet, or whether another
+            lease has replaced it (`offer`); its tunnel must be closed.
         target: the `name` and `address` of the missing proxy that it is for, if gossip says where
             that can be dialled; None: dial the load balancer. The address is somebody else's text.
         terminating: whether its proxy was about to go when this lease claimed it.

@@ -216,7 +216,7 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
 
     async def _dispatch_one(self) -> None:
         """Acquire a lease when it is time to, and dial with it."""
-        while not self._may_dial():
+        while not self._has_work():
             self._change.clear()
             await self._change.wait()
         await asyncio.sleep(self._pause())
@@ -255,7 +255,8 @@ class AsyncAgentPool(PoolCore[AsyncLease]):
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
             await self._adopt()
-            return await self._tracker.acquire()
+            if self._may_dial():
+                return await self._tracker.acquire()
         except TrackdError as error:
             if not self._goes_on(error):
                 raise

@@ -21,7 +21,7 @@ from trackd_client.core.lease import BaseLease, LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.core.place import Place
 from trackd_client.core.reading import read
-from trackd_client.errors import BadArgument, Refused, SessionLost, TrackdError
+from trackd_client.errors import CUT_OFF, BadArgument, Refused, SessionLost, TrackdError
 from trackd_client.wire import requests
 from trackd_client.wire.clock import boottime
 from trackd_client.wire.places import PlaceError
@@ -289,7 +289,7 @@ class BaseTracker(Generic[LeaseT]):
     def _lose(self, session: Session, error: SessionLost) -> None:
         """Mark a session and all of its leases as lost, once, and call back."""
         with self._state_lock:  # else a fresh session might be connected before this one is lost
-            if not self._conversation.lose(session):
+            if not self._conversation.lose(session, error.reason):
                 return
             self._set_state(ConnectionState.LOST)
             if self._on_session_lost is not None:
@@ -301,8 +301,11 @@ class BaseTracker(Generic[LeaseT]):
     def _mark_lost(self, session: Session) -> None:
         for number, lease in list(self._leases.items()):
             if lease._session is session:  # noqa: SLF001 - a lease is its tracker's
-                self._leases.pop(number, None)
-                lease.lost.set()
+                if session.reason == CUT_OFF:
+                    self._revoke(lease)  # others dial its proxy soon
+                else:
+                    self._leases.pop(number, None)
+                    lease.lost.set()
 
     def _notice(self, session: Session, notice: Mapping[str, Any]) -> None:
         """Apply a notice of the daemon to the lease that it is about."""
@@ -321,7 +324,7 @@ class BaseTracker(Generic[LeaseT]):
                 self._revoke(lease)
 
     def _revoke(self, lease: LeaseT) -> None:
-        """Mark a lease as taken back by the daemon; its tunnel must close."""
+        """Mark a lease as taken back; its tunnel must close."""
         self._leases.pop(lease.id, None)
         lease.revoked = True
         lease.lost.set()

@@ -29,7 +29,6 @@ from trackd_client.errors import (
     DaemonAbsent,
     NoAnswer,
     PermissionRefused,
-    SessionLost,
     TrackerClosed,
     UsedAfterFork,
     WrongCluster,
@@ -67,6 +66,7 @@ class Session:
             the process.
         perhaps_open: whether a request to open it may have reached the daemon.
         lost: whether the daemon has forgotten it.
+        reason: why it was lost, if that is known.
         outstanding: numbers of requests that are not done.
     """
 
@@ -76,6 +76,7 @@ class Session:
     heartbeat_ttl: float | None = None
     perhaps_open: bool = False
     lost: bool = False
+    reason: str = ""
     outstanding: set[int] = field(default_factory=set)
 
     @property
@@ -241,7 +242,7 @@ class Conversation:
             # Ended by our own `close`: the daemon replies so to all requests that waited.
             raise cut_off_error()
         if code in LOST and request.session is not None:
-            raise SessionLost(f"{message}; the next call opens a fresh session")
+            message = f"{message}; the next call opens a fresh session"
         raise refusal(code, message, reply.retry_after, reply.body)
 
     def hello(self) -> Request:
@@ -373,11 +374,12 @@ class Conversation:
         self.session = session
         self._unopened = None
 
-    def lose(self, session: Session) -> bool:
+    def lose(self, session: Session, reason: str = "") -> bool:
         """Mark a session as lost; return whether it was not lost before."""
         with self.lock:
             news = not session.lost
             session.lost = True
+            session.reason = session.reason or reason
             if self.session is session:
                 self.session = None
             if self._unopened is session:

@@ -82,7 +82,7 @@ class BaseGranter(Protocol):
 class BaseLease:
     """The part of a lease that both clients share."""
 
-    lost: Settable
+    lost: Advice
     should_close: Advice
     _tracker: BaseGranter
 
@@ -227,7 +227,8 @@ class BaseLease:
             BadArgument: a principal is not text.
         """
         if self._session.lost:
-            raise SessionLost(f"lease {self.id} is gone with the session that owned it")
+            gone = f"lease {self.id} is gone with the session that owned it"
+            raise SessionLost(gone, self._session.reason)
         if self._releasing or self._released:
             log.warning("lease %d was released and cannot claim; acquire another", self.id)
             return None

@@ -18,6 +18,7 @@ from trackd_client.core.dial import Dial, outcome_of
 from trackd_client.core.lease import LeaseT
 from trackd_client.core.limited_log import LimitedLog
 from trackd_client.errors import (
+    CUT_OFF,
     BadArgument,
     DaemonAbsent,
     DaemonFailed,
@@ -129,6 +130,15 @@ class PoolCore(Generic[LeaseT]):
         most = 1 if self._pace.is_sticky else self._max_dials
         return self._stopping or (has_room and self._stats.dialling < most)
 
+    def _has_work(self) -> bool:
+        """Return whether a dial may begin, or a tunnel is to be adopted."""
+        return self._may_dial() or bool(self._lost_dials())
+
+    def _note_lost(self) -> None:
+        """Wake the dispatcher, also of a full pool: the tunnel of a lost lease is to be adopted."""
+        with self._lock:
+            self._changed()
+
     def _pause(self) -> float:
         """Return the seconds to wait before the next lease is acquired."""
         return max(0.0, self._not_before - time.monotonic())
@@ -187,6 +197,7 @@ class PoolCore(Generic[LeaseT]):
             self._claimed(dial, name, succeeded=succeeded)
 
         lease.on_claim, lease.follows = claimed, True
+        lease.lost.call(self._note_lost)
         with self._lock:
             if self._stopping:
                 lease.should_close.set()
@@ -254,6 +265,7 @@ class PoolCore(Generic[LeaseT]):
                 dial.leases.append(lease)
                 dial.lease._successor = lease  # noqa: SLF001 - the dial reports by its first one
                 lease._first = dial.lease  # noqa: SLF001 - and is told its name there
+                lease.lost.call(self._note_lost)
                 return True
         lease.let_go()
         return False
@@ -282,7 +294,7 @@ class PoolCore(Generic[LeaseT]):
 
     def _abandon(self, dial: Dial[LeaseT], error: TrackdError) -> bool:
         """Give up a tunnel unless a later try may adopt it; return whether it was given up."""
-        if isinstance(error, _LATER):
+        if isinstance(error, _LATER) and error.reason != CUT_OFF:
             return False  # the tunnel stays open meanwhile
         if not isinstance(error, TrackerClosed):  # then nobody wants it adopted
             log.warning("the tunnel to %s cannot be adopted: %s", dial.lease.claimed_name, error)

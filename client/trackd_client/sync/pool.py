@@ -242,7 +242,7 @@ class AgentPool(PoolCore[Lease]):
     def _dispatch_one(self) -> None:
         """Acquire a lease when it is time to, and dial with it."""
         with self._room:
-            self._room.wait_for(self._may_dial)
+            self._room.wait_for(self._has_work)
         while (pause := self._pause()) and not self._draining.wait(pause):
             pass
         lease = self._acquire()
@@ -269,7 +269,8 @@ class AgentPool(PoolCore[Lease]):
         """Wait for a lease; None when the loop must check its conditions first."""
         try:
             self._adopt()
-            return self._tracker._grant(calls.acquire(None), self._wake)  # noqa: SLF001 - the wake-up ends the wait
+            if self._may_dial():
+                return self._tracker._grant(calls.acquire(None), self._wake)  # noqa: SLF001 - the wake-up ends the wait
         except TrackdError as error:
             if not self._goes_on(error):
                 raise

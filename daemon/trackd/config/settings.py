@@ -305,6 +305,12 @@ class Config:
     key_file: str = _fleet(
         "", kinds.file(), "the secret key of this host, as `trackd keys make` makes it"
     )
+    on_partition: Literal["keep", "close"] = _fleet(
+        "keep",
+        kinds.choice("keep", "close"),
+        "whether tunnels stay while this host cannot reach a leader, or close before others may "
+        "have their proxies",
+    )
     ring: str = _fleet(
         "",
         kinds.word("NAME", _NAME, "is not 1 to 64 letters, digits, '.', '_' and '-'"),

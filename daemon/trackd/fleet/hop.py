@@ -4,22 +4,25 @@ Each message is one frame, a msgpack array. The relay sends requests of its agen
 own frame untouched, and words of its own, whose number is 0:
 
     [number, [uid, gid, pid, start, command, admin, remaining], frame]
-    [0, "here", boot, term, events]
+    [0, "here", boot, term, events, sent, ended]
     [0, "exited", [[pid, start], ...]]
 
 The number of a request is the relay's own. The reply carries it, so that the relay knows whose it
 is. `here` comes each second and shows that the host lives: in which boot, with which term's
-leader the relay has agreed, and whether somebody there listens to events. `exited` names processes
-that have ended. The leader replies with
+leader the relay has agreed, whether somebody there listens to events, when it was sent, and whether
+the relay has ended all sessions of the host. `exited` names processes that have ended. The leader
+replies with
 
     [term, number, frame]
-    [term, 0, "leads", {...}]
-    [term, 0, "heard", clock, revision]
+    [term, 0, "leads", {...}, sent]
+    [term, 0, "heard", clock, revision, sent]
     [term, 0, "events", epoch, tracker_id, revision, [event, ...]]
 
-`leads` answers a `here` that names another term: all that the relay has to know of the leader, and
-the processes of its host that have sessions. `heard` answers any other `here`. A newer sender may
-append to each array; what follows is ignored.
+`leads` answers a `here` that names another term or ends the sessions: all that the relay has to
+know of the leader, and the processes of its host that have sessions. `heard` answers any other
+`here`. `sent` is that of the `here`; 0: it answers none. So the relay knows until when, at least,
+the leader has heard of it, and that the leader has ended the sessions of its host, too. A newer
+sender may append to each array; what follows is ignored.
 
 Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
 connection which. It believes `admin` only of hosts that are listed for it.
@@ -101,11 +104,15 @@ class Here(NamedTuple):
         boot: the boot id of its host.
         term: the term with whose leader it has agreed; 0: with none yet.
         events: whether somebody listens to events on its host.
+        sent: when it was sent, in seconds of CLOCK_BOOTTIME of the host.
+        ended: whether the relay has ended all sessions of its host, and the leader has to.
     """
 
     boot: str
     term: int
     events: bool
+    sent: float = 0.0
+    ended: bool = False
 
 
 class Exited(NamedTuple):
@@ -133,11 +140,13 @@ class Leads(NamedTuple):
 
     Attributes:
         term: of the leader.
-        about: what `hello` answers, and `processes`: pids and starts.
+        about: what `hello` answers, and more that only relays have to know.
+        sent: of the `here` that it answers; 0.0: it answers none.
     """
 
     term: int
     about: dict[str, Any]
+    sent: float = 0.0
 
 
 class Heard(NamedTuple):
@@ -147,11 +156,13 @@ class Heard(NamedTuple):
         term: of the leader.
         clock: fleet time in seconds.
         revision: of the state.
+        sent: of the `here` that it answers.
     """
 
     term: int
     clock: float
     revision: int
+    sent: float = 0.0
 
 
 class Events(NamedTuple):
@@ -253,10 +264,10 @@ def _decode_asker(value: Any) -> Asker:
 
 def _decode_word(message: list[Any]) -> Here | Exited:
     match message:
-        case ["here", str(boot), int(term), bool(events), *_] if len(
-            boot
-        ) <= _MAX_BOOT and _is_count(term, 0, MAX_UINT64):
-            return Here(boot, term, events)
+        case ["here", str(boot), int(term), bool(events), sent, bool(ended), *_] if (
+            len(boot) <= _MAX_BOOT and _is_count(term, 0, MAX_UINT64) and is_seconds(sent)
+        ):
+            return Here(boot, term, events, sent, ended)
         case ["exited", list(pairs), *_] if all(map(_is_process, pairs)):
             return Exited([(pid, start) for pid, start in pairs])
     raise HopError(f"it is no word of a relay: {message!r:.100}")
@@ -294,10 +305,10 @@ def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
     match message:
         case [int(term), int(number), bytes(frame), *_] if number:
             return Answer(term, number, frame)
-        case [int(term), 0, "leads", dict(about), *_]:
-            return Leads(term, about)
-        case [int(term), 0, "heard", float(clock), int(revision), *_]:
-            return Heard(term, clock, revision)
+        case [int(term), 0, "leads", dict(about), float(sent), *_]:
+            return Leads(term, about, sent)
+        case [int(term), 0, "heard", float(clock), int(revision), float(sent), *_]:
+            return Heard(term, clock, revision, sent)
         case [
             int(term),
             0,

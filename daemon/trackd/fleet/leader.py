@@ -128,6 +128,7 @@ class LeaderActor(TrackerActor):
         self._deposed = deposed
         self._gone: set[Process] = set()  # that exited while the store failed
         self._processes: dict[str, set[Process]] = {}  # that have sessions, by host
+        self._ended: dict[str, tuple[str, float]] = {}  # boot and `sent` of the last such word
         super().__init__(
             on_end,
             context,
@@ -171,11 +172,27 @@ class LeaderActor(TrackerActor):
         if host is None:
             return
         host.listens = word.events
-        if word.term == self._term and not new:
-            said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision)
+        if word.ended and not self._end_host(name, word):
+            return
+        if word.term == self._term and not new and not word.ended:
+            said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision, word.sent)
         else:
-            said = Leads(self._term, self._about(name))
+            said = Leads(self._term, self._about(name), word.sent)
         self._fleet.answer(host.connection, encode_answer(said))
+
+    def _end_host(self, name: str, word: Here) -> bool:
+        """End all sessions of a host whose relay has ended them; return whether they have ended.
+
+        Older ones than the last such word may come late, over an earlier connection. What the host
+        has opened since is not meant.
+        """
+        if self._runtime.store_problem is not None:
+            return False  # it is not answered, and comes again
+        boot, sent = self._ended.get(name, ("", 0.0))
+        if boot != word.boot or sent < word.sent:
+            self._ended[name] = word.boot, word.sent
+            self._lose(name, "its relay has ended them, since it was cut off")
+        return True
 
     def _about(self, name: str) -> dict[str, Any]:
         """Return what a relay has to know of this leader."""
@@ -186,6 +203,7 @@ class LeaderActor(TrackerActor):
             "proxy_expiry": self._config.proxy_expiry,
             "max_ttl": self._config.max_ttl,
             "max_frame": self._config.max_frame,
+            "host_ttl": self._hosts.ttl,
             "host": name,
             "processes": [(process.pid, process.start) for process in self._processes_of(name)],
         }
@@ -224,12 +242,12 @@ class LeaderActor(TrackerActor):
             return
         for name in self._hosts.silent(self._fleet.read_until):
             self._hosts.drop(name)
-            self._lose(name)
+            self._lose(name, "it is silent")
 
-    def _lose(self, name: str) -> None:
-        """End all sessions of a host that is silent for too long."""
+    def _lose(self, name: str, why: str) -> None:
+        """End all sessions of a host that is silent for too long, or was."""
         lost: list[Session] = [each for each in self._state.sessions if each.peer.host == name]
-        log.warning("host lost", extra=fields(host=name, sessions=len(lost)))
+        log.warning("host lost", extra=fields(host=name, sessions=len(lost), reason=why))
         for session in lost:
             self._decide.end_session(session, "host_lost")
 

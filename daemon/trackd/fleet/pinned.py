@@ -115,6 +115,11 @@ class PinnedConnection:
             self._untried = len(self._pinned)
         self._untried -= 1
 
+    def restart(self) -> None:
+        """Begin a new connection; what the old one has not sent yet is dropped."""
+        self._disconnect()
+        self._connect()
+
     def close(self) -> None:
         """End the connection."""
         self._disconnect()

@@ -11,6 +11,10 @@ knows already.
 
 Nothing of it is stored. A relay that is killed and comes back knows nothing, and needs nothing: the
 leader tells it which processes of this host have sessions.
+
+With `on_partition = "close"` it ends all sessions of its host before the leader does, when it
+cannot reach one (`trackd.fleet.contact`). Then it answers in place of the leader until that has
+ended them, too.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ from trackd.actors.messages import (
 )
 from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, send
 from trackd.config.settings import Config, ConfigError
+from trackd.fleet import contact
+from trackd.fleet.contact import Contact
 from trackd.fleet.damping import Damper
 from trackd.fleet.hop import (
     MOST_EXITED,
@@ -72,7 +78,7 @@ from trackd.operations.call import Call
 from trackd.operations.operation import PROBE
 from trackd.sessions.identity import Peer, Process
 from trackd_client.core.limited_log import LimitedLog
-from trackd_client.errors import Code
+from trackd_client.errors import CUT_OFF, Code
 from trackd_client.wire.checks import is_seconds
 from trackd_client.wire.clock import boot_id, boottime
 from trackd_client.wire.errors import ProtocolError
@@ -186,6 +192,11 @@ def candidates_of(config: Config) -> tuple[KeyPair, list[Candidate]]:
         for name, what in wanted.items()
         if not getattr(config, name)
     ]
+    if config.on_partition == "close" and not config.state_dir:
+        problems.append(
+            '[fleet] on_partition = "close" needs a state_dir: a relay that starts again reads '
+            "there since when the leader has not heard of this host"
+        )
     if problems:
         raise ConfigError(problems)
     found = []
@@ -232,6 +243,13 @@ class RelayActor(SupervisedActor):
         self._listens = False  # as the leader was told last
         self._limited = LimitedLog(log)
         self._boot = boot_id()
+        self._contact: Contact | None = None
+        if config.state_dir:
+            file = Path(config.state_dir) / contact.NAME
+            if config.on_partition == "close":
+                self._contact = Contact(file, self._boot)
+            else:
+                file.unlink(missing_ok=True)  # nobody goes on counting
         self._links = {
             each.name: PinnedConnection(
                 context, self._mailbox.poller, each.endpoint, each.keys, own
@@ -295,6 +313,8 @@ class RelayActor(SupervisedActor):
             self._mailbox.flush()
             for link in self._links.values():
                 link.close()
+            if self._contact is not None:
+                self._contact.close()
         finally:
             super().on_stop()
 
@@ -370,6 +390,8 @@ class RelayActor(SupervisedActor):
         """Keep a request and send it to the leader; gossip that it knows is answered here."""
         op, token = call.body.get("op"), call.body.get("token")
         has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
+        if self._is_cut_off:
+            return self._answer_cut_off(call.seq, op, in_session=has_token and op != "open")
         if not has_token:
             self._check_reached()
         self._check_size(frame)
@@ -451,6 +473,56 @@ class RelayActor(SupervisedActor):
         if self._leader is None and boottime() > self._since + _PATIENCE:
             raise ProtocolError(Code.UNAVAILABLE, f"the fleet cannot be reached: {self._status()}")
 
+    # -- a host that is cut off, with on_partition = "close" ------------------------------
+
+    @property
+    def _is_cut_off(self) -> bool:
+        return self._contact is not None and self._contact.ended is not None
+
+    def _answer_cut_off(self, seq: int, op: object, *, in_session: bool) -> bytes:
+        """Answer a request while this host is cut off: all sessions have ended."""
+        if not in_session:
+            error = ProtocolError(
+                Code.UNAVAILABLE, f"this host is cut off: {self._status()}", reason=CUT_OFF
+            )
+        elif op == "close":
+            return self._reply(seq, {})
+        else:
+            error = ProtocolError(
+                Code.SESSION_ENDED,
+                "the session has ended: its host is cut off, and on_partition is close",
+                reason=CUT_OFF,
+            )
+        return self._refusal(seq, error)
+
+    def _end_sessions_in_time(self) -> None:
+        """End all sessions of this host when the leader may soon give their leases to others."""
+        now = boottime()
+        if self._contact is None or self._contact.ends is None or now < self._contact.ends:
+            return
+        self._contact.end(now)
+        log.warning("cut off; all sessions of this host end", extra=fields(now=self._status()))
+        if self._leader is not None:
+            self._lose_leader("it has not answered in time")
+        for link in self._links.values():
+            link.restart()  # what was not sent yet is not done later
+        for request in [*self._requests]:
+            self._requests.take(request.number)
+            self._damper.forget(row[0] for row in request.rows)
+            # A session that was being opened may be open by now, and ends with the others.
+            reply = self._answer_cut_off(request.seq, request.op, in_session=not request.only_looks)
+            self._mailbox.send(request.route, reply)
+
+    def _note_heard(self, sent: float, host_ttl: float | None = None) -> None:
+        """Note that the leader has heard of this host."""
+        if self._contact is None or not sent:
+            return
+        try:
+            if self._contact.take(sent, host_ttl):
+                log.warning("no longer cut off: the leader has ended the sessions, too")
+        except OSError as error:
+            self._limited.warning("contact", "the next relay will not know this", error=error)
+
     def _asker(self, route: bytes, peer: Peer) -> Asker:
         """Return who asks over a connection; looked up once."""
         found = self._askers.get(route)
@@ -518,11 +590,14 @@ class RelayActor(SupervisedActor):
             if link.connected and not was:
                 self._show(name, link)
             self._listen(name, link)
+        self._end_sessions_in_time()
         now = time.monotonic()
         if now >= self._mailbox.wake_at:
             self._mailbox.wake_at = now + BEAT
             self._beat()
         steps = [link.next_step for link in self._links.values() if link.next_step is not None]
+        if self._contact is not None and self._contact.ends is not None:
+            steps.append(max(0.0, self._contact.ends - boottime()))
         self._mailbox.wake_at = min([self._mailbox.wake_at, *(now + step for step in steps)])
 
     def _beat(self) -> None:
@@ -562,7 +637,7 @@ class RelayActor(SupervisedActor):
         """Show a candidate that this host lives."""
         agreed = self._term if name == self._leader else 0
         with contextlib.suppress(zmq.Again):  # it has 1,000 of our messages unread
-            word = Here(self._boot, agreed, self._listens)
+            word = Here(self._boot, agreed, self._listens, boottime(), self._is_cut_off)
             link.socket.send(encode_word(word), zmq.DONTWAIT)
 
     def _listen(self, name: str, link: PinnedConnection) -> None:
@@ -593,6 +668,7 @@ class RelayActor(SupervisedActor):
         if isinstance(said, Answer):
             self._pass_on(said)
         elif isinstance(said, Heard):
+            self._note_heard(said.sent)
             self._revision = max(self._revision, said.revision)
         else:
             self._revision = max(self._revision, said.revision)
@@ -606,6 +682,7 @@ class RelayActor(SupervisedActor):
             clock, revision = float(about["clock"]), int(about["revision"])
             processes = [Process(int(pid), int(start)) for pid, start in about["processes"]]
             damper = (float(about["proxy_expiry"]), float(about["max_ttl"]))
+            host_ttl = float(about["host_ttl"])
             epoch, limits = int(about["epoch"]), about["limits"]
             max_name, about["max_frame"] = int(limits["max_name"]), int(about["max_frame"])
         except (LookupError, TypeError, ValueError) as error:
@@ -631,6 +708,7 @@ class RelayActor(SupervisedActor):
             self._requests.take_back()
             self._since = now
         self._leader, self._term, self._about, self._heard = name, said.term, about, now
+        self._note_heard(said.sent, host_ttl)
         self._revision = max(self._revision, revision)
         if self._offset is None:
             self._offset = clock - now
@@ -706,12 +784,14 @@ class RelayActor(SupervisedActor):
         seconds = boottime() - self._since
         if self._leader is None:
             return f"no leader for {seconds:.0f} s, {len(self._requests)} requests wait"
+        if self._is_cut_off:
+            return f"leader {self._leader}, term {self._term}, has not ended the sessions yet"
         return f"leader {self._leader}, term {self._term}, {len(self._requests)} requests wait"
 
 
 #: What a leader tells relays, and not agents.
 _FOR_RELAYS: Final = frozenset(
-    {"revision", "proxy_expiry", "max_ttl", "max_frame", "host", "processes"}
+    {"revision", "proxy_expiry", "max_ttl", "max_frame", "host_ttl", "host", "processes"}
 )
 
 

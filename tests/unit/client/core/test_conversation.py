@@ -22,6 +22,7 @@ from trackd_client.core.conversation import (
     read_reply,
 )
 from trackd_client.errors import (
+    CUT_OFF,
     Code,
     DaemonAbsent,
     DaemonFailed,
@@ -434,6 +435,19 @@ def test_a_session_that_is_gone_says_what_comes_next() -> None:
     request = ask(talk, opened(talk))
     with pytest.raises(SessionLost, match="the next call opens a fresh session"):
         talk.result(request, error(request, Code.SESSION_ENDED))
+
+
+@pytest.mark.parametrize("code", [Code.SESSION_ENDED, Code.UNAVAILABLE])
+def test_an_error_has_the_reason_that_the_daemon_gives(code: str) -> None:
+    talk = conversation()
+    request = ask(talk, opened(talk))
+    body = {"seq": request.seq, "error": code, "message": "m", "reason": CUT_OFF}
+    with pytest.raises(TrackdError) as caught:
+        talk.result(request, Reply(request.seq, body))
+    assert caught.value.reason == CUT_OFF
+    with pytest.raises(TrackdError) as caught:
+        talk.result(request, error(request, code))
+    assert caught.value.reason == ""
 
 
 def test_what_answers_in_another_protocol_is_no_daemon() -> None:

@@ -16,6 +16,8 @@ from trackd_client.core.discovery import read_gossip
 from trackd_client.core.lease import BaseLease
 from trackd_client.core.pool_core import PoolCore, replace_until
 from trackd_client.errors import (
+    CUT_OFF,
+    Code,
     DaemonAbsent,
     InvalidRequest,
     SessionLost,
@@ -465,6 +467,19 @@ def test_a_pool_ends_with_its_tracker_and_goes_on_after_all_else() -> None:
     assert not core._ends(MemoryError())
     core._begin_drain()
     assert core._goes_on(TrackerClosed("closed")), "the drain ends it"
+
+
+def test_a_tunnel_is_given_up_when_its_host_is_cut_off() -> None:
+    core = Core()
+    dial = core.begin()
+    dial.lease.claims("p1")
+    dial.lease.lost.set()
+    error = StoreUnavailable("no leader", Code.UNAVAILABLE)
+    assert not core._abandon(dial, error), "it is adopted later"
+    error.reason = CUT_OFF
+    assert core._abandon(dial, error)
+    assert dial.lease.should_close.is_set()
+    assert core._lost_dials() == []
 
 
 def test_a_tunnel_abandon_when_no_later_try_can_adopt_it() -> None:

@@ -178,7 +178,10 @@ def test_a_deep_or_wide_message_costs_nothing() -> None:
 
 boots = st.text(max_size=64)
 processes = st.lists(st.tuples(st.integers(0, 2**31 - 1), counts), max_size=32)
-words = st.builds(Here, boots, counts, st.booleans()) | st.builds(Exited, processes)
+seconds = st.floats(allow_nan=False, allow_infinity=False)
+words = st.builds(Here, boots, counts, st.booleans(), seconds, st.booleans()) | st.builds(
+    Exited, processes
+)
 
 
 @given(words)
@@ -190,17 +193,21 @@ def test_a_word_of_a_relay_comes_out_again(word: Here | Exited) -> None:
     "message",
     [
         [0, "here", "boot"],
-        [0, "here", 7, 1, True],
-        [0, "here", "boot", -1, True],
+        [0, "here", 7, 1, True, 1.5, False],
+        [0, "here", "boot", -1, True, 1.5, False],
         [0, "here", "boot", 1],
-        [0, "here", "boot", 1, 1],
-        [0, "here", "x" * 65, 1, True],
+        [0, "here", "boot", 1, True, 1.5],
+        [0, "here", "boot", 1, 1, 1.5, False],
+        [0, "here", "boot", 1, True, "1.5", False],
+        [0, "here", "boot", 1, True, math.nan, False],
+        [0, "here", "boot", 1, True, 1.5, 0],
+        [0, "here", "x" * 65, 1, True, 1.5, False],
         [0, "exited", [[1]]],
         [0, "exited", [[1, -1]]],
         [0, "exited", [[True, 1]]],
         [0, "exited", [7]],
         [0, "gone", []],
-        [False, "here", "boot", 1, True],
+        [False, "here", "boot", 1, True, 1.5, False],
     ],
 )
 def test_other_words_are_refused(message: Any) -> None:
@@ -212,8 +219,8 @@ def test_other_words_are_refused(message: Any) -> None:
     "said",
     [
         Answer(3, 7, b"frame"),
-        Leads(3, {"cluster": "example.com", "processes": [[1, 2]]}),
-        Heard(3, 12.5, 9),
+        Leads(3, {"cluster": "example.com", "processes": [[1, 2]]}, 7.25),
+        Heard(3, 12.5, 9, 7.25),
         Events(3, 1, "ab", 9, [b"event", b"another"]),
     ],
 )
