@@ -28,12 +28,14 @@ DIFFERS = VARIES | {
     *("commits", "commit_mean", "commit_p50", "commit_p99", "heard", "term"),
     *("version", "since", "looked", "member", "leads", "size", "in_use", "revisions", "compacted"),
 }
+#: Seconds; nobody starts a candidate again whose term ends because the machine is slow.
+TTL = 10
 
 
 @pytest.fixture
 def fleet(cluster: Cluster, etcd: Etcd) -> Iterator[Fleet]:
     """Two candidates, and the relays of two hosts, of which the first has admins."""
-    with Fleet(cluster) as made:
+    with Fleet(cluster, ttl=TTL) as made:
         for relay in made.relays:
             made.wait_until_served(relay)
         yield made
@@ -61,7 +63,7 @@ def check(message: Message, frame: bytes) -> None:
 
 def test_a_fleet_answers_as_documented(cluster: Cluster, etcd: Etcd) -> None:
     said = [message for message in messages() if message.section == "In a fleet"]
-    with Fleet(cluster, candidates=1) as fleet:
+    with Fleet(cluster, candidates=1, ttl=TTL) as fleet:
         for relay in fleet.relays:
             fleet.wait_until_served(relay)
         with Tracker(fleet.relays[0].endpoint, timeout=LONG) as tracker:
@@ -203,7 +205,7 @@ def test_people_see_what_is_wrong_with_etcd() -> None:
     with (
         Cluster("--quota-backend-bytes=16777216") as small,
         small.client(timeout=60.0) as etcd,
-        Fleet(small, candidates=1, hosts=1) as fleet,
+        Fleet(small, candidates=1, hosts=1, ttl=TTL) as fleet,
     ):
         ours = fleet.relays[0].endpoint
         fleet.wait_until_served(fleet.relays[0])
