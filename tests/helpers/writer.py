@@ -437,6 +437,10 @@ def observe(state: State) -> dict[str, Any]:
             )
             for session in state.sessions
         },
+        "uses": {
+            user: (use.sessions, use.leases, use.waiters)
+            for user, use in state.sessions.users.items()
+        },
         "ended": dict(state.sessions.ended),
         "sources": dict(state.sources._ended),
         "mentions": {

@@ -53,7 +53,10 @@ BELONG: Final[dict[str, list[str]]] = {
     "daemon/trackd/state/counters.py": ["tests/unit/daemon/operations/test_metrics.py"],
     "daemon/trackd/state/decide.py": [
         f"tests/unit/daemon/state/test_{name}.py"
-        for name in ("offers", "follow", "pauses", "marking", "aiming", "tunnels", "timers")
+        for name in ("gossip", "offers", "follow", "pauses", "marking", "aiming", "tunnels")
+    ],
+    "daemon/trackd/state/gossip.py": [
+        f"tests/unit/daemon/state/test_{name}.py" for name in ("decide", "marking", "aiming")
     ],
     "daemon/trackd/state/restore.py": [
         *(

@@ -38,7 +38,6 @@ ELSEWHERE = {
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
     "daemon/state/events.py": "every kind of change has them: state/test_changes.py",
     "daemon/state/forgetting.py": "what `forget` leaves: operations/test_admin.py",
-    "daemon/state/restore.py": "every kind of change survives: state/test_changes.py",
     "daemon/state/state.py": "attributes: state/test_changes.py",
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
     "daemon/operations/replies.py": "replies to parked requests: operations/test_agents.py",

@@ -465,10 +465,10 @@ class Decisions:
         if name is None:
             return None, None
         if not tracker.is_available(name):
-            self._note_duplicate(name)
+            self._note_duplicate(name, 0.0)
             return None, name
         lease = self._grant(session, "adopt")
-        self._claim(session, lease, name, principals, follow=follow)
+        self._claim(session, lease, name, principals, 0.0, follow=follow)
         return lease, name
 
     def follow(self, names: Iterable[str]) -> None:
@@ -679,9 +679,9 @@ class Decisions:
         lease: int,
         name: str,
         principals: list[str],
-        chance: float = 0.0,
+        chance: float,
         *,
-        follow: bool = False,
+        follow: bool,
     ) -> None:
         offered = self.state.tracker.holder(name)
         if offered is not None:
@@ -696,7 +696,7 @@ class Decisions:
         self.recent.append(RecentClaim(self.now, name, False, chance))
         self.advice.changed(self.now)
 
-    def _note_duplicate(self, name: str, chance: float = 0.0) -> None:
+    def _note_duplicate(self, name: str, chance: float) -> None:
         """Count a dial that reached a proxy which another lease holds."""
         self.metrics.duplicates += 1
         self.recent.append(RecentClaim(self.now, name, True, chance))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import pytest
 
 from helpers.decisions import World, session_of
+from trackd.rules.backoff import PROVEN_SECONDS
 from trackd.sessions import sessions as sessions_module
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session
 from trackd.state import exactly_once, forgetting, gossip, timers
 from trackd.state.changes import Expired, Granted, Notified, Renamed, Tracked
+from trackd.state.decide import peer_of
 from trackd.state.sources import Source
 from trackd_client.wire.protocol import decode_reply
 
@@ -633,6 +635,29 @@ def test_whose_own_dials_pause_does_not_hold_up_the_others(world: World) -> None
     assert not world.decide.has_turn, "nobody waits whose turn it may be"
     assert world.decide.try_acquire(other) == 2
     assert world.decide.refusal(other) == "satisfied"
+    world.decide.park(other, 1, None, b"other")
+    assert world.decide.refusal(other) == "waiters"
+
+
+@pytest.mark.rule(17)
+def test_a_claim_that_lives_ends_the_pause_of_its_session_alone(world: World) -> None:
+    session = world.open(Process(10, 1))
+    lease = world.acquire(session)
+    world.decide.report(session, lease, "auth", None)
+    world.decide.release(session, lease)
+    until = world.decide.pauses.held_until(session, world.clock.now)
+    assert until is not None
+    world.clock.now = until + 0.1
+    lease = world.acquire(session)
+    assert world.decide.claim(session, lease, ["p1"]) == ("p1", None)
+    world.clock.now += PROVEN_SECONDS
+    timers.sweep(world.decide)
+    assert list(world.state.paused) == [session.token], "at exactly that time it is not proven"
+    world.clock.now += 0.1
+    timers.sweep(world.decide)
+    assert not world.state.paused
+    assert session.backoff is None
+    world.check()
 
 
 @pytest.mark.rule(9)
@@ -855,6 +880,23 @@ def test_a_rename_without_a_mark_makes_no_change_of_marks(world: World) -> None:
     assert made == [Tracked, Renamed, Notified]
 
 
+@pytest.mark.rule(7)
+@pytest.mark.rule(20)
+def test_a_name_whose_offered_tunnel_is_closed_is_followed_to(world: World) -> None:
+    old, new = world.open(Process(10, 1)), world.open(Process(11, 1))
+    world.decide.adopt(new, ["host1", "uuid1"], follow=True)
+    world.decide.adopt(old, ["uuid1"])
+    world.track("uuid1", "p2")
+    assert world.state.tracker.lease_name(1) == "host1", "another one holds that name"
+    world.decide.set_count(1)
+    assert world.decide.offer(old, 2)
+    world.decide.adopt(new, ["p2"])
+    world.decide.end_offers()
+    assert 2 not in world.state.leases
+    assert world.state.tracker.lease_name(1) == "uuid1"
+    world.check()
+
+
 # -- watches -------------------------------------------------------------------------------
 
 
@@ -928,15 +970,16 @@ def test_every_change_of_topology_restarts_the_wait_for_advice(what: str) -> Non
 def test_what_changes_no_topology_does_not_put_advice_off() -> None:
     world = World(disconnect_threshold=50.0, claim_timeout=0.0)
     session = world.open(Process(10, 1))
-    world.track("p1", "p2", ttl=1000.0)
+    world.track("p1", "p2", ttl=5.0)
     world.decide.adopt(session, ["p1"])
     world.decide.adopt(session, ["p2"])
     world.decide.set_count(1)
     due = world.decide.advice.due()
     assert due == world.clock.now + 50.0
     world.clock.now += 5
-    world.track("p1", "p2", ttl=1000.0)
+    world.track("p1", ttl=1000.0)
     world.decide.set_count(1)
+    assert world.state.tracker.next_expiry == world.clock.now
     world.decide.purge()
     world.decide.end_session(world.open(), "closed")
     assert world.decide.advice.due() == due
@@ -987,3 +1030,118 @@ def test_the_budget_refuses_only_what_is_wanted() -> None:
     assert world.decide.budget_wait() == 2.0
     assert world.decide.refusal() == "budget"
     assert world.decide.try_acquire(session) is None
+    for seq, seconds in ((1, 4.0), (2, 6.0)):
+        world.decide.park(session, seq, None, b"route")
+        assert world.decide.retry_after(session) == seconds, "each that waits before takes one"
+
+
+def test_a_live_budget_survives_a_restart_before_anything_is_dialled() -> None:
+    world = World()
+    world.state.budget.change(1.0, 10, world.clock.now)
+    world.decide.reconfigure(world.config(dial_rate=1.0, dial_burst=1))
+    assert world.state.budget.level() == (1.0, world.clock.now)
+    world.check()
+
+
+@pytest.mark.rule(10)
+def test_without_a_known_proxy_a_dial_misses_nothing(world: World) -> None:
+    session = world.open()
+    world.decide.claim(session, world.acquire(session), ["p1"])
+    assert [each.chance for each in world.decide.recent] == [0.0]
+
+
+@pytest.mark.rule(14)
+def test_an_adoption_is_no_dial(world: World) -> None:
+    session = world.open()
+    world.track("p1", "p2")
+    world.decide.adopt(session, ["p1"])
+    assert list(world.decide.recent) == [(world.clock.now, "p1", False, 0.0)]
+
+
+@pytest.mark.rule(16)
+@pytest.mark.parametrize("how", ["claim", "adopt"])
+def test_a_claim_of_a_name_ends_the_failures_of_its_address(how: str) -> None:
+    aimed = Aimed()
+    world, session = aimed.world, aimed.session
+    world.decide.report(session, aimed.lease, "held", None)
+    assert aimed.failures == 1
+    if how == "adopt":
+        world.decide.adopt(session, ["p1"])
+    else:
+        lease = world.acquire(session)
+        assert lease not in world.state.tracker.targets.aims
+        world.decide.claim(session, lease, ["p1"])
+    assert aimed.failures == 0
+    world.check()
+
+
+def test_a_proxy_is_missing_from_the_release_of_its_lease_on(world: World) -> None:
+    one, other = world.open(Process(10, 1)), world.open(Process(11, 1))
+    gossip.track(world.decide, one, [("p1", "", 1, 10.0)])
+    gossip.track(world.decide, other, [("p2", "", 1, 1000.0)])
+    lease, _ = world.decide.adopt(one, ["p1"])
+    assert lease is not None
+    world.clock.now += 9
+    world.decide.release(one, lease)
+    for _ in range(2):
+        gossip.track(world.decide, one, [("p1", "", 1, 10.0)])
+        gossip.track(world.decide, other, [("p2", "", 1, 1000.0)])
+        assert not world.decide.lone.has("p1", 10.0, world.clock.now)
+        world.clock.now += 9
+    assert world.decide.lone.has("p1", 10.0, world.clock.now)
+
+
+@pytest.mark.rule(17)
+def test_a_probe_that_is_released_makes_room_for_the_next_one(world: World) -> None:
+    session = world.open(Process(10, 1))
+    world.track("p1", "p2", "p3")
+    lease = world.acquire(session)
+    world.decide.report(session, lease, "auth", None)
+    world.decide.release(session, lease)
+    until = world.decide.pauses.held_until(session, world.clock.now)
+    assert until is not None
+    world.clock.now = until + 0.1
+    probe = world.acquire(session)
+    assert world.decide.try_acquire(session) is None
+    assert world.decide.refusal(session) == "backoff"
+    world.decide.release(session, probe)
+    assert world.decide.try_acquire(session) == probe + 1
+
+
+@pytest.mark.rule(7)
+def test_a_free_name_that_gossip_does_not_have_is_not_followed_to(world: World) -> None:
+    session = world.open(Process(10, 1))
+    world.decide.adopt(session, ["host1", "uuid1"], follow=True)
+    world.decide.adopt(session, ["uuid1"])
+    world.decide.release(session, 2)
+    assert world.state.tracker.lease_name(1) == "host1"
+
+
+def test_a_connection_that_stops_to_wait_is_known_until_the_batch_ends(world: World) -> None:
+    session = world.open()
+    world.acquire(session)
+    world.decide.park(session, 1, None, b"route")
+    world.decide.park(session, 2, None, b"route")
+    for seq in (1, 2):
+        world.decide.unpark(session.parked[seq])
+    assert world.decide.left == [(session.token, 1, b"route"), (session.token, 2, b"route")]
+    assert world.state.queue.last_served == 0, "nobody was served"
+
+
+def test_an_admin_of_another_host_is_named_with_it() -> None:
+    assert peer_of(None) is None
+    assert peer_of(Peer(0, 5, 7)) == (0, 7)
+    assert peer_of(Peer(0, 5, 7, "web-1")) == (0, 7, "web-1")
+
+
+@pytest.mark.rule(17)
+def test_a_dial_that_meets_a_held_proxy_ends_the_pause_of_its_session(world: World) -> None:
+    session, other = world.open(Process(10, 1)), world.open(Process(11, 1))
+    world.track("p1", "p2")
+    world.decide.adopt(other, ["p1"])
+    probe = world.acquire(session)
+    world.decide.report(session, probe, "auth", 10.0)
+    assert list(world.state.paused) == [session.token]
+    assert world.decide.claim(session, probe, ["p1"]) == ("p1", "held")
+    assert not world.state.paused
+    world.check()
