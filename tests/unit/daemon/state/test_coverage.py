@@ -92,3 +92,44 @@ def test_at_most_the_50_largest_groups_are_listed_and_the_rest_is_one_row() -> N
     assert others.missing == count - MOST_GAPS
     gaps.note(0, [GroupCount(f"g{number:03}", 1, 0) for number in range(count)], 0.1)
     assert sum(gap.seconds for gap in gaps.most_missing(7.0)) == pytest.approx(count * 0.1)
+
+
+def test_one_wanted_connection_is_enough_to_be_full() -> None:
+    coverage = Coverage(100.0)
+    coverage.note(1, 0, 100.0)
+    assert coverage.full_at(101.0) == 101.0
+
+
+def test_a_state_that_takes_the_place_of_another_goes_on_from_its_first_counts() -> None:
+    gaps = GroupGaps(100.0)
+    gaps.note(3, [GroupCount("a", 5, 2), GroupCount("b", 5, 1)], 100.0)
+    gaps.begin_state()
+    gaps.note(2, [GroupCount("a", 5, 2)], 110.0)
+    gaps.note(2, [GroupCount("c", 5, 0)], 111.0)
+    assert gaps.seconds(120.0) == [("a", 40.0), ("b", 10.0), (OTHER, 0.0)]
+
+
+def test_fifty_groups_are_kept_and_one_as_large_does_not_take_the_place_of_another() -> None:
+    gaps = GroupGaps(100.0)
+    counts = [GroupCount(f"g{i:02}", 10, 1) for i in range(60)]
+    gaps.note(60, counts, 100.0)
+    assert [name for name, _ in gaps.seconds(101.0)] == [*(f"g{i:02}" for i in range(50)), OTHER]
+    gaps.note(62, [GroupCount("large", 11, 1), GroupCount("larger", 12, 1)], 100.0)
+    kept = {name for name, _ in gaps.seconds(101.0)}
+    assert {"large", "larger"} < kept
+    assert len(kept) == 51
+    assert sum(seconds for _, seconds in gaps.seconds(101.0)) == 62.0
+
+
+def test_half_a_second_of_the_others_counts_too() -> None:
+    gaps = GroupGaps(100.0)
+    gaps.note(1, [], 100.0)
+    assert gaps.seconds(100.5) == [(OTHER, 0.5)]
+    assert gaps.most_missing(100.5) == [GroupGap(None, 1, 0.5)]
+
+
+def test_a_group_that_has_missed_nothing_for_any_time_is_not_listed() -> None:
+    gaps = GroupGaps(100.0)
+    gaps.note(1, [GroupCount("a", 5, 1)], 100.0)
+    gaps.note(0, [GroupCount("a", 5, 0)], 100.0)
+    assert gaps.most_missing(200.0) == []
