@@ -307,7 +307,7 @@ class Watcher:
         """Go on until nothing more can come; return what was told meanwhile."""
         before = len(self.told)
         silent = 0
-        while silent < 3:  # it asks after the first, and waits for what is missing in the second
+        while silent < 4:  # it asks after the first, and waits for what is missing in two more
             told = len(self.told)
             self.step()
             silent = 0 if len(self.told) > told else silent + self.waits

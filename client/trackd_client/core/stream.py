@@ -243,7 +243,7 @@ class Stream:
             frame = yield Listen(QUIET_SECONDS)
             message = None if frame is None else read_published(frame)
             if message is None or not (yield from self._emit_published(message)):
-                yield from self._catch_up()
+                yield from self._catch_up(quiet=frame is None)
 
     @reads
     def once(self) -> Steps:
@@ -286,8 +286,13 @@ class Stream:
         else:
             self._tracker_id, self._revision, _ = who
 
-    def _catch_up(self) -> Steps:
-        """Emit what was missed, or a gap when it is lost."""
+    def _catch_up(self, *, quiet: bool) -> Steps:
+        """Emit what was missed, or a gap when it is lost.
+
+        Args:
+            quiet: whether no message has come: what is missing may have been published just now,
+                and then nobody has to be asked for it.
+        """
         page: list[Event] | None = None
         while True:
             who = yield from self._hello()
@@ -295,7 +300,11 @@ class Stream:
                 break
             # The page came between two greetings of one state, and so is of that state.
             found = yield from self._emit(page or ())
-            if who.revision == self._revision:
+            while quiet and self._revision < who.revision:
+                before = self._revision
+                yield from self._listen_once()
+                quiet = self._revision > before
+            if self._revision >= who.revision:
                 return
             if page is not None and not found and not (yield from self._listen_once()):
                 break

@@ -110,6 +110,19 @@ def test_a_lost_tail_is_fetched_when_nothing_was_heard_for_a_while() -> None:
     assert [event.revision for event in watcher.settle()] == [2, 3, 4]
 
 
+def test_what_is_published_while_it_asks_whether_there_is_more_costs_no_page() -> None:
+    world = World()
+    watcher = watched(world)
+    while not watcher.waits:
+        watcher.step()
+    world.asked.clear()
+    change(world, 3)  # after it has heard nothing, and before it asks
+    while len(watcher.told) < 4:
+        watcher.step()
+        assert not watcher.waits
+    assert world.asked == ["hello"]
+
+
 def test_losses_longer_than_a_page_are_fetched_page_by_page() -> None:
     world = World()
     watcher = watched(world, page=2)
