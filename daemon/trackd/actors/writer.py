@@ -83,7 +83,13 @@ _UNREADABLE = (DamagedError, ValueError, TypeError, LookupError, AttributeError)
 
 
 class TrackerActor(SupervisedActor):
-    """The one writer; `open_store` is called in its thread."""
+    """The one writer; `open_store` is called in its thread.
+
+    Attributes:
+        events_first: whether events leave before the replies of their batch.
+    """
+
+    events_first = False
 
     def __init__(
         self,
@@ -334,6 +340,8 @@ class TrackerActor(SupervisedActor):
         except DeposedError as error:
             self._leave(error)
             return
+        if stored is not None and self.events_first:
+            self._publish(store, stored)
         self._mailbox.flush()
         if changed:
             tracker = self._state.tracker
@@ -342,7 +350,8 @@ class TrackerActor(SupervisedActor):
             groups = [GroupCount(*each) for each in tracker.take_changed_groups()]
             self._runtime.gaps.note(missing, groups, self._moment)
         if stored is not None:
-            self._publish(store, stored)
+            if not self.events_first:
+                self._publish(store, stored)
             self._follow_sessions(store, stored)
         self._replies.batch_ended()
         if self._batch:

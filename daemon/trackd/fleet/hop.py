@@ -4,14 +4,14 @@ Each message is one frame, a msgpack array. The relay sends requests of its agen
 own frame untouched, and words of its own, whose number is 0:
 
     [number, [uid, gid, pid, start, command, admin, remaining], frame]
-    [0, "here", boot, term, events, sent, ended]
+    [0, "here", boot, term, events, sent, ended, tracker_id, revision]
     [0, "exited", [[pid, start], ...]]
 
 The number of a request is the relay's own. The reply carries it, so that the relay knows whose it
 is. `here` comes each second and shows that the host lives: in which boot, with which term's
-leader the relay has agreed, whether somebody there listens to events, when it was sent, and whether
-the relay has ended all sessions of the host. `exited` names processes that have ended. The leader
-replies with
+leader the relay has agreed, whether somebody there listens to events, when it was sent, whether the
+relay has ended all sessions of the host, and of which state up to which revision those who listen
+were told. `exited` names processes that have ended. The leader replies with
 
     [term, number, frame]
     [term, 0, "leads", {...}, sent]
@@ -21,8 +21,9 @@ replies with
 `leads` answers a `here` that names another term or ends the sessions: all that the relay has to
 know of the leader, and the processes of its host that have sessions. `heard` answers any other
 `here`. `sent` is that of the `here`; 0: it answers none. So the relay knows until when, at least,
-the leader has heard of it, and that the leader has ended the sessions of its host, too. A newer
-sender may append to each array; what follows is ignored.
+the leader has heard of it, and that the leader has ended the sessions of its host, too. `events`
+come when something happens; and when a host begins to listen, by a connection, those that it has
+missed. A newer sender may append to each array; what follows is ignored.
 
 Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
 connection which. It believes `admin` only of hosts that are listed for it.
@@ -50,8 +51,8 @@ BESIDE: Final = 4096
 _MAX_ARRAY: Final = 64
 #: Processes in one `exited`.
 MOST_EXITED: Final = 32
-#: Characters of a boot id.
-_MAX_BOOT: Final = 64
+#: Characters of a boot id, and of a tracker id.
+_MAX_ID_TEXT: Final = 64
 # What msgpack raises for bytes that are none of its own. `unpackb` has no common base class.
 _DECODE_ERRORS = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
@@ -106,6 +107,8 @@ class Here(NamedTuple):
         events: whether somebody listens to events on its host.
         sent: when it was sent, in seconds of CLOCK_BOOTTIME of the host.
         ended: whether the relay has ended all sessions of its host, and the leader has to.
+        tracker_id: of the state whose events they were told; empty for none.
+        revision: of the last event that they were told.
     """
 
     boot: str
@@ -113,6 +116,8 @@ class Here(NamedTuple):
     events: bool
     sent: float = 0.0
     ended: bool = False
+    tracker_id: str = ""
+    revision: int = 0
 
 
 class Exited(NamedTuple):
@@ -173,7 +178,7 @@ class Events(NamedTuple):
         epoch: the leader's.
         tracker_id: of the state.
         revision: of the last event.
-        events: packed, in order.
+        events: packed, in order; none: what has happened up to the revision is not sent.
     """
 
     term: int
@@ -264,10 +269,16 @@ def _decode_asker(value: Any) -> Asker:
 
 def _decode_word(message: list[Any]) -> Here | Exited:
     match message:
-        case ["here", str(boot), int(term), bool(events), sent, bool(ended), *_] if (
-            len(boot) <= _MAX_BOOT and _is_count(term, 0, MAX_UINT64) and is_seconds(sent)
+        case ["here", str(boot), int(term), bool(events), sent, bool(ended), *more] if (
+            len(boot) <= _MAX_ID_TEXT and _is_count(term, 0, MAX_UINT64) and is_seconds(sent)
         ):
-            return Here(boot, term, events, sent, ended)
+            match more:
+                case []:  # an older relay
+                    return Here(boot, term, events, sent, ended)
+                case [str(tracker_id), int(revision), *_] if len(
+                    tracker_id
+                ) <= _MAX_ID_TEXT and _is_count(revision, 0, MAX_UINT64):
+                    return Here(boot, term, events, sent, ended, tracker_id, revision)
         case ["exited", list(pairs), *_] if all(map(_is_process, pairs)):
             return Exited([(pid, start) for pid, start in pairs])
     raise HopError(f"it is no word of a relay: {message!r:.100}")

@@ -20,7 +20,7 @@ class Host:
         connection: the ROUTER's id of its newest connection; b"" before its first.
         boot: the boot id that its relay has told last; "" before that.
         heard: when it was heard of last, in seconds of the fleet clock.
-        listens: whether somebody there listens to events.
+        listens: whether it is told events, since somebody there listens.
     """
 
     name: str

@@ -21,6 +21,7 @@ from trackd.config.settings import Config
 from trackd.fleet.authentication import HostKeys
 from trackd.fleet.damping import GRACE, Damper
 from trackd.fleet.hop import Events, Exited, Heard, Here, Leads, encode_answer
+from trackd.fleet.hosts import Host
 from trackd.fleet.inspector import Inspector
 from trackd.fleet.mailbox import FleetMailbox, HostSaid
 from trackd.host.logs import fields
@@ -38,6 +39,8 @@ log = logging.getLogger("trackd.fleet")
 
 #: Events in one message to the relays.
 _EVENTS_A_MESSAGE: Final = 256
+#: Events that a host has missed up to which it is sent them; beyond, who watches there asks itself.
+_MOST_MISSED: Final = 10_000
 #: Mentions are damped twice, by the relay and here; each makes an expiry wrong by GRACE at most.
 _LONGER: Final = 1 + 2 * GRACE
 
@@ -87,6 +90,10 @@ class LastingGossip:
 class LeaderActor(TrackerActor):
     """The actor."""
 
+    # So no reply has a revision whose events its host was not told: all who watch there would ask
+    # for them when this leader dies just now.
+    events_first = True
+
     def __init__(
         self,
         on_end: OnEnd,
@@ -129,6 +136,7 @@ class LeaderActor(TrackerActor):
         self._gone: set[Process] = set()  # that exited while the store failed
         self._processes: dict[str, set[Process]] = {}  # that have sessions, by host
         self._ended: dict[str, tuple[str, float]] = {}  # boot and `sent` of the last such word
+        self._begin_to_listen: dict[str, Here] = {}  # hosts in this batch
         super().__init__(
             on_end,
             context,
@@ -171,9 +179,11 @@ class LeaderActor(TrackerActor):
         host = self._hosts.get(name)
         if host is None:
             return
-        host.listens = word.events
+        host.listens = host.listens and word.events
         if word.ended and not self._end_host(name, word):
             return
+        if word.events and not host.listens:
+            self._begin_to_listen[name] = word
         if word.term == self._term and not new and not word.ended:
             said: Leads | Heard = Heard(self._term, self._moment, self._decide.revision, word.sent)
         else:
@@ -271,7 +281,7 @@ class LeaderActor(TrackerActor):
         for host in list(self._hosts):
             if host.name not in known:
                 self._hosts.cut_off(host.name)
-            elif host.listens:
+            elif host.connection:
                 said = Leads(self._term, self._about(host.name))
                 self._fleet.answer(host.connection, encode_answer(said))
 
@@ -281,14 +291,34 @@ class LeaderActor(TrackerActor):
 
     def _send_events(self, revision: int, packed: list[bytes]) -> None:
         """Send events to the relays on whose hosts somebody listens."""
-        listening = [host.connection for host in self._hosts if host.listens]
+        self._tell([host for host in self._hosts if host.listens], revision, packed)
+
+    def _tell(self, hosts: Sequence[Host], revision: int, packed: list[bytes]) -> None:
+        """Send events to some hosts; one without room for them begins to listen once more."""
         state = self._state
-        for start in range(0, len(packed) if listening else 0, _EVENTS_A_MESSAGE):
+        for start in range(0, max(1, len(packed)) if hosts else 0, _EVENTS_A_MESSAGE):
             part = packed[start : start + _EVENTS_A_MESSAGE]
             last = revision - (len(packed) - start - len(part))
             frame = encode_answer(Events(self._term, state.epoch, state.tracker_id, last, part))
-            for connection in listening:
-                self._fleet.say(connection, frame)
+            for host in hosts:
+                host.listens = host.listens and self._fleet.say(host.connection, frame)
+
+    def _end_batch(self) -> None:
+        super()._end_batch()
+        for name, word in self._begin_to_listen.items():  # after `leads`, and what is stored
+            host = self._hosts.get(name)
+            if host is not None and not self._failed:
+                host.listens = True
+                self._tell([host], self._published, self._missed(word))
+        self._begin_to_listen.clear()
+
+    def _missed(self, word: Here) -> list[bytes]:
+        """Return the events that a host has missed; nothing if they are too many, or not kept."""
+        count = self._published - word.revision
+        if word.tracker_id != self._state.tracker_id or not 0 < count <= _MOST_MISSED:
+            return []
+        missed = list(self._state.history.newest(word.revision))
+        return missed if len(missed) == count else []
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:
         self._runtime.damper = self._gossip = LastingGossip(self._config)

@@ -134,9 +134,9 @@ class FleetMailbox(RouterMailbox):
         """Queue a word for a relay, as `send` queues a reply."""
         self.send(connection + _NO_NUMBER, frame)
 
-    def say(self, connection: bytes, frame: bytes) -> None:
-        """Send a word to a relay at once; it is dropped when there is no room."""
-        self._send(connection + _NO_NUMBER, frame)
+    def say(self, connection: bytes, frame: bytes) -> bool:
+        """Send a word to a relay at once; return False when there is no room for it."""
+        return self._send(connection + _NO_NUMBER, frame)
 
     def _receive(self, flags: int) -> int:
         router = self._router

@@ -270,6 +270,7 @@ class RelayActor(SupervisedActor):
         self._since = boottime()  # since when there is a leader, or none
         self._about: dict[str, Any] | None = None
         self._revision = 0
+        self._told = 0  # up to which revision its events were published here
         self._offset: float | None = None  # of the fleet clock, as agents were told first
         self._damper = Damper(config.proxy_expiry, config.max_ttl)
         #: Of each session that gossips, by uid and token: see `_note_gossip`.
@@ -602,6 +603,7 @@ class RelayActor(SupervisedActor):
 
     def _beat(self) -> None:
         now = boottime()
+        self._note_listeners()
         self._listens = self._audience.listening
         if self._leader and now > self._heard + _SILENCE:
             self._lose_leader("it is silent")
@@ -630,6 +632,7 @@ class RelayActor(SupervisedActor):
         """
         if self._audience.listening and not self._listens:
             self._listens = True
+            self._told = self._revision  # who subscribes begins there, or later
             if self._leader:
                 self._show(self._leader, self._links[self._leader])
 
@@ -638,6 +641,8 @@ class RelayActor(SupervisedActor):
         agreed = self._term if name == self._leader else 0
         with contextlib.suppress(zmq.Again):  # it has 1,000 of our messages unread
             word = Here(self._boot, agreed, self._listens, boottime(), self._is_cut_off)
+            if self._listens and self._about is not None:
+                word = word._replace(tracker_id=self._about["tracker_id"], revision=self._told)
             link.socket.send(encode_word(word), zmq.DONTWAIT)
 
     def _listen(self, name: str, link: PinnedConnection) -> None:
@@ -698,10 +703,11 @@ class RelayActor(SupervisedActor):
             )
             return
         known = self._about
-        if known is None or known["tracker_id"] != tracker_id:
-            self._revision = 0
+        same_state = known is not None and known["tracker_id"] == tracker_id
+        if not same_state:
+            self._revision = self._told = 0
         same_terms = known is not None and (known["proxy_expiry"], known["max_ttl"]) == damper
-        if known is None or known["tracker_id"] != tracker_id or not same_terms:
+        if not same_state or not same_terms:
             self._damper = Damper(*damper, max_name)
         if (self._leader, self._term) != (name, said.term):
             log.info("leader found", extra=fields(leader=name, term=said.term))
@@ -709,7 +715,8 @@ class RelayActor(SupervisedActor):
             self._since = now
         self._leader, self._term, self._about, self._heard = name, said.term, about, now
         self._note_heard(said.sent, host_ttl)
-        self._revision = max(self._revision, revision)
+        if not (self._listens and same_state):  # else the events follow that were missed
+            self._revision = self._told = max(self._revision, revision)
         if self._offset is None:
             self._offset = clock - now
         self._ended.clear()  # it has just said whom it knows
@@ -727,7 +734,7 @@ class RelayActor(SupervisedActor):
                 self._mailbox.send(request.route, self._refusal(request.seq, error))
             else:
                 self._send_again(request)
-        self._publish(epoch, tracker_id, revision, ())
+        self._publish(epoch, tracker_id, self._told, ())
 
     def _lose_leader(self, why: str) -> None:
         log.warning("no leader", extra=fields(leader=self._leader, reason=why))
@@ -767,6 +774,7 @@ class RelayActor(SupervisedActor):
         self, epoch: int, tracker_id: str, revision: int, events: list[bytes] | tuple[()]
     ) -> None:
         """Publish events on this host, and let go of gossip about what has changed."""
+        self._told = max(self._told, revision)
         for packed in events:
             try:
                 _, _, _, kind, about = msgpack.unpackb(packed)

@@ -225,17 +225,21 @@ class History:
                     return found
                 found.append(event)
                 most_bytes -= len(pack(event))
-        wanted = max(revision + 1, self._first)
-        while wanted < self._next and len(found) < limit:
-            key = wanted - wanted % CHUNK
-            start = wanted - max(key, self._first)
-            for packed in self._chunks[key][start : start + limit - len(found)]:
-                found.append(unpack(packed))
-                wanted += 1
-                most_bytes -= len(packed)
-                if most_bytes <= 0:
-                    return found
+        for packed in self.newest(revision):
+            if len(found) >= limit or most_bytes <= 0:
+                break
+            found.append(unpack(packed))
+            most_bytes -= len(packed)
         return found
+
+    def newest(self, revision: int) -> Iterator[bytes]:
+        """Yield the newest events with later revisions, packed, oldest first and without a gap."""
+        wanted = max(revision + 1, self._first)
+        while wanted < self._next:
+            key = wanted - wanted % CHUNK
+            chunk = self._chunks[key][wanted - max(key, self._first) :]
+            yield from chunk
+            wanted += len(chunk)
 
     def _older_after(self, revision: int) -> Iterator[WireEvent]:
         shares = (share.after(revision) for share in self._shares)

@@ -179,9 +179,8 @@ def test_a_deep_or_wide_message_costs_nothing() -> None:
 boots = st.text(max_size=64)
 processes = st.lists(st.tuples(st.integers(0, 2**31 - 1), counts), max_size=32)
 seconds = st.floats(allow_nan=False, allow_infinity=False)
-words = st.builds(Here, boots, counts, st.booleans(), seconds, st.booleans()) | st.builds(
-    Exited, processes
-)
+heres = st.builds(Here, boots, counts, st.booleans(), seconds, st.booleans(), boots, counts)
+words = heres | st.builds(Exited, processes)
 
 
 @given(words)
@@ -202,6 +201,11 @@ def test_a_word_of_a_relay_comes_out_again(word: Here | Exited) -> None:
         [0, "here", "boot", 1, True, math.nan, False],
         [0, "here", "boot", 1, True, 1.5, 0],
         [0, "here", "x" * 65, 1, True, 1.5, False],
+        [0, "here", "boot", 1, True, 1.5, False, "ab"],
+        [0, "here", "boot", 1, True, 1.5, False, "ab", -1],
+        [0, "here", "boot", 1, True, 1.5, False, "ab", 1.0],
+        [0, "here", "boot", 1, True, 1.5, False, b"ab", 1],
+        [0, "here", "boot", 1, True, 1.5, False, "x" * 65, 1],
         [0, "exited", [[1]]],
         [0, "exited", [[1, -1]]],
         [0, "exited", [[True, 1]]],
@@ -213,6 +217,13 @@ def test_a_word_of_a_relay_comes_out_again(word: Here | Exited) -> None:
 def test_other_words_are_refused(message: Any) -> None:
     with pytest.raises(HopError):
         decode(msgpack.packb(message), MAX_FRAME)
+
+
+def test_the_words_of_older_and_newer_relays_are_read() -> None:
+    older = msgpack.packb([0, "here", "boot", 7, True, 1.5, False])
+    assert decode(older, MAX_FRAME) == Here("boot", 7, events=True, sent=1.5)
+    newer = msgpack.packb([0, "here", "boot", 7, True, 1.5, False, "ab", 9, "more"])
+    assert decode(newer, MAX_FRAME) == Here("boot", 7, True, 1.5, False, "ab", 9)
 
 
 @pytest.mark.parametrize(

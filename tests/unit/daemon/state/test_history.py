@@ -29,6 +29,16 @@ def test_an_event_comes_back_as_it_was() -> None:
     assert [list(each) for each in history.after(0, 9)] == [[1, 1.5, 1e9, "kind", {"name": "p1"}]]
 
 
+def test_the_newest_events_are_those_that_were_kept() -> None:
+    history = History(1000)
+    history.extend(1, events(1, 3 * CHUNK))
+    for after in (0, 1, CHUNK - 1, CHUNK, 3 * CHUNK - 1, 3 * CHUNK, 3 * CHUNK + 5):
+        assert list(history.newest(after)) == events(1, 3 * CHUNK)[after:]
+    history.keep(10)
+    assert history.oldest is not None
+    assert list(history.newest(0)) == events(history.oldest, 3 * CHUNK + 1 - history.oldest)
+
+
 def test_without_events_there_is_no_oldest() -> None:
     history = History(10)
     assert (len(history), history.oldest, revisions(history)) == (0, None, [])
