@@ -269,19 +269,26 @@ def _decode_asker(value: Any) -> Asker:
 
 def _decode_word(message: list[Any]) -> Here | Exited:
     match message:
-        case ["here", str(boot), int(term), bool(events), sent, bool(ended), *more] if (
-            len(boot) <= _MAX_ID_TEXT and _is_count(term, 0, MAX_UINT64) and is_seconds(sent)
-        ):
-            match more:
-                case []:  # an older relay
-                    return Here(boot, term, events, sent, ended)
-                case [str(tracker_id), int(revision), *_] if len(
-                    tracker_id
-                ) <= _MAX_ID_TEXT and _is_count(revision, 0, MAX_UINT64):
-                    return Here(boot, term, events, sent, ended, tracker_id, revision)
+        case ["here", str(), int(), bool(), *_]:
+            # What an older relay does not say has its default.
+            here = Here(*message[1 : 1 + len(Here._fields)])
+            if _is_here(here):
+                return here
         case ["exited", list(pairs), *_] if all(map(_is_process, pairs)):
             return Exited([(pid, start) for pid, start in pairs])
     raise HopError(f"it is no word of a relay: {message!r:.100}")
+
+
+def _is_here(here: Any) -> bool:
+    return (
+        len(here.boot) <= _MAX_ID_TEXT
+        and _is_count(here.term, 0, MAX_UINT64)
+        and is_seconds(here.sent)
+        and type(here.ended) is bool
+        and type(here.tracker_id) is str
+        and len(here.tracker_id) <= _MAX_ID_TEXT
+        and _is_count(here.revision, 0, MAX_UINT64)
+    )
 
 
 def _is_process(pair: object) -> bool:
@@ -316,10 +323,10 @@ def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
     match message:
         case [int(term), int(number), bytes(frame), *_] if number:
             return Answer(term, number, frame)
-        case [int(term), 0, "leads", dict(about), float(sent), *_]:
-            return Leads(term, about, sent)
-        case [int(term), 0, "heard", float(clock), int(revision), float(sent), *_]:
-            return Heard(term, clock, revision, sent)
+        case [int(term), 0, "leads", dict(about), *more] if _is_sent(more):
+            return Leads(term, about, *more[:1])
+        case [int(term), 0, "heard", float(clock), int(revision), *more] if _is_sent(more):
+            return Heard(term, clock, revision, *more[:1])
         case [
             int(term),
             0,
@@ -334,6 +341,11 @@ def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
         case [int(), 0, str(), *_]:
             return None
     raise HopError("it is not what a leader sends")
+
+
+def _is_sent(more: list[Any]) -> bool:
+    """Return whether a moment follows, or nothing, as an older leader has it."""
+    return not more or type(more[0]) is float
 
 
 def _is_count(value: object, least: int, most: int) -> bool:

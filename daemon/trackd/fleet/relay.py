@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import secrets
 import time
@@ -687,7 +688,7 @@ class RelayActor(SupervisedActor):
             clock, revision = float(about["clock"]), int(about["revision"])
             processes = [Process(int(pid), int(start)) for pid, start in about["processes"]]
             damper = (float(about["proxy_expiry"]), float(about["max_ttl"]))
-            host_ttl = float(about["host_ttl"])
+            host_ttl = float(about.get("host_ttl", math.inf))  # an older leader does not say it
             epoch, limits = int(about["epoch"]), about["limits"]
             max_name, about["max_frame"] = int(limits["max_name"]), int(about["max_frame"])
         except (LookupError, TypeError, ValueError) as error:
