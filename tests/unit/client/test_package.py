@@ -95,8 +95,12 @@ PUBLIC = {
     "policy": ["Change", "Policy", "PoolEvent", "PoolStats"],
     "proxy": ["Proxy", "Target"],
     "results": [
+        "EtcdAlarm",
+        "EtcdHealth",
+        "EtcdMember",
         "Explanation",
         "Fleet",
+        "FleetCandidate",
         "FleetHost",
         "Group",
         "GroupGap",
