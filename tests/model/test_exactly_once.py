@@ -42,6 +42,7 @@ from helpers.writer import (
 from trackd.operations.dispatch import OPERATIONS
 from trackd.rules.user import User
 from trackd.sessions.identity import Process
+from trackd.sessions.sessions import Session
 from trackd.sessions.use import REPLY_OVERHEAD
 from trackd.state.restore import row_of
 from trackd_client.core.event import Event
@@ -52,6 +53,8 @@ from trackd_client.wire.protocol import decode_reply
 
 NAMES = ("p1", "p2", "p3", "p4")
 GRANTING = ("try_acquire", "acquire", "adopt")
+#: Requests of a session that wait or whose replies are kept; as many more may give something up.
+MOST = 12
 
 names = st.sampled_from(NAMES)
 places = (names, st.sampled_from(("", "g")), st.integers(1, 3), st.sampled_from((None, 5.0)))
@@ -138,7 +141,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         tunnel_timeout=st.sampled_from((0.0, 9.0)),
     )
     def begin(self, **settings: Any) -> None:
-        self.settings = {**settings, "dial_burst": 2, "max_outstanding": 12}
+        self.settings = {**settings, "dial_burst": 2, "max_outstanding": MOST}
         self.settings["admin_users"] = (1000,)  # who all of the clients are
         self.start()
 
@@ -521,7 +524,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert set(state.in_flight) == {k for k, v in held.items() if v[1] is None}
         for session in state.sessions:
             assert session.leases == {k for k, v in held.items() if v[0] == session.token}
-            assert session.unanswered() <= 12
+            self.no_session_has_more_than_its_limit(session)
         self.the_use_of_each_user_is_true()
 
     def the_use_of_each_user_is_true(self) -> None:
@@ -539,6 +542,14 @@ class ExactlyOnce(RuleBasedStateMachine):
             for user, use in sessions.users.items()
         }
         assert sessions.total.reply_bytes == sum(each[3] for each in expected.values())
+
+    def no_session_has_more_than_its_limit(self, session: Session) -> None:
+        kept = {*session.replies} - {*session.live.covered}
+        kept |= {*session.live.refusals, *session.parked}
+        assert session.unanswered() == len(kept) <= 2 * MOST
+        sent = next(client for client in self.clients if client.token == session.token).sent
+        gives_up = [n for n in kept if OPERATIONS[sent[n]["op"]].never_stale]
+        assert len(kept) - len(gives_up) <= MOST
 
     @invariant()
     def the_events_tell_all_that_has_happened(self) -> None:
