@@ -168,6 +168,7 @@ def test_people_see_who_leads_and_which_hosts_are_silent(fleet: Fleet) -> None:
     both = sorted([f"{leader.name} (V) leads", f"{other.name} (V) stands by"])
     shown = ", ".join(both).replace("V", __version__)
     wait_until(lambda: f"candidates  {shown}\n" in ask(), LONG)
+    wait_until(lambda: "etcd members" in doctor(ours)[1], LONG)  # the leader has looked
     _, said = doctor(ours)
     assert said["candidates"] == ("note", f"{shown}; only one stands by")
     assert said["etcd members"][0] == "ok"
