@@ -20,6 +20,7 @@ from trackd.operations.quotas import allowed_by, list_users
 from trackd.operations.snapshot import life_fields, pause_fields, proxy_row, snapshot
 from trackd.state.changes import Probed
 from trackd.state.decide import MOST_ALIASES, Decisions
+from trackd.state.pauses import MOST_DIALS
 from trackd_client import __version__
 from trackd_client.errors import Code
 from trackd_client.wire import requests
@@ -27,8 +28,6 @@ from trackd_client.wire.errors import ProtocolError
 
 #: Missing proxies that `explain` names.
 MOST_MISSING: Final = 100
-#: Dials of which `explain` says how they ended.
-MOST_DIALS: Final = 40
 #: Proxies that `explain` names because lost claims met them most, of all and of the last in a row.
 MOST_MET: Final = 5
 

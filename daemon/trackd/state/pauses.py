@@ -24,8 +24,8 @@ from trackd.state.changes import By, Change, DialFailed, Paused, Resumed
 from trackd.state.sources import source_of
 from trackd.state.state import State
 
-#: Failed dials that `explain` knows of.
-RECENT_FAILURES: Final = 256
+#: Dials of which `explain` says how they ended; so many that failed are kept.
+MOST_DIALS: Final = 40
 
 
 class Pauses:
@@ -48,7 +48,7 @@ class Pauses:
             do: makes a change.
             jitter: returns a random number from 0 to 1.
         """
-        self.failures: deque[tuple[float, str]] = deque(maxlen=RECENT_FAILURES)
+        self.failures: deque[tuple[float, str]] = deque(maxlen=MOST_DIALS)
         self._state = state
         self._do = do
         self._jitter = jitter

@@ -14,6 +14,7 @@ import pytest
 
 from helpers.kept import KeptInSQLite
 from helpers.random_state import World
+from trackd.sessions.identity import Process
 from trackd.state import changes
 from trackd.state.changes import CODES, KINDS, META, Moment, pack, unpack
 from trackd.state.events import count_events, derive_events, pack_events
@@ -48,6 +49,7 @@ def example(kind: type[Any]) -> Any:
     """Return a change of a kind; its fields hold values of their types."""
     hints = typing.get_type_hints(kind)
     values: dict[Any, Any] = {bytes: b"t", int: 1, str: "s", float: 1.5, bool: True}
+    values |= {kind | None: value for kind, value in values.items()}
     fields = {name: values.get(hint, ()) for name, hint in hints.items()}
     fields |= {"by": (0, 7)} if isinstance(hints.get("by"), type(changes.By)) else {}
     if kind is changes.Tracked:
@@ -72,7 +74,7 @@ def test_a_change_comes_back_from_the_journal_as_it_was(kind: type[Any]) -> None
     ((at, wall, (again,)),) = unpack(pack([Moment(1.5, 2.5, [change])]))
     assert (at, wall, type(again)) == (1.5, 2.5, kind)
     assert pack([Moment(1.5, 2.5, [again])]) == pack([Moment(1.5, 2.5, [change])])
-    assert list(again.edits()) is not None
+    assert list(again.edits()) == list(change.edits())
     assert count_events(again) == len(list(derive_events(again)))
 
 
@@ -90,6 +92,14 @@ def test_a_change_names_all_that_it_edits_and_the_revision_where_it_has_events()
     assert set(changes.Resumed(b"t", None, "asked", None).edits()) == {META, ("pause", b"t")}
 
 
+def test_a_session_begins_and_ends_with_the_process_that_its_host_sees() -> None:
+    """The watcher watches the one, and forgets the other."""
+    for kind in (changes.SessionOpened, changes.SessionEnded):
+        change = example(kind)._replace(pid=42, start=7, host="h", boot="b")
+        assert change.process == Process(42, 7, "h", "b")
+        assert change._replace(start=None).process is None
+
+
 HOSTED = [kind for kind in KINDS.values() if "host" in kind._fields]
 
 
@@ -105,6 +115,16 @@ def test_no_field_of_the_journal_names_the_daemon_s_own_host(kind: type[Any]) ->
     assert len(stored_fields(here)) == before, "as before there were hosts"
     assert len(stored_fields(example(kind))) == len(kind._fields)
     assert set(kind._fields[before:]) == set(kind._field_defaults) <= {"host", "boot"}
+
+
+def test_a_row_names_a_host_that_is_not_the_daemon_s_own() -> None:
+    assert changes.hostless((1, "", "h")) == (1, "", "h")
+    assert changes.hostless((1, "a", "")) == (1, "a")
+
+
+def test_a_claim_of_a_file_from_before_leases_followed_does_not_follow() -> None:
+    ((_, _, (claimed,)),) = unpack(msgpack.packb([[1.0, 2.0, [[31, 1, 2, "p", ["p"]]]]]))
+    assert claimed == changes.Claimed(1, 2, "p", ["p"], follows=False)
 
 
 def test_these_kinds_have_a_host() -> None:

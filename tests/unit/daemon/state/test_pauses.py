@@ -308,6 +308,40 @@ def test_whoever_waits_is_served_when_the_pause_ends_one_probe_at_a_time(world: 
     assert replies[second]["lease"] == served["lease"] + 1
 
 
+def test_whoever_waits_behind_a_request_that_waits_for_a_probe_is_served_with_the_probe(
+    world: World,
+) -> None:
+    world.a.ask(world.desk, "set_connection_count", count=1)
+    world.acquire(world.b)
+    adopted = world.a.ask(world.desk, "adopt", principals=["elsewhere"])["lease"]
+    world.a.ask(world.desk, "release", lease=adopted, failed="auth")
+    probe, others = world.park(world.a), [world.park(world.b)]
+    waits = world.park(world.a)
+    others.append(world.park(world.b))
+    assert world.sweep_at(world.clock.now + BASE + AFTER) == [], "no lease is needed yet"
+    world.desk.send(world.b.body("set_connection_count", count=5), world.b.peer)
+    replies = [sent.body["seq"] for sent in world.desk.end_batch() if "lease" in sent.body]
+    assert replies == [probe, *others], f"{waits} waits for the probe of its session"
+    world.check()
+
+
+@pytest.mark.parametrize("how", ["claim", "release"])
+def test_the_next_request_of_a_session_that_pauses_is_served_when_its_probe_has_ended(
+    world: World, how: str
+) -> None:
+    world.fail(world.a, world.acquire(world.a), "auth")
+    first, second = world.park(world.a), world.park(world.a)
+    (served,) = world.sweep_at(world.clock.now + BASE + AFTER)
+    assert served["seq"] == first
+    fields = {"principals": ["p0"]} if how == "claim" else {}
+    body = world.a.body(how, lease=served["lease"], **fields)
+    world.desk.send(body, world.a.peer)
+    replies = {sent.body["seq"]: sent.body for sent in world.desk.end_batch()}
+    assert replies.keys() == {body["seq"], second}
+    assert replies[second]["lease"] == served["lease"] + 1
+    world.check()
+
+
 def test_a_session_that_pauses_holds_nobody_up_and_keeps_its_turn(world: World) -> None:
     world.a.ask(world.desk, "set_connection_count", count=1)
     lease = world.acquire(world.b)
@@ -351,6 +385,19 @@ def test_a_restart_in_the_midst_of_a_pause_goes_on_with_it(world: World, failed:
     world.sweep_at(end + PROVEN_SECONDS + 1)
     assert not {"pause", "paused_sessions"} & set(world.status())
     world.check()
+
+
+@pytest.mark.parametrize("failed", ["refused", "auth"])
+def test_after_a_restart_a_lease_from_before_the_pause_is_no_probe(
+    world: World, failed: str
+) -> None:
+    lease = world.acquire(world.a)
+    world.acquire(world.a)  # the last one before the pause, and still in flight
+    world.fail(world.a, lease, failed)
+    world.clock.now += BASE + AFTER
+    world.restart()
+    assert not world.is_refused(world.a)
+    assert world.is_refused(world.a), "now there is one"
 
 
 def _replies(world: World, agent: AgentOf) -> dict[int, Any]:
@@ -408,6 +455,14 @@ def test_explain_says_how_the_last_dials_ended(world: World) -> None:
     assert [["timeout"], 2] in families["trackd_dial_failures"][4]
     assert families["trackd_dial_pause_failures"][4] == [[[], 1]]
     assert families["trackd_dial_pause_seconds"][4] == [[[], BASE]]
+
+
+def test_explain_says_how_the_last_forty_dials_ended_and_no_more_are_kept(world: World) -> None:
+    for failed in ["timeout", *["refused"] * 40]:
+        world.fail(world.a, world.acquire(world.a), failed)
+        world.a.ask(world.desk, "resume")
+    assert world.explain()["outcomes"] == {"dials": 40, "ended": {"refused": 40}}
+    assert len(world.desk.actor._decide.pauses.failures) == 40
 
 
 def test_a_daemon_says_that_it_takes_outcomes() -> None:
