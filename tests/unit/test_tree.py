@@ -36,7 +36,6 @@ ELSEWHERE = {
     "daemon/fleet/mailbox.py": "needs etcd: fleet/test_fleet.py",
     "daemon/fleet/relay.py": "needs etcd: fleet/test_fleet.py",
     "daemon/rules/checks.py": "the tracker's arguments: rules/test_tracker.py",
-    "daemon/state/state.py": "attributes: state/test_changes.py",
     "daemon/operations/context.py": "attributes: operations/test_reports.py",
     "daemon/operations/replies.py": "replies to parked requests: operations/test_agents.py",
     "daemon/storage/checkpoint.py": "the steps of a store: storage/test_sqlite.py",

@@ -32,6 +32,41 @@ def test_requests_that_may_run_again_are_noted_up_to_a_bound() -> None:
     assert one.live.repeatable == {1, 2}
 
 
+def test_what_comes_and_goes_leaves_a_session_as_it_was() -> None:
+    """Most sessions have none of it, and share what is empty."""
+    one, other = session(1), session(2)
+    one.put_route(1, b"one")
+    one.put_route(2, b"two")
+    assert (one.live.routes, other.live.routes) == ({1: b"one", 2: b"two"}, {})
+    assert [one.take_route(seq) for seq in (1, 1, 2)] == [b"one", None, b"two"]
+    assert one.live.routes is other.live.routes
+
+    one.keep_refusal(1, b"one")
+    one.keep_refusal(2, b"two")
+    one.drop_refusal(1)
+    assert (one.live.refusals, other.live.refusals) == ({2: b"two"}, {})
+    one.drop_refusal(2)
+    assert one.live.refusals is other.live.refusals
+
+    one.note_repeatable(1, 9)
+    one.note_repeatable(2, 9)
+    one.drop_repeatable(1)
+    one.drop_repeatable(1)
+    assert (one.live.repeatable, other.live.repeatable) == ({2}, set())
+    one.drop_repeatable(2)
+    assert one.live.repeatable is other.live.repeatable
+
+    first, second = Waiter(one, 1, 1, 1, None), Waiter(one, 2, 2, 2, None)
+    one.park(first)
+    one.park(second)
+    assert one.unpark(1) is first
+    assert (one.parked, other.parked) == ({2: second}, {})
+    assert one.unpark(2) is second
+    assert one.parked is other.parked
+    with pytest.raises(KeyError):
+        one.unpark(2)
+
+
 def test_the_end_of_a_session_is_said_in_words() -> None:
     assert sentence_of("closed") == "the session has ended: its client closed it"
     assert sentence_of("of another release") == "the session has ended: of another release"
@@ -106,6 +141,34 @@ def test_replies_count_for_the_user_and_for_all_as_long_as_they_are_kept() -> No
     assert used() == (0, 0, 0)
 
 
+def test_a_user_knows_which_sessions_are_done_with_kept_replies_until_these_are_dropped() -> None:
+    all_sessions = Sessions()
+    one, same_user, other = session(1), session(2), session(3)
+    other.peer = Peer(1001, 1001, 0)
+    for each in (one, same_user, other):
+        all_sessions.add(each)
+        each.keep_reply(1, KeptReply(b"", None))
+
+    def covering() -> tuple[list[Session], list[Session], list[Session]]:
+        return list(one.use.covering), list(other.use.covering), list(all_sessions.total.covering)
+
+    one.cover([])
+    assert covering() == ([], [], [])
+    one.keep_reply(2, KeptReply(b"", None))
+    one.cover([1])
+    one.cover([2])
+    same_user.cover([1])
+    other.cover([1])
+    assert covering() == ([one, same_user], [other], [one, same_user, other])
+    assert one.take_covered() == [1, 2]
+    assert covering() == ([same_user], [other], [same_user, other])
+    all_sessions.remove(same_user, "closed", 0.0)
+    assert covering() == ([], [other], [other])
+    alone = session(4)
+    alone.cover([1])
+    assert list(alone.use.covering) == [alone], "before it is one of all sessions"
+
+
 # -- all sessions ----------------------------------------------------------------------------
 
 
@@ -121,6 +184,17 @@ def test_sessions_are_found_by_token_and_by_process_oldest_first() -> None:
     assert set(all_sessions.processes()) == {process, Process(10, 2)}
     assert len(all_sessions) == 4
     assert all_sessions.last_id == 4
+
+
+def test_the_sessions_of_a_process_share_what_the_kernel_says_of_it() -> None:
+    all_sessions = Sessions()
+    one, two, three = (session(number, Process(10, 1)) for number in (1, 2, 3))
+    three.peer = three.peer._replace(gid=5)
+    for each in (one, two, three):
+        all_sessions.add(each)
+    assert one.process is two.process is three.process
+    assert one.peer is two.peer
+    assert three.peer == Peer(1000, 5, 10), "its group has changed in between"
 
 
 def test_a_user_is_known_as_long_as_one_of_the_sessions_is_open() -> None:

@@ -143,6 +143,19 @@ def test_a_name_is_claimed_once() -> None:
         do(state, changes.Claimed(2, 1, "p", ()))
 
 
+def test_a_lease_takes_another_name_instead_of_the_untracked_one_that_it_holds() -> None:
+    held: list[Change] = [changes.Claimed(1, 1, "a", ()), changes.Claimed(2, 1, "b", ())]
+    held += [changes.Claimed(3, 1, "c", ()), tracked(("b", "g", 1, None))]
+    state = state_after(*granted(1, 2, 3), *held)
+    for lease, before in ((1, "x"), (2, "b")):
+        with pytest.raises(ValueError, match="does not hold"):
+            do(state, changes.Renamed(lease, 1, "new", before))
+    with pytest.raises(ValueError, match="claimed already"):
+        do(state, changes.Renamed(1, 1, "c", "a"))
+    do(state, changes.Renamed(1, 1, "new", "a"))
+    assert state.tracker.leases == {1: "new", 2: "b", 3: "c"}
+
+
 def test_the_oldest_leases_that_never_claimed_are_forgotten() -> None:
     state = state_after()
     for lease in range(1, EXPIRED_LEASES + 3):
