@@ -227,6 +227,22 @@ def test_leases_in_flight_count_for_the_target(registry: Registry) -> None:
     assert [*needs, registry.need] == [True, True, False, True]
 
 
+@pytest.mark.rule(6)
+def test_one_lease_is_granted_without_need_while_nothing_is_in_flight_or_claimed_and_tracked(
+    registry: Registry,
+) -> None:
+    granted = [registry.bootstrap]
+    lease = registry.grant()
+    granted.append(registry.bootstrap)
+    registry.hold(lease, "p1")
+    granted.append(registry.bootstrap)
+    registry.drop(["p1", "p2"])
+    granted.append(registry.bootstrap)
+    assert granted == [True, False, False, True], "in flight; claimed and tracked; not tracked"
+    registry.grant()
+    assert not registry.bootstrap
+
+
 @pytest.mark.parametrize("is_offered", [False, True])
 def test_a_lease_takes_another_name_and_stays_offered(
     registry: Registry, *, is_offered: bool

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from trackd.state.history import CHUNK, EVENT_BYTES, History, pack
 
+HOUR = 3600.0
+
 
 def event(revision: int) -> bytes:
     return pack((revision, 1.5, 1e9, "kind", {"name": "p1"}))
@@ -17,6 +19,15 @@ def event(revision: int) -> bytes:
 
 def events(first: int, count: int) -> list[bytes]:
     return [event(revision) for revision in range(first, first + count)]
+
+
+def sized(revision: int, size: int) -> bytes:
+    """Return an event of so many bytes: 300 to 60,000."""
+
+    def named(length: int) -> bytes:
+        return pack((revision, 0.0, 1e9, "proxy_claimed", {"name": "x" * length}))
+
+    return named(256 + size - len(named(256)))
 
 
 def revisions(history: History, after: int = 0, limit: int = 10**9) -> list[int]:
@@ -97,6 +108,51 @@ def test_what_begins_after_a_gap_begins_anew() -> None:
     assert history.chunk(0) == [50, events(50, 3)]
 
 
+@pytest.mark.parametrize("known", [1, 2, 5])
+def test_events_that_are_known_already_are_passed_over(known: int) -> None:
+    history = History(1000)
+    history.extend(1, events(1, 5))
+    history.extend(6 - known, events(6 - known, known + 3))
+    assert list(history.newest(0)) == events(1, 8)
+
+
+def test_a_chunk_is_dropped_as_soon_as_enough_events_follow_it() -> None:
+    history = History(CHUNK)
+    history.extend(1, events(1, 2 * CHUNK - 2))
+    assert history.oldest == 1
+    history.extend(2 * CHUNK - 1, events(2 * CHUNK - 1, 1))
+    assert (history.oldest, len(history)) == (CHUNK, CHUNK)
+
+
+@pytest.mark.parametrize(("last", "oldest"), [(511, 1), (512, 1), (513, CHUNK)])
+def test_fewer_events_are_kept_when_they_are_above_512_bytes_on_average(
+    last: int, oldest: int
+) -> None:
+    history = History(2 * CHUNK)
+    history.extend(1, [sized(revision, 512) for revision in range(1, 2 * CHUNK)])
+    history.extend(2 * CHUNK, [sized(2 * CHUNK, last)])
+    assert history.oldest == oldest
+
+
+def test_events_that_were_dropped_take_no_room() -> None:
+    history = History(2 * CHUNK)
+    for first in range(1, 20 * CHUNK, CHUNK):
+        history.extend(first, [sized(first + number, 340) for number in range(CHUNK)])
+    assert len(history) >= 2 * CHUNK
+
+
+def test_a_reply_ends_once_its_bytes_are_used_up() -> None:
+    newest, older = History(1000), History(1000, HOUR)
+    for history in (newest, older):
+        history.extend(1, [sized(revision, 1024) for revision in range(1, 301)])
+    older.extend(1000, events(1000, 1))  # after a gap
+    for found in (newest.after(0, 1000), older.after(0, 1000, older=True)):
+        assert len(found) == 256, "256 KiB"
+    for most_bytes, count in ((0, 0), (1, 1), (2047, 2), (2048, 2), (2049, 3)):
+        assert len(newest.after(0, 1000, most_bytes)) == count
+        assert len(older.after(0, 1000, most_bytes, older=True)) == count
+
+
 @given(st.integers(1, 600), st.lists(st.integers(1, 200), min_size=1, max_size=12))
 def test_the_chunks_that_changed_are_enough_to_come_back(most: int, batches: list[int]) -> None:
     history, following = History(most), 1
@@ -131,7 +187,6 @@ def test_a_batch_may_span_chunks(first: int) -> None:
 
 # -- older events ------------------------------------------------------------------------
 
-HOUR = 3600.0
 #: Kinds of events with the fields that decide how long they are kept.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "grant": ("lease_granted", {"lease": 1}),
@@ -261,6 +316,75 @@ def test_the_history_is_bounded_in_bytes() -> None:
     assert kept <= 10 * CHUNK * EVENT_BYTES * 1.5 + CHUNK * 10_100
     assert history.oldest is not None
     assert revisions(history)[-1] == first + CHUNK - 1
+
+
+def test_sessions_gossip_and_all_others_have_a_share_each() -> None:
+    shares = [
+        ["proxy_claimed", "lease_waits"],
+        ["session_opened", "session_ended"],
+        ["proxy_tracked", "proxy_changed", "proxy_marked", "proxy_addressed", "proxy_expired"],
+    ]
+    kinds = [kind for share in shares for kind in share]
+    packed = [pack((number, 0.0, 1e9, kind, {})) for number, kind in enumerate(kinds, 1)]
+    history = History(1000, HOUR)
+    history.extend(1, packed)
+    history.extend(1000, events(1000, 1))  # after a gap
+    assert history.chunk(0) == [1000, [], packed[:2], packed[2:4], packed[4:]]
+
+
+@pytest.mark.parametrize(("last", "dropped"), [(512, []), (513, [0])])
+def test_a_share_is_bounded_in_bytes_and_says_which_chunks_changed(
+    last: int, dropped: list[int]
+) -> None:
+    history = History(2 * CHUNK, HOUR)
+    history.extend(1, [sized(revision, 512) for revision in range(1, CHUNK)])
+    history.extend(CHUNK, [sized(CHUNK, last)])
+    history.extend(1000, events(1000, 1))  # after a gap
+    assert history.keep(2 * CHUNK, HOUR) == dropped
+    assert len(everything(history)) == CHUNK + 1 - len(dropped)
+
+
+def test_an_older_event_is_kept_for_all_of_the_age() -> None:
+    diary = Diary(1000, HOUR)
+    diary.add("claim")
+    diary.revision += 10
+    diary.add("claim")
+    assert diary.history.keep(1000, HOUR, HOUR) == []
+    assert diary.history.keep(1000, HOUR, HOUR + 0.5) == [0]
+    assert [each[0] for each in everything(diary.history)] == [12]
+
+
+def test_without_a_time_no_event_is_too_old() -> None:
+    history = History(CHUNK, 0.5)
+    history.extend(1, [sized(revision, 300) for revision in range(1, 2 * CHUNK)])
+    kept, chunk = everything(history), history.chunk(0)
+    assert len(kept) == CHUNK // 2 + CHUNK
+    assert history.keep(CHUNK, 0.5) == []
+    assert chunk is not None
+    again = History(CHUNK, 0.5)
+    again.restore(dict(enumerate(history.newest(0), CHUNK)), {0: chunk[2:]})
+    assert everything(again) == kept
+
+
+def test_an_older_event_that_is_among_the_newest_comes_once() -> None:
+    """Its chunk may be newer in the checkpoint than what the journal begins with."""
+    history = History(1000, HOUR)
+    history.restore({}, {0: [events(1, 2), [], []]})
+    history.extend(1, events(1, 3))
+    assert [each[0] for each in everything(history)] == [1, 2, 3]
+
+
+def test_a_restart_brings_older_events_into_their_order() -> None:
+    history = History(1000, HOUR)
+    history.restore({1: event(1), 300: event(300)}, {2 * CHUNK: [[event(260)], [], []]})
+    assert [each[0] for each in everything(history)] == [1, 260, 300]
+    assert (history.oldest, revisions(history)) == (300, [300])
+
+
+def test_older_events_in_a_wrong_number_of_shares_are_refused() -> None:
+    for shares in (2, 4):
+        with pytest.raises(ValueError, match="zip"):
+            History(1000, HOUR).restore({}, {0: [[event(1)]] * shares})
 
 
 @given(
