@@ -39,7 +39,7 @@ class Model:
         before = dict(self.values)
         for name, value in named.items():
             key: Key = ("meta", name)
-            self.store.touch(key)
+            self.store.touch([key])
             if value is None:
                 self.values.pop(key, None)
             else:
@@ -74,7 +74,7 @@ def load(store: Store) -> dict[Key, Any]:
     found = {(kind, key): value for kind in KINDS for key, value in store.rows(kind)}
     for batch in store.batches():
         for name, value in msgpack.unpackb(batch):
-            store.touch(("meta", name))
+            store.touch([("meta", name)])
             found.pop(("meta", name), None)
             if value is not None:
                 found["meta", name] = value
@@ -126,7 +126,7 @@ class StoreContract:
         keys: list[Key] = [("lease", 2**63 + 5), ("lease", 7), ("lease", 300)]
         keys += [("session", bytes(16)), ("session", (b"token", 4)), ("session", "name")]
         for key in keys:
-            model.store.touch(key)
+            model.store.touch([key])
             model.values[key] = {"value": [key[1], 2**64 - 1]}
         for number in range(3):
             model.edit(a=number)

@@ -134,8 +134,9 @@ def _a_checkpoint_skips_a_thing() -> Iterator[None]:
 
 @_bug
 def _a_checkpoint_writes_what_was_changed_meanwhile() -> Iterator[None]:
-    def touch(_right: Any, checkpoint: Any, key: Any) -> None:
-        checkpoint._dirty.setdefault(key, False)
+    def touch(_right: Any, checkpoint: Any, keys: Any) -> None:
+        for key in keys:
+            checkpoint._dirty.setdefault(key, False)
 
     with _around(Checkpoint, "touch", touch):
         yield

@@ -78,6 +78,8 @@ PROBE_SECONDS = 1.0
 #: Seconds of each that checkpoint steps may take.
 PROBE_STEPS_SECONDS = 0.05
 
+#: The changes that begin and end sessions.
+_OF_SESSIONS = (changes.SessionOpened, changes.SessionEnded)
 #: What reading a state raises that is damaged, or makes no sense.
 _UNREADABLE = (DamagedError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -149,7 +151,7 @@ class TrackerActor(SupervisedActor):
         self._state = state
         self._runtime.gaps.begin_state()
         store = self._store
-        touch = (lambda _key: None) if store is None else store.touch
+        touch = (lambda _keys: None) if store is None else store.touch
         self._decide = Decisions(state, self._config, self._runtime.metrics, touch)
         self._decide.begin(self._moment)
         self._decide.began = self._moment
@@ -284,8 +286,8 @@ class TrackerActor(SupervisedActor):
         self._mailbox.limit_frames(message.config.max_frame)
         self._audience.subscribers.quota = message.config.quota_subscriptions
         config = message.config
-        for chunk in self._state.history.keep(config.history, config.history_age, self._moment):
-            self._decide.touch(("history", chunk))
+        edited = self._state.history.keep(config.history, config.history_age, self._moment)
+        self._decide.touch([("history", chunk) for chunk in edited])
         self._decide.reconfigure(message.config)
         self._replies = Replies(self._decide, self._mailbox.send, message.config.max_outstanding)
         self._announced = None  # the next thing may be due earlier
@@ -331,7 +333,8 @@ class TrackerActor(SupervisedActor):
         store = self._store
         if store is None or self._failed:
             return
-        self._keep_done(store)
+        if self._decide.unstored:
+            self._keep_done(store)
         changed = bool(self._decide.batch)
         try:
             stored = self._commit(store) if changed else None
@@ -432,7 +435,7 @@ class TrackerActor(SupervisedActor):
         """Watch the processes of sessions that were opened; forget those of sessions that ended."""
         for moment in batch:
             for change in moment.changes:
-                if not isinstance(change, changes.SessionOpened | changes.SessionEnded):
+                if not isinstance(change, _OF_SESSIONS):
                     continue
                 if isinstance(change, changes.SessionEnded):
                     store.forget_done(change.token)
@@ -456,8 +459,11 @@ class TrackerActor(SupervisedActor):
         metrics = self._runtime.metrics
         metrics.batch_requests.observe(len(self._batch))
         seconds = time.perf_counter() - self._mailbox.batch_began
+        counts: dict[str, int] = {}
         for call in self._batch:
-            metrics.request(call.op, seconds)
+            counts[call.op] = counts.get(call.op, 0) + 1
+        for op, count in counts.items():
+            metrics.requests(op, seconds, count)
         self._batch.clear()
 
     def _set_timer(self) -> None:

@@ -7,6 +7,8 @@ aside for that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trackd.fleet.rows import BUCKETS, bucket_of, pack, pack_bucket
 from trackd.storage.store import Key, RowOf
 
@@ -34,10 +36,11 @@ class Buckets:
             self._keys[number].add(key)
         return number
 
-    def touch(self, key: Key) -> None:
-        """Note that the thing of a key is about to be edited, or created."""
-        if self.add(key) in self._todo and key not in self._aside:
-            self._aside[key] = self._packed(key)
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note that the things of these keys are about to be edited, or created."""
+        for key in keys:
+            if self.add(key) in self._todo and key not in self._aside:
+                self._aside[key] = self._packed(key)
 
     def begin(self) -> None:
         """Begin a checkpoint of the present state."""

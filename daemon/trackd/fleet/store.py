@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -329,9 +329,9 @@ class EtcdStore:
     def forget_done(self, token: bytes) -> None:
         """Do nothing."""
 
-    def touch(self, key: Key) -> None:
-        """Note that the thing of a key is about to be edited."""
-        self._buckets.touch(key)
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note that the things of these keys are about to be edited."""
+        self._buckets.touch(keys)
 
     @property
     def has_work(self) -> bool:

@@ -240,19 +240,21 @@ class Session:
 
     def cover(self, seqs: Sequence[int]) -> None:
         """Note kept replies that the session is done with, until they are dropped."""
-        if seqs:
-            self.live.covered = [*self.live.covered, *seqs]
-            for use in (self.use, self.use.total):
-                if use is not None:
-                    use.covering[self] = None
+        if not seqs:
+            return
+        if not self.live.covered:
+            self.use.covering[self] = None
+            if self.use.total is not None:
+                self.use.total.covering[self] = None
+        self.live.covered = [*self.live.covered, *seqs]
 
     def take_covered(self) -> Sequence[int]:
         """Return the numbers of kept replies that the session is done with, for a change."""
         covered, self.live.covered = self.live.covered, ()
         if covered:
-            for use in (self.use, self.use.total):
-                if use is not None:
-                    use.covering.pop(self, None)
+            self.use.covering.pop(self, None)
+            if self.use.total is not None:
+                self.use.total.covering.pop(self, None)
         return covered
 
 

@@ -71,10 +71,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count a value, or several of the same size."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
 
     @property
     def total(self) -> int:
@@ -151,7 +151,9 @@ class Durations:
         if began is None or change.cause == "given_up":  # its agent has never seen it
             return
         if change.name is not None:
-            self.tunnels.setdefault(change.cause, Histogram(_LIFETIMES)).observe(at - began)
+            if change.cause not in self.tunnels:
+                self.tunnels[change.cause] = Histogram(_LIFETIMES)
+            self.tunnels[change.cause].observe(at - began)
         else:
             outcome = "timeout" if change.cause == "claim_timeout" else outcome
             self.dials[outcome].observe(at - began)
@@ -192,12 +194,12 @@ class Metrics:
         self.releases[_HOST_LOST] += 0
         self.durations.tunnels.setdefault(_HOST_LOST, Histogram(_LIFETIMES))
 
-    def request(self, op: str, seconds: float) -> None:
-        """Count a request that was received and answered within so many seconds."""
+    def requests(self, op: str, seconds: float, count: int) -> None:
+        """Count requests of one batch: received and answered within so many seconds."""
         histogram = self.request_seconds.get(op)
         if histogram is None:
             histogram = self.request_seconds[op] = Histogram(_REQUEST_SECONDS)
-        histogram.observe(seconds)
+        histogram.observe(seconds, count)
 
     def take(self, batch: Sequence[Moment]) -> None:
         """Count the changes of a batch, once they are stored."""

@@ -24,7 +24,7 @@ from trackd.sessions.sessions import ParkedWatch, Session, Waiter
 from trackd.state import aiming, changes, marking
 from trackd.state.advice import Advice
 from trackd.state.apply import apply
-from trackd.state.changes import By, Change, Key, Moment
+from trackd.state.changes import By, Change, Keys, Moment
 from trackd.state.counters import Metrics
 from trackd.state.lone import LoneMentions
 from trackd.state.pauses import Pauses
@@ -102,7 +102,7 @@ class Decisions:
         lone: which missing proxies only one session mentions.
         swept: when `timers.sweep` ran last.
         metrics: what is counted.
-        touch: called with a key of the checkpoint before what it stands for is edited.
+        touch: called with keys of the checkpoint before what they stand for is edited.
         pauses: what is decided by rule 17.
         tunnels: what is decided by rule 18.
     """
@@ -112,7 +112,7 @@ class Decisions:
         state: State,
         config: Config,
         metrics: Metrics,
-        touch: Callable[[Key], None],
+        touch: Callable[[Keys], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Begin to decide.
@@ -121,7 +121,7 @@ class Decisions:
             state: what to read and to change.
             config: the settings.
             metrics: what is counted.
-            touch: called with a key of the checkpoint before what it stands for is edited.
+            touch: called with keys of the checkpoint before what they stand for is edited.
             wall: returns Unix time.
         """
         self.state = state
@@ -160,8 +160,7 @@ class Decisions:
 
     def do(self, change: Change) -> None:
         """Make a change: apply it, and add it to the batch."""
-        for key in change.edits():
-            self.touch(key)
+        self.touch(change.edits())
         if self._moment is None:
             self._moment = []
             self.batch.append(Moment(self.now, self._wall(), self._moment))

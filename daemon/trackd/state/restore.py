@@ -21,7 +21,7 @@ from trackd.rules.tombstones import GroupTombstone
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import Ended, KeptReply, Lease, Session, Waiter
 from trackd.state.apply import NO_LABELS, apply
-from trackd.state.changes import META, Key, Moment, hostless, unpack
+from trackd.state.changes import META, Key, Keys, Moment, hostless, unpack
 from trackd.state.events import pack_events
 from trackd.state.sources import Source
 from trackd.state.state import State
@@ -162,7 +162,7 @@ def restore(
     state: State,
     rows_of: RowsOf,
     batches: Iterable[bytes],
-    touch: Callable[[Key], None],
+    touch: Callable[[Keys], None],
     done: Mapping[bytes, Sequence[int]] = MappingProxyType({}),
 ) -> None:
     """Bring back what was stored: the checkpoint, and the batches of the journal after it.
@@ -190,7 +190,7 @@ def restore(
         session.cover([seq for seq in session.replies if seq in live.done])
 
 
-def _load(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
+def _load(state: State, rows_of: RowsOf, touch: Callable[[Keys], None]) -> None:
     meta: dict[str, Any] = next((value for _, value in rows_of(META[0])), {})
     for token, row in rows_of("session"):
         state.sessions.add(_session_from(token, row))
@@ -224,15 +224,14 @@ def _pause_from(row: Sequence[Any] | None) -> Pause | None:
     return None if row is None else Pause(*row)
 
 
-def _load_history(state: State, rows_of: RowsOf, touch: Callable[[Key], None]) -> None:
+def _load_history(state: State, rows_of: RowsOf, touch: Callable[[Keys], None]) -> None:
     events: dict[int, bytes] = {}
     older: dict[int, Sequence[Sequence[bytes]]] = {}
     for chunk, (first, packed, *lists) in rows_of("history"):
         events.update(enumerate(packed, first))
         if lists:
             older[chunk] = lists
-    for chunk in state.history.restore(events, older):
-        touch(("history", chunk))
+    touch([("history", chunk) for chunk in state.history.restore(events, older)])
 
 
 def _session_from(token: bytes, row: Sequence[Any]) -> Session:
@@ -324,19 +323,18 @@ def _load_proxies(state: State, rows_of: RowsOf) -> None:
         state.sources.add(number, Source(*source))
 
 
-def _replay(state: State, batch: Sequence[Moment], touch: Callable[[Key], None]) -> None:
+def _replay(state: State, batch: Sequence[Moment], touch: Callable[[Keys], None]) -> None:
     first = state.revision + 1
     for moment in batch:
         for change in moment.changes:
-            for key in change.edits():
-                touch(key)
+            touch(change.edits())
             apply(state, change, moment.at, moment.wall)
     if batch:
         add_events(state, first, pack_events(batch, first), batch[-1].at, touch)
 
 
 def add_events(
-    state: State, first: int, packed: Sequence[bytes], now: float, touch: Callable[[Key], None]
+    state: State, first: int, packed: Sequence[bytes], now: float, touch: Callable[[Keys], None]
 ) -> None:
     """Add the events of a batch to the history.
 
@@ -348,8 +346,7 @@ def add_events(
         first: the revision of the first one.
         packed: the events.
         now: seconds of CLOCK_BOOTTIME.
-        touch: called with each key of the history that was edited.
+        touch: called with the keys of the history that were edited.
     """
     assert state.revision == first + len(packed) - 1
-    for chunk in state.history.extend(first, packed, now):
-        touch(("history", chunk))
+    touch([("history", chunk) for chunk in state.history.extend(first, packed, now)])

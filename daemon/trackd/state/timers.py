@@ -76,12 +76,9 @@ def next_timer(decide: Decisions) -> float | None:
         expiry = _first([expiry, marks.next_end(), flips.next_due(), targets.next_end()])
     if expiry is not None and not queue:
         expiry = max(expiry, decide.swept + SWEEP_INTERVAL)
-    times = [
-        expiry,
-        queue.next_deadline(),
-        state.sessions.next_heartbeat(),
-        decide.advice.due(),
-    ]
+    times = [expiry, state.sessions.next_heartbeat(), decide.advice.due()]
+    if queue:
+        times.append(queue.next_deadline())
     if state.backoff.pause is not None or state.paused:
         times.append(decide.pauses.due(decide.now))
     if state.lives.by_lease:

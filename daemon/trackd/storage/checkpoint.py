@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from trackd.storage.database import pack, seal, transaction, unpack, unseal
@@ -124,12 +124,14 @@ class Checkpoint:
             self._rows_since += 1
             self._bytes_since += size
 
-    def touch(self, key: Key) -> None:
-        """Note that the thing of a key is about to be edited."""
-        if key not in self._dirty:
-            self._dirty[key] = self._alone and key[0] in _BRIEF and self._row_of(key) is None
-        if key in self._todo and key not in self._aside:
-            self._aside[key] = self._packed(key)
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note that the things of these keys are about to be edited."""
+        dirty, todo, aside = self._dirty, self._todo, self._aside
+        for key in keys:
+            if key not in dirty:
+                dirty[key] = self._alone and key[0] in _BRIEF and self._row_of(key) is None
+            if key in todo and key not in aside:
+                aside[key] = self._packed(key)
 
     @property
     def has_work(self) -> bool:
@@ -137,7 +139,11 @@ class Checkpoint:
         return not self.is_tidy() or self._is_due() or self._too_large
 
     def _is_due(self) -> bool:
-        return self._growth() >= 1.0
+        return (
+            self._rows_since >= _DUE_ROWS
+            or self._bytes_since >= _DUE_BYTES
+            or len(self._dirty) >= _DUE_KEYS
+        )
 
     def _growth(self) -> float:
         """Return how far the journal has grown towards the next checkpoint: 1 when it is due."""

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -203,9 +203,9 @@ class SQLiteStore:
         if self._mark is not None:
             self._mark.forget(token)
 
-    def touch(self, key: Key) -> None:
-        """Note that the thing of a key is about to be edited."""
-        self._checkpoint.touch(key)
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note that the things of these keys are about to be edited."""
+        self._checkpoint.touch(keys)
 
     @property
     def has_work(self) -> bool:

@@ -9,7 +9,7 @@ A store does not know what its rows mean. `trackd.storage.sqlite` keeps them in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 #: A thing of the checkpoint: its kind, and its key, which msgpack can pack.
@@ -117,8 +117,11 @@ class Store(Protocol):
     def forget_done(self, token: bytes) -> None:
         """Forget the note of a session that has ended, if there is one."""
 
-    def touch(self, key: Key) -> None:
-        """Note that the thing of a key is about to be edited. Stores nothing, and never fails."""
+    def touch(self, keys: Iterable[Key]) -> None:
+        """Note that the things of these keys are about to be edited.
+
+        It stores nothing, and never fails.
+        """
 
     @property
     def has_work(self) -> bool:

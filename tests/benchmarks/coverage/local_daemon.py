@@ -55,7 +55,7 @@ class LocalDaemon:
             CLUSTER, dial_rate=config.dial_rate, dial_burst=config.dial_burst, history=0
         )
         runtime = Runtime("boot", self._loop.time(), 0.0)
-        self._decide = Decisions(self.state, config, runtime.metrics, lambda _key: None)
+        self._decide = Decisions(self.state, config, runtime.metrics, lambda _keys: None)
         self._decide.pauses._jitter = chance.random
         self._outbox: list[tuple[bytes, bytes]] = []
         replies = Replies(

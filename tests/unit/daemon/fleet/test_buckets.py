@@ -21,7 +21,7 @@ class World:
         self.packed: dict[Key, bytes] = {}
 
     def edit(self, key: Key, value: Any) -> None:
-        self.buckets.touch(key)
+        self.buckets.touch([key])
         if value is None:
             self.values.pop(key, None)
         else:

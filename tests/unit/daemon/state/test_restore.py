@@ -196,7 +196,7 @@ def test_a_shorter_history_keeps_less() -> None:
     touched: list[tuple[str, object]] = []
     state = State("example.com", history=100)
     world.store.begin_reading()
-    restore(state, world.store.rows, world.store.batches(), touched.append)
+    restore(state, world.store.rows, world.store.batches(), touched.extend)
     gone = [key for kind, key in touched if kind == "history"]
     assert 128 in gone, "what is not kept any more leaves the checkpoint"
     oldest = state.history.oldest

@@ -69,8 +69,7 @@ def append(store: SQLiteStore, *changes: Any) -> None:
 
 
 def touch(store: SQLiteStore, *keys: Key) -> None:
-    for key in keys:
-        store.touch(key)
+    store.touch(keys)
 
 
 def loaded(store: SQLiteStore) -> tuple[dict[Key, Any], list[Any]]:
