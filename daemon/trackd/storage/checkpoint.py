@@ -40,6 +40,7 @@ _CUT_PAGES = 16
 
 #: Writes a row: kind, key, generation, sealed value.
 WRITE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)"
+_HAS_LEFT: Final = "SELECT EXISTS (SELECT 1 FROM state WHERE generation > ?)"
 #: Writes that a thing is gone, unless no row has ever said that it was there.
 _WRITE_GONE: Final = (
     "INSERT OR REPLACE INTO state SELECT ?1, ?2, ?3, NULL"
@@ -75,7 +76,8 @@ class Checkpoint:
         self._generation, self.base = db.execute("SELECT generation, base FROM head").fetchone()
         self.last_row: int = self.base
         self._careful = False  # the last step failed: none may be large
-        self._alone = False  # no process before has left rows of no valid generation
+        # Whether a process before has left rows of no valid generation.
+        (self._has_left,) = db.execute(_HAS_LEFT, (self._generation,)).fetchone()
         # Edited since the base, or since the next one; whether it is known to be new since then.
         self._dirty: dict[Key, bool] = {}
         self._todo: dict[Key, bool] = {}  # of the checkpoint under way: not written yet
@@ -129,7 +131,8 @@ class Checkpoint:
         dirty, todo, aside = self._dirty, self._todo, self._aside
         for key in keys:
             if key not in dirty:
-                dirty[key] = self._alone and key[0] in _BRIEF and self._row_of(key) is None
+                may_be_new = key[0] in _BRIEF and not self._has_left
+                dirty[key] = may_be_new and self._row_of(key) is None
             if key in todo and key not in aside:
                 aside[key] = self._packed(key)
 
@@ -234,7 +237,7 @@ class Checkpoint:
         self._generation += 1
         self.base, self._next_base = self._next_base, None
         self._careful = False
-        self._alone = True  # those that were left are written over
+        self._has_left = False  # they are written over
 
     def _tidy(self, stop: float) -> None:
         """Delete what the checkpoint supersedes: its older rows, and the journal up to the base."""

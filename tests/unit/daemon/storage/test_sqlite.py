@@ -595,6 +595,60 @@ def test_what_is_no_more_leaves_the_checkpoint(open_store: Open) -> None:
     assert checkpoint_of(store) == {}
 
 
+def test_what_comes_and_goes_before_a_checkpoint_costs_it_nothing(open_store: Open) -> None:
+    faults = Faults()
+    store = open_store(connect=faults)
+    values: dict[Key, Any] = {("meta", "a"): 1}
+    store.row_of = values.get
+    for _ in range(2):  # the first checkpoint of a file, and the next one
+        for number in range(100):
+            touch(store, ("lease", number))
+            values["lease", number] = ["row"]
+            append(store, ("lease", number))
+            touch(store, ("lease", number))
+            del values["lease", number]
+            append(store, ("free", number))
+        touch(store, ("meta", "a"))
+        faults.statements.clear()
+        finish_checkpoint(store, values.get)
+        assert sum(sql.startswith("INSERT OR REPLACE") for sql in faults.statements) == 1
+        assert checkpoint_of(store) == values
+
+
+@pytest.mark.usefixtures("steps")
+def test_what_a_killed_process_has_written_of_a_thing_that_is_gone_never_comes_back(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store()
+    values: dict[Key, Any] = {("lease", number): ["row"] for number in range(20)}
+    for _, number in values:
+        append(store, ("lease", number))
+        touch(store, ("lease", number))
+    copies = 0
+    while copies == 0 or is_busy(store):
+        step(store, values.get)
+        copies += 1
+        copy = tmp_path / str(copies)
+        copy.mkdir()
+        for file in tmp_path.glob(f"{FILE_NAME}*"):
+            (copy / file.name).write_bytes(file.read_bytes())
+        again = open_store(copy)
+        rows, batches = loaded(again)
+        again.row_of = rows.get
+        for batch in batches:
+            for _, number in batch:
+                touch(again, ("lease", number))
+                rows["lease", number] = ["row"]
+        for number in range(20):
+            append(again, ("free", number))
+            touch(again, ("lease", number))
+            del rows["lease", number]
+        for _ in range(2):  # the first one may only tidy up after the killed process
+            finish_checkpoint(again, rows.get)
+        assert checkpoint_of(again) == {}
+    assert copies > 4
+
+
 @pytest.mark.usefixtures("steps")
 def test_a_step_writes_a_bounded_number_of_rows(open_store: Open) -> None:
     faults = Faults()
