@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trackd.rules.user import describe_user
 from trackd.sessions.identity import Peer
 
 
@@ -13,8 +12,3 @@ def test_a_user_is_one_uid_of_one_host() -> None:
     assert not one.has_user_of(Peer(1001, 1000, 42))
     assert not one.has_user_of(Peer(1000, 1000, 42, "h"))
     assert Peer(1000, 1000, 42, "h").has_user_of(Peer(1000, 5, 6, "h"))
-
-
-def test_a_user_is_named_with_the_host_unless_it_is_the_daemon_s_own() -> None:
-    assert describe_user(("", 7)) == "user 7"
-    assert describe_user(("h", 7)) == "user 7 of host h"
