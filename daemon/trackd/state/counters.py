@@ -117,7 +117,7 @@ class Durations:
     def __init__(self) -> None:
         self.dials = {outcome: Histogram(_DIAL_SECONDS) for outcome in _OUTCOMES}
         self.tunnels = {cause: Histogram(_LIFETIMES) for cause in _TUNNEL_ENDS}
-        # When the dial or the tunnel of a lease began, and what is known of how its dial ends.
+        # When the dial or the tunnel of a lease began, and how its dial ends if nothing is claimed.
         self._began: dict[int, float] = {}
         self._outcomes: dict[int, str] = {}
 
@@ -140,7 +140,6 @@ class Durations:
         """Note that a dial has become a tunnel."""
         began = self._began.get(lease)
         self._began[lease] = at
-        self._outcomes.pop(lease, None)
         if began is not None:
             self.dials["claimed"].observe(at - began)
 
@@ -190,8 +189,8 @@ class Metrics:
 
     def expect_hosts(self) -> None:
         """Begin to count what only happens in a fleet: that hosts are lost."""
-        self.sessions_ended[_HOST_LOST] += 0
-        self.releases[_HOST_LOST] += 0
+        self.sessions_ended.setdefault(_HOST_LOST, 0)
+        self.releases.setdefault(_HOST_LOST, 0)
         self.durations.tunnels.setdefault(_HOST_LOST, Histogram(_LIFETIMES))
 
     def requests(self, op: str, seconds: float, count: int) -> None:
