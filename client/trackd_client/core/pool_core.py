@@ -162,7 +162,7 @@ class PoolCore(Generic[LeaseT]):
     def _refused(self, error: TrackdError) -> None:
         """Back off after an error of `acquire`."""
         retry_after = error.retry_after if isinstance(error, Refused) else None
-        log.warning("no lease for now: %s", error)
+        self._limited_log.warning(f"refused {type(error).__name__}", "no lease for now: %s", error)
         self._back_off(self._pace.failed() if retry_after is None else retry_after)
 
     def _broke(self, error: BaseException) -> None:

@@ -21,6 +21,9 @@ PAUSE: Final = 1.0
 #: Milliseconds of ZMTP's heartbeats: between two, and of silence that ends a connection.
 _HEARTBEAT_MS: Final = 1000
 _SILENCE_MS: Final = 3000
+#: Milliseconds after which a connection is tried anew that nobody answers. The kernel itself asks
+#: more and more rarely: a minute after the network has healed, perhaps.
+_CONNECT_MS: Final = 3000
 #: Milliseconds that a connection may take for its handshake.
 _HANDSHAKE_MS: Final = 5000
 _RECONNECT_MS: Final = 100
@@ -130,6 +133,7 @@ class PinnedConnection:
         dealer.curve_serverkey = self.key.encode()
         dealer.curve_publickey = self._own.public.encode()
         dealer.curve_secretkey = self._own.secret.encode()
+        dealer.connect_timeout = _CONNECT_MS
         dealer.handshake_ivl = _HANDSHAKE_MS
         dealer.heartbeat_ivl = _HEARTBEAT_MS
         dealer.heartbeat_timeout = _SILENCE_MS

@@ -428,6 +428,19 @@ def test_an_exception_of_a_dial_leaves_one_line_of_its_kind_in_a_while(
     assert not trouble.exc_info
 
 
+def test_a_daemon_that_is_away_leaves_one_line_of_its_kind_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    core = Core()
+    for _ in range(20):
+        assert core._goes_on(DaemonAbsent("nobody listens"))
+        assert core._goes_on(StoreUnavailable("the disk is full"))
+    assert caplog.messages == [
+        "no lease for now: nobody listens",
+        "no lease for now: the disk is full",
+    ]
+
+
 def test_a_lease_that_is_granted_when_its_dial_has_ended_is_given_back() -> None:
     core = Core()
     dial = core.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -200,3 +201,29 @@ def test_the_poller_has_the_sockets_of_today_alone(site: Site) -> None:
     assert {each for each, _ in site.poller.sockets} == {connection.socket, connection.monitor}
     connection.close()
     assert not site.poller.sockets
+
+
+def test_a_connection_that_nobody_answers_is_tried_anew_before_the_kernel_would(site: Site) -> None:
+    """A listener whose queue is full drops what asks for more, as a network does that is cut."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        site.port = full.getsockname()[1]
+        with socket.create_connection(full.getsockname(), timeout=PATIENCE):
+            connection = site.connect(site.old.public)
+            tried: set[str] = set()
+
+            def is_tried_anew() -> bool:
+                tried.update(trying(site.port))
+                return len(tried) >= 3
+
+            site.run(connection, is_tried_anew)
+    connection.close()
+
+
+def trying(port: int) -> set[str]:
+    """Return the local addresses of connections to a port here that have no answer yet."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        local
+        for _, local, remote, state, *_ in rows
+        if (remote[-4:], state) == (f"{port:04X}", "02")
+    }
