@@ -136,7 +136,9 @@ def _track(context: Context, session: Session, entries: list[Any]) -> Fields:
     tracker = context.state.tracker
     unknown, long = tracker.unknown(entries, context.config.max_ttl)
     if not unknown and not long:  # nearly always
-        said = terminating_of(entries) if tracker.marks.by_name else {}
+        # Without marks, and without words that wait, no word changes anything.
+        says = tracker.marks.by_name or context.decide.flips.waiting
+        said = terminating_of(entries) if says else {}
         gossip.mention(context.decide, session, entries, said)
         return {"changed": 0}
     rows: list[GossipRow] = list(entries)

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.writer import ROWS, AgentOf, Clock, Desk, Host, open_session
 from trackd.actors.messages import Reload, ReloadOutcome
+from trackd.rules.flips import FLIP_INTERVAL
 from trackd.sessions.identity import Peer, Process
 from trackd_client.errors import Code
 
@@ -249,6 +250,26 @@ def test_the_longest_ttl_follows_a_reload(desk: Desk, agent: AgentOf, clock: Clo
     tracked = desk.state.tracker.get("p1")
     assert tracked is not None
     assert tracked.expiry == clock.now + 60.0
+
+
+@pytest.mark.rule(15)
+def test_a_word_that_only_repeats_replaces_the_one_that_waits(
+    desk: Desk, agent: AgentOf, clock: Clock
+) -> None:
+    def say(*, terminating: bool) -> None:
+        agent.ask(desk, "track_expected", proxies=[["p1", "", 1, 60.0, {"terminating": terminating}]])
+
+    say(terminating=True)
+    clock.now += FLIP_INTERVAL
+    say(terminating=False)
+    clock.now += FLIP_INTERVAL / 4
+    say(terminating=True)
+    clock.now += FLIP_INTERVAL / 4
+    assert not desk.state.tracker.marks.by_name
+    say(terminating=False)  # as it is
+    clock.now += FLIP_INTERVAL
+    desk.sweep()
+    assert not desk.state.tracker.is_marked("p1")
 
 
 def test_a_dial_that_hangs_gives_its_lease_back_by_default(
