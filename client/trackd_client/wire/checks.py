@@ -152,7 +152,7 @@ def terminating_of(rows: Sequence[Sequence[Any]]) -> dict[str, bool]:
 
     Of each name the last row counts.
     """
-    if not any(len(row) > 4 for row in rows):
+    if max(map(len, rows), default=0) <= 4:
         return {}
     last = {row[0]: more_of(row).get("terminating") for row in rows}
     return {name: said for name, said in last.items() if said is not None}
@@ -163,7 +163,7 @@ def addresses_of(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
 
     Of each name the last row counts.
     """
-    if not any(len(row) > 4 for row in rows):
+    if max(map(len, rows), default=0) <= 4:
         return {}
     last = {row[0]: more_of(row).get("address") for row in rows}
     return {name: address for name, address in last.items() if address is not None}

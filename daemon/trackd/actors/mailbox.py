@@ -37,6 +37,8 @@ from trackd.actors.inbox import Envelope
 from trackd.actors.unread import SMALL, UnreadReplies
 from trackd.host.processes import PeerCache
 from trackd.operations.call import Call
+from trackd.operations.repeats import SMALL as SMALL_GOSSIP
+from trackd.operations.repeats import Repeats
 from trackd.sessions.identity import Peer
 from trackd_client.errors import Code
 from trackd_client.wire.checks import check_count
@@ -110,6 +112,7 @@ class RouterMailbox:
         self._costly = frozenset(costly)
         self._peers = PeerCache()
         self._outbox: list[tuple[bytes, bytes]] = []
+        self._repeats = Repeats()
         self._unread = UnreadReplies()
         self._unsent: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_UNSENT)
         self._ready: deque[Envelope[Any]] = deque()
@@ -320,10 +323,13 @@ class RouterMailbox:
         """Return the request in a frame; None for a message of another kind."""
         self.received += 1
         body: dict[str, Any] = {}
-        seq = 0
+        seq, heard = 0, None
         if problem is None:
             try:
-                decoded = decode(frame)  # type: ignore[arg-type] # as good as bytes, without a copy of them
+                if len(frame) <= SMALL_GOSSIP:
+                    decoded = decode(frame)  # type: ignore[arg-type] # as good as bytes, without a copy of them
+                else:
+                    decoded, heard = self._repeats.decode(bytes(frame))  # type: ignore[arg-type] # a frame is a buffer
                 if decoded is None or decoded[0] != REQUEST:
                     return None
                 body = decoded[1]
@@ -341,4 +347,6 @@ class RouterMailbox:
                 seq = error.seq or read_seq(body.get("seq"))
         op = body.get("op")
         self._part_over = type(op) is str and op in self._costly
-        return self.call_class(self._outbox, route, peer, seq, body, problem)
+        call = self.call_class(self._outbox, route, peer, seq, body, problem)
+        call.heard = heard
+        return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 from trackd.host.logs import fields as log_fields
@@ -12,7 +13,9 @@ from trackd.operations import quotas
 from trackd.operations.call import Call
 from trackd.operations.context import Context, log_act
 from trackd.operations.operation import PARKED, Fields, Operation
+from trackd.operations.repeats import Heard, Seen
 from trackd.operations.replies import grant_fields
+from trackd.rules.gossip import runs
 from trackd.rules.mentions import GossipRow
 from trackd.sessions.identity import Peer, Process
 from trackd.sessions.sessions import ParkedWatch, Session, sentence_of
@@ -118,41 +121,69 @@ def heartbeat(
 
 
 def track_expected(
-    context: Context, _call: Call, session: Session, request: requests.TrackExpected
+    context: Context, call: Call, session: Session, request: requests.TrackExpected
 ) -> Fields:
     """Track the proxies of a gossip message."""
     damper = context.runtime.damper
     if damper is None:
-        return _track(context, session, request.proxies)
+        return {"changed": _track(context, session, request.proxies, call.heard)}
     due = damper.due(request.proxies, context.now())
     try:
-        return _track(context, session, due)
+        return {"changed": _track(context, session, due)}
     except ProtocolError:
         damper.forget(due)
         raise
 
 
-def _track(context: Context, session: Session, entries: list[Any]) -> Fields:
-    tracker = context.state.tracker
-    unknown, long = tracker.unknown(entries, context.config.max_ttl)
-    if not unknown and not long:  # nearly always
-        # Without marks, and without words that wait, no word changes anything.
-        says = tracker.marks.by_name or context.decide.flips.waiting
-        said = terminating_of(entries) if says else {}
-        gossip.mention(context.decide, session, entries, said)
-        return {"changed": 0}
+def _track(
+    context: Context, session: Session, entries: list[Any], heard: Heard | None = None
+) -> int:
+    """Take in rows of gossip; return how many proxies changed their group or generation.
+
+    Args:
+        context: what the request is answered from.
+        session: who sent them.
+        entries: the rows, as they were received.
+        heard: the same rows, with what was seen in them before.
+    """
+    tracker, max_ttl = context.state.tracker, context.config.max_ttl
+    seen = None if heard is None else heard.seen
+    if seen is None or seen.edition is not tracker.edition or seen.max_ttl != max_ttl:
+        unknown, long = tracker.unknown(entries, max_ttl)
+        if unknown:
+            return _track_news(context, session, entries, unknown, long)
+        rows: list[GossipRow] = list(entries) if long else entries
+        _lower_ttls(rows, long, max_ttl)
+        longer = [entries[i] for i in long]
+        parts = [(ttl, tracker.mentions.shared(names)) for ttl, names in runs(rows)]
+        seen = Seen(tracker.edition, max_ttl, rows, parts, longer)
+        if heard is not None:
+            heard.keep(seen)
+    _count_longer(context, session, seen.longer)
+    said = gossip.NOTHING
+    if tracker.marks.by_name or context.decide.flips.waiting:  # else no word changes anything
+        if seen.said is None:
+            seen.said = terminating_of(entries)
+        said = seen.said
+    gossip.mention(context.decide, session, seen.rows, said, seen.runs)
+    return 0
+
+
+def _track_news(
+    context: Context, session: Session, entries: list[Any], unknown: list[int], long: list[int]
+) -> int:
+    """Take in rows of gossip of which some say something new: those at `unknown`."""
     rows: list[GossipRow] = list(entries)
     for i in unknown:
         rows[i] = check_row(entries[i], i, context.config.max_name)
-    said = terminating_of(entries)
-    if unknown:
-        rows = [row[:4] for row in rows]
-        _check_tracked(context, rows)
-    _limit_ttls(context, session, rows, sorted(unknown + long))
-    if unknown:
-        return {"changed": gossip.track(context.decide, session, rows, said, addresses_of(entries))}
-    gossip.mention(context.decide, session, rows, said)
-    return {"changed": 0}
+    rows = [row[:4] for row in rows]
+    _check_tracked(context, rows)
+    max_ttl = context.config.max_ttl
+    places = [i for i in sorted(unknown + long) if (rows[i][3] or 0) > max_ttl]
+    _count_longer(context, session, [rows[i] for i in places])
+    _lower_ttls(rows, places, max_ttl)
+    said, addresses = terminating_of(entries), addresses_of(entries)
+    return gossip.track(context.decide, session, rows, said, addresses)
 
 
 def set_connection_count(
@@ -328,30 +359,24 @@ def _check_tracked(context: Context, rows: list[GossipRow]) -> None:
             )
 
 
-def _limit_ttls(
-    context: Context, session: Session, rows: list[GossipRow], places: list[int]
-) -> None:
-    """Lower the TTLs above `max_ttl` to it; count them, and log that once for each `max_ttl`.
-
-    Args:
-        context: what the request is answered from.
-        session: who sent the rows.
-        rows: checked gossip.
-        places: where among the rows a TTL may be too long.
-    """
-    most, runtime = context.config.max_ttl, context.runtime
+def _lower_ttls(rows: list[GossipRow], places: list[int], max_ttl: float) -> None:
+    """Lower the TTLs at these places to `max_ttl`."""
     for i in places:
-        name, group, generation, ttl = rows[i]
-        if ttl is None or ttl <= most:
-            continue
-        rows[i] = name, group, generation, most
-        runtime.metrics.limited_ttls += 1
-        if runtime.logged_max_ttl != most:
-            runtime.logged_max_ttl = most
-            log.warning(
-                "gossip with a TTL above max_ttl; counted from now on, and not logged again",
-                extra=log_fields(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
-            )
+        name, group, generation, _ = rows[i]
+        rows[i] = name, group, generation, max_ttl
+
+
+def _count_longer(context: Context, session: Session, rows: Sequence[GossipRow]) -> None:
+    """Count rows whose TTL is above `max_ttl`; log that once for each `max_ttl`."""
+    most, runtime = context.config.max_ttl, context.runtime
+    runtime.metrics.limited_ttls += len(rows)
+    if rows and runtime.logged_max_ttl != most:
+        runtime.logged_max_ttl = most
+        name, _, _, ttl = rows[0]
+        log.warning(
+            "gossip with a TTL above max_ttl; counted from now on, and not logged again",
+            extra=log_fields(proxy=name, ttl=ttl, max_ttl=most, session=session.id),
+        )
 
 
 def _check_leases(context: Context) -> None:

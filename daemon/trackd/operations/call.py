@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pykka._types import OptExcInfo
 
+from trackd.operations.repeats import Heard
 from trackd.sessions.identity import Peer, Process
 from trackd_client.wire.errors import ProtocolError
 
@@ -40,10 +41,11 @@ class Call:
         admin: whether the peer may do what an admin may; None: the roles of this host say so.
         unlisted: whether it is an admin of its host, but no admin of the fleet for that.
         attested: what its host says of a peer of another host.
+        heard: the rows of gossip in it; None also where there are few.
     """
 
-    __slots__ = ("_outbox", "admin", "attested", "body", "deadline", "op", "peer", "problem",
-                 "route", "seq", "unlisted")  # fmt: skip
+    __slots__ = ("_outbox", "admin", "attested", "body", "deadline", "heard", "op", "peer",
+                 "problem", "route", "seq", "unlisted")  # fmt: skip
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Call:
         self.admin: bool | None = None
         self.unlisted = False
         self.attested = UNATTESTED
+        self.heard: Heard | None = None
 
     def set(self, frame: bytes | None) -> None:
         """Queue the reply; None leaves the peer without one. Runs in the actor's thread."""

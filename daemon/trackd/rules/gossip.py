@@ -10,6 +10,9 @@ from trackd.rules.marks import Marks
 from trackd.rules.mentions import TTL_OF, GossipRow
 from trackd.rules.targets import Targets
 
+Run = tuple[float | None, list[str]]
+"""A TTL, and the names of neighbours in one message that carry it."""
+
 LONGEST = sys.float_info.max
 """Seconds: any finite TTL."""
 
@@ -77,7 +80,7 @@ def last_rows(rows: Sequence[GossipRow]) -> Sequence[GossipRow]:
     return rows if len(last) == len(rows) else list(last.values())
 
 
-def runs(rows: Iterable[GossipRow]) -> Iterator[tuple[float | None, list[str]]]:
+def runs(rows: Iterable[GossipRow]) -> Iterator[Run]:
     """Yield the names of neighbours that carry the same TTL, and that TTL."""
     for ttl, run in groupby(rows, TTL_OF):
         yield ttl, [row[0] for row in run]

@@ -8,7 +8,7 @@ The index never reads a clock. Names leave it only through `drop`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 from operator import itemgetter
@@ -54,14 +54,16 @@ class Mentions:
     Attributes:
         by_number: the mentions that have names left, oldest first.
         last: the number of the newest mention, 0 before the first.
+        get: returns the mention that a name points to, or None.
     """
 
-    __slots__ = ("_heap", "_of", "by_number", "last")
+    __slots__ = ("_heap", "_of", "by_number", "get", "last")
 
     def __init__(self) -> None:
         self.by_number: dict[int, Mention] = {}
         self.last = 0
         self._of: dict[str, Mention] = {}
+        self.get: Callable[[str], Mention | None] = self._of.get
         # (expiry, number), at least one for each mention, never later than its expiry. What is
         # too early or belongs to no mention is put right at the root, or when there is too much.
         self._heap: list[tuple[float, int]] = []
@@ -70,16 +72,20 @@ class Mentions:
         """Return the mention that a name points to; KeyError when there is none."""
         return self._of[name]
 
-    def get(self, name: str) -> Mention | None:
-        """Return the mention that a name points to, or None."""
-        return self._of.get(name)
-
     def renewable(self, names: Sequence[str]) -> Mention | None:
         """Return the mention whose names are exactly these, in this order, or None."""
         mention = self._of.get(names[0]) if names else None
-        if mention is None or mention.left != len(names) or mention.names != names:
+        if mention is None or mention.left != len(names):
             return None
-        return mention
+        return mention if mention.names is names or mention.names == names else None
+
+    def shared(self, names: list[str]) -> list[str]:
+        """Return the same names, as the list of the mention whose names they are, if there is one.
+
+        Whoever keeps names for long needs less memory so, and `renewable` has nothing to compare.
+        """
+        mention = self.renewable(names)
+        return names if mention is None else mention.names
 
     def left_by(self, names: Iterable[str]) -> list[int]:
         """Return the numbers of the mentions that these names would leave, in order."""

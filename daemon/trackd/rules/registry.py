@@ -60,6 +60,7 @@ class Registry:
         "_proxy_expiry",
         "_suffix",
         "_tracked",
+        "edition",
         "marks",
         "targets",
     )
@@ -83,6 +84,8 @@ class Registry:
         self.marks = Marks()
         #: Which addresses are known, and which leases are aimed at one (rule 16).
         self.targets = Targets()
+        #: Another object after each change of what `unknown` depends on.
+        self.edition = object()
         self._desired.watch = self.targets.change_desired
 
     # -- settings -------------------------------------------------------------------------
@@ -165,6 +168,7 @@ class Registry:
 
     def put(self, rows: Iterable[GossipRow]) -> None:
         """Insert or move proxies; their mentions follow."""
+        self.edition = object()
         tracked = self._tracked
         for name, group, generation, _ in rows:
             cohort = tracked.get(name)
@@ -182,6 +186,8 @@ class Registry:
 
     def mark(self, name: str, mark: Mark) -> None:
         """Give a name a mark, or take it away (`UNMARKED`); the name may be untracked."""
+        if (mark.said is None) != (self.marks.get(name).said is None):
+            self.edition = object()
         self.marks.put(name, mark)
         cohort, marked = self._tracked.get(name), mark != UNMARKED
         if cohort is not None and cohort.terminating != marked:
@@ -208,6 +214,9 @@ class Registry:
 
     def put_address(self, name: str, address: Address | None) -> None:
         """Keep the address of a name, or forget it (None)."""
+        old = self.targets.by_name.get(name)
+        if address is None or old is None or address.text != old.text:
+            self.edition = object()
         self.targets.put(name, address)
         self._place_target(name)
 
@@ -250,6 +259,7 @@ class Registry:
 
     def drop(self, names: Iterable[str]) -> None:
         """Stop tracking proxies, and drop their mentions; a claim on one of them stays."""
+        self.edition = object()
         names = list(names)
         self._mentions.drop(names)
         for name in names:

@@ -5,11 +5,11 @@ An agent repeats itself: nearly all messages only move expiries, which is one sm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from trackd.rules.gossip import last_rows, runs
+from trackd.rules.gossip import Run, last_rows, runs
 from trackd.rules.mentions import GossipRow
 from trackd.rules.registry import Place
 from trackd.sessions.sessions import Session
@@ -27,6 +27,7 @@ def mention(
     session: Session,
     rows: Sequence[GossipRow],
     said: Mapping[str, bool] = NOTHING,
+    parts: Iterable[Run] | None = None,
 ) -> None:
     """Take in gossip that only moves expiries: `Tracker.unknown` has found nothing in it.
 
@@ -35,9 +36,10 @@ def mention(
         session: who sent it.
         rows: the message, as it was received.
         said: the names of which it says whether they are terminating.
+        parts: its runs, where they are known already.
     """
     _count_gossip(decide, session, rows)
-    _move_expiries(decide, session, rows)
+    _move_expiries(decide, session, runs(rows) if parts is None else parts)
     decide.lone.note(decide.state.tracker.mentions, session.id)
     if said:
         _mark_by_gossip(decide, session, rows, {}, said)
@@ -67,7 +69,7 @@ def track(
     changed = tracker.changed_by(rows)
     if not changed:
         if rows:
-            _move_expiries(decide, session, rows)
+            _move_expiries(decide, session, runs(rows))
             decide.lone.note(tracker.mentions, session.id)
         if said:
             _mark_by_gossip(decide, session, rows, {}, said)
@@ -111,12 +113,12 @@ def _count_gossip(decide: Decisions, session: Session, rows: Sequence[GossipRow]
     decide.metrics.gossip_proxies += len(rows)
 
 
-def _move_expiries(decide: Decisions, session: Session, rows: Sequence[GossipRow]) -> None:
+def _move_expiries(decide: Decisions, session: Session, parts: Iterable[Run]) -> None:
     tracker = decide.state.tracker
     mentions = tracker.mentions
     numbers: list[int] = []  # to renew, in one change: there may be as many TTLs as proxies
     ttls: list[float] = []
-    for ttl, names in runs(rows):
+    for ttl, names in parts:
         used = tracker.ttl_used(ttl)
         renewed = mentions.renewable(names)
         if renewed is not None:

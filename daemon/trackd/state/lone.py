@@ -56,8 +56,9 @@ class LoneMentions:
             by: the session.
         """
         gone = []
+        find = mentions.get
         for name, seen in self._seen.items():
-            mention = mentions.get(name)
+            mention = find(name)
             if mention is None:
                 gone.append(name)
             elif mention.by != by:

@@ -257,7 +257,9 @@ def test_a_word_that_only_repeats_replaces_the_one_that_waits(
     desk: Desk, agent: AgentOf, clock: Clock
 ) -> None:
     def say(*, terminating: bool) -> None:
-        agent.ask(desk, "track_expected", proxies=[["p1", "", 1, 60.0, {"terminating": terminating}]])
+        agent.ask(
+            desk, "track_expected", proxies=[["p1", "", 1, 60.0, {"terminating": terminating}]]
+        )
 
     say(terminating=True)
     clock.now += FLIP_INTERVAL

@@ -150,3 +150,18 @@ def test_a_mention_that_is_renewed_for_as_long_as_before_takes_no_more_room() ->
     mentions.renew(1, 4.0, 5.0, 0)
     assert (len(mentions._heap), mentions.next_expiry()) == (2, 4.0)
     assert mentions.due(4.5) == ["a"]
+
+
+def test_who_keeps_the_names_of_a_mention_shares_its_list() -> None:
+    mentions = Mentions()
+    names = ["a", "b"]
+    assert mentions.shared(names) is names
+    mentions.add(1, names, 5.0, 5.0, 7)
+    shared = mentions.shared(names)
+    assert shared is mentions.of("a").names
+    assert mentions.renewable(shared) is mentions.of("a")
+    for others in (["b", "a"], ["a"], ["a", "b", "c"], ["c"]):
+        assert mentions.shared(others) is others
+    mentions.add(2, ["b"], 5.0, 5.0, 7)
+    assert mentions.shared(names) is names
+    assert mentions.renewable(shared) is None
