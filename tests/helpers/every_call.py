@@ -203,6 +203,8 @@ class Walk:
         except Exception as error:  # noqa: BLE001 - looked at
             self.note(what, error)
             return None
+        if isinstance(result, Lease):  # in flight, the next `acquire` would wait for its end
+            self.make(f"{what}.release", result.release)
         return result
 
     async def make_async(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
@@ -218,6 +220,8 @@ class Walk:
         except Exception as error:  # noqa: BLE001 - looked at
             self.note(what, error)
             return None
+        if isinstance(result, AsyncLease):
+            await self.make_async(f"{what}.release", result.release)
         return result
 
 
