@@ -47,7 +47,8 @@ def no_more():
         "tracker.is_claimed('p')",
         "tracker.adopt('p').release()",
         "tracker.ping()",
-        "lease.lost.wait(0.0001)",
+        # Asleep it uses no processor time, so that few signals come: most are to come awake.
+        "lease.lost.wait(0.0001 if runs % 10 == 0 else 0.0)",
         "lease.lost.set(); lease = tracker.adopt('q'); lease.release()",
     ],
 )
