@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import os
 import random
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -91,15 +94,29 @@ class Site:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody has, outside those that the kernel gives away."""
+    """Return a port of loopback that nobody has, outside those that the kernel gives away.
+
+    Workers of pytest-xdist draw from ports of their own, and each draws the same one again as late
+    as possible: many are taken into use only later, as those of a candidate that does not lead yet.
+    """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = next(_ports)
         with socket.socket() as tried:
             try:
                 tried.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
+
+
+def _ports_of_this_worker() -> Iterator[int]:
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(20_000 + number, 32_000, count)
+    return itertools.cycle(random.sample(own, len(own)))
+
+
+_ports: Final = _ports_of_this_worker()
 
 
 def site(make: MakeDaemon, address: str | None = None, **settings: Any) -> Site:
