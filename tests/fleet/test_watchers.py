@@ -27,6 +27,8 @@ WATCHERS = 24
 FEW = 2
 #: Seconds after which the leader has hung up on a host that is silent.
 SILENCE = 5.0
+#: Seconds; nobody starts a candidate again whose term ends because the machine is slow.
+TTL = 10
 #: Changes on each host before something happens, and after it.
 CHANGES = 50
 
@@ -34,7 +36,7 @@ CHANGES = 50
 @pytest.fixture
 def fleet(cluster: Cluster, etcd: Etcd) -> Iterator[Fleet]:
     """Two candidates, and the relays of some hosts."""
-    with Fleet(cluster, hosts=HOSTS, host_ttl=LONG, log_level="info") as made:
+    with Fleet(cluster, hosts=HOSTS, ttl=TTL, host_ttl=LONG, log_level="info") as made:
         for relay in made.relays:
             made.wait_until_served(relay)
         yield made
@@ -147,7 +149,7 @@ def test_a_host_whose_connection_breaks_is_sent_what_it_has_missed(fleet: Fleet)
 @pytest.fixture
 def small(cluster: Cluster, etcd: Etcd) -> Iterator[Fleet]:
     """One candidate with a short history, one relay, and the keys of another host."""
-    fleet = Fleet(cluster, candidates=1, hosts=1, host_ttl=LONG, settings="history = 10")
+    fleet = Fleet(cluster, candidates=1, hosts=1, ttl=TTL, host_ttl=LONG, settings="history = 10")
     fleet.admit("raw")
     with fleet:
         fleet.wait_until_served(fleet.relays[0])
