@@ -39,12 +39,13 @@ SIXTEEN = Shape(name="16 agents", agents=16)
 OUTSTANDING = Shape(name="4 agents x 64", agents=4, slots=64)
 CONNECTED = Shape(name="500 connected, 16 busy", agents=16, idle=484)
 
-#: Who sends, and to which peer: the columns of the table.
+#: Who sends, and to which peer: the columns of the table. The library has a daemon of its own, so
+#: that `wire` and `before` ask daemons that have done as much.
 COLUMNS = {
     "echo": "echo",
     "wire": "trackd",
     "before": "before",
-    "library": "trackd",
+    "library": "library",
     "redis": "redis",
     "managers": "managers",
 }

@@ -212,6 +212,7 @@ def absent() -> dict[str, str]:
 KINDS: dict[str, Callable[[Path], Peer]] = {
     "echo": Echo,
     "trackd": Trackd,
+    "library": Trackd,
     "redis": Redis,
     "managers": Managers,
 }
