@@ -113,6 +113,15 @@ def journal_rows(store: SQLiteStore) -> int:
     return len(select(store, "SELECT id FROM journal"))
 
 
+def copy_of(directory: Path, name: str) -> Path:
+    """Return a directory with the files of a store as they are, as a kill would leave them."""
+    copy = directory / name
+    copy.mkdir()
+    for file in directory.glob(f"{FILE_NAME}*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
 def is_busy(store: SQLiteStore) -> bool:
     """Return whether a checkpoint is under way, its tidying included."""
     return not store._checkpoint.is_tidy()
@@ -628,11 +637,7 @@ def test_what_a_killed_process_has_written_of_a_thing_that_is_gone_never_comes_b
     while copies == 0 or is_busy(store):
         step(store, values.get)
         copies += 1
-        copy = tmp_path / str(copies)
-        copy.mkdir()
-        for file in tmp_path.glob(f"{FILE_NAME}*"):
-            (copy / file.name).write_bytes(file.read_bytes())
-        again = open_store(copy)
+        again = open_store(copy_of(tmp_path, str(copies)))
         rows, batches = loaded(again)
         again.row_of = rows.get
         for batch in batches:
@@ -716,11 +721,7 @@ def test_a_checkpoint_cut_off_by_a_kill_anywhere_loses_nothing(
     while copies == 0 or is_busy(store):
         step(store, values.get)
         copies += 1
-        copy = tmp_path / str(copies)
-        copy.mkdir()
-        for file in tmp_path.glob(f"{FILE_NAME}*"):
-            (copy / file.name).write_bytes(file.read_bytes())
-        again = open_store(copy)
+        again = open_store(copy_of(tmp_path, str(copies)))
         assert after_replay(again) == values
     assert copies > 4
 
