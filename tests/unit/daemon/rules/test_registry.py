@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_a_mark_takes_a_proxy_from_the_targets_and_keeps_the_source_of_its_group
     registry.mark("p1", UNMARKED)
     assert registry.source_of("g") == 8, "the latest counts"
     assert registry.targets.next_aim(("", 0)) == AIM
+
+
+def test_what_gossip_is_compared_with_has_another_edition_after_each_change(
+    registry: Registry,
+) -> None:
+    changes: list[Callable[[], object]] = [
+        lambda: registry.put([("p3", "g", 1, None)]),
+        lambda: registry.put([("p1", "h", 1, None)]),
+        lambda: registry.mark("p1", SAID),
+        lambda: registry.mark("p1", UNMARKED),
+        lambda: registry.put_address("p1", Address("p1:2", 0, 7.0)),
+        lambda: registry.put_address("p1", None),
+        lambda: registry.put_address("p1", Address("p1:1", 0, 7.0)),
+        lambda: registry.drop(["p1"]),
+    ]
+    editions = [Registry("example.com").edition, registry.edition]
+    for change in changes:
+        change()
+        editions.append(registry.edition)
+    assert len(set(map(id, editions))) == 2 + len(changes)
 
 
 def test_only_what_gossip_said_ends_with_it(registry: Registry) -> None:
