@@ -179,7 +179,9 @@ def handle(*_):
     depth += 1
     signal.setitimer(signal.ITIMER_REAL, 0.001)
     try:
-        tracker.acquire()
+        # Not forever: pyzmq drops what a handler raises while it makes a socket, and then the call
+        # that was interrupted there goes on waiting.
+        tracker.acquire(20.0)
     except TimeoutError as error:
         refusals.append(str(error))
         raise
