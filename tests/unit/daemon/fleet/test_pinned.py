@@ -131,7 +131,7 @@ def test_a_candidate_with_neither_key_gets_nothing_and_is_not_asked_all_the_time
     now = [100.0]
     connection = site.connect(site.old.public, site.new.public, clock=lambda: now[0])
     first = connection.socket
-    connection.socket.send(b"secret")
+    connection.socket.send(b"secret", zmq.DONTWAIT)
     site.run(connection, lambda: connection.socket is not first)
     second = connection.socket
     assert connection.key == site.new.public
