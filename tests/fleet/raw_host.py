@@ -16,12 +16,11 @@ from helpers.support import pack, wait_until
 from trackd.fleet.hop import (
     Answer,
     Asker,
-    Events,
     Exited,
-    Heard,
     Here,
     Hop,
     Leads,
+    Said,
     decode_answer,
     encode,
     encode_word,
@@ -55,7 +54,7 @@ class RawHost:
         self.socket.curve_publickey = own.public.encode()
         self.socket.curve_secretkey = own.secret.encode()
         self.socket.connect(fleet.addresses[candidate.name])
-        self.heard: list[Answer | Leads | Heard | Events] = []
+        self.heard: list[Said] = []
         self._numbers = itertools.count(1)
 
     def say(self, *frames: bytes) -> None:

@@ -90,6 +90,7 @@ class SimulatedRelay:
         self.rows_sent = self.rows_said = 0
         self._token = number.to_bytes(16)
         self._damper = Damper(180.0, 86_400.0)
+        self._waiting: dict[int, list[object]] = {}  # rows on their way, by the request's number
 
     def connect(self, endpoint: str, key: str) -> None:
         """Connect to the leader, and open a session."""
@@ -113,6 +114,7 @@ class SimulatedRelay:
         self.rows_sent += len(due)
         if due:
             self._ask({"op": "track_expected", "proxies": due, "done": [1, self._sent]})
+            self._waiting[self._sent] = due
 
     def read(self) -> None:
         """Take in what the leader says."""
@@ -122,6 +124,7 @@ class SimulatedRelay:
                 self._term = said.term
             if isinstance(said, Answer):
                 assert "error" not in msgpack.unpackb(said.frame)[2], said.frame
+                self._damper.note_taken(self._waiting.pop(said.number, []))
 
     def _ask(self, fields: dict[str, object]) -> None:
         self._sent += 1

@@ -45,6 +45,7 @@ class _Told(NamedTuple):
         terminating: None when nothing was said of it.
         mark: the expiry of the mark when `terminating` is true.
         address: None when nothing was said of it; "" when it was withdrawn.
+        waits: the rows with which it is on its way; None: the leader has taken it in.
     """
 
     group: str
@@ -53,14 +54,15 @@ class _Told(NamedTuple):
     terminating: bool | None
     mark: _Expiry | None
     address: str | None
+    waits: list[Any] | None
 
 
 class Damper:
     """Remembers what the leader was told, and says what else it must be told.
 
-    It takes for granted that the leader gets what `due` returns. When a message was refused or is
-    lost for good, when another host has changed a name, and when a name was forgotten, `forget`
-    makes the next mention of it due.
+    What `due` returns is on its way, and counts as told from `note_taken` on. Until then each
+    mention of these names is due, also when the message was refused or is lost. When another host
+    has moved a proxy, `forget` makes the next mention of it due.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Damper:
         return len(self._told)
 
     def due(self, rows: Sequence[Any], now: float) -> list[Any]:
-        """Return the rows that the leader must be told, in their order; and remember them as told.
+        """Return the rows that the leader must be told, in their order.
 
         Of a name that is there twice, the last row counts, as at the leader.
 
@@ -112,13 +114,26 @@ class Damper:
             said = more_of(rows[i])
             old = self._told.get(name)
             if old is not None and (
-                (old.group, old.generation) != (group, generation) or old.expiry.at < now
+                (old.group, old.generation) != (group, generation)
+                or old.expiry.at < now
+                or old.waits is not None
             ):
-                old = None  # what was said of the proxy before does not count any more
+                old = None  # what was said of the proxy before does not count any more, or not yet
             if old is None or _is_news(old, expiry, said):
                 found.append(rows[i])
-                self._remember(name, _after(old, group, generation, expiry, said), now)
+                self._remember(name, _after(old, group, generation, expiry, said, found), now)
         return found
+
+    def note_taken(self, rows: Sequence[Any]) -> None:
+        """Note that the leader has taken in what `due` has returned.
+
+        Args:
+            rows: that list itself. What was said of a name after it is still on its way.
+        """
+        for name, *_ in rows:
+            told = self._told.get(name)
+            if told is not None and told.waits is rows:
+                self._told[name] = told._replace(waits=None)
 
     def _repeats(self, row: Any, now: float) -> bool:
         """Return whether a row is allowed, has no fifth element, and says nothing new."""
@@ -138,6 +153,7 @@ class Damper:
             and told.group == group
             and type(generation) is int
             and type(row) is list
+            and told.waits is None
             and at >= now
             and abs(now + ttl - at) < GRACE * min(ttl, told_ttl)
         )
@@ -175,9 +191,14 @@ def _is_news(old: _Told, expiry: _Expiry, said: dict[str, Any]) -> bool:
 
 
 def _after(
-    old: _Told | None, group: str, generation: int, expiry: _Expiry, said: dict[str, Any]
+    old: _Told | None,
+    group: str,
+    generation: int,
+    expiry: _Expiry,
+    said: dict[str, Any],
+    waits: list[Any],
 ) -> _Told:
-    """Return what the leader knows of a name after a mention."""
+    """Return what the leader will know of a name after a mention, which is on its way."""
     terminating, address = said.get("terminating"), said.get("address")
     mark = expiry if terminating else None
     if old is not None:
@@ -185,4 +206,4 @@ def _after(
             terminating, mark = old.terminating, old.mark
         if address is None:
             address = old.address
-    return _Told(group, generation, expiry, terminating, mark, address)
+    return _Told(group, generation, expiry, terminating, mark, address, waits)

@@ -17,13 +17,16 @@ were told. `exited` names processes that have ended. The leader replies with
     [term, 0, "leads", {...}, sent]
     [term, 0, "heard", clock, revision, sent]
     [term, 0, "events", epoch, tracker_id, revision, [event, ...]]
+    [term, 0, "moved", [name, ...]]
 
 `leads` answers a `here` that names another term or ends the sessions: all that the relay has to
 know of the leader, and the processes of its host that have sessions. `heard` answers any other
 `here`. `sent` is that of the `here`; 0: it answers none. So the relay knows until when, at least,
 the leader has heard of it, and that the leader has ended the sessions of its host, too. `events`
 come when something happens; and when a host begins to listen, by a connection, those that it has
-missed. A newer sender may append to each array; what follows is ignored.
+missed. A host that does not listen is told only which proxies have `moved`, to another group or
+generation: it holds mentions back that say where they were. A newer sender may append to each
+array; what follows is ignored.
 
 Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
 connection which. It believes `admin` only of hosts that are listed for it.
@@ -32,7 +35,7 @@ connection which. It believes `admin` only of hosts that are listed for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -188,6 +191,22 @@ class Events(NamedTuple):
     events: list[bytes]
 
 
+class Moved(NamedTuple):
+    """The names of proxies whose group or generation has changed, to a host that does not listen.
+
+    Attributes:
+        term: of the leader.
+        names: of these proxies.
+    """
+
+    term: int
+    names: list[str]
+
+
+#: What the leader says.
+Said: TypeAlias = Answer | Leads | Heard | Events | Moved
+
+
 def encode(hop: Hop) -> bytes:
     """Return the frame of a request for the leader.
 
@@ -300,7 +319,7 @@ def _is_process(pair: object) -> bool:
     )
 
 
-def encode_answer(message: Answer | Leads | Heard | Events) -> bytes:
+def encode_answer(message: Said) -> bytes:
     """Return the frame of what the leader says."""
     if isinstance(message, Answer):
         packed: bytes = msgpack.packb(message)
@@ -310,7 +329,7 @@ def encode_answer(message: Answer | Leads | Heard | Events) -> bytes:
     return packed
 
 
-def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
+def decode_answer(data: bytes) -> Said | None:
     """Return what the leader says; None for a word that only a newer relay knows.
 
     Raises:
@@ -338,6 +357,8 @@ def decode_answer(data: bytes) -> Answer | Leads | Heard | Events | None:
             *_,
         ] if all(type(each) is bytes for each in events):
             return Events(term, epoch, tracker, revision, events)
+        case [int(term), 0, "moved", list(names), *_] if all(type(each) is str for each in names):
+            return Moved(term, names)
         case [int(), 0, str(), *_]:
             return None
     raise HopError("it is not what a leader sends")

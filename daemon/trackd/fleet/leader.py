@@ -9,9 +9,10 @@ relays, which publish them on their hosts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import msgpack
 import zmq
 
 from trackd.actors.messages import Audience, Reload, Serve
@@ -20,7 +21,7 @@ from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.fleet.authentication import HostKeys
 from trackd.fleet.damping import GRACE, Damper
-from trackd.fleet.hop import Events, Exited, Heard, Here, Leads, encode_answer
+from trackd.fleet.hop import Events, Exited, Heard, Here, Leads, Moved, encode_answer
 from trackd.fleet.hosts import Host
 from trackd.fleet.inspector import Inspector
 from trackd.fleet.mailbox import FleetMailbox, HostSaid
@@ -41,6 +42,8 @@ log = logging.getLogger("trackd.fleet")
 _EVENTS_A_MESSAGE: Final = 256
 #: Events that a host has missed up to which it is sent them; beyond, who watches there asks itself.
 _MOST_MISSED: Final = 10_000
+#: The kind of an event: a proxy has moved.
+_CHANGED: Final = "proxy_changed"
 #: Mentions are damped twice, by the relay and here; each makes an expiry wrong by GRACE at most.
 _LONGER: Final = 1 + 2 * GRACE
 
@@ -71,20 +74,26 @@ class LastingGossip:
             due[i] = [name, group, generation, ttl, *more]
         return due
 
-    def forget(self, rows: Sequence[Any]) -> None:
-        """Let the next mention of each row's name be taken in: this one was refused."""
-        self._damper.forget(row[0] for row in rows)
+    def note_taken(self, rows: Sequence[Any]) -> None:
+        """Note that what `due` has returned was taken in, and not refused."""
+        self._damper.note_taken(rows)
 
     def follow(self, batch: Sequence[Moment]) -> None:
         """Let the next mention of what is not tracked any more be taken in."""
         for moment in batch:
             for change in moment.changes:
                 if isinstance(change, changes.Expired):
-                    self.forget(change.rows)
+                    self._damper.forget(row[0] for row in change.rows)
                 elif isinstance(change, changes.Forgotten):
                     self._damper.forget([change.name])
                 elif isinstance(change, changes.GroupForgotten):
                     self._damper.clear()
+
+
+def _moved(packed: Iterable[bytes]) -> list[str]:
+    """Return the names of the proxies that events say have another group or generation."""
+    found = [msgpack.unpackb(each) for each in packed if _CHANGED.encode() in each]
+    return [about["name"] for _, _, _, kind, about in found if kind == _CHANGED]
 
 
 class LeaderActor(TrackerActor):
@@ -290,8 +299,14 @@ class LeaderActor(TrackerActor):
         super()._publish(store, batch)
 
     def _send_events(self, revision: int, packed: list[bytes]) -> None:
-        """Send events to the relays on whose hosts somebody listens."""
+        """Send events to the relays on whose hosts somebody listens; to others, what has moved."""
         self._tell([host for host in self._hosts if host.listens], revision, packed)
+        names = _moved(packed)
+        frame = encode_answer(Moved(self._term, names))
+        for host in self._hosts if names else ():
+            if not host.connection or host.listens or self._fleet.say(host.connection, frame):
+                continue
+            self._fleet.answer(host.connection, frame)  # as soon as there is room
 
     def _tell(self, hosts: Sequence[Host], revision: int, packed: list[bytes]) -> None:
         """Send events to some hosts; one without room for them begins to listen once more."""

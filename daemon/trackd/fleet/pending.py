@@ -154,8 +154,8 @@ class Requests:
         for request in self:
             request.sent = None
 
-    def take_late(self, now: float) -> list[Pending]:
-        """Return and forget those that nobody waits for: their agents would have repeated them."""
+    def drop_late(self, now: float) -> None:
+        """Forget those that nobody waits for: their agents would have repeated them."""
         late = [
             each
             for each in self
@@ -167,7 +167,6 @@ class Requests:
         ]
         for each in late:
             self.take(each.number)
-        return late
 
     def _count(self, request: Pending, sign: int) -> None:
         uid = request.key[0]

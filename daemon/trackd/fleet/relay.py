@@ -58,13 +58,14 @@ from trackd.fleet.hop import (
     MOST_EXITED,
     Answer,
     Asker,
-    Events,
     Exited,
     Heard,
     Here,
     Hop,
     HopError,
     Leads,
+    Moved,
+    Said,
     decode_answer,
     encode,
     encode_word,
@@ -104,7 +105,7 @@ _MOST_ROUTES: Final = 16_384
 #: The last gossip of a session of which none is known.
 _NO_GOSSIP: Final = (0, None)
 #: Events that need no mention to be held back any more, by their kind.
-_FORGETTING: Final = frozenset({"proxy_tracked", "proxy_expired", "proxy_forgotten"})
+_FORGETTING: Final = frozenset({"proxy_changed", "proxy_expired", "proxy_forgotten"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +511,6 @@ class RelayActor(SupervisedActor):
             link.restart()  # what was not sent yet is not done later
         for request in [*self._requests]:
             self._requests.take(request.number)
-            self._damper.forget(row[0] for row in request.rows)
             # A session that was being opened may be open by now, and ends with the others.
             reply = self._answer_cut_off(request.seq, request.op, in_session=not request.only_looks)
             self._mailbox.send(request.route, reply)
@@ -611,8 +611,7 @@ class RelayActor(SupervisedActor):
         for name, link in self._links.items():
             if link.connected:
                 self._show(name, link)
-        for request in self._requests.take_late(now):
-            self._damper.forget(row[0] for row in request.rows)
+        self._requests.drop_late(now)
         try:
             self._check_reached()
         except ProtocolError as error:
@@ -661,7 +660,7 @@ class RelayActor(SupervisedActor):
             if said is not None:
                 self._take(name, said)
 
-    def _take(self, name: str, said: Answer | Leads | Heard | Events) -> None:
+    def _take(self, name: str, said: Said) -> None:
         now = boottime()
         if isinstance(said, Leads):
             silent = now > self._heard + _SILENCE
@@ -676,6 +675,8 @@ class RelayActor(SupervisedActor):
         elif isinstance(said, Heard):
             self._note_heard(said.sent)
             self._revision = max(self._revision, said.revision)
+        elif isinstance(said, Moved):
+            self._damper.forget(said.names)
         else:
             self._revision = max(self._revision, said.revision)
             self._publish(said.epoch, said.tracker_id, said.revision, said.events)
@@ -713,6 +714,7 @@ class RelayActor(SupervisedActor):
         if (self._leader, self._term) != (name, said.term):
             log.info("leader found", extra=fields(leader=name, term=said.term))
             self._requests.take_back()
+            self._damper.clear()  # nobody has said what has moved since
             self._since = now
         self._leader, self._term, self._about, self._heard = name, said.term, about, now
         self._note_heard(said.sent, host_ttl)
@@ -750,8 +752,8 @@ class RelayActor(SupervisedActor):
         if request is None or not answer.frame:
             return  # nobody waits for it, or the leader has nothing to say
         self._revision = max(self._revision, _revision_of(answer.frame))
-        if request.rows and _is_error(answer.frame):
-            self._damper.forget(row[0] for row in request.rows)
+        if request.rows and not _is_error(answer.frame):
+            self._damper.note_taken(request.rows)
         frame = self._with_facts(answer.frame) if request.op == "status" else answer.frame
         self._mailbox.send(request.route, frame)
 

@@ -128,11 +128,9 @@ def track_expected(
     if damper is None:
         return {"changed": _track(context, session, request.proxies, call.heard)}
     due = damper.due(request.proxies, context.now())
-    try:
-        return {"changed": _track(context, session, due)}
-    except ProtocolError:
-        damper.forget(due)
-        raise
+    changed = _track(context, session, due)
+    damper.note_taken(due)
+    return {"changed": changed}
 
 
 def _track(

@@ -61,8 +61,8 @@ class Gossip(Protocol):
     def due(self, rows: Sequence[Any], now: float) -> list[Any]:
         """Return the rows that say something new."""
 
-    def forget(self, rows: Sequence[Any]) -> None:
-        """Let the next mention of each row's name be taken in: this one was refused."""
+    def note_taken(self, rows: Sequence[Any]) -> None:
+        """Note that what `due` has returned was taken in, and not refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,22 +29,29 @@ def damper(**settings: int) -> Damper:
     return Damper(DEFAULT_TTL, MAX_TTL, **settings)
 
 
+def tell(one: Damper, rows: Sequence[Any], now: float) -> list[Any]:
+    """Return what is due; the leader takes it in at once."""
+    due = one.due(rows, now)
+    one.note_taken(due)
+    return due
+
+
 # --- examples ------------------------------------------------------------------------------------
 
 
 def test_a_mention_that_repeats_is_due_after_a_quarter_of_its_ttl() -> None:
     one = damper()
-    assert one.due([row()], 0.0) == [row()]
-    assert [t for t in range(1, 101) if one.due([row()], float(t))] == [25, 50, 75, 100]
+    assert tell(one, [row()], 0.0) == [row()]
+    assert [t for t in range(1, 101) if tell(one, [row()], float(t))] == [25, 50, 75, 100]
 
 
 def test_rows_are_judged_one_by_one_and_stay_as_they_were_received() -> None:
     one = damper()
     first = [row("a"), row("b", ttl=None), row("c", ttl=0)]
-    assert one.due(first, 0.0) == first
-    assert one.due([*first, row("d")], 1.0) == [row("d")]
-    assert one.due(first, 25.0) == [row("a")]
-    assert one.due(first, 40.0) == first[1:]
+    assert tell(one, first, 0.0) == first
+    assert tell(one, [*first, row("d")], 1.0) == [row("d")]
+    assert tell(one, first, 25.0) == [row("a")]
+    assert tell(one, first, 40.0) == first[1:]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +70,9 @@ def test_rows_are_judged_one_by_one_and_stay_as_they_were_received() -> None:
 )
 def test_news_are_due_at_once_and_once(news: Row) -> None:
     one = damper()
-    one.due([row()], 0.0)
-    assert one.due([news], 0.125) == [news]
-    assert one.due([news], 0.25) == []
+    tell(one, [row()], 0.0)
+    assert tell(one, [news], 0.125) == [news]
+    assert tell(one, [news], 0.25) == []
 
 
 @pytest.mark.parametrize(
@@ -73,51 +80,85 @@ def test_news_are_due_at_once_and_once(news: Row) -> None:
 )
 def test_what_is_no_news_is_not_due(same: Row) -> None:
     one = damper()
-    one.due([row()], 0.0)
-    assert one.due([same], 1.0) == []
+    tell(one, [row()], 0.0)
+    assert tell(one, [same], 1.0) == []
 
 
 def test_a_mark_lives_as_long_as_it_is_said_whatever_others_say_of_the_name() -> None:
     one = damper()
     marked = [*row(), {"terminating": True}]
-    assert one.due([marked], 0.0) == [marked]
-    assert one.due([row()], 25.0) == [row()]
-    assert one.due([marked], 26.0) == [marked]  # its mark would have ended at 100
-    assert one.due([marked, row()], 50.0) == []
+    assert tell(one, [marked], 0.0) == [marked]
+    assert tell(one, [row()], 25.0) == [row()]
+    assert tell(one, [marked], 26.0) == [marked]  # its mark would have ended at 100
+    assert tell(one, [marked, row()], 50.0) == []
 
 
 def test_after_its_expiry_or_a_move_nothing_counts_that_was_said_of_a_name() -> None:
     one = damper()
     full = [*row(), {"terminating": True, "address": "a:1"}]
-    one.due([full], 0.0)
-    assert one.due([row()], 101.0) == [row()]
-    assert one.due([full], 102.0) == [full]
-    assert one.due([row(generation=2)], 103.0) == [row(generation=2)]
+    tell(one, [full], 0.0)
+    assert tell(one, [row()], 101.0) == [row()]
+    assert tell(one, [full], 102.0) == [full]
+    assert tell(one, [row(generation=2)], 103.0) == [row(generation=2)]
     full[2] = 2
-    assert one.due([full], 104.0) == [full]
+    assert tell(one, [full], 104.0) == [full]
 
 
 def test_of_a_name_that_is_there_twice_the_last_row_counts() -> None:
     one = damper()
-    one.due([row()], 0.0)
-    assert one.due([row(generation=2), row()], 1.0) == []
-    assert one.due([row(), row(generation=2)], 2.0) == [row(generation=2)]
+    tell(one, [row()], 0.0)
+    assert tell(one, [row(generation=2), row()], 1.0) == []
+    assert tell(one, [row(), row(generation=2)], 2.0) == [row(generation=2)]
 
 
 def test_a_ttl_that_the_leader_lowers_counts_as_it_lowers_it() -> None:
     one = damper()
-    assert one.due([row(ttl=1e12)], 0.0)
-    assert one.due([row(ttl=1e12)], MAX_TTL * GRACE - 1) == []
-    assert one.due([row(ttl=1e12)], MAX_TTL * GRACE)
+    assert tell(one, [row(ttl=1e12)], 0.0)
+    assert tell(one, [row(ttl=1e12)], MAX_TTL * GRACE - 1) == []
+    assert tell(one, [row(ttl=1e12)], MAX_TTL * GRACE)
 
 
 def test_what_was_refused_or_changed_elsewhere_is_due_again() -> None:
     one = damper()
-    one.due([row("a"), row("b")], 0.0)
+    tell(one, [row("a"), row("b")], 0.0)
     one.forget(["a", "never heard of"])
-    assert one.due([row("a"), row("b")], 1.0) == [row("a")]
+    assert tell(one, [row("a"), row("b")], 1.0) == [row("a")]
     one.clear()
-    assert one.due([row("a"), row("b")], 2.0) == [row("a"), row("b")]
+    assert tell(one, [row("a"), row("b")], 2.0) == [row("a"), row("b")]
+
+
+def test_what_is_on_its_way_is_due_for_all_until_the_leader_has_taken_it_in() -> None:
+    one = damper()
+    first = one.due([row("a"), row("b")], 0.0)
+    assert tell(one, [row("b")], 1.0) == [row("b")]
+    assert one.due([row("a"), row("b")], 2.0) == [row("a")]
+    one.note_taken(first)  # a later mention of it is on its way yet
+    assert one.due([row("a")], 3.0) == [row("a")]
+
+
+def test_what_was_refused_or_is_lost_stays_due() -> None:
+    one = damper()
+    for now in range(3):
+        assert one.due([row()], float(now)) == [row()]
+    assert tell(one, [row()], 3.0) == [row()]
+    assert one.due([row()], 4.0) == []
+
+
+def test_what_was_moved_while_it_was_on_its_way_stays_due() -> None:
+    one = damper()
+    first = one.due([row()], 0.0)
+    one.forget(["p"])
+    one.note_taken(first)
+    assert one.due([row()], 1.0) == [row()]
+
+
+def test_what_is_on_its_way_says_nothing_of_what_comes_after() -> None:
+    one = damper()
+    tell(one, [[*row(), {"terminating": True, "address": "a:1"}]], 0.0)
+    one.due([[*row(), {"terminating": False}]], 1.0)  # lost
+    assert tell(one, [row()], 2.0) == [row()]
+    assert tell(one, [[*row(), {"address": "a:1"}]], 3.0)
+    assert tell(one, [[*row(), {"terminating": True}]], 4.0)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +167,8 @@ def test_what_was_refused_or_changed_elsewhere_is_due_again() -> None:
 def test_a_message_that_the_leader_would_refuse_is_an_error_and_changes_nothing(wrong: Any) -> None:
     one = damper()
     with pytest.raises(ProtocolError):
-        one.due([row("a"), wrong], 0.0)
-    assert one.due([row("a")], 0.0) == [row("a")]
+        tell(one, [row("a"), wrong], 0.0)
+    assert tell(one, [row("a")], 0.0) == [row("a")]
 
 
 @pytest.mark.parametrize(
@@ -144,32 +185,32 @@ def test_a_message_that_the_leader_would_refuse_is_an_error_and_changes_nothing(
 )
 def test_a_row_that_only_looks_like_a_known_one_is_an_error_as_well(wrong: Any) -> None:
     one = damper()
-    one.due([row()], 0.0)
+    tell(one, [row()], 0.0)
     with pytest.raises(ProtocolError):
-        one.due([wrong], 1.0)
+        tell(one, [wrong], 1.0)
 
 
 def test_memory_is_bounded_and_what_is_not_remembered_is_always_due() -> None:
     one = damper(most=3)
     known = [row(name) for name in "abc"]
-    assert one.due(known, 0.0) == known
+    assert tell(one, known, 0.0) == known
     for time in (1.0, 2.0):
-        assert one.due([*known, row("d")], time) == [row("d")]
+        assert tell(one, [*known, row("d")], time) == [row("d")]
         assert len(one) == 3
     # Names that the leader has let expire make room.
-    assert one.due([row("d")], 101.0) == [row("d")]
-    assert one.due([row("d")], 102.0) == []
+    assert tell(one, [row("d")], 101.0) == [row("d")]
+    assert tell(one, [row("d")], 102.0) == []
     assert len(one) == 1
 
 
 def test_a_flood_of_names_looks_for_room_once_and_not_for_each() -> None:
     one = damper(most=1000)
-    one.due([row(str(i)) for i in range(1000)], 0.0)
+    tell(one, [row(str(i)) for i in range(1000)], 0.0)
     remembered = one._told
-    one.due([row(f"more {i}") for i in range(1000)], 1.0)
+    tell(one, [row(f"more {i}") for i in range(1000)], 1.0)
     looked = one._told
     assert looked is not remembered
-    one.due([row(f"more {i}") for i in range(1000)], 2.0)
+    tell(one, [row(f"more {i}") for i in range(1000)], 2.0)
     assert one._told is looked
 
 
@@ -259,7 +300,7 @@ def test_with_the_grace_the_leader_expires_nothing_before_one_that_hears_all(
     for seconds, message in messages:
         now += seconds
         all_heard.hear(message, now)
-        damped.hear(one.due(message, now), now)
+        damped.hear(tell(one, message, now), now)
         assert all_heard.places().items() <= damped.places().items()
         for name, until in all_heard.marked().items():
             assert damped.marked()[name] >= until
@@ -280,7 +321,7 @@ def test_without_it_what_the_leader_knows_is_wrong_by_less_than_a_quarter_of_the
     for seconds, message in messages:
         now += seconds
         all_heard.hear(message, now)
-        damped.hear(one.due(message, now), now)
+        damped.hear(tell(one, message, now), now)
         ttls |= {each[0]: min(each[3] or DEFAULT_TTL, MAX_TTL) for each in message}
         right, found = all_heard.expiries(), damped.expiries()
         for name, expiry in right.items():
@@ -303,7 +344,7 @@ def test_while_a_name_is_mentioned_in_time_it_never_expires_and_four_times_a_ttl
     for i in range(60):
         now = i * interval * used / 31
         for _ in range(sources):
-            due = one.due([row(ttl=ttl)], now)
+            due = tell(one, [row(ttl=ttl)], now)
             told += len(due)
             leader.sweep(now)
             leader.hear(due, now)
@@ -314,7 +355,7 @@ def test_while_a_name_is_mentioned_in_time_it_never_expires_and_four_times_a_ttl
 def test_a_thousand_messages_of_a_thousand_names_are_one() -> None:
     one = damper()
     message = [row(f"p{i}") for i in range(1000)]
-    told = sum(len(one.due(message, i / 1000)) for i in range(1000))
+    told = sum(len(tell(one, message, i / 1000)) for i in range(1000))
     assert told == 1000
 
 
