@@ -21,9 +21,19 @@ from fleet.cluster import Cluster
 from fleet.fleet import LONG, Fleet
 from helpers.long_form import choose
 from helpers.support import wait_until
-from trackd.fleet.damping import Damper
+from trackd.fleet.damping import Damper, Due
 from trackd.fleet.etcd import Etcd
-from trackd.fleet.hop import Answer, Asker, Here, Hop, Leads, decode_answer, encode, encode_word
+from trackd.fleet.hop import (
+    Answer,
+    Asker,
+    Here,
+    Hop,
+    Leads,
+    Moved,
+    decode_answer,
+    encode,
+    encode_word,
+)
 from trackd.fleet.keys import read_public, read_secret
 from trackd_client import Proxy, Tracker
 from trackd_client.wire.protocol import REQUEST
@@ -90,7 +100,7 @@ class SimulatedRelay:
         self.rows_sent = self.rows_said = 0
         self._token = number.to_bytes(16)
         self._damper = Damper(180.0, 86_400.0)
-        self._waiting: dict[int, list[object]] = {}  # rows on their way, by the request's number
+        self._waiting: dict[int, Due] = {}  # rows on their way, by the request's number
 
     def connect(self, endpoint: str, key: str) -> None:
         """Connect to the leader, and open a session."""
@@ -111,10 +121,9 @@ class SimulatedRelay:
         """Mention proxies."""
         self.rows_said += len(rows)
         due = self._damper.due(rows, time.monotonic())
-        self.rows_sent += len(due)
-        if due:
-            self._ask({"op": "track_expected", "proxies": due, "done": [1, self._sent]})
-            self._waiting[self._sent] = due
+        self.rows_sent += len(due.rows)
+        self._ask({"op": "track_expected", "proxies": due.rows, "done": [1, self._sent]})
+        self._waiting[self._sent] = due
 
     def read(self) -> None:
         """Take in what the leader says."""
@@ -124,7 +133,14 @@ class SimulatedRelay:
                 self._term = said.term
             if isinstance(said, Answer):
                 assert "error" not in msgpack.unpackb(said.frame)[2], said.frame
-                self._damper.note_taken(self._waiting.pop(said.number, []))
+                due = self._waiting.pop(said.number, None)
+                if due is not None:
+                    self._damper.settle(due, time.monotonic(), taken=True)
+            if isinstance(said, Moved):
+                if said.names:
+                    self._damper.forget(said.names)
+                else:
+                    self._damper.clear()
 
     def _ask(self, fields: dict[str, object]) -> None:
         self._sent += 1

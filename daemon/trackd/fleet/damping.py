@@ -10,11 +10,15 @@ live for a quarter of its TTL longer expires nothing before a leader that hears 
 takeover it must give at least this, and the time until all relays have connected again, before it
 expires the first name. Two dampers one after the other, at a relay and at the leader before its
 journal, need twice that.
+
+A name may also come to be known otherwise: another host has moved it, say. The leader tells all
+hosts, and each damper forgets what it had told of that name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +33,11 @@ class _Expiry(NamedTuple):
 
     at: float
     ttl: float
+
+    @property
+    def next_due(self) -> float:
+        """When a mention with the same TTL has to be heard."""
+        return self.at - (1 - GRACE) * self.ttl
 
     def is_near(self, at: float, ttl: float) -> bool:
         """Return whether another expiry is so near that the leader need not hear of it."""
@@ -45,7 +54,6 @@ class _Told(NamedTuple):
         terminating: None when nothing was said of it.
         mark: the expiry of the mark when `terminating` is true.
         address: None when nothing was said of it; "" when it was withdrawn.
-        waits: the rows with which it is on its way; None: the leader has taken it in.
     """
 
     group: str
@@ -54,15 +62,29 @@ class _Told(NamedTuple):
     terminating: bool | None
     mark: _Expiry | None
     address: str | None
-    waits: list[Any] | None
+
+
+@dataclass(slots=True, eq=False)
+class Due:
+    """What the leader must be told of one message of gossip.
+
+    Attributes:
+        rows: these rows of it, in their order.
+        told: what the leader knows of each name when it has taken them in.
+        sooner: the names that now expire before a mention that repeats the last one would be due.
+    """
+
+    rows: list[Any] = field(default_factory=list)
+    told: dict[str, _Told] = field(default_factory=dict)
+    sooner: list[str] = field(default_factory=list)
 
 
 class Damper:
     """Remembers what the leader was told, and says what else it must be told.
 
-    What `due` returns is on its way, and counts as told from `note_taken` on. Until then each
-    mention of these names is due, also when the message was refused or is lost. When another host
-    has moved a proxy, `forget` makes the next mention of it due.
+    What `due` returns is on its way. Until `settle` says what has become of it, each mention of its
+    names is due. When something else has changed what the leader knows of a name, `forget` makes
+    the next mention of it due.
     """
 
     def __init__(
@@ -81,14 +103,15 @@ class Damper:
         self._max_name = max_name
         self._most = most
         self._told: dict[str, _Told] = {}
+        self._waits: dict[str, Due] = {}  # by name, the last message in which it is on its way
         self._purge_at = 0.0  # when the first of them expires, as far as is known
 
     def __len__(self) -> int:
         """Return how many names are remembered."""
         return len(self._told)
 
-    def due(self, rows: Sequence[Any], now: float) -> list[Any]:
-        """Return the rows that the leader must be told, in their order.
+    def due(self, rows: Sequence[Any], now: float) -> Due:
+        """Return what the leader must be told of a message.
 
         Of a name that is there twice, the last row counts, as at the leader.
 
@@ -100,12 +123,12 @@ class Damper:
             ProtocolError: a row is not allowed, so the leader would refuse all. Nothing is
                 remembered.
         """
+        due = Due()
         new = [i for i, row in enumerate(rows) if not self._repeats(row, now)]
         if not new:  # nearly always
-            return []
+            return due
         checked = [(i, *check_row(rows[i], i, self._max_name)) for i in new]
         last = {row[0]: i for i, row in enumerate(rows)}
-        found = []
         for i, name, group, generation, ttl in checked:
             if last[name] != i:
                 continue
@@ -113,27 +136,32 @@ class Damper:
             expiry = _Expiry(now + ttl, ttl)
             said = more_of(rows[i])
             old = self._told.get(name)
+            is_sooner = old is not None and old.expiry.next_due > expiry.at
             if old is not None and (
-                (old.group, old.generation) != (group, generation)
-                or old.expiry.at < now
-                or old.waits is not None
+                (old.group, old.generation) != (group, generation) or old.expiry.at < now
             ):
-                old = None  # what was said of the proxy before does not count any more, or not yet
+                old = None  # what was said of the proxy before does not count any more
             if old is None or _is_news(old, expiry, said):
-                found.append(rows[i])
-                self._remember(name, _after(old, group, generation, expiry, said, found), now)
-        return found
+                due.rows.append(rows[i])
+                due.sooner += [name] if is_sooner else []
+                due.told[name] = _after(old, group, generation, expiry, said)
+                self._told.pop(name, None)
+                self._waits[name] = due
+        return due
 
-    def note_taken(self, rows: Sequence[Any]) -> None:
-        """Note that the leader has taken in what `due` has returned.
+    def settle(self, due: Due, now: float, *, taken: bool) -> None:
+        """Note what has become of a message that was on its way.
 
         Args:
-            rows: that list itself. What was said of a name after it is still on its way.
+            due: what `due` has returned. Names that were said again since are on their way yet.
+            now: seconds that never go back.
+            taken: whether the leader has taken it in; otherwise it was refused, or is lost.
         """
-        for name, *_ in rows:
-            told = self._told.get(name)
-            if told is not None and told.waits is rows:
-                self._told[name] = told._replace(waits=None)
+        for name, told in due.told.items():
+            if self._waits.get(name) is due:
+                del self._waits[name]
+                if taken:
+                    self._remember(name, told, now)
 
     def _repeats(self, row: Any, now: float) -> bool:
         """Return whether a row is allowed, has no fifth element, and says nothing new."""
@@ -153,7 +181,6 @@ class Damper:
             and told.group == group
             and type(generation) is int
             and type(row) is list
-            and told.waits is None
             and at >= now
             and abs(now + ttl - at) < GRACE * min(ttl, told_ttl)
         )
@@ -162,10 +189,12 @@ class Damper:
         """Let the next mention of each name be due."""
         for name in names:
             self._told.pop(name, None)
+            self._waits.pop(name, None)
 
     def clear(self) -> None:
         """Let everything be due: the leader has lost its state, or has another `proxy_expiry`."""
         self._told.clear()
+        self._waits.clear()
 
     def _remember(self, name: str, told: _Told, now: float) -> None:
         if name not in self._told and len(self._told) >= self._most:
@@ -191,14 +220,9 @@ def _is_news(old: _Told, expiry: _Expiry, said: dict[str, Any]) -> bool:
 
 
 def _after(
-    old: _Told | None,
-    group: str,
-    generation: int,
-    expiry: _Expiry,
-    said: dict[str, Any],
-    waits: list[Any],
+    old: _Told | None, group: str, generation: int, expiry: _Expiry, said: dict[str, Any]
 ) -> _Told:
-    """Return what the leader will know of a name after a mention, which is on its way."""
+    """Return what the leader knows of a name after a mention."""
     terminating, address = said.get("terminating"), said.get("address")
     mark = expiry if terminating else None
     if old is not None:
@@ -206,4 +230,4 @@ def _after(
             terminating, mark = old.terminating, old.mark
         if address is None:
             address = old.address
-    return _Told(group, generation, expiry, terminating, mark, address, waits)
+    return _Told(group, generation, expiry, terminating, mark, address)

@@ -17,16 +17,16 @@ were told. `exited` names processes that have ended. The leader replies with
     [term, 0, "leads", {...}, sent]
     [term, 0, "heard", clock, revision, sent]
     [term, 0, "events", epoch, tracker_id, revision, [event, ...]]
-    [term, 0, "moved", [name, ...]]
+    [term, 0, "moved", revision, [name, ...]]
 
 `leads` answers a `here` that names another term or ends the sessions: all that the relay has to
 know of the leader, and the processes of its host that have sessions. `heard` answers any other
 `here`. `sent` is that of the `here`; 0: it answers none. So the relay knows until when, at least,
 the leader has heard of it, and that the leader has ended the sessions of its host, too. `events`
 come when something happens; and when a host begins to listen, by a connection, those that it has
-missed. A host that does not listen is told only which proxies have `moved`, to another group or
-generation: it holds mentions back that say where they were. A newer sender may append to each
-array; what follows is ignored.
+missed. `moved` comes to every host, before the replies of the same batch: of these proxies, or of
+all when it names none, something else is known than the host was told, so that it holds no mention
+of them back. A newer sender may append to each array; what follows is ignored.
 
 Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
 connection which. It believes `admin` only of hosts that are listed for it.
@@ -192,15 +192,17 @@ class Events(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The names of proxies whose group or generation has changed, to a host that does not listen.
+    """Proxies of which something else is known than their mentions said.
 
     Attributes:
         term: of the leader.
-        names: of these proxies.
+        revision: up to which changes are told by this.
+        names: of these proxies; none: any may be among them.
     """
 
     term: int
-    names: list[str]
+    revision: int
+    names: Sequence[str]
 
 
 #: What the leader says.
@@ -357,8 +359,10 @@ def decode_answer(data: bytes) -> Said | None:
             *_,
         ] if all(type(each) is bytes for each in events):
             return Events(term, epoch, tracker, revision, events)
-        case [int(term), 0, "moved", list(names), *_] if all(type(each) is str for each in names):
-            return Moved(term, names)
+        case [int(term), 0, "moved", int(revision), list(names), *_] if all(
+            type(each) is str for each in names
+        ):
+            return Moved(term, revision, names)
         case [int(), 0, str(), *_]:
             return None
     raise HopError("it is not what a leader sends")

@@ -9,7 +9,8 @@ relays, which publish them on their hosts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgpack
@@ -28,6 +29,7 @@ from trackd.fleet.mailbox import FleetMailbox, HostSaid
 from trackd.host.logs import fields
 from trackd.operations.agents import hello
 from trackd.operations.runtime import FleetFacts
+from trackd.rules.tracker import Tracker
 from trackd.sessions.identity import Process
 from trackd.sessions.sessions import Session
 from trackd.state import changes
@@ -42,8 +44,12 @@ log = logging.getLogger("trackd.fleet")
 _EVENTS_A_MESSAGE: Final = 256
 #: Events that a host has missed up to which it is sent them; beyond, who watches there asks itself.
 _MOST_MISSED: Final = 10_000
-#: The kind of an event: a proxy has moved.
-_CHANGED: Final = "proxy_changed"
+#: Kinds of events by which something else is known of a proxy than its mentions said before.
+_MOVING: Final = frozenset(
+    {"proxy_changed", "proxy_expired", "proxy_forgotten", "proxy_marked", "proxy_addressed"}
+)
+#: Names of one `moved`; beyond, hosts are told that it may be any.
+_MOST_MOVED: Final = 1_000
 #: Mentions are damped twice, by the relay and here; each makes an expiry wrong by GRACE at most.
 _LONGER: Final = 1 + 2 * GRACE
 
@@ -61,22 +67,49 @@ class LastingGossip:
         self._damper = Damper(
             config.proxy_expiry, config.max_ttl, config.max_name, config.max_tracked
         )
+        self._sooner: list[str] = []
+        self._ignored: dict[str, list[str]] = {}  # by the host of who said it
 
-    def due(self, rows: Sequence[Any], now: float) -> list[Any]:
-        """Return the rows that say something new; each lives longer, since the next may come later.
+    @contextmanager
+    def due(
+        self, rows: Sequence[Any], now: float, tracker: Tracker, host: str
+    ) -> Generator[list[Any], None, None]:
+        """Give a block the rows that say something new; it takes them in, or fails.
+
+        Each lives longer than it says, since the next one may come later.
 
         Raises:
             ProtocolError: a row is not allowed.
         """
-        due = self._damper.due(rows, now)
-        for i, (name, group, generation, ttl, *more) in enumerate(due):
-            ttl = min((ttl or self._default_ttl) * _LONGER, self._max_ttl)  # noqa: PLW2901
-            due[i] = [name, group, generation, ttl, *more]
-        return due
+        due, taken = self._damper.due(rows, now), False
+        try:
+            yield [self._lengthened(*row) for row in due.rows]
+            taken = True
+        finally:
+            self._damper.settle(due, now, taken=taken)
+        self._sooner += due.sooner
+        ignored = [row[0] for row in due.rows if not _is_at(tracker, *row[:3])]
+        if ignored:
+            self._damper.forget(ignored)
+            self._ignored.setdefault(host, []).extend(ignored)
 
-    def note_taken(self, rows: Sequence[Any]) -> None:
-        """Note that what `due` has returned was taken in, and not refused."""
-        self._damper.note_taken(rows)
+    def take_untold(self) -> tuple[list[str], dict[str, list[str]]]:
+        """Return which mentions are news again without an event that says so, and forget it.
+
+        Returns:
+            The names that expire much earlier than before. And by the host of who said it, the
+            names of which it was ignored, as just after they were forgotten.
+        """
+        untold = self._sooner, self._ignored
+        self._sooner, self._ignored = [], {}
+        return untold
+
+    def _lengthened(
+        self, name: str, group: str, generation: int, ttl: float | None, *more: Any
+    ) -> list[Any]:
+        if ttl is None or ttl <= 0:
+            ttl = self._default_ttl
+        return [name, group, generation, min(ttl * _LONGER, self._max_ttl), *more]
 
     def follow(self, batch: Sequence[Moment]) -> None:
         """Let the next mention of what is not tracked any more be taken in."""
@@ -90,10 +123,14 @@ class LastingGossip:
                     self._damper.clear()
 
 
+def _is_at(tracker: Tracker, name: str, group: str, generation: int) -> bool:
+    return tracker.is_tracked(name) and tracker.place(name) == (group, generation)
+
+
 def _moved(packed: Iterable[bytes]) -> list[str]:
-    """Return the names of the proxies that events say have another group or generation."""
-    found = [msgpack.unpackb(each) for each in packed if _CHANGED.encode() in each]
-    return [about["name"] for _, _, _, kind, about in found if kind == _CHANGED]
+    """Return the names of proxies of which events say something else than their mentions."""
+    found = [msgpack.unpackb(each) for each in packed if b"proxy_" in each]
+    return [about["name"] for _, _, _, kind, about in found if kind in _MOVING]
 
 
 class LeaderActor(TrackerActor):
@@ -146,6 +183,7 @@ class LeaderActor(TrackerActor):
         self._processes: dict[str, set[Process]] = {}  # that have sessions, by host
         self._ended: dict[str, tuple[str, float]] = {}  # boot and `sent` of the last such word
         self._begin_to_listen: dict[str, Here] = {}  # hosts in this batch
+        self._behind: set[str] = set()  # hosts that must be told once more that this leads
         super().__init__(
             on_end,
             context,
@@ -198,6 +236,11 @@ class LeaderActor(TrackerActor):
         else:
             said = Leads(self._term, self._about(name), word.sent)
         self._fleet.answer(host.connection, encode_answer(said))
+
+    def _say_that_it_leads(self, host: Host) -> bool:
+        """Tell a host anew all that it has to know of this leader; return False without room."""
+        said = Leads(self._term, self._about(host.name))
+        return self._fleet.say(host.connection, encode_answer(said))
 
     def _end_host(self, name: str, word: Here) -> bool:
         """End all sessions of a host whose relay has ended them; return whether they have ended.
@@ -290,23 +333,27 @@ class LeaderActor(TrackerActor):
         for host in list(self._hosts):
             if host.name not in known:
                 self._hosts.cut_off(host.name)
-            elif host.connection:
-                said = Leads(self._term, self._about(host.name))
-                self._fleet.answer(host.connection, encode_answer(said))
+            else:
+                self._behind.add(host.name)
 
     def _publish(self, store: Any, batch: list[Moment]) -> None:
         self._gossip.follow(batch)
         super()._publish(store, batch)
 
     def _send_events(self, revision: int, packed: list[bytes]) -> None:
-        """Send events to the relays on whose hosts somebody listens; to others, what has moved."""
+        """Send events to the relays on whose hosts somebody listens; to all, what has moved."""
         self._tell([host for host in self._hosts if host.listens], revision, packed)
-        names = _moved(packed)
-        frame = encode_answer(Moved(self._term, names))
-        for host in self._hosts if names else ():
-            if not host.connection or host.listens or self._fleet.say(host.connection, frame):
-                continue
-            self._fleet.answer(host.connection, frame)  # as soon as there is room
+        self._say_moved(self._hosts, revision, _moved(packed))
+
+    def _say_moved(self, hosts: Iterable[Host], revision: int, names: list[str]) -> None:
+        """Tell hosts of which proxies something else is known than their mentions said."""
+        if not names:
+            return
+        moved = Moved(self._term, revision, names if len(names) <= _MOST_MOVED else [])
+        frame = encode_answer(moved)
+        for host in hosts:
+            if host.connection and not self._fleet.say(host.connection, frame):
+                self._behind.add(host.name)
 
     def _tell(self, hosts: Sequence[Host], revision: int, packed: list[bytes]) -> None:
         """Send events to some hosts; one without room for them begins to listen once more."""
@@ -319,7 +366,16 @@ class LeaderActor(TrackerActor):
                 host.listens = host.listens and self._fleet.say(host.connection, frame)
 
     def _end_batch(self) -> None:
+        sooner, ignored = self._gossip.take_untold()
+        self._say_moved(self._hosts, self._published, sooner)
+        for name, names in ignored.items():
+            host = self._hosts.get(name)
+            self._say_moved([host] if host is not None else [], self._published, names)
         super()._end_batch()
+        for name in [*self._behind]:
+            host = self._hosts.get(name)
+            if host is None or not host.connection or self._say_that_it_leads(host):
+                self._behind.discard(name)
         for name, word in self._begin_to_listen.items():  # after `leads`, and what is stored
             host = self._hosts.get(name)
             if host is not None and not self._failed:

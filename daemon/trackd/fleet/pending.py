@@ -6,10 +6,11 @@ came. What an agent sends twice is one request: it has the same token and the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from trackd.fleet.damping import Due
 from trackd.fleet.hop import Asker
 
 #: Requests that are kept, and bytes of them all; of one user a quarter, so that all have a share.
@@ -45,7 +46,7 @@ class Pending:
         asker: who asks, without what remains of its time.
         deadline: seconds of this host's CLOCK_BOOTTIME, or None.
         frame: what the agent has sent.
-        rows: the gossip in it that was damped, or nothing.
+        due: what the leader is told of the gossip in it; None: it was not damped.
         only_looks: whether it has no session, and so changes nothing.
         sent: when it was sent to the leader, by CLOCK_BOOTTIME; None: it was not.
     """
@@ -57,7 +58,7 @@ class Pending:
     asker: Asker
     deadline: float | None
     frame: bytes
-    rows: Sequence[Any] = ()
+    due: Due | None = None
     only_looks: bool = False
     sent: float | None = None
 
@@ -121,12 +122,12 @@ class Requests:
         asker: Asker,
         deadline: float | None,
         frame: bytes,
-        rows: Sequence[Any] = (),
+        due: Due | None = None,
         *,
         only_looks: bool = False,
     ) -> Pending:
         """Keep a request, and return it; for the arguments see Pending."""
-        made = Pending(self._next, key, op, route, asker, deadline, frame, rows, only_looks)
+        made = Pending(self._next, key, op, route, asker, deadline, frame, due, only_looks)
         self._next += 1
         self._by_number[made.number] = self._by_key[key] = made
         self._count(made, 1)
@@ -154,8 +155,8 @@ class Requests:
         for request in self:
             request.sent = None
 
-    def drop_late(self, now: float) -> None:
-        """Forget those that nobody waits for: their agents would have repeated them."""
+    def take_late(self, now: float) -> list[Pending]:
+        """Return and forget those that nobody waits for: their agents would have repeated them."""
         late = [
             each
             for each in self
@@ -167,6 +168,7 @@ class Requests:
         ]
         for each in late:
             self.take(each.number)
+        return late
 
     def _count(self, request: Pending, sign: int) -> None:
         uid = request.key[0]

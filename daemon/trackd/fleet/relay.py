@@ -53,7 +53,7 @@ from trackd.actors.supervised import OnEnd, SupervisedActor, refuse_message, sen
 from trackd.config.settings import Config, ConfigError
 from trackd.fleet import contact
 from trackd.fleet.contact import Contact
-from trackd.fleet.damping import Damper
+from trackd.fleet.damping import Damper, Due
 from trackd.fleet.hop import (
     MOST_EXITED,
     Answer,
@@ -102,10 +102,6 @@ _PATIENCE: Final = 10.0
 _AGAIN: Final = 1.0
 #: Connections of agents whose processes are remembered.
 _MOST_ROUTES: Final = 16_384
-#: The last gossip of a session of which none is known.
-_NO_GOSSIP: Final = (0, None)
-#: Events that need no mention to be held back any more, by their kind.
-_FORGETTING: Final = frozenset({"proxy_changed", "proxy_expired", "proxy_forgotten"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +271,7 @@ class RelayActor(SupervisedActor):
         self._told = 0  # up to which revision its events were published here
         self._offset: float | None = None  # of the fleet clock, as agents were told first
         self._damper = Damper(config.proxy_expiry, config.max_ttl)
-        #: Of each session that gossips, by uid and token: see `_note_gossip`.
-        self._gossip: dict[tuple[int, bytes], tuple[int, bytes | None]] = {}
+        self._moved = 0  # up to which revision it was told which proxies have moved
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
@@ -390,7 +385,7 @@ class RelayActor(SupervisedActor):
         return {"reloads": self._reloads_asked}
 
     def _forward(self, call: Call, peer: Peer, frame: bytes) -> bytes | None:
-        """Keep a request and send it to the leader; gossip that it knows is answered here."""
+        """Keep a request and send it to the leader, without gossip that it knows."""
         op, token = call.body.get("op"), call.body.get("token")
         has_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
         if self._is_cut_off:
@@ -409,16 +404,9 @@ class RelayActor(SupervisedActor):
                 Code.UNAVAILABLE,
                 f"too many requests wait for the leader of the fleet: {self._status()}",
             )
-        rows: list[Any] = []
+        due = None
         if op == "track_expected" and has_token:
-            last, repeated = self._gossip.get(key[:2], _NO_GOSSIP)
-            if call.seq == last and repeated is not None:
-                return repeated
-            if call.seq > last:
-                rows, frame, repeated = self._damp(call, frame, is_known=last > 0)
-                self._note_gossip(key[:2], call.seq, repeated)
-                if repeated is not None:
-                    return repeated
+            due, frame = self._damp(call, frame)
         deadline = call.body.get("deadline")
         until = None
         if is_seconds(deadline) and self._offset is not None:
@@ -426,42 +414,27 @@ class RelayActor(SupervisedActor):
         asker = self._asker(call.route, peer)
         self._send(
             self._requests.add(
-                key, op, call.route, asker, until, frame, rows, only_looks=not has_token
+                key, op, call.route, asker, until, frame, due, only_looks=not has_token
             )
         )
         return None
 
-    def _damp(
-        self, call: Call, frame: bytes, *, is_known: bool
-    ) -> tuple[list[Any], bytes, bytes | None]:
+    def _damp(self, call: Call, frame: bytes) -> tuple[Due | None, bytes]:
         """Leave out of gossip what the leader knows.
 
-        What may be a copy of an earlier request goes to the leader as it is: the leader remembers
-        its reply. So does the first gossip of a session, which this relay may have passed on before
-        it was started again.
-
         Returns:
-            The rows of which the leader is told, the frame for it, and the reply when it need not
-            be told anything.
+            What the leader is told, and the frame for it; None when all of it is passed on.
         """
         proxies = call.body.get("proxies")
-        if not is_known or not self._leader or type(proxies) is not list:
-            return [], frame, None
+        if not self._leader or type(proxies) is not list:
+            return None, frame
         try:
-            rows = self._damper.due(proxies, boottime())
+            due = self._damper.due(proxies, boottime())
         except ProtocolError:
-            return [], frame, None  # the leader says what is wrong
-        if not rows:
-            return rows, frame, self._reply(call.seq, {"changed": 0})
-        if len(rows) < len(proxies):
-            frame = encode_message(REQUEST, {**call.body, "proxies": rows})
-        return rows, frame, None
-
-    def _note_gossip(self, who: tuple[int, bytes], seq: int, reply: bytes | None) -> None:
-        """Note the last gossip of a session, with the reply when the leader has not heard of it."""
-        if len(self._gossip) >= _MOST_ROUTES and who not in self._gossip:
-            self._gossip.clear()
-        self._gossip[who] = seq, reply
+            return None, frame  # the leader says what is wrong
+        if len(due.rows) < len(proxies):
+            frame = encode_message(REQUEST, {**call.body, "proxies": due.rows})
+        return due, frame
 
     def _check_size(self, frame: bytes) -> None:
         """Check that the leader takes a message: it would hang up on this host otherwise."""
@@ -611,7 +584,9 @@ class RelayActor(SupervisedActor):
         for name, link in self._links.items():
             if link.connected:
                 self._show(name, link)
-        self._requests.drop_late(now)
+        for request in self._requests.take_late(now):
+            if request.due is not None:
+                self._damper.settle(request.due, now, taken=False)
         try:
             self._check_reached()
         except ProtocolError as error:
@@ -676,7 +651,11 @@ class RelayActor(SupervisedActor):
             self._note_heard(said.sent)
             self._revision = max(self._revision, said.revision)
         elif isinstance(said, Moved):
-            self._damper.forget(said.names)
+            self._moved = max(self._moved, said.revision)
+            if said.names:
+                self._damper.forget(said.names)
+            else:
+                self._damper.clear()
         else:
             self._revision = max(self._revision, said.revision)
             self._publish(said.epoch, said.tracker_id, said.revision, said.events)
@@ -708,13 +687,11 @@ class RelayActor(SupervisedActor):
         same_state = known is not None and known["tracker_id"] == tracker_id
         if not same_state:
             self._revision = self._told = 0
-        same_terms = known is not None and (known["proxy_expiry"], known["max_ttl"]) == damper
-        if not same_state or not same_terms:
-            self._damper = Damper(*damper, max_name)
+        self._damper = Damper(*damper, max_name)  # nobody has said what has moved since
+        self._moved = revision
         if (self._leader, self._term) != (name, said.term):
             log.info("leader found", extra=fields(leader=name, term=said.term))
             self._requests.take_back()
-            self._damper.clear()  # nobody has said what has moved since
             self._since = now
         self._leader, self._term, self._about, self._heard = name, said.term, about, now
         self._note_heard(said.sent, host_ttl)
@@ -751,9 +728,12 @@ class RelayActor(SupervisedActor):
         self._mailbox.takes_more = self._requests.in_flight < WINDOW
         if request is None or not answer.frame:
             return  # nobody waits for it, or the leader has nothing to say
-        self._revision = max(self._revision, _revision_of(answer.frame))
-        if request.rows and not _is_error(answer.frame):
-            self._damper.note_taken(request.rows)
+        revision = _revision_of(answer.frame)
+        self._revision = max(self._revision, revision)
+        if request.due is not None:
+            # A reply that is older is one to an earlier copy of the request.
+            taken = revision >= self._moved and not _is_error(answer.frame)
+            self._damper.settle(request.due, boottime(), taken=taken)
         frame = self._with_facts(answer.frame) if request.op == "status" else answer.frame
         self._mailbox.send(request.route, frame)
 
@@ -776,17 +756,8 @@ class RelayActor(SupervisedActor):
     def _publish(
         self, epoch: int, tracker_id: str, revision: int, events: list[bytes] | tuple[()]
     ) -> None:
-        """Publish events on this host, and let go of gossip about what has changed."""
+        """Publish events on this host."""
         self._told = max(self._told, revision)
-        for packed in events:
-            try:
-                _, _, _, kind, about = msgpack.unpackb(packed)
-                if kind in _FORGETTING:
-                    self._damper.forget([about["name"]])
-                elif kind == "group_forgotten":
-                    self._damper.clear()
-            except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
-                self._limited.warning("event", "an event cannot be read", error=error)
         if self._publisher is not None and self._audience.listening:
             send(self._publisher, Publish(epoch, tracker_id, revision, events))
 

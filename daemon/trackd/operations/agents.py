@@ -127,10 +127,9 @@ def track_expected(
     damper = context.runtime.damper
     if damper is None:
         return {"changed": _track(context, session, request.proxies, call.heard)}
-    due = damper.due(request.proxies, context.now())
-    changed = _track(context, session, due)
-    damper.note_taken(due)
-    return {"changed": changed}
+    tracker, host = context.state.tracker, session.peer.host
+    with damper.due(request.proxies, context.now(), tracker, host) as due:
+        return {"changed": _track(context, session, due)}
 
 
 def _track(

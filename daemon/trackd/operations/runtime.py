@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trackd.operations.listings import Listings
+from trackd.rules.tracker import Tracker
 from trackd.state.counters import Metrics
 from trackd.state.coverage import Coverage, GroupGaps
 from trackd_client.wire.done import Done
@@ -58,11 +60,10 @@ class HttpState:
 class Gossip(Protocol):
     """The gossip that a leader takes in, of all that the hosts of a fleet repeat."""
 
-    def due(self, rows: Sequence[Any], now: float) -> list[Any]:
-        """Return the rows that say something new."""
-
-    def note_taken(self, rows: Sequence[Any]) -> None:
-        """Note that what `due` has returned was taken in, and not refused."""
+    def due(
+        self, rows: Sequence[Any], now: float, tracker: Tracker, host: str
+    ) -> AbstractContextManager[list[Any]]:
+        """Give a block the rows of a host that say something new; it takes them in, or fails."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -32,8 +32,8 @@ def damper(**settings: int) -> Damper:
 def tell(one: Damper, rows: Sequence[Any], now: float) -> list[Any]:
     """Return what is due; the leader takes it in at once."""
     due = one.due(rows, now)
-    one.note_taken(due)
-    return due
+    one.settle(due, now, taken=True)
+    return due.rows
 
 
 # --- examples ------------------------------------------------------------------------------------
@@ -131,34 +131,58 @@ def test_what_is_on_its_way_is_due_for_all_until_the_leader_has_taken_it_in() ->
     one = damper()
     first = one.due([row("a"), row("b")], 0.0)
     assert tell(one, [row("b")], 1.0) == [row("b")]
-    assert one.due([row("a"), row("b")], 2.0) == [row("a")]
-    one.note_taken(first)  # a later mention of it is on its way yet
-    assert one.due([row("a")], 3.0) == [row("a")]
+    last = one.due([row("a"), row("b")], 2.0)
+    assert last.rows == [row("a")]
+    one.settle(first, 3.0, taken=True)  # a later mention of it is on its way yet
+    assert one.due([row("a"), row("b")], 3.0).rows == [row("a")]
+    one.settle(last, 4.0, taken=True)
+    assert one.due([row("a")], 5.0).rows == [row("a")]
 
 
-def test_what_was_refused_or_is_lost_stays_due() -> None:
+def test_what_was_told_before_does_not_count_while_something_else_is_on_its_way() -> None:
+    one = damper()
+    tell(one, [row()], 0.0)
+    moved = one.due([row(generation=2)], 1.0)
+    assert one.due([row()], 2.0).rows == [row()]
+    one.settle(moved, 3.0, taken=True)
+    assert one.due([row(generation=2)], 4.0).rows == [row(generation=2)]
+
+
+def test_what_was_refused_or_is_lost_stays_due_and_takes_no_room() -> None:
     one = damper()
     for now in range(3):
-        assert one.due([row()], float(now)) == [row()]
+        due = one.due([row()], float(now))
+        assert due.rows == [row()]
+        one.settle(due, now + 0.5, taken=False)
+    assert len(one) == 0
+    assert one._waits == {}
     assert tell(one, [row()], 3.0) == [row()]
-    assert one.due([row()], 4.0) == []
+    assert one.due([row()], 4.0).rows == []
 
 
-def test_what_was_moved_while_it_was_on_its_way_stays_due() -> None:
+@pytest.mark.parametrize("forget", [lambda one: one.forget(["p"]), Damper.clear])
+def test_what_has_moved_while_it_was_on_its_way_stays_due(forget: Callable[[Damper], None]) -> None:
     one = damper()
     first = one.due([row()], 0.0)
-    one.forget(["p"])
-    one.note_taken(first)
-    assert one.due([row()], 1.0) == [row()]
+    forget(one)
+    one.settle(first, 1.0, taken=True)
+    assert one.due([row()], 2.0).rows == [row()]
 
 
-def test_what_is_on_its_way_says_nothing_of_what_comes_after() -> None:
+def test_what_is_lost_says_nothing_of_what_comes_after() -> None:
     one = damper()
     tell(one, [[*row(), {"terminating": True, "address": "a:1"}]], 0.0)
-    one.due([[*row(), {"terminating": False}]], 1.0)  # lost
+    one.settle(one.due([[*row(), {"terminating": False}]], 1.0), 2.0, taken=False)
     assert tell(one, [row()], 2.0) == [row()]
     assert tell(one, [[*row(), {"address": "a:1"}]], 3.0)
     assert tell(one, [[*row(), {"terminating": True}]], 4.0)
+
+
+def test_a_name_that_expires_before_it_would_be_heard_again_is_named() -> None:
+    one = damper()
+    tell(one, [row("a"), row("b"), row("c")], 0.0)
+    due = one.due([row("a", ttl=14.0), row("b", ttl=16.0), row("c", generation=2, ttl=1.0)], 10.0)
+    assert due.sooner == ["a", "c"]
 
 
 @pytest.mark.parametrize(

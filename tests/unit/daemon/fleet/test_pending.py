@@ -55,7 +55,7 @@ def test_those_that_nobody_waits_for_are_dropped() -> None:
     add(requests, 1, deadline=1.0)
     add(requests, 2)
     add(requests, 3, deadline=3.0)
-    requests.drop_late(3.0 + KEPT)
+    assert [each.seq for each in requests.take_late(3.0 + KEPT)] == [1]
     assert [each.seq for each in requests] == [2, 3]
 
 
@@ -66,15 +66,12 @@ def test_those_that_no_agent_repeats_are_dropped() -> None:
     add(requests, 3)
     for request in list(requests)[:2]:
         requests.note_sent(request, 1.0)
-    for now, left in [
-        (1.0 + ANSWERED, [1, 2, 3]),
-        (1.5 + ANSWERED, [2, 3]),
-        (1.0 + REPEATED, [2, 3]),
-        (1.5 + REPEATED, [3]),  # it was never sent
-    ]:
-        requests.drop_late(now)
-        assert [each.seq for each in requests] == left
+    assert requests.take_late(1.0 + ANSWERED) == []
+    assert [each.seq for each in requests.take_late(1.5 + ANSWERED)] == [1]
     assert requests.in_flight == 0
+    assert requests.take_late(1.0 + REPEATED) == []
+    assert [each.seq for each in requests.take_late(1.5 + REPEATED)] == [2]
+    assert [each.seq for each in requests] == [3], "it was never sent"
 
 
 def test_those_with_the_leader_are_counted_without_those_that_wait_there() -> None:
