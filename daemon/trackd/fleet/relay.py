@@ -525,7 +525,9 @@ class RelayActor(SupervisedActor):
             self._requests.note_sent(request, now)
 
     def _send_again(self, request: Pending) -> None:
-        """Send a request that may have got lost, or whose reply may."""
+        """Send a request that may have got lost, or whose reply may; or that found no room."""
+        if request.sent is None and request.op == "track_expected":
+            self._damper.clear()  # later mentions may have overtaken this one
         if request.sent is None or boottime() > request.sent + _AGAIN:
             self._send(request)
 
@@ -596,8 +598,8 @@ class RelayActor(SupervisedActor):
         if self._leader:
             self._exited([])
             for request in self._requests:
-                if request.sent is None:  # there was no room
-                    self._send(request)
+                if request.sent is None:
+                    self._send_again(request)
 
     def _note_listeners(self) -> None:
         """Ask for events as soon as somebody subscribes.
@@ -726,14 +728,16 @@ class RelayActor(SupervisedActor):
         """Pass a reply on to the agent that waits for it."""
         request = self._requests.take(answer.number)
         self._mailbox.takes_more = self._requests.in_flight < WINDOW
-        if request is None or not answer.frame:
-            return  # nobody waits for it, or the leader has nothing to say
+        if request is None:
+            return  # nobody waits for it
         revision = _revision_of(answer.frame)
         self._revision = max(self._revision, revision)
         if request.due is not None:
             # A reply that is older is one to an earlier copy of the request.
             taken = revision >= self._moved and not _is_error(answer.frame)
             self._damper.settle(request.due, boottime(), taken=taken)
+        if not answer.frame:
+            return  # the leader has nothing to say
         frame = self._with_facts(answer.frame) if request.op == "status" else answer.frame
         self._mailbox.send(request.route, frame)
 
