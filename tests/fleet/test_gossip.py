@@ -154,18 +154,37 @@ def test_a_late_copy_of_what_only_repeated_does_nothing(fleet: Fleet) -> None:
         assert (seen(peer) or {})["generation"] == 2
 
 
-def test_the_reply_to_a_copy_says_nothing_of_now(fleet: Fleet) -> None:
+@pytest.mark.parametrize("other", [row(3), row(2, ttl=30.0)])
+def test_the_reply_to_a_copy_says_nothing_of_now(fleet: Fleet, other: list[Any]) -> None:
     relay = fleet.relays[0]
     with RawPeer(relay.endpoint) as a, RawPeer(fleet.relays[1].endpoint) as b:
         mention(a.open(), row(1))
         moves = a.body("track_expected", proxies=[row(2)], done=[])
         assert a.ask(moves)["changed"] == 1
-        mention(b.open(), row(3))
+        mention(b.open(), other)
         relay.kill()
         relay.start()
         fleet.wait_until_served(relay)
         assert a.ask(moves, LONG)["changed"] == 1
-        assert mention(a, row(2)) == 1
+        mention(a, row(2))
+        found = seen(b)
+        assert found is not None
+        assert found["generation"] == 2
+        assert found["expires"] > b.request("hello")["clock"] + 600
+
+
+def test_the_last_word_counts_while_an_earlier_one_waits(fleet: Fleet) -> None:
+    with RawPeer(fleet.relays[0].endpoint) as a, RawPeer(fleet.relays[1].endpoint) as b:
+        mention(a.open(), row(terminating=False))
+        b.open()
+        for word in (True, False, True):  # a proxy flips once in a second
+            mention(a if word is False else b, row(terminating=word))
+
+        def is_unmarked() -> bool:
+            mention(a, row(terminating=False))
+            return not (seen(b) or {"terminating": True}).get("terminating")
+
+        wait_until(is_unmarked, LONG)
 
 
 def test_what_is_done_is_heard_with_gossip_that_only_repeats(fleet: Fleet) -> None:
@@ -193,10 +212,16 @@ def test_a_host_without_room_is_told_later_that_any_proxy_may_have_moved(
         for relay in fleet.relays:
             fleet.wait_until_served(relay)
         a, b = (stack.enter_context(RawPeer(relay.endpoint)).open() for relay in fleet.relays)
-        names = [f"{number:0200}" for number in range(900)]
+        tracker = stack.enter_context(Tracker(fleet.relays[0].endpoint, timeout=LONG))
+        events = tracker.events()
+        stack.callback(events.close)
+        assert next(events).kind == "snapshot"
+        names = [f"{number:0200}" for number in range(500)]
         mention(a, row(1))
         with fleet.relays[0].paused():
-            for generation in range(1, 60):  # 10 MB of names, each time those that have moved
+            for generation in range(1, 40):  # 8 MB of events fill the connection
                 mention(b, *(row(generation, name=name) for name in names))
-            mention(b, row(2), *(row(60, name=name) for name in names))
+            for count in range(1, 1_500):  # small ones, as many as wait for one host
+                b.request("set_connection_count", count=count)
+            mention(b, row(2))
         wait_until(lambda: mention(a, row(1)) == 1, LONG)

@@ -144,10 +144,26 @@ class Damper:
             if old is None or _is_news(old, expiry, said):
                 due.rows.append(rows[i])
                 due.sooner += [name] if is_sooner else []
-                due.told[name] = _after(old, group, generation, expiry, said)
-                self._told.pop(name, None)
-                self._waits[name] = due
+                told = _after(old, group, generation, expiry, said)
+                if not self._repeats_waiting(name, told, said):
+                    due.told[name] = told
+                    self._told.pop(name, None)
+                    self._waits[name] = due
         return due
+
+    def _repeats_waiting(self, name: str, told: _Told, said: dict[str, Any]) -> bool:
+        """Return whether a row says the same as the last one that is on its way.
+
+        Then that one goes on to count. Otherwise none ever would, where mentions come faster than
+        the leader answers.
+        """
+        waiting = self._waits.get(name)
+        last = None if waiting is None else waiting.told[name]
+        return (
+            last is not None
+            and (last.group, last.generation) == (told.group, told.generation)
+            and not _is_news(last, told.expiry, said)
+        )
 
     def settle(self, due: Due, now: float, *, taken: bool) -> None:
         """Note what has become of a message that was on its way.

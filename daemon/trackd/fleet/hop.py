@@ -17,16 +17,16 @@ were told. `exited` names processes that have ended. The leader replies with
     [term, 0, "leads", {...}, sent]
     [term, 0, "heard", clock, revision, sent]
     [term, 0, "events", epoch, tracker_id, revision, [event, ...]]
-    [term, 0, "moved", revision, [name, ...]]
+    [term, 0, "moved", [name, ...]]
 
 `leads` answers a `here` that names another term or ends the sessions: all that the relay has to
 know of the leader, and the processes of its host that have sessions. `heard` answers any other
 `here`. `sent` is that of the `here`; 0: it answers none. So the relay knows until when, at least,
 the leader has heard of it, and that the leader has ended the sessions of its host, too. `events`
 come when something happens; and when a host begins to listen, by a connection, those that it has
-missed. `moved` comes to every host, before the replies of the same batch: of these proxies, or of
-all when it names none, something else is known than the host was told, so that it holds no mention
-of them back. A newer sender may append to each array; what follows is ignored.
+missed. `moved` comes to every host: of these proxies, or of all when it names none, something else
+may be known than the mentions of this host said, so that it leaves none of them out. A newer sender
+may append to each array; what follows is ignored.
 
 Whatever the bytes of a relay say, they say it for one host: the leader knows from the key of the
 connection which. It believes `admin` only of hosts that are listed for it.
@@ -196,12 +196,10 @@ class Moved(NamedTuple):
 
     Attributes:
         term: of the leader.
-        revision: up to which changes are told by this.
         names: of these proxies; none: any may be among them.
     """
 
     term: int
-    revision: int
     names: Sequence[str]
 
 
@@ -359,10 +357,8 @@ def decode_answer(data: bytes) -> Said | None:
             *_,
         ] if all(type(each) is bytes for each in events):
             return Events(term, epoch, tracker, revision, events)
-        case [int(term), 0, "moved", int(revision), list(names), *_] if all(
-            type(each) is str for each in names
-        ):
-            return Moved(term, revision, names)
+        case [int(term), 0, "moved", list(names), *_] if all(type(each) is str for each in names):
+            return Moved(term, names)
         case [int(), 0, str(), *_]:
             return None
     raise HopError("it is not what a leader sends")

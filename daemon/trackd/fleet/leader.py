@@ -9,7 +9,8 @@ relays, which publish them on their hosts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import zmq
 
 from trackd.actors.messages import Audience, Reload, Serve
 from trackd.actors.supervised import OnEnd
+from trackd.actors.unread import SMALL
 from trackd.actors.writer import TrackerActor
 from trackd.config.settings import Config
 from trackd.fleet.authentication import HostKeys
@@ -36,6 +38,7 @@ from trackd.state import changes
 from trackd.state.changes import Moment
 from trackd.state.timers import SWEEP_INTERVAL
 from trackd.storage.store import DamagedError, DeposedError, OpenStore, StoreError
+from trackd_client.wire.checks import more_of
 from trackd_client.wire.requests import Hello
 
 log = logging.getLogger("trackd.fleet")
@@ -48,8 +51,8 @@ _MOST_MISSED: Final = 10_000
 _MOVING: Final = frozenset(
     {"proxy_changed", "proxy_expired", "proxy_forgotten", "proxy_marked", "proxy_addressed"}
 )
-#: Names of one `moved`; beyond, hosts are told that it may be any.
-_MOST_MOVED: Final = 1_000
+#: Seconds between two words about what has moved: each goes to all hosts.
+_MOVED_EACH: Final = 0.1
 #: Mentions are damped twice, by the relay and here; each makes an expiry wrong by GRACE at most.
 _LONGER: Final = 1 + 2 * GRACE
 
@@ -58,6 +61,11 @@ class LastingGossip:
     """The mentions that the leader takes in: those that say something new, with a longer TTL.
 
     All hosts together repeat each mention very often, and each would be a row in etcd.
+
+    Attributes:
+        sooner: names that expire much sooner since this batch.
+        ignored: by the host of who said it in this batch, names of which it was not taken in: just
+            after they were forgotten, while a word about terminating waits, or in a copy.
     """
 
     def __init__(self, config: Config) -> None:
@@ -67,8 +75,8 @@ class LastingGossip:
         self._damper = Damper(
             config.proxy_expiry, config.max_ttl, config.max_name, config.max_tracked
         )
-        self._sooner: list[str] = []
-        self._ignored: dict[str, list[str]] = {}  # by the host of who said it
+        self.sooner: set[str] = set()
+        self.ignored: dict[str, set[str]] = defaultdict(set)
 
     @contextmanager
     def due(
@@ -87,22 +95,17 @@ class LastingGossip:
             taken = True
         finally:
             self._damper.settle(due, now, taken=taken)
-        self._sooner += due.sooner
-        ignored = [row[0] for row in due.rows if not _is_at(tracker, *row[:3])]
+        self.sooner.update(due.sooner)
+        ignored = [row[0] for row in due.rows if not _is_known(tracker, row)]
         if ignored:
             self._damper.forget(ignored)
-            self._ignored.setdefault(host, []).extend(ignored)
+            self.ignored[host].update(ignored)
 
-    def take_untold(self) -> tuple[list[str], dict[str, list[str]]]:
-        """Return which mentions are news again without an event that says so, and forget it.
-
-        Returns:
-            The names that expire much earlier than before. And by the host of who said it, the
-            names of which it was ignored, as just after they were forgotten.
-        """
-        untold = self._sooner, self._ignored
-        self._sooner, self._ignored = [], {}
-        return untold
+    def note_copy(self, body: Mapping[str, Any], host: str) -> None:
+        """Note a request of a host that was answered before: what it says was not taken in now."""
+        if body.get("op") == "track_expected" and type(body.get("proxies")) is list:
+            rows = [row for row in body["proxies"] if type(row) is list and row]
+            self.ignored[host].update(row[0] for row in rows if type(row[0]) is str)
 
     def _lengthened(
         self, name: str, group: str, generation: int, ttl: float | None, *more: Any
@@ -123,8 +126,13 @@ class LastingGossip:
                     self._damper.clear()
 
 
-def _is_at(tracker: Tracker, name: str, group: str, generation: int) -> bool:
-    return tracker.is_tracked(name) and tracker.place(name) == (group, generation)
+def _is_known(tracker: Tracker, row: list[Any]) -> bool:
+    """Return whether a tracker knows of a proxy what a row says."""
+    name, group, generation, *_ = row
+    if not tracker.is_tracked(name) or tracker.place(name) != (group, generation):
+        return False
+    word = more_of(row).get("terminating")
+    return word is None or word == (tracker.marks.get(name).said is not None)
 
 
 def _moved(packed: Iterable[bytes]) -> list[str]:
@@ -184,6 +192,8 @@ class LeaderActor(TrackerActor):
         self._ended: dict[str, tuple[str, float]] = {}  # boot and `sent` of the last such word
         self._begin_to_listen: dict[str, Here] = {}  # hosts in this batch
         self._behind: set[str] = set()  # hosts that must be told once more that this leads
+        self._moved: set[str] = set()  # names of which hosts must be told that they have moved
+        self._moved_at = 0.0  # when they may be told again
         super().__init__(
             on_end,
             context,
@@ -323,7 +333,8 @@ class LeaderActor(TrackerActor):
         due, silent = super()._next_due(), self._hosts.next_silent()
         if silent is not None and silent <= self._moment:  # not judged yet: not all was read
             silent = self._moment + SWEEP_INTERVAL
-        return min((each for each in (due, silent) if each is not None), default=None)
+        moved = self._moved_at if self._moved else None
+        return min((each for each in (due, silent, moved) if each is not None), default=None)
 
     def _reload(self, message: Reload) -> None:
         super()._reload(message)
@@ -343,14 +354,20 @@ class LeaderActor(TrackerActor):
     def _send_events(self, revision: int, packed: list[bytes]) -> None:
         """Send events to the relays on whose hosts somebody listens; to all, what has moved."""
         self._tell([host for host in self._hosts if host.listens], revision, packed)
-        self._say_moved(self._hosts, revision, _moved(packed))
+        self._moved.update(_moved(packed))
+        self._say_what_moved()
 
-    def _say_moved(self, hosts: Iterable[Host], revision: int, names: list[str]) -> None:
-        """Tell hosts of which proxies something else is known than their mentions said."""
-        if not names:
-            return
-        moved = Moved(self._term, revision, names if len(names) <= _MOST_MOVED else [])
-        frame = encode_answer(moved)
+    def _say_what_moved(self) -> None:
+        """Tell all hosts of which proxies something else is known now; not too often."""
+        if self._moved and self._moment >= self._moved_at:
+            self._say_moved(self._hosts, self._moved)
+            self._moved.clear()
+            self._moved_at = self._moment + _MOVED_EACH
+
+    def _say_moved(self, hosts: Iterable[Host], names: Iterable[str]) -> None:
+        frame = encode_answer(Moved(self._term, [*names]))
+        if len(frame) > SMALL:
+            frame = encode_answer(Moved(self._term, []))
         for host in hosts:
             if host.connection and not self._fleet.say(host.connection, frame):
                 self._behind.add(host.name)
@@ -366,19 +383,24 @@ class LeaderActor(TrackerActor):
                 host.listens = host.listens and self._fleet.say(host.connection, frame)
 
     def _end_batch(self) -> None:
-        sooner, ignored = self._gossip.take_untold()
-        self._say_moved(self._hosts, self._published, sooner)
-        for name, names in ignored.items():
-            host = self._hosts.get(name)
-            self._say_moved([host] if host is not None else [], self._published, names)
+        gossip = self._gossip
+        self._moved |= gossip.sooner
+        gossip.sooner.clear()
+        for name, names in gossip.ignored.items():  # before the replies
+            if (host := self._hosts.get(name)) is not None:
+                self._say_moved([host], names)
+        gossip.ignored.clear()
         super()._end_batch()
+        if self._failed:
+            return
+        self._say_what_moved()
         for name in [*self._behind]:
             host = self._hosts.get(name)
             if host is None or not host.connection or self._say_that_it_leads(host):
                 self._behind.discard(name)
         for name, word in self._begin_to_listen.items():  # after `leads`, and what is stored
             host = self._hosts.get(name)
-            if host is not None and not self._failed:
+            if host is not None:
                 host.listens = True
                 self._tell([host], self._published, self._missed(word))
         self._begin_to_listen.clear()
@@ -393,6 +415,7 @@ class LeaderActor(TrackerActor):
 
     def _lose_batch(self, error: StoreError | DamagedError) -> None:
         self._runtime.damper = self._gossip = LastingGossip(self._config)
+        self._behind.update(host.name for host in self._hosts)
         super()._lose_batch(error)
 
     def _serve(self, message: Serve) -> None:

@@ -271,7 +271,6 @@ class RelayActor(SupervisedActor):
         self._told = 0  # up to which revision its events were published here
         self._offset: float | None = None  # of the fleet clock, as agents were told first
         self._damper = Damper(config.proxy_expiry, config.max_ttl)
-        self._moved = 0  # up to which revision it was told which proxies have moved
 
     # -- messages: all of this runs in the actor's thread -----------------------------
 
@@ -653,7 +652,6 @@ class RelayActor(SupervisedActor):
             self._note_heard(said.sent)
             self._revision = max(self._revision, said.revision)
         elif isinstance(said, Moved):
-            self._moved = max(self._moved, said.revision)
             if said.names:
                 self._damper.forget(said.names)
             else:
@@ -690,7 +688,6 @@ class RelayActor(SupervisedActor):
         if not same_state:
             self._revision = self._told = 0
         self._damper = Damper(*damper, max_name)  # nobody has said what has moved since
-        self._moved = revision
         if (self._leader, self._term) != (name, said.term):
             log.info("leader found", extra=fields(leader=name, term=said.term))
             self._requests.take_back()
@@ -730,11 +727,9 @@ class RelayActor(SupervisedActor):
         self._mailbox.takes_more = self._requests.in_flight < WINDOW
         if request is None:
             return  # nobody waits for it
-        revision = _revision_of(answer.frame)
-        self._revision = max(self._revision, revision)
+        self._revision = max(self._revision, _revision_of(answer.frame))
         if request.due is not None:
-            # A reply that is older is one to an earlier copy of the request.
-            taken = revision >= self._moved and not _is_error(answer.frame)
+            taken = not _is_error(answer.frame)
             self._damper.settle(request.due, boottime(), taken=taken)
         if not answer.frame:
             return  # the leader has nothing to say

@@ -114,6 +114,8 @@ class Requests:
             return None
         kept = session.replies.get(seq)
         if kept is not None:
+            if (damper := self.context.runtime.damper) is not None:
+                damper.note_copy(body, session.peer.host)
             return kept.frame
         if seq in live.refusals:
             return live.refusals[seq]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -64,6 +64,9 @@ class Gossip(Protocol):
         self, rows: Sequence[Any], now: float, tracker: Tracker, host: str
     ) -> AbstractContextManager[list[Any]]:
         """Give a block the rows of a host that say something new; it takes them in, or fails."""
+
+    def note_copy(self, body: Mapping[str, Any], host: str) -> None:
+        """Note a request of a host that was answered before, which may be gossip."""
 
 
 @dataclass(frozen=True, slots=True)

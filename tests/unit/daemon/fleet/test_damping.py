@@ -130,13 +130,31 @@ def test_what_was_refused_or_changed_elsewhere_is_due_again() -> None:
 def test_what_is_on_its_way_is_due_for_all_until_the_leader_has_taken_it_in() -> None:
     one = damper()
     first = one.due([row("a"), row("b")], 0.0)
-    assert tell(one, [row("b")], 1.0) == [row("b")]
-    last = one.due([row("a"), row("b")], 2.0)
-    assert last.rows == [row("a")]
-    one.settle(first, 3.0, taken=True)  # a later mention of it is on its way yet
-    assert one.due([row("a"), row("b")], 3.0).rows == [row("a")]
-    one.settle(last, 4.0, taken=True)
-    assert one.due([row("a")], 5.0).rows == [row("a")]
+    assert one.due([row("b"), row("c")], 1.0).rows == [row("b"), row("c")]
+    one.settle(first, 2.0, taken=True)
+    assert one.due([row("a"), row("b"), row("c")], 3.0).rows == [row("c")]
+
+
+def test_where_mentions_come_faster_than_the_leader_answers_the_first_one_counts() -> None:
+    one = damper()
+    first = one.due([row()], 0.0)
+    others = [one.due([row()], float(now)) for now in range(1, 5)]
+    assert [other.rows for other in others] == [[row()]] * 4
+    one.settle(first, 5.0, taken=True)
+    assert one.due([row()], 6.0).rows == []
+    for other in others:
+        one.settle(other, 7.0, taken=False)
+    assert one.due([row()], 8.0).rows == []
+
+
+@pytest.mark.parametrize("news", [row(generation=2), row(ttl=1.0), [*row(), {"terminating": True}]])
+def test_what_differs_from_what_is_on_its_way_counts_in_its_place(news: Row) -> None:
+    one = damper()
+    first, last = one.due([row()], 0.0), one.due([news], 0.125)
+    one.settle(first, 0.25, taken=True)
+    assert len(one) == 0
+    one.settle(last, 0.25, taken=True)
+    assert one.due([news], 0.25).rows == []
 
 
 def test_what_was_told_before_does_not_count_while_something_else_is_on_its_way() -> None:

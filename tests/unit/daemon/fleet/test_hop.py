@@ -235,7 +235,7 @@ def test_the_words_of_older_and_newer_relays_are_read() -> None:
         Leads(3, {"cluster": "example.com", "processes": [[1, 2]]}, 7.25),
         Heard(3, 12.5, 9, 7.25),
         Events(3, 1, "ab", 9, [b"event", b"another"]),
-        Moved(3, 9, ["p1", "p2"]),
+        Moved(3, ["p1", "p2"]),
     ],
 )
 def test_what_a_leader_says_comes_out_again(said: Said) -> None:
