@@ -73,8 +73,10 @@ class ExactlyOnceInEtcd(ExactlyOnce):
             assert not self.in_etcd.etcd.deliver(), "it was done a second time"
 
     def teardown(self) -> None:
-        self.what_was_held_back_arrives()
-        super().teardown()
+        try:
+            self.what_was_held_back_arrives()
+        finally:
+            super().teardown()
 
     def the_store_keeps_nothing_that_is_no_more(self) -> None:
         if not self.batch and hasattr(self, "desk"):

@@ -70,7 +70,11 @@ class DeskMachine(RuleBasedStateMachine):
         self.arrived: dict[Key, Sent] = {}
         self.sent: dict[Key, dict[str, Any]] = {}
         self._tokens = 0
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stack.close()
+            raise
 
     def keep(self) -> Kept:
         """Return what the state is kept in, after making its steps small."""
@@ -78,8 +82,8 @@ class DeskMachine(RuleBasedStateMachine):
         return KeptInSQLite(self.directory)
 
     def teardown(self) -> None:
-        self.desk.kill()
-        self.stack.close()
+        with self.stack:
+            self.desk.kill()
 
     def start(self) -> None:
         """Start the daemon on what is stored."""

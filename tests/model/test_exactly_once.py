@@ -165,9 +165,9 @@ class ExactlyOnce(RuleBasedStateMachine):
                     )
 
     def teardown(self) -> None:
-        if hasattr(self, "desk"):
-            self.desk.kill()
-        self.stack.close()
+        with self.stack:
+            if hasattr(self, "desk"):
+                self.desk.kill()
 
     # -- clients -----------------------------------------------------------------------
 

@@ -342,8 +342,8 @@ class Etcd:
         return int(self._call("KV/DeleteRange", request, "DeleteRangeResponse").deleted)
 
     def compact(self, revision: int) -> None:
-        """Forget what was before this revision, so that etcd may use its space again."""
-        request = MESSAGES["CompactionRequest"](revision=revision)
+        """Forget what was before this revision; then etcd may use its space again."""
+        request = MESSAGES["CompactionRequest"](revision=revision, physical=True)
         self._call("KV/Compact", request, "CompactionResponse")
 
     def grant(self, ttl: int, id: int | None = None) -> int:  # noqa: A002 - etcd's name for it
