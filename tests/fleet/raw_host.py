@@ -34,7 +34,13 @@ class RawHost:
     """A DEALER to one candidate, with the key of a host."""
 
     def __init__(
-        self, fleet: Fleet, name: str, candidate: Part, own: KeyPair | None = None
+        self,
+        fleet: Fleet,
+        name: str,
+        candidate: Part,
+        own: KeyPair | None = None,
+        *,
+        receives: int = 0,
     ) -> None:
         """Connect.
 
@@ -43,12 +49,13 @@ class RawHost:
             name: of the host, whose key is used.
             candidate: whom it talks to.
             own: another key.
+            receives: messages that it takes before it listens; 0: any number.
         """
         own = own or read_secret(fleet.keys / f"{name}.key")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.sndhwm = self.socket.rcvhwm = 0
+        self.socket.sndhwm, self.socket.rcvhwm = 0, receives
         (server,) = read_public(fleet.leaders / f"{candidate.name}.pub")
         self.socket.curve_serverkey = server.encode()
         self.socket.curve_publickey = own.public.encode()

@@ -10,8 +10,10 @@ import pytest
 
 from fleet.cluster import Cluster
 from fleet.fleet import LONG, Fleet
+from fleet.raw_host import RawHost
 from helpers.support import RawPeer, pack, wait_until
 from trackd.fleet.etcd import Etcd
+from trackd.fleet.hop import Leads, Moved
 from trackd_client import Tracker
 
 #: Seconds for which a mention is held back that repeats one with this TTL: longer than all of this.
@@ -208,20 +210,18 @@ def test_who_has_no_session_is_told_so_by_gossip_that_only_repeats(fleet: Fleet)
 def test_a_host_without_room_is_told_later_that_any_proxy_may_have_moved(
     cluster: Cluster, etcd: Etcd
 ) -> None:
-    with Fleet(cluster, host_ttl=300.0) as fleet, ExitStack() as stack:
-        for relay in fleet.relays:
-            fleet.wait_until_served(relay)
-        a, b = (stack.enter_context(RawPeer(relay.endpoint)).open() for relay in fleet.relays)
-        tracker = stack.enter_context(Tracker(fleet.relays[0].endpoint, timeout=LONG))
-        events = tracker.events()
-        stack.callback(events.close)
-        assert next(events).kind == "snapshot"
-        names = [f"{number:0200}" for number in range(500)]
-        mention(a, row(1))
-        with fleet.relays[0].paused():
-            for generation in range(1, 40):  # 8 MB of events fill the connection
-                mention(b, *(row(generation, name=name) for name in names))
-            for count in range(1, 1_500):  # small ones, as many as wait for one host
-                b.request("set_connection_count", count=count)
-            mention(b, row(2))
-        wait_until(lambda: mention(a, row(1)) == 1, LONG)
+    with Fleet(cluster, host_ttl=300.0) as fleet:
+        relay, silent = fleet.relays
+        fleet.wait_until_served(relay)
+        silent.kill()  # this host says what the test wants
+        with RawHost(fleet, silent.name, fleet.leader(), receives=1) as host:
+            host.agree()
+            with RawPeer(relay.endpoint) as a:
+                mention(a.open(), row(1))
+                for seq in range(1, 10_000):  # more than a connection takes, and than wait for it
+                    host.send({"op": "status", "seq": seq})
+                host.send({"op": "open", "seq": 1, "token": bytes(16)})
+                wait_until(lambda: a.request("status")["sessions"] == 2, LONG)
+                host.heard.clear()
+                mention(a, row(2))
+            wait_until(lambda: host.hears(Leads) or host.hears(Moved), LONG)
