@@ -208,7 +208,7 @@ class Damper:
             self._waits.pop(name, None)
 
     def clear(self) -> None:
-        """Let everything be due: the leader has lost its state, or has another `proxy_expiry`."""
+        """Let everything be due."""
         self._told.clear()
         self._waits.clear()
 
