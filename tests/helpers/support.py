@@ -35,6 +35,9 @@ PATIENCE = 60.0
 #: Seconds after which a raw peer sends again what was not answered.
 RESEND_SECONDS = 10.0
 
+#: Marks tests that would see what coverage does in a process that it measures.
+unmeasured = pytest.mark.skipif("COVERAGE_RUN" in os.environ, reason="coverage would be seen")
+
 
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Return when the condition is true; fail when it does not become true in time."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.support import needed, paused, socket_path, wait_until
+from helpers.support import needed, paused, socket_path, unmeasured, wait_until
 from trackd_client import Tracker
 from trackd_client.testing import Daemon
 
@@ -39,6 +39,7 @@ def test_a_daemon_that_answers_is_exit_code_0(trackd_daemon: Daemon) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@unmeasured
 def test_it_imports_nothing_heavy(trackd_daemon: Daemon) -> None:
     code = (
         "import sys; from trackd.__main__ import main; code = main();"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.agents import Agent
-from helpers.support import run_script, wait_until
+from helpers.support import run_script, unmeasured, wait_until
 from helpers.trackctl import TRACKCTL, Terminal, trackctl
 from trackd_client import Proxy, Tracker
 from trackd_client.testing import Daemon
@@ -260,6 +260,7 @@ def test_a_terminal_shows_missing_proxies_first(trackd_daemon: Daemon) -> None:
             assert screen.index("\np1 ") < screen.index("\np2 ")
 
 
+@unmeasured
 def test_an_agent_that_starts_again_and_again_is_listed_as_flapping(trackd_daemon: Daemon) -> None:
     nobody = trackctl("--endpoint", trackd_daemon.endpoint, "sessions", "--flapping")
     assert "no agent has started 3 times in 10 minutes" in nobody.stdout + nobody.stderr

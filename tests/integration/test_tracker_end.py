@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers.both_clients import Background, Maker
-from helpers.support import PATIENCE, open_files, paused, run_script, wait_until
+from helpers.support import PATIENCE, open_files, paused, run_script, unmeasured, wait_until
 from helpers.trackers import CALLS, acquire, held, in_thread, waiting
 from trackd_client import DaemonAbsent, Proxy, SessionLost, TrackdError, Tracker
 from trackd_client.errors import TrackerClosed
@@ -516,6 +516,7 @@ with Tracker(f"{socket.parent.name}/{socket.name}", timeout=60.0) as tracker:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+@unmeasured
 def test_a_process_that_changed_its_user_is_refused_with_what_to_do(
     make_trackd_daemon: MakeDaemon,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.both_clients import Background, Maker
-from helpers.support import PATIENCE, run_script, socket_path, wait_until
+from helpers.support import PATIENCE, run_script, socket_path, unmeasured, wait_until
 from helpers.trackers import acquire, in_thread
 from trackd_client import (
     AsyncTracker,
@@ -455,6 +455,7 @@ def test_results_are_frozen_classes_and_the_dictionaries_of_the_reply(
 # -- sessions and places ---------------------------------------------------------------------
 
 
+@unmeasured
 def test_a_client_loads_neither_pykka_nor_the_daemon(shared_daemon: Daemon) -> None:
     code = """
 import sys
