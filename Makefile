@@ -87,7 +87,7 @@ mutants: $(STAMP) ## mistakes in a module that none of its fast tests notices (A
 
 coverage: $(STAMP) ## lines and branches that tests reach, in all processes (ARGS="tests/unit")
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q $(or $(ARGS),tests/unit tests/model tests/integration tests/faults)
+	$(BIN)/coverage run -m pytest -q --numprocesses=2 --dist=worksteal $(or $(ARGS),tests/unit tests/model tests/integration tests/faults)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=cover
 
