@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import trackd
+from helpers.support import unmeasured
 from trackd import cli, signals
 from trackd.config import exits
 from trackd.config.settings import SETTINGS, Config
@@ -252,6 +253,7 @@ def test_the_help_of_run_tells_every_setting_with_its_default() -> None:
         assert f"{setting.help} [{setting.default}{star}" in words
 
 
+@unmeasured
 @pytest.mark.parametrize("args", [["--help"], ["run"], ["run", "--cluster-name"]])
 def test_help_and_mistakes_load_nothing_heavy(args: list[str]) -> None:
     code = (

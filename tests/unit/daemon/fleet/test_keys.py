@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from helpers.support import unmeasured
 from trackd.config import exits
 from trackd.fleet import keys
 from trackd.fleet.keys import KeyFileError, make_keys, read_public, read_secret
@@ -247,6 +248,7 @@ def test_a_second_pair_of_the_same_name_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "a.key").read_bytes() == before
 
 
+@unmeasured
 def test_it_needs_nothing_of_the_extra_for_fleets() -> None:
     code = (
         "import sys; sys.modules['grpc'] = sys.modules['google'] = None\n"
