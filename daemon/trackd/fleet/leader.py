@@ -386,14 +386,14 @@ class LeaderActor(TrackerActor):
         gossip = self._gossip
         self._moved |= gossip.sooner
         gossip.sooner.clear()
+        self._say_what_moved()  # so what is left has a timer in the future
         for name, names in gossip.ignored.items():  # before the replies
-            if (host := self._hosts.get(name)) is not None:
+            if names and (host := self._hosts.get(name)) is not None:
                 self._say_moved([host], names)
         gossip.ignored.clear()
         super()._end_batch()
         if self._failed:
             return
-        self._say_what_moved()
         for name in [*self._behind]:
             host = self._hosts.get(name)
             if host is None or not host.connection or self._say_that_it_leads(host):

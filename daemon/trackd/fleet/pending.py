@@ -17,8 +17,8 @@ from trackd.fleet.hop import Asker
 MOST: Final = 100_000
 MOST_BYTES: Final = 64 << 20
 _SHARE: Final = 4
-#: Bytes that a row of gossip takes beside those in its frame: objects of Python.
-_ROW_BYTES: Final = 500
+#: Bytes that a name takes that a message of gossip tells, beside those in its frame.
+_NAME_BYTES: Final = 500
 #: Requests that are with the leader at once, without those that wait there. Others wait in the
 #: ROUTER, which takes from its connections in turn: nobody has thousands before those of others.
 WINDOW: Final = 256
@@ -72,7 +72,7 @@ class Pending:
     @property
     def size(self) -> int:
         """Bytes that it counts."""
-        return len(self.frame) + (0 if self.due is None else _ROW_BYTES * len(self.due.rows))
+        return len(self.frame) + (0 if self.due is None else _NAME_BYTES * len(self.due.told))
 
 
 class Requests:

@@ -433,6 +433,7 @@ class RelayActor(SupervisedActor):
             return None, frame  # the leader says what is wrong
         if len(due.rows) < len(proxies):
             frame = encode_message(REQUEST, {**call.body, "proxies": due.rows})
+        due.rows = []  # they are in the frame
         return due, frame
 
     def _check_size(self, frame: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trackd.fleet import pending
+from trackd.fleet.damping import Damper
 from trackd.fleet.hop import Asker
 from trackd.fleet.pending import ANSWERED, KEPT, REPEATED, Requests
 
@@ -108,3 +109,13 @@ def test_their_number_and_their_bytes_are_bounded(
     requests.take(numbers[0])
     assert requests.has_room(0)
     assert requests.has_room(4)
+
+
+def test_gossip_counts_with_what_is_remembered_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "MOST_BYTES", 400_000)
+    requests, damper = Requests(), Damper(60.0, 600.0)
+    due = damper.due([[str(number), "", 1, None] for number in range(1_000)], 0.0)
+    made = requests.add((1, b"token", 1), "track_expected", b"", ASKER, None, b"x" * 9_000, due)
+    assert not requests.has_room(1)
+    requests.take(made.number)
+    assert requests.has_room(1)
